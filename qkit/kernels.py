@@ -1,0 +1,366 @@
+"""Compiled loops of the hot path on the CPU: quantize, measure and count in one pass over a tensor.
+
+Torch's own operators would each pass over memory once; a pass that quantizes and takes eight sums would need some twenty
+of them. Here numba compiles one loop, which walks rows of a few thousand elements so that everything between two loads
+stays in the first-level cache. The arithmetic is that of `qkit.numerics`, bit for bit (see the tests).
+
+The loops are serial and release the interpreter lock; :func:`parallel` splits rows over as many threads as torch uses.
+numba's own threading layers are avoided on purpose: the portable one aborts the process when two Python threads (a
+notebook's cell and a widget's callback) enter it at once.
+
+Arrays are two-dimensional, (R, P): R rows of P positions. Sums are kept per position and folded to channels by the
+caller, which is what lets the inner loop vectorize without reordering anybody's floating-point sums into one register.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba.extending import intrinsic
+
+#: Below this many elements a thread costs more than it saves.
+SERIAL = 1 << 16
+#: Rows of sums kept in float32 before they are added to float64.
+_FLUSH = 64
+
+
+@intrinsic
+def _rint(typingctx: Any, x: Any) -> Any:
+    """Round to nearest, ties to even, as one vector instruction (np.rint would call the C library per element)."""
+    signature = numba.types.float32(numba.types.float32)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rint = builder.module.declare_intrinsic("llvm.nearbyint", [ir.FloatType()])
+        return builder.call(rint, [args[0]])
+
+    return signature, codegen
+
+
+# No "reassoc": the compiler may contract and ignore NaN, never reorder. Finite input is checked by the caller.
+_jit = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nsz", "nnan"})
+
+
+@_jit  # type: ignore[untyped-decorator]
+def _quantize_flat(y, inverse, scale, low, high, act_low, act_high):  # type: ignore[no-untyped-def]
+    for i in range(y.size):
+        v = min(max(y[i], act_low), act_high)
+        y[i] = min(max(_rint(v * inverse), low), high) * scale
+
+
+@_jit  # type: ignore[untyped-decorator]
+def _quantize_rows(y, out, inverse, scale, low, high):  # type: ignore[no-untyped-def]
+    for r in range(y.shape[0]):
+        row, target = y[r], out[r]
+        inv, step, lo, hi = inverse[r], scale[r], low[r], high[r]
+        for i in range(row.size):
+            target[i] = min(max(_rint(row[i] * inv), lo), hi) * step
+
+
+# Each of the next loops touches few enough arrays that the compiler's run-time overlap check lets it vectorize.
+@_jit  # type: ignore[untyped-decorator]
+def _quantize_row(y, own, excess, inverse, scale, low, high, act_low, act_high):  # type: ignore[no-untyped-def]
+    for p in range(y.size):
+        v = min(max(y[p], act_low), act_high)
+        t = _rint(v * inverse)
+        q = min(max(t, low), high)
+        x = q * scale
+        d = x - v
+        own[p] = d
+        excess[p] = d if t != q else np.float32(0.0)
+        y[p] = x
+
+
+@_jit  # type: ignore[untyped-decorator]
+def _quantize_row_to(out, y, inverse, scale, low, high, act_low, act_high):  # type: ignore[no-untyped-def]
+    for p in range(y.size):
+        v = min(max(y[p], act_low), act_high)
+        out[p] = min(max(_rint(v * inverse), low), high) * scale
+
+
+@_jit  # type: ignore[untyped-decorator]
+def _add_square(total, x):  # type: ignore[no-untyped-def]
+    for p in range(x.size):
+        total[p] += x[p] * x[p]
+
+
+@_jit  # type: ignore[untyped-decorator]
+def _add_squared_error(total, y, f):  # type: ignore[no-untyped-def]
+    for p in range(y.size):
+        e = y[p] - f[p]
+        total[p] += e * e
+
+
+@_jit  # type: ignore[untyped-decorator]
+def _add_error(squared, product, y, f):  # type: ignore[no-untyped-def]
+    for p in range(y.size):
+        e = y[p] - f[p]
+        squared[p] += e * e
+        product[p] += f[p] * e
+
+
+@_jit  # type: ignore[untyped-decorator]
+def _add_absolute(total, peak, y, f):  # type: ignore[no-untyped-def]
+    for p in range(y.size):
+        a = abs(y[p] - f[p])
+        total[p] += a
+        peak[p] = max(peak[p], a)
+
+
+@_jit  # type: ignore[untyped-decorator]
+def _add_nonzero(total, count, x):  # type: ignore[no-untyped-def]
+    for p in range(x.size):
+        v = x[p]
+        total[p] += v * v
+        count[p] += np.float32(1.0) if v != np.float32(0.0) else np.float32(0.0)
+
+
+@_jit  # type: ignore[untyped-decorator]
+def _extremes(least, greatest, x):  # type: ignore[no-untyped-def]
+    for p in range(x.size):
+        v = x[p]
+        least[p] = min(least[p], v)
+        greatest[p] = max(greatest[p], v)
+
+
+@_jit  # type: ignore[untyped-decorator]
+def _flush(sums, partial, count):  # type: ignore[no-untyped-def]
+    for k in range(count):
+        total, part = sums[k], partial[k]
+        for p in range(part.size):
+            total[p] += part[p]
+            part[p] = np.float32(0.0)
+
+
+# Rows of `sums`, (8, P) float64: squared error, float times error, absolute error, squared excess of clipped elements,
+# number of clipped, squared own error; of `peaks`, (3, P) float32: greatest absolute error, least and greatest value.
+SQUARED, PRODUCT, ABSOLUTE, EXCESS, CLIPPED, OWN = range(6)
+PEAK, LEAST, GREATEST = range(3)
+
+
+@_jit  # type: ignore[untyped-decorator]
+def _measure(y, f, inverse, scale, low, high, act_low, act_high, sums, peaks, scratch):  # type: ignore[no-untyped-def]
+    rows, width = y.shape
+    partial = scratch[2:8]
+    partial[:] = np.float32(0.0)
+    excess, own = scratch[0], scratch[1]
+    for r in range(rows):
+        _quantize_row(y[r], own, excess, inverse, scale, low, high, act_low, act_high)
+        _add_error(partial[0], partial[1], y[r], f[r])
+        _add_absolute(partial[2], peaks[0], y[r], f[r])
+        _add_nonzero(partial[3], partial[4], excess)
+        _add_square(partial[5], own)
+        _extremes(peaks[1], peaks[2], y[r])
+        if r % _FLUSH == _FLUSH - 1:
+            _flush(sums, partial, 6)
+    _flush(sums, partial, 6)
+
+
+@_jit  # type: ignore[untyped-decorator]
+def _local(y, f, inverse, scale, low, high, act_low, act_high, sums, scratch):  # type: ignore[no-untyped-def]
+    partial = scratch[1:2]
+    partial[:] = np.float32(0.0)
+    for r in range(y.shape[0]):
+        _quantize_row_to(scratch[0], y[r], inverse, scale, low, high, act_low, act_high)
+        _add_squared_error(partial[0], scratch[0], f[r])
+        if r % _FLUSH == _FLUSH - 1:
+            _flush(sums, partial, 1)
+    _flush(sums, partial, 1)
+
+
+@_jit  # type: ignore[untyped-decorator]
+def _describe(f, sums, peaks, scratch):  # type: ignore[no-untyped-def]
+    partial = scratch
+    partial[:] = np.float32(0.0)
+    for r in range(f.shape[0]):
+        _add_square(partial[0], f[r])
+        _extremes(peaks[0], peaks[1], f[r])
+        if r % _FLUSH == _FLUSH - 1:
+            _flush(sums, partial, 1)
+    _flush(sums, partial, 1)
+
+
+@_jit  # type: ignore[untyped-decorator]
+def _minmax(f, peaks):  # type: ignore[no-untyped-def]
+    for r in range(f.shape[0]):
+        _extremes(peaks[0], peaks[1], f[r])
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)  # type: ignore[untyped-decorator]
+def _count(bits, table):  # type: ignore[no-untyped-def]
+    # the upper 24 bits of an entry count, the lower 40 add up the float's lower 16 bits
+    one = np.int64(1) << 40
+    quarter = bits.size // 4
+    for i in range(quarter):
+        a, b, c, d = bits[4 * i], bits[4 * i + 1], bits[4 * i + 2], bits[4 * i + 3]
+        table[0, a >> 16] += one | np.int64(a & np.uint32(0xFFFF))
+        table[1, b >> 16] += one | np.int64(b & np.uint32(0xFFFF))
+        table[0, c >> 16] += one | np.int64(c & np.uint32(0xFFFF))
+        table[1, d >> 16] += one | np.int64(d & np.uint32(0xFFFF))
+    for i in range(4 * quarter, bits.size):
+        a = bits[i]
+        table[0, a >> 16] += one | np.int64(a & np.uint32(0xFFFF))
+
+
+#: Most elements that one call of `_count` may see: a 24-bit count cannot overflow then.
+_COUNT_LIMIT = 1 << 23
+
+
+@lru_cache(maxsize=4)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="qkit")
+
+
+def parallel(work: Callable[[int, int], Any], rows: int, elements: int) -> list[Any]:
+    """Call ``work(start, stop)`` over `rows`, split over torch's number of threads if there is enough to do."""
+    threads = torch.get_num_threads()
+    if elements < SERIAL or threads == 1 or rows < 2:
+        return [work(0, rows)]
+    cuts = np.linspace(0, rows, min(threads, rows) + 1).astype(int)
+    return list(_pool(threads).map(work, cuts[:-1], cuts[1:]))
+
+
+Bounds = tuple[float, float]
+Scalars = tuple[float, float, float, float]
+
+
+def _f32(values: tuple[float, ...]) -> tuple[np.float32, ...]:
+    return tuple(np.float32(v) for v in values)
+
+
+def quantize_flat(y: np.ndarray, scalars: Scalars, act: Bounds) -> None:
+    """Clamp to the activation's bounds and fake-quantize a flat float32 array in place."""
+    args = (*_f32(scalars), *_f32(act))
+    inverse, scale, low, high, act_low, act_high = args
+    parallel(lambda a, b: _quantize_flat(y[a:b], inverse, scale, low, high, act_low, act_high), y.size, y.size)
+
+
+def quantize_rows(y: np.ndarray, out: np.ndarray, inverse: np.ndarray, scale: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    """Fake-quantize (R, K) into `out`, with one float32 grid a row."""
+    parallel(
+        lambda a, b: _quantize_rows(y[a:b], out[a:b], inverse[a:b], scale[a:b], low[a:b], high[a:b]), y.shape[0], y.size
+    )
+
+
+def measure(y: np.ndarray, f: np.ndarray, scalars: Scalars, act: Bounds) -> tuple[np.ndarray, np.ndarray]:
+    """Clamp and fake-quantize `y` (R, P) in place and take its sums against the reference `f` (R, P).
+
+    Returns
+    -------
+    sums
+        (6, P) float64, rows SQUARED, PRODUCT, ABSOLUTE, EXCESS, CLIPPED, OWN.
+    peaks
+        (3, P) float32, rows PEAK, LEAST, GREATEST.
+    """
+    args = (*_f32(scalars), *_f32(act))
+    width = y.shape[1]
+
+    def work(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        sums = np.zeros((6, width))
+        peaks = np.zeros((3, width), np.float32)
+        peaks[LEAST], peaks[GREATEST] = np.inf, -np.inf
+        _measure(y[start:stop], f[start:stop], *args, sums, peaks, np.empty((8, width), np.float32))
+        return sums, peaks
+
+    parts = parallel(work, y.shape[0], y.size)
+    sums = np.sum([p[0] for p in parts], axis=0)
+    peaks = np.stack([p[1] for p in parts])
+    return sums, np.stack([peaks[:, PEAK].max(0), peaks[:, LEAST].min(0), peaks[:, GREATEST].max(0)])
+
+
+def local_error(y: np.ndarray, f: np.ndarray, scalars: Scalars, act: Bounds) -> np.ndarray:
+    """Squared error per position, (P,) float64, of `y` clamped and fake-quantized, against `f`; `y` is left alone."""
+    args = (*_f32(scalars), *_f32(act))
+
+    def work(start: int, stop: int) -> np.ndarray:
+        sums = np.zeros((1, y.shape[1]))
+        _local(y[start:stop], f[start:stop], *args, sums, np.empty((2, y.shape[1]), np.float32))
+        return sums[0]
+
+    return np.sum(parallel(work, y.shape[0], y.size), axis=0)
+
+
+def describe(f: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sum of squares (float64), least and greatest value per position of (R, P)."""
+
+    def work(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        sums = np.zeros((1, f.shape[1]))
+        peaks = np.empty((2, f.shape[1]), np.float32)
+        peaks[0], peaks[1] = np.inf, -np.inf
+        _describe(f[start:stop], sums, peaks, np.empty((1, f.shape[1]), np.float32))
+        return sums[0], peaks
+
+    parts = parallel(work, f.shape[0], f.size)
+    peaks = np.stack([p[1] for p in parts])
+    return np.sum([p[0] for p in parts], axis=0), peaks[:, 0].min(0), peaks[:, 1].max(0)
+
+
+def count_bits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Histogram of a flat float32 array by its upper 16 bits: (counts, sums of the lower 16 bits), (65536,) int64 each."""
+    bits = values.view(np.uint32)
+
+    def work(start: int, stop: int) -> np.ndarray:
+        total = np.zeros((2, 1 << 16), np.int64)
+        for at in range(start, stop, _COUNT_LIMIT):
+            table = np.zeros((2, 1 << 16), np.int64)
+            _count(bits[at : min(at + _COUNT_LIMIT, stop)], table)
+            total[0] += (table >> 40).sum(0)
+            total[1] += (table & ((1 << 40) - 1)).sum(0)
+        return total
+
+    counts, lows = np.sum(parallel(work, bits.size, bits.size), axis=0)
+    return counts, lows
+
+
+def minmax(f: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least and greatest value per position of (R, P), float32."""
+
+    def work(start: int, stop: int) -> np.ndarray:
+        peaks = np.empty((2, f.shape[1]), np.float32)
+        peaks[0], peaks[1] = np.inf, -np.inf
+        _minmax(f[start:stop], peaks)
+        return peaks
+
+    parts = np.stack(parallel(work, f.shape[0], f.size))
+    return parts[:, 0].min(0), parts[:, 1].max(0)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def histogram_error(mean, half, count, scale, low, high):  # type: ignore[no-untyped-def]
+    """Expected squared (rounding, clipping) error, summed over bins; see `qkit.histogram.Histogram.error`.
+
+    A bin is uniform over mean ± half and holds `count` elements; the grid has the codes low..high (less the zero point).
+    """
+    rounding = 0.0
+    clipping = 0.0
+    bottom, top = low * scale, high * scale
+    for i in range(mean.size):
+        m, h, n = mean[i], half[i], count[i]
+        a, b = m - h, m + h
+        if b <= bottom - 0.5 * scale:
+            clipping += n * ((m - bottom) ** 2 + h * h / 3.0)
+            continue
+        if a >= top + 0.5 * scale:
+            clipping += n * ((m - top) ** 2 + h * h / 3.0)
+            continue
+        first = min(max(np.rint(a / scale), low), high)
+        last = min(max(np.rint(b / scale), low), high)
+        if first == last:
+            # one code for the whole bin: exact, and free of the cancellation that the integral below would have
+            rounding += n * ((m - first * scale) ** 2 + h * h / 3.0)
+            continue
+        density = n / (b - a)
+        cut_a, cut_b = max(a, bottom - 0.5 * scale), min(b, top + 0.5 * scale)
+        if a < cut_a:
+            clipping += density * ((cut_a - bottom) ** 3 - (a - bottom) ** 3) / 3.0
+        if b > cut_b:
+            clipping += density * ((b - top) ** 3 - (cut_b - top) ** 3) / 3.0
+        ra, rb = cut_a - first * scale, cut_b - last * scale
+        rounding += density * ((last - first) * scale**3 / 12.0 + (rb**3 - ra**3) / 3.0)
+    return rounding, clipping
