@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from qkit.errors import DataError, PlanError
+from qkit.layout import dense
 from qkit.numerics import QuantParams
 
 _KEYS = 1 << 16
@@ -265,13 +266,3 @@ class Histogram:
     def __repr__(self) -> str:
         return f"Histogram({self.total} elements in {len(self.keys)} bins, {self.min:.6g} to {self.max:.6g})"
 
-
-def dense(x: Tensor) -> Tensor:
-    """`x` as a flat tensor in the order of its memory; copies only where `x` has gaps."""
-    x = x.detach()
-    if x.is_contiguous():
-        return x.view(-1)
-    for axes in ((0, 2, 3, 1), (0, 2, 3, 4, 1)):
-        if x.ndim == len(axes) and x.permute(axes).is_contiguous():
-            return x.permute(axes).reshape(-1)
-    return x.contiguous().view(-1)

@@ -1,0 +1,328 @@
+"""The lockstep executor: any number of lanes through one graph, node by node, each distinct value computed once.
+
+At every step the lanes are grouped by the identity of their inputs and their decision (which grids the step's weight, bias
+and output get). A group is computed once, and its lanes share the result until they differ: copy on divergence. A value
+is dropped, in every lane, after the last step that reads it: bounded memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkit.errors import DataError, PlanError
+from qkit.graph import Graph, Step
+from qkit.layout import dense, without_gaps
+from qkit.numerics import QuantParams, fake_quantize_, quantize_bias
+from qkit.operations import UNBOUNDED
+from qkit.plan import FLOAT, Plan
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One way of executing the graph.
+
+    Attributes
+    ----------
+    name
+        Unique within a run.
+    plan
+        Its grids; `FLOAT` for none.
+    reads
+        Name of the lane whose values this one takes as inputs at *every* step; its own results go to the observer and no
+        further. With the float lane's this is the local error: one layer's quantization alone on float inputs.
+    """
+
+    name: str
+    plan: Plan = FLOAT
+    reads: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What a lane does at a step; equal decisions on equal inputs give equal results."""
+
+    weight: QuantParams | None
+    bias_scale: tuple[QuantParams, QuantParams, int] | None
+    output: QuantParams | None
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Hashable content."""
+        return self.weight, self.bias_scale, self.output
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing is quantized."""
+        return self.weight is None and self.output is None
+
+
+class Value:
+    """A step's result in the lanes that share it; sharing is told by identity."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+
+@dataclass(frozen=True, eq=False)
+class Frontier:
+    """All values that steps from `index` on still read, of one lane: where a later run can start."""
+
+    index: int
+    values: Mapping[int, Value]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the tensors."""
+        return sum(v.data.nbytes for v in self.values.values() if isinstance(v.data, Tensor))
+
+
+#: ``finish(step, y, params, lanes, reference)``: apply the fused activation to the fresh tensor `y` and put it on the grid,
+#: in place where possible; returns the value. `lanes` are the names that share it, `reference` the first lane's value.
+Finish = Callable[[Step, Tensor, "QuantParams | None", tuple[str, ...], "Tensor | None"], Tensor]
+#: ``observe(step, values)``: every lane's value of a quantized step, by lane name.
+Observe = Callable[[Step, Mapping[str, Tensor]], None]
+
+
+def decide(step: Step, plan: Plan, graph: Graph) -> Decision:
+    """What the plan says for a step."""
+    output = plan.params(step.name) if step.quantized else None
+    weight = plan.params(step.weight)
+    bias_scale = None
+    if weight is not None and step.bias is not None and plan.bias_bits is not None:
+        source = plan.params(graph.steps[step.inputs[0]].tap)
+        if source is not None and source.axis is None:
+            bias_scale = (source, weight, plan.bias_bits)
+    return Decision(weight, bias_scale, output)
+
+
+def finish_value(step: Step, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None) -> Tensor:
+    """The plain `Finish`: activation and fake quantization in place."""
+    if params is None:
+        return y if step.act == UNBOUNDED else y.clamp_(*step.act)
+    if y.device.type != "cpu" or params.axis is not None:
+        return fake_quantize_(y if step.act == UNBOUNDED else y.clamp_(*step.act), params)
+    from qkit import kernels
+
+    y = without_gaps(y)
+    kernels.quantize_flat(dense(y).numpy(), params.scalars, step.act)
+    return y
+
+
+def quantize_weight(weight: Tensor, params: QuantParams) -> Tensor:
+    """Fake-quantized copy of a weight, in the same memory layout."""
+    if weight.device.type != "cpu" or params.axis != 0:
+        return fake_quantize_(weight.clone(), params)
+    from qkit import kernels
+
+    out = torch.empty_like(weight)
+    count = weight.shape[0]
+    source, target = (dense(t).view(count, -1).numpy() for t in (weight, out))
+    reciprocal = (1.0 / params.scale).numpy()
+    low, high = ((code - params.zero_point).float().numpy() for code in (params.qmin, params.qmax))
+    kernels.quantize_rows(source, target, reciprocal, params.scale.numpy(), low, high)
+    return out
+
+
+@dataclass(eq=False)
+class _Operands:
+    """A step's quantized weights and biases, each made once however many groups want it; gone with the step."""
+
+    graph: Graph
+    step: Step
+    weights: dict[QuantParams | None, Tensor] = field(default_factory=dict)
+    biases: dict[Any, Tensor | None] = field(default_factory=dict)
+
+    def weight(self, decision: Decision) -> Tensor:
+        params = decision.weight
+        if params not in self.weights:
+            float_weight = self.graph.weights[self.step.weight or ""]
+            if params is not None and params.axis is not None and float_weight.shape[params.axis] != params.scale.numel():
+                raise PlanError(
+                    f"{self.step.weight}: the plan's grid has {params.scale.numel()} channels on axis {params.axis}, the weight "
+                    f"has shape {tuple(float_weight.shape)}. The plan is of another model: calibrate again."
+                )
+            self.weights[params] = float_weight if params is None else quantize_weight(float_weight, params)
+        return self.weights[params]
+
+    def bias(self, decision: Decision) -> Tensor | None:
+        if self.step.bias is None:
+            return None
+        key = decision.bias_scale
+        if key not in self.biases:
+            bias = self.graph.biases[self.step.bias]
+            if key is not None:
+                source, weight, bits = key
+                bias, _ = quantize_bias(bias, source.scale.double() * weight.scale.double(), bits)
+            self.biases[key] = bias
+        return self.biases[key]
+
+
+@contextmanager
+def _execution(device: torch.device) -> Iterator[None]:
+    """No gradients, and on a GPU plain float32 and repeatable kernels: TF32 alone would cost more than int16 does."""
+    with torch.inference_mode():
+        if device.type == "cuda":
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+                yield
+        else:
+            yield
+
+
+def run_lanes(
+    graph: Graph,
+    lanes: Sequence[Lane],
+    inputs: tuple[Any, ...] | None,
+    *,
+    finish: Finish = finish_value,
+    observe: Observe | None = None,
+    start: Frontier | None = None,
+    executed: Counter[str] | None = None,
+) -> dict[str, Any]:
+    """Run the lanes in lockstep; returns every lane's output by name (lanes with `reads` have none).
+
+    Parameters
+    ----------
+    graph, lanes
+        What to run, in which ways. The first lane is the reference that `finish` is handed.
+    inputs
+        The model's positional inputs; None with `start`.
+    finish, observe
+        Hooks, see `Finish` and `Observe`.
+    start
+        Values to start from instead of the inputs; right only if no lane differs before ``start.index``.
+    executed
+        Counts, by step name, how often a step was computed.
+
+    Raises
+    ------
+    DataError
+        If the inputs do not fit the graph.
+    """
+    outputs: dict[str, Any] = {}
+    env = _walk(graph, lanes, inputs, finish, observe, start, len(graph.steps), executed)
+    final = graph.steps[-1]
+    for lane, value in zip(lanes, env[final.index], strict=True):
+        if lane.reads is None:
+            outputs[lane.name] = value.data
+    return outputs
+
+
+def run_to(
+    graph: Graph, lane: Lane, inputs: tuple[Any, ...] | None, index: int, *, start: Frontier | None = None,
+    executed: Counter[str] | None = None,
+) -> Frontier:  # fmt: skip
+    """Run one lane up to but without step `index` and return the frontier there."""
+    env = _walk(graph, [lane], inputs, finish_value, None, start, index, executed)
+    return Frontier(index, {i: values[0] for i, values in env.items() if graph.last_use[i] >= index})
+
+
+def _walk(
+    graph: Graph, lanes: Sequence[Lane], inputs: tuple[Any, ...] | None, finish: Finish, observe: Observe | None,
+    start: Frontier | None, stop: int, executed: Counter[str] | None,
+) -> dict[int, list[Value]]:  # fmt: skip
+    names = {lane.name: i for i, lane in enumerate(lanes)}
+    if len(names) != len(lanes):
+        raise PlanError(f"lane names have to differ: {', '.join(lane.name for lane in lanes)}.")
+    source = [i if lane.reads is None else names[lane.reads] for i, lane in enumerate(lanes)]
+    env: dict[int, list[Value]] = {}
+    if start is not None:
+        env = {i: [value] * len(lanes) for i, value in start.values.items()}
+    given = [] if inputs is None else [Value(x) for x in place_inputs(graph, inputs)]
+    first = 0 if start is None else start.index
+    with _execution(graph.device):
+        for step in graph.steps[first:stop]:
+            arguments = [[given[step.argument]] * len(lanes)] if step.argument is not None else [env[i] for i in step.inputs]
+            values = _run_step(graph, step, lanes, source, arguments, finish, executed, keep_all=observe is not None)
+            if observe is not None and step.quantized:
+                observe(step, {lane.name: value.data for lane, value in zip(lanes, values, strict=True)})
+            # a lane that reads another hands nothing of its own on
+            env[step.index] = [values[i] for i in source]
+            del values
+            for i in {*step.inputs, step.index}:
+                if graph.last_use[i] <= step.index and i in env and step.kind != "output":
+                    del env[i]
+    return env
+
+
+def _run_step(
+    graph: Graph, step: Step, lanes: Sequence[Lane], source: Sequence[int], arguments: list[list[Value]], finish: Finish,
+    executed: Counter[str] | None, *, keep_all: bool,
+) -> list[Value]:  # fmt: skip
+    """Every lane's value of one step; a lane that reads another and that nobody observes gets that one's, to save memory."""
+    groups: dict[Any, tuple[Decision, tuple[Value, ...], list[int]]] = {}
+    for i, lane in enumerate(lanes):
+        operands = tuple(argument[source[i]] for argument in arguments)
+        decision = decide(step, lane.plan, graph)
+        if lane.reads is not None and decision.is_float:
+            # nothing of its own happens here: it goes with the lane that it reads
+            decision = decide(step, lanes[source[i]].plan, graph)
+        key = (tuple(map(id, operands)), decision.key)
+        groups.setdefault(key, (decision, operands, []))[2].append(i)
+    result: list[Value | None] = [None] * len(lanes)
+    shared = _Operands(graph, step)
+    reference: Tensor | None = None
+    for decision, operands, members in groups.values():
+        data = _compute(step, operands, decision, shared)
+        if executed is not None:
+            executed[step.name] += 1
+        if step.quantized:
+            data = finish(step, data, decision.output, tuple(lanes[i].name for i in members), reference)
+            reference = data if reference is None else reference
+        value = Value(data)
+        for i in members:
+            if keep_all or source[i] == i:
+                result[i] = value
+        del data, value
+    return [result[i] if result[i] is not None else result[source[i]] for i in range(len(lanes))]  # type: ignore[misc]
+
+
+def _compute(step: Step, operands: tuple[Value, ...], decision: Decision, shared: _Operands) -> Any:
+    values = [operand.data for operand in operands]
+    if step.weight is not None:
+        return step.call(values[0], shared.weight(decision), shared.bias(decision))
+    if step.kind == "float":
+        values = [v.contiguous() if isinstance(v, Tensor) else v for v in values]
+    if step.kind == "input" and values[0].ndim == 4:
+        return values[0].clone(memory_format=torch.channels_last)
+    result = step.call(*values)
+    if step.quantized and any(isinstance(v, Tensor) and v.data_ptr() == result.data_ptr() for v in values):
+        result = result.clone()
+    return result
+
+
+def place_inputs(graph: Graph, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inputs on the graph's device, checked against what the graph was built with.
+
+    Raises
+    ------
+    DataError
+        On another number of inputs, another dtype, rank, or channel count.
+    """
+    steps = [step for step in graph.steps if step.argument is not None]
+    for step in steps:
+        if step.argument is None or step.argument >= len(inputs):
+            raise DataError(f"{graph.model_name} takes an input {step.name!r} that the batch of {len(inputs)} does not have.")
+        x = inputs[step.argument]
+        if step.kind != "input":
+            continue
+        if not isinstance(x, Tensor):
+            raise DataError(f"{step.name} is a {type(x).__name__}, the model takes a torch.Tensor: collate the batch into tensors.")
+        if x.dtype != torch.float32:
+            raise DataError(
+                f"{step.name} is {x.dtype}; the model takes torch.float32. Convert it where it is loaded (x.float(), and the "
+                "normalization that the model was trained with)."
+            )
+        if x.ndim != len(step.shape) or (x.ndim > 1 and x.shape[step.channel_axis] != step.shape[step.channel_axis]):
+            raise DataError(f"{step.name} has shape {tuple(x.shape)}, the graph was built for {tuple(step.shape)}: check the loader.")
+        if x.numel() == 0:
+            raise DataError(f"{step.name} is empty (shape {tuple(x.shape)}): drop empty batches.")
+    return tuple(x.to(graph.device, non_blocking=True) if isinstance(x, Tensor) else x for x in inputs)

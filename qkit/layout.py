@@ -1,0 +1,47 @@
+"""Views of a tensor's memory: flat, or as rows with the channel innermost."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+#: Positions in a row: long enough to vectorize, short enough that a row and its sums stay in the first-level cache.
+ROW = 2048
+
+
+def dense(x: Tensor) -> Tensor:
+    """`x` flat, in the order of its memory; shares memory unless `x` has gaps."""
+    x = x.detach()
+    if x.is_contiguous():
+        return x.view(-1)
+    last = x.movedim(1, -1) if x.ndim > 2 else x
+    return last.view(-1) if last.is_contiguous() else x.contiguous().view(-1)
+
+
+def without_gaps(x: Tensor) -> Tensor:
+    """`x` itself if `dense` can share its memory, else a contiguous copy."""
+    if x.is_contiguous() or (x.ndim > 2 and x.movedim(1, -1).is_contiguous()):
+        return x
+    return x.contiguous()
+
+
+def channels_innermost(x: Tensor, axis: int) -> Tensor:
+    """`x` with `axis` innermost in memory (the shape stays); copies only where it is not so already."""
+    if x.ndim == 0:
+        return x
+    moved = x.movedim(axis, -1)
+    return x if moved.is_contiguous() else moved.contiguous().movedim(-1, axis)
+
+
+def rows(x: Tensor, axis: int) -> tuple[np.ndarray, int]:
+    """Memory of a CPU tensor whose `axis` is innermost, as (R, P) rows of whole pixels, and the number of channels.
+
+    Position p of a row belongs to channel ``p % channels``.
+    """
+    if x.ndim == 0:
+        return x.reshape(1, 1).numpy(), 1
+    channels = max(int(x.shape[axis]), 1)
+    flat = x.movedim(axis, -1).reshape(-1, channels)
+    pixels = flat.shape[0]
+    group = next(k for k in range(max(ROW // channels, 1), 0, -1) if pixels % k == 0)
+    return flat.view(pixels // group, group * channels).numpy(), channels

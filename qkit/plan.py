@@ -1,0 +1,222 @@
+"""A plan: the integer grid of every tap and weight. Immutable, comparable, and JSON both ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkit.errors import PlanError
+from qkit.numerics import QuantParams, QuantSpec
+
+#: Version of the JSON form.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One tensor's grid and how it came about.
+
+    Attributes
+    ----------
+    spec
+        The rule.
+    params
+        The grid in numbers.
+    method
+        How the range was chosen: an estimator's name, or "manual".
+    weight
+        Whether the tensor is a weight.
+    """
+
+    spec: QuantSpec
+    params: QuantParams
+    method: str
+    weight: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings."""
+        p = self.params
+        return {
+            "spec": asdict(self.spec),
+            "scale": p.scale.tolist(),
+            "zero_point": p.zero_point.tolist(),
+            "qmin": p.qmin,
+            "qmax": p.qmax,
+            "axis": p.axis,
+            "method": self.method,
+            "weight": self.weight,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Grid:
+        """Inverse of `to_dict`."""
+        params = QuantParams(
+            torch.tensor(data["scale"], dtype=torch.float32),
+            torch.tensor(data["zero_point"], dtype=torch.int32),
+            int(data["qmin"]),
+            int(data["qmax"]),
+            data["axis"],
+        )
+        return cls(QuantSpec(**data["spec"]), params, str(data["method"]), bool(data["weight"]))
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The grids of one lane. A tensor without a grid stays float; a plan without grids is the float lane.
+
+    Attributes
+    ----------
+    grids
+        By tap name (activations) and ``path.weight`` (weights), in execution order.
+    bias_bits
+        Width of the biases, None for float. A bias is quantized where its layer's input and weight both are, since its
+        scale is the product of theirs.
+    name
+        Shown in tables.
+    """
+
+    grids: Mapping[str, Grid] = field(default_factory=dict)
+    bias_bits: int | None = None
+    name: str = "float"
+
+    def __getitem__(self, tensor: str) -> Grid:
+        if tensor not in self.grids:
+            near = [name for name in self.grids if tensor in name or name in tensor][:5]
+            hint = f"; did you mean {', '.join(near)}?" if near else "; see plan.grids for the names."
+            raise PlanError(f"the plan has no grid for {tensor!r}{hint}")
+        return self.grids[tensor]
+
+    def params(self, tensor: str | None) -> QuantParams | None:
+        """The tensor's grid, or None if it stays float."""
+        grid = self.grids.get(tensor) if tensor is not None else None
+        return None if grid is None else grid.params
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.bias_bits == other.bias_bits and not self.diff(other)
+
+    def __hash__(self) -> int:
+        return hash((self.bias_bits, *((name, grid.params) for name, grid in sorted(self.grids.items()))))
+
+    def with_grid(self, tensor: str, grid: Grid) -> Plan:
+        """A new plan in which the tensor has that grid."""
+        return replace(self, grids={**self.grids, tensor: grid})
+
+    def with_range(self, tensor: str, lo: float | Tensor, hi: float | Tensor) -> Plan:
+        """A new plan in which the tensor's grid covers ``[lo, hi]`` by its own rule.
+
+        Per-channel grids take (C,) bounds, or two numbers for all channels.
+
+        Raises
+        ------
+        PlanError
+            If the plan has no such tensor, or the range is empty or not finite.
+        """
+        old = self[tensor]
+        low, high = torch.as_tensor(lo, dtype=torch.float64), torch.as_tensor(hi, dtype=torch.float64)
+        if old.params.axis is not None:
+            channels = old.params.scale.numel()
+            low, high = (bound.expand(channels) if bound.ndim == 0 else bound for bound in (low, high))
+            if low.shape != (channels,) or high.shape != (channels,):
+                raise PlanError(f"{tensor} has {channels} channels; its range needs one number or {channels}.")
+        try:
+            params = old.spec.params(low, high, axis=old.params.axis)
+        except PlanError as error:
+            raise PlanError(f"{tensor}: {error}") from error
+        return self.with_grid(tensor, replace(old, params=params, method="manual"))
+
+    def where(self, keep: Callable[[str, Grid], bool], name: str | None = None) -> Plan:
+        """A new plan with only those grids for which ``keep(tensor, grid)`` holds."""
+        return replace(self, grids={k: g for k, g in self.grids.items() if keep(k, g)}, name=name or self.name)
+
+    def only(self, tensors: Iterable[str]) -> Plan:
+        """A new plan with only these tensors' grids."""
+        kept = self._known(tensors)
+        return self.where(lambda tensor, grid: tensor in kept)
+
+    def without(self, tensors: Iterable[str]) -> Plan:
+        """A new plan in which these tensors stay float."""
+        left = self._known(tensors)
+        return self.where(lambda tensor, grid: tensor not in left)
+
+    def weights_only(self) -> Plan:
+        """A new plan with the weights' grids alone."""
+        return self.where(lambda tensor, grid: grid.weight, f"{self.name} weights only")
+
+    def activations_only(self) -> Plan:
+        """A new plan with the activations' grids alone."""
+        return self.where(lambda tensor, grid: not grid.weight, f"{self.name} activations only")
+
+    def _known(self, tensors: Iterable[str]) -> frozenset[str]:
+        names = frozenset(tensors)
+        for name in names:
+            self[name]
+        return names
+
+    def diff(self, other: Plan) -> dict[str, tuple[Grid | None, Grid | None]]:
+        """Tensors whose grids differ: name to (this plan's grid, the other's)."""
+        names = [*self.grids, *(name for name in other.grids if name not in self.grids)]
+        return {name: (self.grids.get(name), other.grids.get(name)) for name in names if self.params(name) != other.params(name)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain numbers, strings, lists and dicts; floats survive JSON exactly."""
+        grids = {name: grid.to_dict() for name, grid in self.grids.items()}
+        return {"format": FORMAT, "name": self.name, "bias_bits": self.bias_bits, "grids": grids}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """Inverse of `to_dict`.
+
+        Raises
+        ------
+        PlanError
+            If the data is not a plan or of another format version.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
+            raise PlanError(f"not a qkit plan of format {FORMAT} (found {found!r}): save it again with this version of qkit.")
+        grids = {}
+        name = "header"
+        try:
+            for name, entry in data["grids"].items():
+                grids[name] = Grid.from_dict(entry)
+            return cls(grids, data["bias_bits"], str(data["name"]))
+        except (KeyError, TypeError, ValueError, AttributeError, PlanError) as error:
+            raise PlanError(f"the plan's entry {name!r} is corrupt: {error!r}. Calibrate and save the plan again.") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan written by `save`.
+
+        Raises
+        ------
+        PlanError
+            If the file is missing, is not JSON, or not a plan.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise PlanError(f"{path} cannot be read as a plan: {error}. Give a file that plan.save() wrote.") from error
+        try:
+            return cls.from_dict(data)
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from error
+
+    def __repr__(self) -> str:
+        weights = sum(grid.weight for grid in self.grids.values())
+        if not self.grids:
+            return f"Plan({self.name!r}, everything in float)"
+        return f"Plan({self.name!r}: {len(self.grids) - weights} taps, {weights} weights, {self.bias_bits or 'float'} bits of bias)"
+
+
+#: The plan that leaves everything in float.
+FLOAT = Plan()

@@ -1,0 +1,108 @@
+"""Symbolic tracing with the module path of every operation, and errors that say what to change in the user's code."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qkit.errors import GraphError
+
+logger = logging.getLogger(__name__)
+
+_TORCH = str(Path(torch.__file__).parent)
+_HERE = str(Path(__file__).parent)
+
+
+class PathTracer(fx.Tracer):
+    """An `fx.Tracer` that notes in ``node.meta["path"]`` the path of the module whose forward made the node."""
+
+    def __init__(self, leaf_modules: Iterable[type[nn.Module] | str] = ()) -> None:
+        super().__init__()
+        leaves = tuple(leaf_modules)
+        self._leaf_types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
+        self._leaf_paths = {leaf for leaf in leaves if isinstance(leaf, str)}
+        self._stack: list[str] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Torch's own modules, and those that the user named by type or by path."""
+        if isinstance(m, self._leaf_types) or module_qualified_name in self._leaf_paths:
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Trace into the module with its path on the stack."""
+        self._stack.append(self.path_of_module(m))
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        finally:
+            self._stack.pop()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Make the node and note the path."""
+        node = super().create_node(*args, **kwargs)
+        node.meta["path"] = self._stack[-1] if self._stack else ""
+        return node
+
+
+def trace(model: nn.Module, leaf_modules: Iterable[type[nn.Module] | str] = ()) -> fx.GraphModule:
+    """Trace `model` symbolically; every node's ``meta["path"]`` is the path of the module it comes from.
+
+    Raises
+    ------
+    GraphError
+        With the user's file and line, the reason, and the cure, if the model cannot be traced.
+    """
+    tracer = PathTracer(leaf_modules)
+    try:
+        graph = tracer.trace(model)
+    except Exception as error:
+        raise _explain(error, model, tracer) from error
+    return fx.GraphModule(model, graph)
+
+
+def _explain(error: Exception, model: nn.Module, tracer: PathTracer) -> GraphError:
+    frame = _user_frame(error)
+    file, line, source = (frame.filename, frame.lineno, (frame.line or "").strip()) if frame else (None, None, "")
+    where = f"{file}:{line}: `{source}`" if frame else f"the forward of {type(model).__name__}"
+    reason, cure = _reason(error, source)
+    return GraphError(
+        f"{type(model).__name__} cannot be traced at {where}: {reason}. {cure}", file=file, line=line
+    )
+
+
+def _user_frame(error: BaseException) -> traceback.FrameSummary | None:
+    frames = traceback.extract_tb(error.__traceback__)
+    mine = [f for f in frames if not f.filename.startswith((_TORCH, _HERE)) and not f.filename.startswith("<")]
+    # a tracer's error is raised below the line to blame; the deepest frame outside torch is that line
+    return mine[-1] if mine else None
+
+
+def _reason(error: Exception, source: str) -> tuple[str, str]:
+    message = str(error)
+    leaf = "or keep the whole module out of the trace with leaf_modules=[its class or path], which leaves it in float"
+    wrap = "Move it into a module-level function decorated with torch.fx.wrap, " + leaf + "."
+    if source.startswith("assert") or (isinstance(error, AssertionError) and "assert" in source):
+        return (
+            "an assert on a traced value",
+            f"Remove the assert, guard it with `if not isinstance(x, torch.fx.Proxy)`, {leaf}.",
+        )
+    if "control flow" in message:
+        return (
+            "a branch or loop that depends on a tensor's data or shape",
+            f"Replace it by torch.where or by a decision made in __init__; {wrap[0].lower()}{wrap[1:]}",
+        )
+    if "iterated" in message or "cannot be unpacked" in message:
+        return "a traced value is iterated or unpacked into an unknown number of parts", f"Index its parts instead. {wrap}"
+    if "len()" in message or "'len'" in message:
+        return "len() of a traced value", "Use x.shape[0], or torch.fx.wrap('len') at module level."
+    if isinstance(error, (TypeError, ValueError, RuntimeError)) and "Proxy" in message:
+        return f"a call that takes concrete values only ({message.splitlines()[0]})", wrap
+    return f"{type(error).__name__}: {message.splitlines()[0] if message else 'no message'}", wrap
+
+
