@@ -13,6 +13,7 @@ one of them. (HdrHistogram uses the same layout for latencies.)
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from qkit.errors import DataError, PlanError
-from qkit.layout import dense
+from qkit.layout import channels_innermost, dense, rows
 from qkit.numerics import QuantParams
 
 _KEYS = 1 << 16
@@ -91,39 +92,27 @@ class Histogram:
         DataError
             If the tensor is empty, not float32, or holds NaN or infinity.
         """
-        if x.dtype != torch.float32 or x.numel() == 0:
-            raise DataError(f"{name}: a histogram needs a non-empty torch.float32 tensor, not {x.dtype} of shape {tuple(x.shape)}.")
-        flat = dense(x)
-        if x.device.type == "cpu":
-            from qkit import kernels
-
-            counts, lows = kernels.count_bits(flat.numpy())
-        else:
-            bits = flat.view(torch.int32)
-            key = (bits >> 16) & 0xFFFF
-            counts = torch.bincount(key, minlength=_KEYS).cpu().numpy()
-            lows = torch.bincount(key, (bits & 0xFFFF).double(), minlength=_KEYS).cpu().numpy().astype(np.int64)
-        low, high = (float(v) for v in flat.aminmax())
-        return cls._from_table(counts, lows, low, high, name)
+        return observe(x, 0, name=name)[0]
 
     @classmethod
-    def _from_table(cls, counts: np.ndarray, lows: np.ndarray, low: float, high: float, name: str) -> Histogram:
-        used = np.flatnonzero(counts)
-        bad = (used & 0x7F80) == 0x7F80
-        if bad.any():
-            raise DataError(
-                f"{name}: {int(counts[used[bad]].sum())} of {int(counts.sum())} elements are NaN or infinite; "
-                "find where they arise before calibrating."
-            )
-        order = np.concatenate([used[used >= _SIGN][::-1], used[used < _SIGN]])
-        return cls(order.astype(np.uint16), counts[order], lows[order], low, high)
-
-    def __add__(self, other: Histogram) -> Histogram:
+    def merge(cls, parts: Sequence[Histogram]) -> Histogram:
+        """The histogram of all the parts' elements together."""
         counts, lows = np.zeros(_KEYS, np.int64), np.zeros(_KEYS, np.int64)
-        for part in (self, other):
+        for part in parts:
             counts[part.keys] += part.counts
             lows[part.keys] += part.lows
-        return self._from_table(counts, lows, min(self.min, other.min), max(self.max, other.max), "sum")
+        used = np.flatnonzero(counts)
+        return cls._ordered(used, counts[used], lows[used], min(p.min for p in parts), max(p.max for p in parts))
+
+    @classmethod
+    def _ordered(cls, keys: np.ndarray, counts: np.ndarray, lows: np.ndarray, low: float, high: float) -> Histogram:
+        """From ascending keys to ascending values: the negative ones, which come last, backwards and first."""
+        negative = int(np.searchsorted(keys, _SIGN))
+        order = np.concatenate([np.arange(len(keys) - 1, negative - 1, -1), np.arange(negative)])
+        return cls(keys[order].astype(np.uint16), counts[order], lows[order], low, high)
+
+    def __add__(self, other: Histogram) -> Histogram:
+        return self.merge((self, other))
 
     @property
     def total(self) -> int:
@@ -266,3 +255,43 @@ class Histogram:
     def __repr__(self) -> str:
         return f"Histogram({self.total} elements in {len(self.keys)} bins, {self.min:.6g} to {self.max:.6g})"
 
+
+
+def observe(x: Tensor, axis: int, *, name: str = "tensor") -> tuple[Histogram, np.ndarray, np.ndarray]:
+    """Histogram of a float32 tensor, and every channel's least and greatest value, float32 (C,), in one pass.
+
+    Raises
+    ------
+    DataError
+        If the tensor is empty, not float32, or holds NaN or infinity; `name` is its name in the message.
+    """
+    if x.dtype != torch.float32 or x.numel() == 0:
+        raise DataError(f"{name}: a histogram needs a non-empty torch.float32 tensor, not {x.dtype} of shape {tuple(x.shape)}.")
+    x = x.detach()
+    if x.device.type == "cpu":
+        from qkit import kernels
+
+        array, channels = rows(channels_innermost(x, axis), axis)
+        parts = kernels.observe(array)
+        low = np.min([p.least for p in parts], axis=0).reshape(-1, channels).min(0)
+        high = np.max([p.greatest for p in parts], axis=0).reshape(-1, channels).max(0)
+        tables = [(p.keys, p.counts, p.lows) for p in parts]
+    else:
+        bits = dense(x).view(torch.int32)
+        key = (bits >> 16) & 0xFFFF
+        count = torch.bincount(key, minlength=_KEYS)
+        used = torch.nonzero(count).view(-1)
+        sums = torch.bincount(key, (bits & 0xFFFF).double(), minlength=_KEYS)
+        tables = [(used.cpu().numpy(), count[used].cpu().numpy(), sums[used].cpu().numpy().astype(np.int64))]
+        flat = x.movedim(axis, 0).flatten(1) if x.ndim > 1 else x.view(1, -1)
+        low, high = (bound.cpu().numpy() for bound in flat.aminmax(dim=1))
+    for keys, counts, _ in tables:
+        bad = (keys & 0x7F80) == 0x7F80
+        if bad.any():
+            raise DataError(
+                f"{name}: {int(counts[bad].sum())} of {x.numel()} elements are NaN or infinite; find where they arise "
+                "(weights, input scaling, a division) before asking about quantization."
+            )
+    least, greatest = float(low.min()), float(high.max())
+    histograms = [Histogram._ordered(*table, least, greatest) for table in tables]
+    return (histograms[0] if len(histograms) == 1 else Histogram.merge(histograms)), low, high

@@ -14,8 +14,10 @@ caller, which is what lets the inner loop vectorize without reordering anybody's
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -186,15 +188,10 @@ def _describe(f, sums, peaks, scratch):  # type: ignore[no-untyped-def]
     _flush(sums, partial, 1)
 
 
-@_jit  # type: ignore[untyped-decorator]
-def _minmax(f, peaks):  # type: ignore[no-untyped-def]
-    for r in range(f.shape[0]):
-        _extremes(peaks[0], peaks[1], f[r])
-
-
-@numba.njit(nogil=True, cache=True, boundscheck=False)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _count(bits, table):  # type: ignore[no-untyped-def]
-    # the upper 24 bits of an entry count, the lower 40 add up the float's lower 16 bits
+    # the upper 24 bits of an entry count, the lower 40 add up the float's lower 16 bits; two tables, so that equal
+    # neighbours (zeros after a ReLU) do not wait for each other's store
     one = np.int64(1) << 40
     quarter = bits.size // 4
     for i in range(quarter):
@@ -208,8 +205,45 @@ def _count(bits, table):  # type: ignore[no-untyped-def]
         table[0, a >> 16] += one | np.int64(a & np.uint32(0xFFFF))
 
 
-#: Most elements that one call of `_count` may see: a 24-bit count cannot overflow then.
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _collect(table, counts, lows):  # type: ignore[no-untyped-def]
+    """Move the packed entries to the totals and clear them."""
+    mask = (np.int64(1) << 40) - 1
+    for t in range(table.shape[0]):
+        for k in range(table.shape[1]):
+            v = table[t, k]
+            if v != 0:
+                counts[k] += v >> 40
+                lows[k] += v & mask
+                table[t, k] = 0
+
+
+#: Most elements between two collections: a 24-bit count cannot overflow then.
 _COUNT_LIMIT = 1 << 23
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _observe(f, bits, table, counts, lows, peaks):  # type: ignore[no-untyped-def]
+    pending = 0
+    for r in range(f.shape[0]):
+        _extremes(peaks[0], peaks[1], f[r])
+        if pending + f.shape[1] > _COUNT_LIMIT:
+            _collect(table, counts, lows)
+            pending = 0
+        _count(bits[r], table)
+        pending += f.shape[1]
+    _collect(table, counts, lows)
+
+
+_tables = threading.local()
+
+
+def _scratch_tables() -> tuple[np.ndarray, np.ndarray]:
+    """This thread's packed table and its totals, all zero between uses."""
+    if not hasattr(_tables, "packed"):
+        _tables.packed = np.zeros((2, 1 << 16), np.int64)
+        _tables.totals = np.zeros((2, 1 << 16), np.int64)
+    return _tables.packed, _tables.totals
 
 
 @lru_cache(maxsize=4)
@@ -301,34 +335,32 @@ def describe(f: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.sum([p[0] for p in parts], axis=0), peaks[:, 0].min(0), peaks[:, 1].max(0)
 
 
-def count_bits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Histogram of a flat float32 array by its upper 16 bits: (counts, sums of the lower 16 bits), (65536,) int64 each."""
-    bits = values.view(np.uint32)
+@dataclass(frozen=True)
+class Counted:
+    """Bins in use (the upper 16 bits of their floats), counts, sums of the lower 16 bits; extremes per position."""
 
-    def work(start: int, stop: int) -> np.ndarray:
-        total = np.zeros((2, 1 << 16), np.int64)
-        for at in range(start, stop, _COUNT_LIMIT):
-            table = np.zeros((2, 1 << 16), np.int64)
-            _count(bits[at : min(at + _COUNT_LIMIT, stop)], table)
-            total[0] += (table >> 40).sum(0)
-            total[1] += (table & ((1 << 40) - 1)).sum(0)
-        return total
-
-    counts, lows = np.sum(parallel(work, bits.size, bits.size), axis=0)
-    return counts, lows
+    keys: np.ndarray
+    counts: np.ndarray
+    lows: np.ndarray
+    least: np.ndarray
+    greatest: np.ndarray
 
 
-def minmax(f: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least and greatest value per position of (R, P), float32."""
+def observe(f: np.ndarray) -> list[Counted]:
+    """Histogram by the upper 16 bits, and extremes per position, of float32 (R, P); one part a thread."""
+    bits = f.view(np.uint32)
 
-    def work(start: int, stop: int) -> np.ndarray:
+    def work(start: int, stop: int) -> Counted:
+        packed, totals = _scratch_tables()
         peaks = np.empty((2, f.shape[1]), np.float32)
         peaks[0], peaks[1] = np.inf, -np.inf
-        _minmax(f[start:stop], peaks)
-        return peaks
+        _observe(f[start:stop], bits[start:stop], packed, totals[0], totals[1], peaks)
+        keys = np.flatnonzero(totals[0])
+        counts, lows = totals[0, keys], totals[1, keys]
+        totals[:, keys] = 0
+        return Counted(keys, counts, lows, peaks[0], peaks[1])
 
-    parts = np.stack(parallel(work, f.shape[0], f.size))
-    return parts[:, 0].min(0), parts[:, 1].max(0)
+    return parallel(work, f.shape[0], f.size)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]

@@ -1,0 +1,140 @@
+"""One pass over the calibration data in the float lane: a histogram for every tap, then a plan from the estimators."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from qkit.errors import DataError
+from qkit.estimators import Method, Observation, activation_grid, check_method, weight_grid
+from qkit.graph import Graph, Step
+from qkit.histogram import Histogram
+from qkit.histogram import observe as observe_tensor
+from qkit.lanes import Lane, run_lanes
+from qkit.loading import batches
+from qkit.plan import Grid, Plan
+from qkit.schemes import Scheme
+
+logger = logging.getLogger(__name__)
+
+
+def observe(graph: Graph, loader: Iterable[Any], *, limit: int | None = None, progress: bool = True) -> dict[str, Observation]:
+    """Histograms and extremes of every tap over the loader, one float pass a batch.
+
+    An interrupt keeps what was seen, and says so.
+
+    Parameters
+    ----------
+    limit
+        Most batches to take; None for all.
+
+    Raises
+    ------
+    DataError
+        If the loader is empty, a batch does not fit, or a tap holds NaN or infinity (named).
+    """
+    tallies: dict[str, _Tally] = {}
+
+    def look(step: Step, values: Mapping[str, Tensor]) -> None:
+        tallies.setdefault(step.name, _Tally()).add(*observe_tensor(values["float"], step.channel_axis, name=step.name))
+
+    done = 0
+    try:
+        for batch in tqdm(batches(loader, limit), desc="calibrating", unit="batch", disable=not progress, leave=False):
+            run_lanes(graph, [Lane("float")], batch.inputs, observe=look)
+            done += 1
+    except KeyboardInterrupt:
+        if done == 0:
+            raise
+        logger.warning("calibration was interrupted: the ranges come from the %d whole batches before that.", done)
+    if done == 0:
+        raise DataError("the calibration loader gave no batch: pass at least one (about 100 images are usual).")
+    return {name: tally.observation(done) for name, tally in tallies.items()}
+
+
+class _Tally:
+    """What one tap has shown so far. Histograms are merged a few batches at a time, which saves most of a merge's cost."""
+
+    _MERGE_AT = 8
+
+    def __init__(self) -> None:
+        self.histograms: list[Histogram] = []
+        self.lows: list[np.ndarray] = []
+        self.highs: list[np.ndarray] = []
+
+    def add(self, histogram: Histogram, low: np.ndarray, high: np.ndarray) -> None:
+        if len(self.histograms) >= self._MERGE_AT:
+            self.histograms = [Histogram.merge(self.histograms)]
+        self.histograms.append(histogram)
+        self.lows.append(low)
+        self.highs.append(high)
+
+    def observation(self, count: int) -> Observation:
+        # an interrupted batch may have reached some of the taps: its histogram is the last one, still apart
+        kept = self.histograms[:-1] if len(self.lows) > count else self.histograms
+        lows, highs = self.lows[:count], self.highs[:count]
+        return Observation(
+            Histogram.merge(kept),
+            tuple(float(low.min()) for low in lows),
+            tuple(float(high.max()) for high in highs),
+            np.min(lows, axis=0),
+            np.max(highs, axis=0),
+        )
+
+
+def make_plan(
+    graph: Graph,
+    seen: Mapping[str, Observation],
+    scheme: Scheme,
+    *,
+    method: str = "minmax",
+    weight_method: str = "minmax",
+    percentile: float = 99.99,
+    methods: Mapping[str, str] | None = None,
+) -> Plan:
+    """The grids of a scheme for every tap and weight of the graph.
+
+    Parameters
+    ----------
+    method, weight_method
+        Estimators for activations and weights.
+    percentile
+        For the method of that name.
+    methods
+        Estimators by tap or weight name, which win over the general ones.
+
+    Raises
+    ------
+    PlanError
+        For an unknown method, or a name in `methods` that the graph does not have.
+    """
+    special = {name: check_method(m) for name, m in (methods or {}).items()}
+    for name in (*special, *scheme.overrides):
+        graph.step(name)
+    general: Method = check_method(method)
+    weights: Method = check_method(weight_method)
+    grids: dict[str, Grid] = {}
+    for step in graph.steps:
+        if step.weight is not None and (spec := scheme.spec(step.weight, weight=True)) is not None:
+            weight = graph.weights[step.weight]
+            grids[step.weight] = weight_grid(weight, spec, special.get(step.weight, weights), step.weight_axis)
+        if step.quantized and (spec := scheme.spec(step.name, weight=False)) is not None:
+            grids[step.name] = activation_grid(seen[step.name], spec, special.get(step.name, general), step.channel_axis, percentile)
+    return Plan(grids, scheme.bias_bits, scheme.name)
+
+
+def check_weights(graph: Graph) -> None:
+    """Raise `DataError` naming the first weight or bias that is not finite."""
+    for name, tensor in (*graph.weights.items(), *graph.biases.items()):
+        if not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise DataError(
+                f"{name} (batch norm folded in): {bad} of {tensor.numel()} elements are NaN or infinite. The checkpoint is broken, "
+                "or a batch norm's running variance is."
+            )

@@ -1,0 +1,102 @@
+"""torchvision architectures at a small width, for images of 32×32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from qkit.errors import QkitError
+from qkit.zoo.vision import load_torchvision
+
+MOBILENET_WIDTH = 0.25
+RESNET_PLANES = (12, 24, 48, 96)
+
+
+def mobilenet_v2_lite(num_classes: int = 10) -> nn.Module:
+    """torchvision's MobileNetV2 at width 0.25, stem stride 1, with ReLU in place of every ReLU6.
+
+    ReLU is what integer engines fuse for free, and what ranges of depthwise layers are not bounded by. Module paths and
+    state dict keys are those of ``torchvision.models.mobilenet_v2``; 51 convolutions, 17 of them depthwise.
+
+    Input (N, 3, 32, 32), output (N, num_classes) logits.
+    """
+    models = load_torchvision().models
+    model: nn.Module = models.MobileNetV2(num_classes=num_classes, width_mult=MOBILENET_WIDTH)
+    stem = model.get_submodule("features.0.0")
+    assert isinstance(stem, nn.Conv2d)
+    stem.stride = (1, 1)
+    _replace_relu6(model)
+    return model
+
+
+def resnet_small(num_classes: int = 10) -> nn.Module:
+    """torchvision's ResNet with ResNet-18's blocks, narrowed to 12, 24, 48 and 96 planes, and a 3×3 stem of stride 1.
+
+    Module paths and state dict keys are those of ``torchvision.models.resnet18``.
+
+    Input (N, 3, 32, 32), output (N, num_classes) logits.
+    """
+    resnet = load_torchvision().models.resnet
+    model: nn.Module = resnet.ResNet(resnet.BasicBlock, [2, 2, 2, 2], num_classes=num_classes)
+    stem = RESNET_PLANES[0]
+    model.conv1 = nn.Conv2d(3, stem, kernel_size=3, padding=1, bias=False)
+    model.bn1 = nn.BatchNorm2d(stem)
+    inputs = stem
+    for stage, planes in enumerate(RESNET_PLANES):
+        blocks = [
+            _basic_block(inputs if i == 0 else planes, planes, stride=2 if stage and not i else 1) for i in range(2)
+        ]
+        setattr(model, f"layer{stage + 1}", nn.Sequential(*blocks))
+        inputs = planes
+    model.fc = nn.Linear(inputs, num_classes)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return model
+
+
+#: Name of a checkpoint -> builder of its architecture, with random weights in training mode.
+BUILDERS: dict[str, Callable[[], nn.Module]] = {
+    "mobilenet_v2_lite": mobilenet_v2_lite,
+    "mobilenet_v2_hostile": mobilenet_v2_lite,
+    "resnet_small": resnet_small,
+}
+
+
+def names() -> tuple[str, ...]:
+    """Names that `load` and ``python -m qkit.zoo train`` take."""
+    return tuple(BUILDERS)
+
+
+def build(name: str, seed: int = 0) -> nn.Module:
+    """Build `name` with random weights from `seed`; the global random generator is left as it was.
+
+    Raises
+    ------
+    QkitError
+        If there is no such name; the known ones are listed.
+    """
+    if name not in BUILDERS:
+        raise QkitError(f"There is no model {name!r} in the zoo; there are {', '.join(BUILDERS)}.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BUILDERS[name]()
+
+
+def _replace_relu6(model: nn.Module) -> None:
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ReLU6):
+                setattr(parent, name, nn.ReLU(inplace=True))
+
+
+def _basic_block(inputs: int, planes: int, stride: int) -> nn.Module:
+    downsample = None
+    if stride != 1 or inputs != planes:
+        downsample = nn.Sequential(
+            nn.Conv2d(inputs, planes, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(planes)
+        )
+    block: nn.Module = load_torchvision().models.resnet.BasicBlock(inputs, planes, stride, downsample)
+    return block
