@@ -26,7 +26,8 @@ from qkit.errors import DataError, PlanError
 
 #: Smallest scale: the least normal float32, so that its reciprocal is finite and no arithmetic is denormal.
 MIN_SCALE = 2.0**-126
-MAX_SCALE = float(torch.finfo(torch.float32).max)
+#: Ranges end here at the latest: every value of every grid is then finite in float32, and no reciprocal is denormal.
+MAX_BOUND = 2.0**126
 
 _CODE_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.uint16)
 
@@ -79,7 +80,7 @@ class QuantSpec:
         ----------
         lo, hi
             Scalars, or tensors of shape (C,) for a per-channel grid. The range is widened to contain 0; a range of zero
-            width gets the scale 1.
+            width gets the scale 1; bounds beyond 2**126 are cut to it.
         axis
             The channel axis that (C,) ranges run along.
 
@@ -98,7 +99,7 @@ class QuantSpec:
             raise PlanError(f"the range [{_brief(low)}, {_brief(high)}] is empty: its lower bound exceeds its upper bound.")
         if (low.ndim == 1) != (axis is not None):
             raise PlanError("a range per channel needs its channel axis, a range per tensor has none.")
-        low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+        low, high = low.clamp(-MAX_BOUND, 0.0), high.clamp(0.0, MAX_BOUND)
         qmin, qmax = self.code_range(one_sided=bool((low >= 0).all()))
         if self.symmetric:
             # an unsigned grid of a tensor with negative values clips them: the caller asked for signed=False
@@ -106,9 +107,9 @@ class QuantSpec:
         else:
             scale = (high - low) / (qmax - qmin)
         scale = torch.where(scale > 0, scale, torch.where(high > low, MIN_SCALE, 1.0))
-        scale = scale.clamp(MIN_SCALE, MAX_SCALE)
+        scale = scale.clamp(min=MIN_SCALE)
         if self.power_of_two:
-            scale = torch.exp2(torch.ceil(torch.log2(scale)).clamp(max=127))
+            scale = torch.exp2(torch.ceil(torch.log2(scale)))
         scale = scale.to(torch.float32)
         if self.symmetric:
             zero_point = torch.zeros(scale.shape, dtype=torch.int32)
