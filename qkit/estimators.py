@@ -24,7 +24,7 @@ from torch import Tensor
 
 from qkit.errors import PlanError
 from qkit.histogram import Histogram
-from qkit.numerics import QuantParams, QuantSpec, fake_quantize_
+from qkit.numerics import MAX_BOUND, MIN_SCALE, QuantParams, QuantSpec, fake_quantize_
 from qkit.plan import Grid
 
 Method = Literal["minmax", "moving-average", "percentile", "mse", "entropy"]
@@ -112,16 +112,17 @@ def _moving_average(values: Sequence[float]) -> float:
 
 def _grid_of(spec: QuantSpec, lo: float, hi: float) -> tuple[float, float, float]:
     """Scale and least and greatest code less the zero point, as `QuantSpec.params` has them, in plain floats for the search."""
-    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    lo, hi = min(max(lo, -MAX_BOUND), 0.0), max(min(hi, MAX_BOUND), 0.0)
     qmin, qmax = spec.code_range(one_sided=lo >= 0.0)
     if spec.symmetric:
         scale = hi / qmax if qmin == 0 else max(hi / qmax, lo / min(qmin, -1))
-        zero = 0.0
     else:
         scale = (hi - lo) / (qmax - qmin)
-        zero = min(max(qmin - round(lo / scale), qmin), qmax) if scale > 0 else 0.0
-    if spec.power_of_two and scale > 0:
+    scale = max(scale, MIN_SCALE) if hi > lo else 1.0
+    if spec.power_of_two:
         scale = 2.0 ** math.ceil(math.log2(scale))
+    scale = float(np.float32(scale))
+    zero = 0 if spec.symmetric else min(max(qmin - round(lo / scale), qmin), qmax)
     return scale, qmin - zero, qmax - zero
 
 
