@@ -227,11 +227,13 @@ def _observe(f, bits, table, counts, lows, peaks):  # type: ignore[no-untyped-de
     pending = 0
     for r in range(f.shape[0]):
         _extremes(peaks[0], peaks[1], f[r])
-        if pending + f.shape[1] > _COUNT_LIMIT:
-            _collect(table, counts, lows)
-            pending = 0
-        _count(bits[r], table)
-        pending += f.shape[1]
+        for start in range(0, f.shape[1], _COUNT_LIMIT):
+            part = bits[r, start : start + _COUNT_LIMIT]
+            if pending + part.size > _COUNT_LIMIT:
+                _collect(table, counts, lows)
+                pending = 0
+            _count(part, table)
+            pending += part.size
     _collect(table, counts, lows)
 
 
