@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,9 +38,7 @@ class Batches:
         self.limit = limit
 
     def __iter__(self) -> Iterator[Batch]:
-        for count, item in enumerate(self.loader):
-            if self.limit is not None and count >= self.limit:
-                return
+        for item in itertools.islice(self.loader, self.limit):
             yield as_batch(item)
 
     def __len__(self) -> int:
@@ -73,11 +72,11 @@ def as_batch(item: Any) -> Batch:
     if isinstance(item, Mapping):
         inputs = [item[k] for k in ("input", "inputs", "image", "images", "pixel_values", "x") if k in item]
         targets = [item[k] for k in ("target", "targets", "label", "labels", "y") if k in item]
-        if len(inputs) == 1:
-            return Batch((inputs[0],), targets[0] if targets else None)
-    if isinstance(item, (tuple, list)) and 1 <= len(item) <= 2 and item:
-        inputs = item[0]
-        targets = item[1] if len(item) == 2 else None
+        pair = (inputs[0], targets[0] if targets else None) if len(inputs) == 1 else None
+    else:
+        pair = item
+    if isinstance(pair, (tuple, list)) and 1 <= len(pair) <= 2:
+        inputs, targets = pair[0], pair[1] if len(pair) == 2 else None
         if isinstance(inputs, Tensor):
             return Batch((inputs,), targets)
         if isinstance(inputs, (tuple, list)) and inputs and isinstance(inputs[0], Tensor):
@@ -96,7 +95,10 @@ def targets_tensor(targets: Any, size: int) -> Tensor:
     DataError
         If they are no integers or not one for each sample.
     """
-    tensor = torch.as_tensor(targets)
-    if tensor.is_floating_point() or tensor.shape != (size,):
+    try:
+        tensor = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"top-1 and top-5 need one class index for each of {size} samples, not {type(targets).__name__}: {error}") from error
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.shape != (size,):
         raise DataError(f"top-1 and top-5 need one class index for each of {size} samples, not targets of {tensor.dtype} {tuple(tensor.shape)}.")
     return tensor.long()
