@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
+import random
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,20 +28,70 @@ class Batch:
         return next((int(x.shape[0]) for x in self.inputs if isinstance(x, Tensor) and x.ndim), 1)
 
 
+class _Randomness:
+    """A loader's own random state, started from a fixed seed, so that shuffling and augmentation repeat in every pass.
+
+    Paired comparisons across passes need the same samples in the same order, and the user's global state has to come back
+    as it was: both are swapped around each access to the loader.
+    """
+
+    _SEED = 0
+
+    def __init__(self) -> None:
+        self.state: tuple[Any, ...] = (
+            torch.Generator().manual_seed(self._SEED).get_state(),
+            random.Random(self._SEED).getstate(),
+            np.random.RandomState(self._SEED).get_state(),
+        )
+
+    @staticmethod
+    def _exchange(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+        torch.set_rng_state(state[0])
+        random.setstate(state[1])
+        np.random.set_state(state[2])
+        return before
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        outer = self._exchange(self.state)
+        try:
+            yield
+        finally:
+            self.state = self._exchange(outer)
+
+
 class Batches:
-    """Batches of a loader, at most `limit`; has a length where the loader has one, for progress bars."""
+    """Batches of a loader, at most `limit`, the same ones in every pass; has a length where the loader has one."""
 
     def __init__(self, loader: Iterable[Any], limit: int | None = None) -> None:
+        if limit is not None and limit < 1:
+            raise DataError(f"at least one batch has to be taken, not {limit}.")
         if not hasattr(loader, "__iter__"):
             raise DataError(f"a loader is an iterable of batches, not a {type(loader).__name__}; wrap a single batch in a list.")
         if isinstance(loader, Tensor):
             raise DataError("a loader is an iterable of batches; this is one tensor. Wrap it in a list: [tensor].")
+        if isinstance(loader, Iterator):
+            raise DataError(
+                "this loader can be consumed once only (a generator or iterator), and qkit needs several passes over the same "
+                "samples: pass a DataLoader, or a list of its batches."
+            )
         self.loader = loader
         self.limit = limit
 
     def __iter__(self) -> Iterator[Batch]:
-        for item in itertools.islice(self.loader, self.limit):
+        randomness = _Randomness()
+        with randomness():
+            source = iter(self.loader)
+        count = 0
+        while self.limit is None or count < self.limit:
+            with randomness():
+                try:
+                    item = next(source)
+                except StopIteration:
+                    return
             yield as_batch(item)
+            count += 1
 
     def __len__(self) -> int:
         length = len(self.loader)  # type: ignore[arg-type]

@@ -1,0 +1,37 @@
+"""qkit: is it quantization, and if it is, which tensor, why, and what is the cheapest thing that fixes it?"""
+
+from qkit.capture import Capture
+from qkit.errors import DataError, GraphError, MissingExtra, PlanError, QkitError
+from qkit.graph import Graph
+from qkit.histogram import Histogram
+from qkit.metrics import Interval, Scores
+from qkit.numerics import QuantParams, QuantSpec, dequantize, fake_quantize, quantize
+from qkit.plan import Plan
+from qkit.schemes import PRESETS, Scheme
+from qkit.sensitivity import Sensitivity
+from qkit.study import Study
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "Capture",
+    "DataError",
+    "Graph",
+    "GraphError",
+    "Histogram",
+    "Interval",
+    "MissingExtra",
+    "Plan",
+    "PlanError",
+    "QkitError",
+    "QuantParams",
+    "QuantSpec",
+    "Scheme",
+    "Scores",
+    "Sensitivity",
+    "Study",
+    "dequantize",
+    "fake_quantize",
+    "quantize",
+]

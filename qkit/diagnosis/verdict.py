@@ -1,0 +1,120 @@
+"""The fork of every diagnosis: 16 bits before 8.
+
+Close at 16 bits and degraded at 8 means quantization; degraded at 16 bits too means something else is wrong (TI's flow
+gives the rule and no number; the number here is `tolerance`, the user's).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qkit.metrics import Interval, Scores
+
+VerdictName = Literal["no-degradation", "quantization", "not-quantization", "both", "inconclusive"]
+
+#: Loss that still counts as close, in units of the score: one point of accuracy.
+TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer, its reason in a sentence, and the losses it rests on.
+
+    Attributes
+    ----------
+    name
+        A word of the vocabulary.
+    reason
+        One or two sentences with the figures.
+    wide, narrow
+        Loss of the 16-bit and of the 8-bit lane against float, with paired intervals.
+    samples_needed
+        For "inconclusive": about how many samples would tell.
+    """
+
+    name: VerdictName
+    reason: str
+    wide: Interval
+    narrow: Interval
+    samples_needed: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain numbers and strings."""
+        return {
+            "verdict": self.name,
+            "reason": self.reason,
+            "loss16": self.wide.to_dict(),
+            "loss8": self.narrow.to_dict(),
+            "samples_needed": self.samples_needed,
+        }
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def judge(
+    scores: Scores, *, wide: str = "int16", narrow: str = "int8", tolerance: float = TOLERANCE, expected: float | None = None
+) -> Verdict:
+    """The verdict from the scores of the float, 16-bit and 8-bit lanes.
+
+    A lane is *degraded* if it loses more than `tolerance` and the interval of its loss excludes 0; *close* if it loses no
+    more than `tolerance` and the interval stays below twice that; anything between is too uncertain to tell.
+
+    Parameters
+    ----------
+    expected
+        The float score that the user believes in; a float lane that misses it by more than its interval and the
+        tolerance is itself a finding: what is wrong then was wrong before any quantization.
+    """
+    loss_wide, loss_narrow = scores.loss(wide), scores.loss(narrow)
+    state_wide, state_narrow = _state(loss_wide, tolerance), _state(loss_narrow, tolerance)
+    at_wide = f"{wide} loses {_points(loss_wide)}"
+    at_narrow = f"{narrow} loses {_points(loss_narrow)}"
+    base = scores["float"]
+    if expected is not None and not base.low - tolerance <= expected <= base.high + tolerance:
+        reason = f"float itself scores {base.value:.2%} where {expected:.2%} was expected: look at data, preprocessing and checkpoint first. "
+        extra = f"Beside that, {at_wide} and {at_narrow} against this float score."
+        beside = state_wide == "close" and state_narrow == "degraded"
+        return Verdict("both" if beside else "not-quantization", reason + extra, loss_wide, loss_narrow)
+    if "unclear" in (state_wide, state_narrow):
+        unclear = loss_wide if state_wide == "unclear" else loss_narrow
+        needed = _samples_needed(unclear, tolerance)
+        reason = f"{at_wide}, {at_narrow}: {scores.n} samples are too few to tell a loss of {tolerance:.1%} from none; about {needed} would do."
+        return Verdict("inconclusive", reason, loss_wide, loss_narrow, needed)
+    if state_wide == "close":
+        if state_narrow == "close":
+            return Verdict("no-degradation", f"{at_wide} and {at_narrow}: both are close to float.", loss_wide, loss_narrow)
+        reason = f"16 bits are close to float and 8 bits are not ({at_wide}, {at_narrow}): it is quantization."
+        return Verdict("quantization", reason, loss_wide, loss_narrow)
+    further = scores.loss(narrow, against=wide)
+    if _state(further, tolerance) == "degraded":
+        reason = (
+            f"16 bits are degraded too ({at_wide}), so something other than rounding is wrong; 8 bits lose a further "
+            f"{_points(further)}, which is quantization on top."
+        )
+        return Verdict("both", reason, loss_wide, loss_narrow)
+    reason = (
+        f"16 bits are degraded as well as 8 ({at_wide}, {at_narrow}): it is not rounding. Look at ranges that clip, the "
+        "calibration data, the graph and the engine."
+    )
+    return Verdict("not-quantization", reason, loss_wide, loss_narrow)
+
+
+def _state(loss: Interval, tolerance: float) -> Literal["degraded", "close", "unclear"]:
+    if loss.value > tolerance:
+        return "degraded" if loss.low > 0 else "unclear"
+    return "close" if loss.high <= 2 * tolerance else "unclear"
+
+
+def _samples_needed(loss: Interval, tolerance: float) -> int:
+    """Samples at which the interval's half-width, shrinking with the root of their number, is the tolerance."""
+    half = (loss.high - loss.low) / 2
+    if not math.isfinite(half):
+        return 2
+    return math.ceil(loss.n * max((half / tolerance) ** 2, 1.1))
+
+
+def _points(loss: Interval) -> str:
+    return f"{100 * loss.value:.1f} points [{100 * loss.low:.1f}, {100 * loss.high:.1f}]"

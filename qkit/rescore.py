@@ -1,0 +1,78 @@
+"""The score of an edited plan, computed from the changed node on.
+
+A :class:`Prefix` keeps, for every batch, what the unchanged part of the base plan hands to the rest of the network. A plan
+that differs from the base only behind that point starts there, not at the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qkit.errors import DataError
+from qkit.graph import Graph
+from qkit.lanes import Frontier, Lane, decide, run_lanes, run_to
+from qkit.loading import batches
+from qkit.metrics import MetricFunction, score_batch
+from qkit.plan import Plan
+
+
+def first_difference(graph: Graph, a: Plan, b: Plan) -> int | None:
+    """Index of the first step at which two plans decide differently, None if they never do."""
+    for step in graph.steps:
+        if decide(step, a, graph).key != decide(step, b, graph).key:
+            return step.index
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """The base plan's values at step `index`, batch by batch, with what is needed to score what follows."""
+
+    graph: Graph
+    plan: Plan
+    index: int
+    metric: str | MetricFunction
+    parts: tuple[tuple[Frontier, Any, Any, int], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the values."""
+        return sum(frontier.nbytes for frontier, *_ in self.parts)
+
+    def covers(self, plan: Plan) -> bool:
+        """Whether that plan is the base's up to `index`."""
+        first = first_difference(self.graph, self.plan, plan)
+        return first is None or first >= self.index
+
+    def scores(self, plan: Plan) -> np.ndarray:
+        """Per-sample scores of the plan, float64 (N,), from `index` on."""
+        parts = []
+        for frontier, targets, reference, size in self.parts:
+            output = run_lanes(self.graph, [Lane("edited", plan)], None, start=frontier)["edited"]
+            parts.append(score_batch(self.metric, output, targets, reference, size))
+        return np.concatenate(parts)
+
+
+def prefix(
+    graph: Graph, loader: Iterable[Any], plan: Plan, index: int, metric: str | MetricFunction, *, limit: int | None = None
+) -> Prefix:
+    """Run the base plan up to step `index` over the loader and keep its values there.
+
+    Raises
+    ------
+    DataError
+        If the loader is empty or does not fit.
+    """
+    parts = []
+    index = max(index, 1)
+    for batch in batches(loader, limit):
+        reference = run_lanes(graph, [Lane("float")], batch.inputs)["float"] if metric == "agreement" else None
+        frontier = run_to(graph, Lane("base", plan), batch.inputs, index)
+        parts.append((frontier, batch.targets, reference, batch.size))
+    if not parts:
+        raise DataError("the evaluation loader gave no batch: pass at least one.")
+    return Prefix(graph, plan, index, metric, tuple(parts))

@@ -1,0 +1,205 @@
+"""Which layers matter: one layer quantized, or one layer spared, for every layer.
+
+Both sweeps are lanes that share all they have in common. "only" lanes are float up to their layer, "except" lanes are the
+full plan up to theirs: a lane costs the steps from its layer on, so L lanes cost about L/2 passes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from qkit.errors import DataError, QkitError
+from qkit.graph import Graph, Step
+from qkit.lanes import Frontier, Lane, run_lanes, run_to
+from qkit.loading import Batch, batches
+from qkit.metrics import Interval, MetricFunction, mean_interval, paired_interval, score_batch
+from qkit.plan import FLOAT, Plan
+
+logger = logging.getLogger(__name__)
+
+Mode = Literal["only", "except"]
+
+#: Lanes run together while their live tensors fit in about this many bytes.
+MEMORY_BUDGET = 2 << 30
+_BASE = "base"
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """Scores of a sweep.
+
+    Attributes
+    ----------
+    mode
+        "only": one layer quantized, the rest float; "except": one layer float, the rest quantized.
+    metric
+        Name of the score.
+    layers
+        Steps swept, in execution order.
+    scores
+        float64 (L, N): per-sample scores with that layer quantized alone, or spared.
+    base
+        float64 (N,): scores of the lane that all are compared with: float for "only", the full plan for "except".
+    """
+
+    mode: Mode
+    metric: str
+    layers: tuple[Step, ...]
+    scores: np.ndarray
+    base: np.ndarray
+
+    @property
+    def base_score(self) -> Interval:
+        """Score of float ("only") or of the full plan ("except")."""
+        return mean_interval(self.base)
+
+    def effect(self, layer: int) -> Interval:
+        """What the layer costs when quantized alone ("only"), or what sparing it recovers ("except"); paired interval."""
+        scores = self.scores[layer]
+        return paired_interval(self.base, scores) if self.mode == "only" else paired_interval(scores, self.base)
+
+    def table(self) -> pd.DataFrame:
+        """A row per layer, the strongest effect first: kind, score, and ``loss`` or ``recovered`` with its 95 % interval.
+
+        Each interval stands for itself: of 60 layers three may miss theirs by chance.
+        """
+        name = "loss" if self.mode == "only" else "recovered"
+        rows = {}
+        for i, step in enumerate(self.layers):
+            effect = self.effect(i)
+            rows[step.name] = {
+                "kind": step.kind,
+                "macs": step.macs,
+                "score": float(self.scores[i].mean()),
+                name: effect.value,
+                f"{name} low": effect.low,
+                f"{name} high": effect.high,
+            }
+        frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
+        return frame.sort_values(name, ascending=False, kind="stable")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, layers in execution order."""
+        return {
+            "mode": self.mode,
+            "metric": self.metric,
+            "base": self.base_score.to_dict(),
+            "layers": {s.name: {"score": mean_interval(self.scores[i]).to_dict(), "effect": self.effect(i).to_dict()} for i, s in enumerate(self.layers)},
+        }
+
+    def __repr__(self) -> str:
+        what = "quantized alone" if self.mode == "only" else "spared"
+        return f"Sensitivity({len(self.layers)} layers, each {what}; {self.metric} on {len(self.base)} samples, base {self.base_score})"
+
+    def _repr_html_(self) -> str:
+        return str(self.table().to_html(float_format="{:.4f}".format))
+
+
+def sweep(
+    graph: Graph,
+    loader: Iterable[Any],
+    plan: Plan,
+    mode: Mode,
+    metric: str | MetricFunction,
+    *,
+    layers: Sequence[str] | None = None,
+    limit: int | None = None,
+    memory_budget: int = MEMORY_BUDGET,
+    progress: bool = True,
+) -> Sensitivity:
+    """Score every layer quantized alone ("only") or spared ("except").
+
+    A layer is a tap's grid together with its weight's. An interrupt keeps the batches finished so far, and says so.
+
+    Parameters
+    ----------
+    layers
+        Tap names; all that the plan quantizes by default.
+    limit
+        Batches to take; None for all.
+    memory_budget
+        Bytes of live tensors; lanes beyond it run in a further group from where they part from the base, not from the input.
+
+    Raises
+    ------
+    QkitError
+        For another mode, or a layer without a grid.
+    DataError
+        If the loader is empty or does not fit.
+    """
+    if mode not in ("only", "except"):
+        raise QkitError(f"mode is 'only' (one layer quantized) or 'except' (one layer spared), not {mode!r}.")
+    steps = _layers(graph, plan, layers)
+    base = FLOAT if mode == "only" else plan
+    lanes = [Lane(step.name, _lane_plan(plan, step, mode)) for step in steps]
+    scores: list[np.ndarray] = []
+    bases: list[np.ndarray] = []
+    bar = tqdm(total=None, desc=f"sensitivity ({mode})", unit="layer", disable=not progress, leave=False)
+    try:
+        source = batches(loader, limit)
+        bar.total = source.__length_hint__() * len(lanes) or None
+        for batch in source:
+            reference = run_lanes(graph, [Lane("float")], batch.inputs)["float"] if metric == "agreement" else None
+            outputs = _run_batch(graph, batch, base, lanes, steps, memory_budget, bar)
+            row = {name: score_batch(metric, out, batch.targets, reference, batch.size) for name, out in outputs.items()}
+            bases.append(row.pop(_BASE))
+            scores.append(np.stack([row[lane.name] for lane in lanes]))
+    except KeyboardInterrupt:
+        if not scores:
+            raise
+        logger.warning("the sweep was interrupted: its scores are those of %d batches.", len(scores))
+    finally:
+        bar.close()
+    if not scores:
+        raise DataError("the evaluation loader gave no batch: pass at least one.")
+    name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
+    return Sensitivity(mode, name, tuple(steps), np.concatenate(scores[: len(bases)], axis=1), np.concatenate(bases))
+
+
+def _layers(graph: Graph, plan: Plan, names: Sequence[str] | None) -> list[Step]:
+    steps = [s for s in graph.steps if s.quantized and (s.name in plan.grids or s.weight in plan.grids)]
+    if names is None:
+        return steps
+    wanted = {graph.step(name).name for name in names}
+    missing = wanted - {s.name for s in steps}
+    if missing:
+        raise QkitError(f"the plan has no grid for {', '.join(sorted(missing))}: nothing to switch on or off there.")
+    return [s for s in steps if s.name in wanted]
+
+
+def _lane_plan(plan: Plan, step: Step, mode: Mode) -> Plan:
+    tensors = [name for name in (step.name, step.weight) if name in plan.grids]
+    return plan.only(tensors) if mode == "only" else plan.without(tensors)  # type: ignore[arg-type]
+
+
+def _run_batch(
+    graph: Graph, batch: Batch, base: Plan, lanes: Sequence[Lane], steps: Sequence[Step], budget: int, bar: Any
+) -> dict[str, Any]:
+    """Outputs of the base and of all lanes; lanes in groups, each from the base's values at its first layer."""
+    group = _group_size(graph, batch.size, budget)
+    outputs: dict[str, Any] = {}
+    frontier: Frontier | None = None
+    for at in range(0, len(lanes), group):
+        members = list(lanes[at : at + group])
+        inputs = batch.inputs if frontier is None else None
+        frontier = run_to(graph, Lane(_BASE, base), inputs, steps[at].index, start=frontier)
+        together = [*members, Lane(_BASE, base)] if at + group >= len(lanes) else members
+        if frontier.index == 0:
+            outputs |= run_lanes(graph, together, batch.inputs)
+        else:
+            outputs |= run_lanes(graph, together, None, start=frontier)
+        bar.update(len(members))
+    return outputs
+
+
+def _group_size(graph: Graph, samples: int, budget: int) -> int:
+    """Lanes whose live tensors fit the budget: a lane holds at most a few of the largest tensors at a time."""
+    largest = max((int(np.prod(s.shape[1:])) for s in graph.steps if s.shape), default=1) * max(samples, 1) * 4
+    return max(4, int(budget // (3 * largest)))

@@ -1,0 +1,321 @@
+"""A study: model, data, metric, scheme and current plan together."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from qkit.calibration import check_weights, make_plan, observe
+from qkit.capture import MEMORY_BUDGET, Capture, capture
+from qkit.diagnosis.verdict import TOLERANCE, Verdict, judge
+from qkit.errors import DataError, QkitError
+from qkit.estimators import Observation
+from qkit.graph import Graph, build
+from qkit.lanes import Lane, run_lanes
+from qkit.loading import batches
+from qkit.metrics import Interval, MetricFunction, Scores, mean_interval, score_batch
+from qkit.plan import FLOAT, Plan
+from qkit.rescore import Prefix, first_difference, prefix
+from qkit.schemes import PRESETS, Scheme, scheme_of
+from qkit.sensitivity import Mode, Sensitivity, sweep
+
+if TYPE_CHECKING:
+    from qkit.report import Report
+
+logger = logging.getLogger(__name__)
+
+Lanes = Sequence[str] | Mapping[str, Plan]
+
+#: The folded graph may differ from the model by this much, relative to the output's greatest magnitude.
+DEVIATION = 1e-4
+
+
+class Study:
+    """One model under one scheme on given data.
+
+    Parameters
+    ----------
+    model
+        Trained, float32. It is copied: mode, weights and hooks stay as they are.
+    calibration
+        Iterable of batches (inputs, or pairs with targets) from which ranges are observed; can be iterated repeatedly.
+    evaluation
+        Iterable of batches to score on. Without it the calibration data serve, which is said, since figures then are
+        measured on the data that the ranges were fitted to.
+    metric
+        "top1", "top5", "agreement", or a function ``(outputs, targets) -> scores per sample``, higher is better. By
+        default top-1 where the evaluation data have targets, else agreement with the float lane, which is said.
+    scheme
+        A preset's name or a `Scheme`.
+    expected
+        The float score that the user believes in.
+    device
+        Where to run; the model's own by default.
+    leaf_modules
+        Module classes or paths to keep out of the trace.
+
+    Raises
+    ------
+    GraphError, DataError, PlanError
+        If the model cannot be traced, the data do not fit, or the scheme is unknown.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        calibration: Iterable[Any],
+        evaluation: Iterable[Any] | None = None,
+        *,
+        metric: str | MetricFunction | None = None,
+        scheme: str | Scheme = "int8",
+        expected: float | None = None,
+        device: torch.device | str | None = None,
+        leaf_modules: Iterable[type[nn.Module] | str] = (),
+    ) -> None:
+        self.scheme = scheme_of(scheme)
+        self.expected = expected
+        self.calibration = calibration
+        self.evaluation = calibration if evaluation is None else evaluation
+        self.remarks: tuple[str, ...] = ()
+        first = next(iter(batches(self.evaluation)), None)
+        example = next(iter(batches(calibration)), None)
+        if first is None or example is None:
+            which = "evaluation" if example is not None else "calibration"
+            raise DataError(f"the {which} loader gave no batch: pass at least one.")
+        if evaluation is None:
+            self._remark("There are no evaluation data: scores are measured on the calibration data, to which the ranges are fitted.")
+        if metric is None:
+            metric = "top1" if first.targets is not None else "agreement"
+            if metric == "agreement":
+                self._remark("The data have no targets: the score is agreement with the float lane, not accuracy.")
+        self.metric = metric
+        if isinstance(model, nn.Module) and model.training:
+            self._remark("The model was handed over in training mode; it is analysed in evaluation mode.")
+        self.graph: Graph = build(model, example.inputs, device=device, leaf_modules=leaf_modules)
+        check_weights(self.graph)
+        if self.graph.deviation > DEVIATION:
+            self._remark(f"The folded graph differs from the model by {self.graph.deviation:.1e} relative: distrust it until you know why.")
+        floats = [step.name for step in self.graph.steps if step.kind == "float"]
+        if floats:
+            named = ", ".join(floats[:4]) + (f" and {len(floats) - 4} more" if len(floats) > 4 else "")
+            self._remark(f"{len(floats)} operations stay float in every lane: {named}; study.graph.notes says why.")
+        self._observed: dict[str, Observation] = {}
+        self._method: dict[str, Any] = {}
+        self._plans: dict[str, Plan] = {}
+        self._cache: dict[tuple[Plan, int | None], np.ndarray] = {}
+        self._prefix: Prefix | None = None
+        self._plan: Plan | None = None
+
+    def _remark(self, text: str) -> None:
+        self.remarks = (*self.remarks, text)
+        logger.warning("%s", text)
+
+    @property
+    def plan(self) -> Plan:
+        """The current plan; calibrates with the defaults on first use."""
+        if self._plan is None:
+            self.calibrate()
+        assert self._plan is not None
+        return self._plan
+
+    @property
+    def metric_name(self) -> str:
+        """Name of the score."""
+        return self.metric if isinstance(self.metric, str) else getattr(self.metric, "__name__", "metric")
+
+    def observe(self, *, batches: int | None = None, progress: bool = True) -> Mapping[str, Observation]:
+        """Histograms of every tap on the calibration data: one float pass, kept for all later calibrations."""
+        if not self._observed or batches is not None:
+            self._observed.clear()
+            self._observed.update(observe(self.graph, self.calibration, limit=batches, progress=progress))
+        return self._observed
+
+    def calibrate(
+        self,
+        method: str = "mse",
+        *,
+        weight_method: str = "minmax",
+        percentile: float = 99.99,
+        methods: Mapping[str, str] | None = None,
+        batches: int | None = None,
+        progress: bool = True,
+    ) -> Plan:
+        """Choose every range from the observed histograms, make the result the current plan, and return it.
+
+        Parameters
+        ----------
+        method, weight_method
+            Estimators of activations and weights: "minmax", "moving-average", "percentile", "mse", "entropy".
+        percentile
+            For the method of that name.
+        methods
+            Estimators by tap or weight name, which win over the general ones.
+        batches
+            Observe anew, on so many batches; by default all, once.
+        """
+        settings = {"method": method, "weight_method": weight_method, "percentile": percentile, "methods": methods}
+        seen = self.observe(batches=batches, progress=progress)
+        plan = make_plan(self.graph, seen, self.scheme, **settings)  # type: ignore[arg-type]
+        self._method, self._plan, self._plans, self._prefix = settings, plan, {}, None
+        return plan
+
+    def with_plan(self, plan: Plan) -> Study:
+        """A new study with that plan; it shares the histograms and scores that this one has."""
+        for name in plan.grids:
+            self.graph.step(name)
+        other = object.__new__(Study)
+        other.__dict__.update(self.__dict__)
+        self.plan  # noqa: B018  # calibrates, so that both agree on the method of the other widths
+        other._method, other._plans = self._method, self._plans
+        other._plan, other._prefix = plan, None
+        return other
+
+    def lane(self, name: str) -> Plan:
+        """The plan of a lane by name: "float", the study's own at its width ("int8"), its scheme at another width
+        ("int16", "int4"), or a preset's name.
+
+        Raises
+        ------
+        QkitError
+            If there is no such lane.
+        """
+        if name == "float":
+            return FLOAT
+        widths = {spec.bits for spec in (self.scheme.weight, self.scheme.activation) if spec is not None}
+        if name == self.scheme.name or (len(widths) == 1 and name == f"int{min(widths)}"):
+            return self.plan
+        if name not in self._plans:
+            if name.startswith("int") and name[3:].isdigit():
+                scheme = self.scheme.at_bits(int(name[3:]), name)
+            elif name in PRESETS:
+                scheme = PRESETS[name]
+            else:
+                raise QkitError(f"there is no lane {name!r}; use 'float', 'int<bits>', a preset ({', '.join(PRESETS)}) or a mapping of name to Plan.")
+            self.plan  # noqa: B018  # makes sure that a method is chosen
+            self._plans[name] = make_plan(self.graph, self.observe(), scheme, **self._method)
+        return self._plans[name]
+
+    def _resolve(self, lanes: Lanes) -> dict[str, Plan]:
+        if isinstance(lanes, Mapping):
+            return dict(lanes)
+        if isinstance(lanes, str):
+            raise QkitError(f"lanes is a sequence of names: ({lanes!r},).")
+        return {name: self.lane(name) for name in lanes}
+
+    def capture(
+        self,
+        lanes: Lanes = ("float", "int16", "int8"),
+        *,
+        batches: int | None = 1,
+        data: Literal["evaluation", "calibration"] = "evaluation",
+        keep: Sequence[str] | Literal["all"] = (),
+        folder: str | Path | None = None,
+        memory_budget: int = MEMORY_BUDGET,
+        progress: bool = True,
+    ) -> Capture:
+        """Every tap in the lanes: error table, and tensors with their codes. See :func:`qkit.capture.capture`."""
+        plans = {name: plan for name, plan in self._resolve(lanes).items() if name != "float"}
+        loader = {"evaluation": self.evaluation, "calibration": self.calibration}.get(data)
+        if loader is None:
+            raise QkitError(f"data is 'evaluation' or 'calibration', not {data!r}.")
+        return capture(
+            self.graph, loader, plans, limit=batches, keep=keep, folder=folder, memory_budget=memory_budget, progress=progress
+        )
+
+    def evaluate(
+        self, lanes: Lanes = ("float", "int16", "int8"), *, batches: int | None = None, progress: bool = True
+    ) -> Scores:
+        """Scores of the lanes on the evaluation data, in lockstep; plans scored before are not run again.
+
+        An interrupt keeps the batches finished so far, and says so.
+        """
+        plans = self._resolve(lanes)
+        todo = {name: plan for name, plan in plans.items() if (plan, batches) not in self._cache}
+        if todo:
+            self._score(todo, batches, progress)
+        missing = [name for name, plan in plans.items() if (plan, batches) not in self._cache]
+        if missing:
+            return self._interrupted
+        return Scores(self.metric_name, {name: self._cache[plan, batches] for name, plan in plans.items()})
+
+    _interrupted: Scores
+
+    def _score(self, plans: Mapping[str, Plan], limit: int | None, progress: bool) -> None:
+        scores: dict[str, list[np.ndarray]] = {name: [] for name in plans}
+        lanes = [Lane("float"), *(Lane(name, plan) for name, plan in plans.items() if name != "float")]
+        needs_float = "float" in plans or self.metric == "agreement"
+        done = 0
+        try:
+            for batch in tqdm(batches(self.evaluation, limit), desc="evaluating", unit="batch", disable=not progress, leave=False):
+                outputs = run_lanes(self.graph, lanes if needs_float else lanes[1:], batch.inputs)
+                reference = outputs.get("float")
+                row = {n: score_batch(self.metric, outputs[n], batch.targets, reference, batch.size) for n in plans}
+                for name in plans:
+                    scores[name].append(row[name])
+                done += 1
+        except KeyboardInterrupt:
+            if done == 0:
+                raise
+            logger.warning("the evaluation was interrupted: scores are those of %d batches and are not kept.", done)
+            self._interrupted = Scores(self.metric_name, {n: np.concatenate(parts[:done]) for n, parts in scores.items()})
+            return
+        if done == 0:
+            raise DataError("the evaluation loader gave no batch: pass at least one.")
+        for name, plan in plans.items():
+            self._cache[plan, limit] = np.concatenate(scores[name])
+
+    def score(self, plan: Plan | None = None, *, batches: int | None = None) -> Interval:
+        """The score of a plan near the current one, computed from the first changed step on.
+
+        The values of the current plan at that step are kept, so that further plans that change nothing before it cost only
+        what lies behind it.
+        """
+        plan = self.plan if plan is None else plan
+        if (plan, batches) not in self._cache:
+            first = first_difference(self.graph, self.plan, plan)
+            kept = self._prefix
+            if kept is None or kept.plan is not self.plan or not kept.covers(plan) or self._prefix_limit != batches:
+                kept = prefix(self.graph, self.evaluation, self.plan, first or 0, self.metric, limit=batches)
+                self._prefix, self._prefix_limit = kept, batches
+            self._cache[plan, batches] = kept.scores(plan)
+        return mean_interval(self._cache[plan, batches])
+
+    _prefix_limit: int | None = None
+
+    def sensitivity(
+        self,
+        mode: Mode = "only",
+        *,
+        lane: str | Plan = "int8",
+        layers: Sequence[str] | None = None,
+        batches: int | None = None,
+        progress: bool = True,
+    ) -> Sensitivity:
+        """Score every layer quantized alone ("only") or spared ("except"). See :func:`qkit.sensitivity.sweep`."""
+        plan = lane if isinstance(lane, Plan) else self.lane(lane)
+        return sweep(self.graph, self.evaluation, plan, mode, self.metric, layers=layers, limit=batches, progress=progress)
+
+    def verdict(self, *, tolerance: float = TOLERANCE, progress: bool = True) -> Verdict:
+        """Is it quantization? From the float, 16-bit and 8-bit lanes on the evaluation data."""
+        return judge(self.evaluate(progress=progress), tolerance=tolerance, expected=self.expected)
+
+    def report(self, path: str | Path, **options: Any) -> Report:
+        """Write a degradation report; ``.html``, ``.md``, ``.json`` or ``.csv`` by suffix. See :func:`qkit.report.make`."""
+        from qkit.report import make, write
+
+        report = make(self, **options)
+        write(report, path)
+        return report
+
+    def __repr__(self) -> str:
+        kinds = Counter(s.kind for s in self.graph.steps if s.quantized)
+        plan = "not calibrated" if self._plan is None else repr(self._plan)
+        return f"Study({self.graph.model_name}: {sum(kinds.values())} taps, scheme {self.scheme.name!r}, metric {self.metric_name!r}, {plan})"
