@@ -141,10 +141,10 @@ def sweep(
     lanes = [Lane(step.name, _lane_plan(plan, step, mode)) for step in steps]
     scores: list[np.ndarray] = []
     bases: list[np.ndarray] = []
-    bar = tqdm(total=None, desc=f"sensitivity ({mode})", unit="layer", disable=not progress, leave=False)
+    source = batches(loader, limit)
+    total = source.__length_hint__() * len(lanes) or None
+    bar = tqdm(total=total, desc=f"sensitivity ({mode})", unit="layer", disable=not progress, leave=False)
     try:
-        source = batches(loader, limit)
-        bar.total = source.__length_hint__() * len(lanes) or None
         for batch in source:
             reference = run_lanes(graph, [Lane("float")], batch.inputs)["float"] if metric == "agreement" else None
             outputs = _run_batch(graph, batch, base, lanes, steps, memory_budget, bar)

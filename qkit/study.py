@@ -112,6 +112,7 @@ class Study:
         self._plans: dict[str, Plan] = {}
         self._cache: dict[tuple[Plan, int | None], np.ndarray] = {}
         self._prefix: Prefix | None = None
+        self._prefix_limit: int | None = None
         self._plan: Plan | None = None
 
     def _remark(self, text: str) -> None:
@@ -240,37 +241,32 @@ class Study:
         plans = self._resolve(lanes)
         todo = {name: plan for name, plan in plans.items() if (plan, batches) not in self._cache}
         if todo:
-            self._score(todo, batches, progress)
-        missing = [name for name, plan in plans.items() if (plan, batches) not in self._cache]
-        if missing:
-            return self._interrupted
+            fresh, whole = self._score(todo, batches, progress)
+            if not whole:
+                return Scores(self.metric_name, fresh)
+            self._cache.update({(plan, batches): fresh[name] for name, plan in todo.items()})
         return Scores(self.metric_name, {name: self._cache[plan, batches] for name, plan in plans.items()})
 
-    _interrupted: Scores
-
-    def _score(self, plans: Mapping[str, Plan], limit: int | None, progress: bool) -> None:
-        scores: dict[str, list[np.ndarray]] = {name: [] for name in plans}
-        lanes = [Lane("float"), *(Lane(name, plan) for name, plan in plans.items() if name != "float")]
-        needs_float = "float" in plans or self.metric == "agreement"
-        done = 0
+    def _score(self, plans: Mapping[str, Plan], limit: int | None, progress: bool) -> tuple[dict[str, np.ndarray], bool]:
+        """Scores of the plans, and whether all batches were taken (not after an interrupt)."""
+        rows: list[dict[str, np.ndarray]] = []
+        lanes = [Lane(name, plan) for name, plan in plans.items()]
+        if self.metric == "agreement" and "float" not in plans:
+            lanes.append(Lane("float"))
+        whole = True
         try:
             for batch in tqdm(batches(self.evaluation, limit), desc="evaluating", unit="batch", disable=not progress, leave=False):
-                outputs = run_lanes(self.graph, lanes if needs_float else lanes[1:], batch.inputs)
+                outputs = run_lanes(self.graph, lanes, batch.inputs)
                 reference = outputs.get("float")
-                row = {n: score_batch(self.metric, outputs[n], batch.targets, reference, batch.size) for n in plans}
-                for name in plans:
-                    scores[name].append(row[name])
-                done += 1
+                rows.append({n: score_batch(self.metric, outputs[n], batch.targets, reference, batch.size) for n in plans})
         except KeyboardInterrupt:
-            if done == 0:
+            if not rows:
                 raise
-            logger.warning("the evaluation was interrupted: scores are those of %d batches and are not kept.", done)
-            self._interrupted = Scores(self.metric_name, {n: np.concatenate(parts[:done]) for n, parts in scores.items()})
-            return
-        if done == 0:
+            logger.warning("the evaluation was interrupted: its scores are those of %d batches and are not kept.", len(rows))
+            whole = False
+        if not rows:
             raise DataError("the evaluation loader gave no batch: pass at least one.")
-        for name, plan in plans.items():
-            self._cache[plan, limit] = np.concatenate(scores[name])
+        return {name: np.concatenate([row[name] for row in rows]) for name in plans}, whole
 
     def score(self, plan: Plan | None = None, *, batches: int | None = None) -> Interval:
         """The score of a plan near the current one, computed from the first changed step on.
@@ -288,8 +284,6 @@ class Study:
             self._cache[plan, batches] = kept.scores(plan)
         return mean_interval(self._cache[plan, batches])
 
-    _prefix_limit: int | None = None
-
     def sensitivity(
         self,
         mode: Mode = "only",
@@ -303,9 +297,9 @@ class Study:
         plan = lane if isinstance(lane, Plan) else self.lane(lane)
         return sweep(self.graph, self.evaluation, plan, mode, self.metric, layers=layers, limit=batches, progress=progress)
 
-    def verdict(self, *, tolerance: float = TOLERANCE, progress: bool = True) -> Verdict:
+    def verdict(self, *, tolerance: float = TOLERANCE, batches: int | None = None, progress: bool = True) -> Verdict:
         """Is it quantization? From the float, 16-bit and 8-bit lanes on the evaluation data."""
-        return judge(self.evaluate(progress=progress), tolerance=tolerance, expected=self.expected)
+        return judge(self.evaluate(batches=batches, progress=progress), tolerance=tolerance, expected=self.expected)
 
     def report(self, path: str | Path, **options: Any) -> Report:
         """Write a degradation report; ``.html``, ``.md``, ``.json`` or ``.csv`` by suffix. See :func:`qkit.report.make`."""

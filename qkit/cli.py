@@ -1,0 +1,158 @@
+"""The command line: ``qkit demo`` on the bundled network, ``qkit report`` on the user's own."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+from rich.text import Text
+
+from qkit.diagnosis.verdict import TOLERANCE
+from qkit.errors import QkitError
+from qkit.estimators import METHODS
+from qkit.metrics import Interval, Scores
+from qkit.schemes import PRESETS
+from qkit.study import Study
+from qkit.zoo.case import Case
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    help="Is it quantization, and if it is, which tensor, why, and what is the cheapest thing that fixes it?",
+)
+console = Console()
+
+_STYLES = {"no-degradation": "green", "quantization": "yellow", "not-quantization": "red", "both": "red", "inconclusive": "cyan"}
+
+Out = Annotated[Path, typer.Option(help="Report to write: .html, .md, .json or .csv.")]
+SchemeName = Annotated[str, typer.Option(help=f"Grids: {', '.join(PRESETS)}.")]
+MethodName = Annotated[str, typer.Option(help=f"How activation ranges are chosen: {', '.join(METHODS)}.")]
+Batches = Annotated[int | None, typer.Option(min=1, help="Evaluation batches to take; all by default.")]
+Sensitive = Annotated[bool, typer.Option(help="Also quantize every layer alone (about half a pass a layer).")]
+Tolerance = Annotated[float, typer.Option(min=0.0, max=1.0, help="Loss that still counts as close: 0.01 is one point.")]
+Device = Annotated[str | None, typer.Option(help="Where to run, such as cuda; the CPU by default.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice by default.")]
+
+
+@app.callback()
+def _logging(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more of what is read and chosen.")] = False,
+) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_time=False)])
+
+
+@app.command()
+def demo(
+    out: Out = Path("out/degradation.html"),
+    network: Annotated[
+        Literal["mobilenet_v2_hostile", "mobilenet_v2_lite", "resnet_small"], typer.Option(help="The bundled network.")
+    ] = "mobilenet_v2_hostile",
+    scheme: SchemeName = "int8-per-tensor",
+    method: MethodName = "mse",
+    batches: Batches = None,
+    sensitivity: Sensitive = True,
+    tolerance: Tolerance = TOLERANCE,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Take a bundled network and real images through float, int16 and int8, and write the degradation report."""
+    from qkit import zoo
+
+    case = zoo.load(network)
+    console.print(f"[bold]{case.name}[/bold]: {case.description}")
+    _report(case, out, scheme, method, batches, sensitivity, tolerance, device, threads)
+
+
+@app.command()
+def report(
+    model: Annotated[str, typer.Option(help="A torchvision name such as resnet50, or package.module:function that makes the model.")],
+    data: Annotated[Path, typer.Option(help="ImageFolder: a folder of images per class, or with train/ and val/ inside.")],
+    weights: Annotated[Path | None, typer.Option(help="State dict: .safetensors, or .pth (read with weights only).")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Class names in the order of the model's outputs: a text or JSON file, or a comma list.")
+    ] = None,
+    calibration_data: Annotated[Path | None, typer.Option(help="Another ImageFolder to calibrate with.")] = None,
+    weights_tag: Annotated[str | None, typer.Option(help="torchvision's weights whose preprocessing to use, such as IMAGENET1K_V1.")] = None,
+    preprocessing: Annotated[str | None, typer.Option(help="torchvision model whose preprocessing to take instead.")] = None,
+    expected: Annotated[float | None, typer.Option(help="The float score that you believe in, as a fraction.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    calibration_images: Annotated[int, typer.Option(min=1, help="Most images to calibrate with.")] = 256,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most images to evaluate on.")] = None,
+    out: Out = Path("degradation.html"),
+    scheme: SchemeName = "int8",
+    method: MethodName = "mse",
+    batches: Batches = None,
+    sensitivity: Sensitive = True,
+    tolerance: Tolerance = TOLERANCE,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Take your own network and images through float, int16 and int8, and write the degradation report."""
+    from qkit import zoo
+
+    case = zoo.user_case(
+        model, weights, data, classes=classes, calibration_data=calibration_data, weights_tag=weights_tag,
+        preprocessing=preprocessing, expected=expected, batch_size=batch_size, calibration_images=calibration_images, limit=limit,
+    )  # fmt: skip
+    _report(case, out, scheme, method, batches, sensitivity, tolerance, device, threads)
+
+
+def _report(
+    case: Case, out: Path, scheme: str, method: str, batches: int | None, sensitivity: bool, tolerance: float,
+    device: str | None, threads: int | None,
+) -> None:  # fmt: skip
+    from qkit.report import check_path, make, write
+
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    check_path(out)
+    begun = time.perf_counter()
+    study = Study(case.model, case.calibration, case.evaluation, scheme=scheme, expected=case.expected, device=device)
+    study.calibrate(method)
+    scores = study.evaluate(batches=batches)
+    console.print(_score_table(scores))
+    verdict = study.verdict(tolerance=tolerance, batches=batches)
+    style = _STYLES[verdict.name]
+    console.print(f"[bold {style}]{verdict.name}[/bold {style}]: {verdict.reason}", highlight=False)
+    made = make(study, title=f"Degradation of {case.name}", batches=batches, sensitivity=sensitivity, tolerance=tolerance)
+    write(made, out)
+    console.print(f"Report: {out} ({time.perf_counter() - begun:.0f} s)", highlight=False)
+
+
+def _score_table(scores: Scores) -> Table:
+    percent = scores.metric in {"top1", "top5", "agreement"}
+
+    def shown(interval: Interval) -> tuple[str, str]:
+        factor, unit = (100.0, " %") if percent else (1.0, "")
+        return f"{factor * interval.value:.2f}{unit}", f"{factor * interval.low:.2f} to {factor * interval.high:.2f}"
+
+    table = Table(title=f"{scores.metric} on {scores.n} images, 95 % intervals")
+    for name in ("lane", "score", "interval", "loss (points)" if percent else "loss", "interval of the loss"):
+        table.add_column(name, justify="left" if name == "lane" else "right")
+    for lane in scores.lanes:
+        loss = shown(scores.loss(lane)) if lane != "float" else ("–", "")
+        table.add_row(lane, *shown(scores[lane]), loss[0].removesuffix(" %"), loss[1])
+    return table
+
+
+def main() -> None:
+    """Run the command line: errors become one line on standard error and exit code 2, an interrupt 130."""
+    try:
+        app()
+    except QkitError as error:
+        Console(stderr=True).print(Text("error: ", "bold red") + Text(str(error)))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted")
+        sys.exit(130)
