@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import logging
+import os
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,8 +19,9 @@ from qkit.errors import GraphError
 
 logger = logging.getLogger(__name__)
 
-_TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent)
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+_HERE = str(Path(__file__).parent) + os.sep
+_LIBRARIES = (*{sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")},)
 
 
 class PathTracer(fx.Tracer):
@@ -24,10 +29,20 @@ class PathTracer(fx.Tracer):
 
     def __init__(self, leaf_modules: Iterable[type[nn.Module] | str] = ()) -> None:
         super().__init__()
-        leaves = tuple(leaf_modules)
+        leaves = (leaf_modules,) if isinstance(leaf_modules, (str, type)) else tuple(leaf_modules)
+        for leaf in leaves:
+            if not (isinstance(leaf, str) or (isinstance(leaf, type) and issubclass(leaf, nn.Module))):
+                raise GraphError(f"leaf_modules holds {leaf!r}: give module classes or module paths.")
         self._leaf_types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
         self._leaf_paths = {leaf for leaf in leaves if isinstance(leaf, str)}
         self._stack: list[str] = []
+
+    def check_leaves(self, model: nn.Module) -> None:
+        """Raise `GraphError` for a leaf path that the model does not have."""
+        paths = [path for path, _ in model.named_modules() if path]
+        for leaf in sorted(self._leaf_paths.difference(paths)):
+            near = difflib.get_close_matches(leaf, paths, 3, 0.0)
+            raise GraphError(f"leaf_modules names {leaf!r}, which {type(model).__name__} does not have; it has {', '.join(near)}.")
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Torch's own modules, and those that the user named by type or by path."""
@@ -56,9 +71,11 @@ def trace(model: nn.Module, leaf_modules: Iterable[type[nn.Module] | str] = ()) 
     Raises
     ------
     GraphError
-        With the user's file and line, the reason, and the cure, if the model cannot be traced.
+        With the user's file and line, the reason, and the cure, if the model cannot be traced; or if `leaf_modules` names
+        what is not there.
     """
     tracer = PathTracer(leaf_modules)
+    tracer.check_leaves(model)
     try:
         graph = tracer.trace(model)
     except Exception as error:
@@ -67,7 +84,7 @@ def trace(model: nn.Module, leaf_modules: Iterable[type[nn.Module] | str] = ()) 
 
 
 def _explain(error: Exception, model: nn.Module, tracer: PathTracer) -> GraphError:
-    frame = _user_frame(error)
+    frame = _user_frame(error, model)
     file, line, source = (frame.filename, frame.lineno, (frame.line or "").strip()) if frame else (None, None, "")
     where = f"{file}:{line}: `{source}`" if frame else f"the forward of {type(model).__name__}"
     reason, cure = _reason(error, source)
@@ -76,11 +93,15 @@ def _explain(error: Exception, model: nn.Module, tracer: PathTracer) -> GraphErr
     )
 
 
-def _user_frame(error: BaseException) -> traceback.FrameSummary | None:
+def _user_frame(error: BaseException, model: nn.Module) -> traceback.FrameSummary | None:
     frames = traceback.extract_tb(error.__traceback__)
     mine = [f for f in frames if not f.filename.startswith((_TORCH, _HERE)) and not f.filename.startswith("<")]
-    # a tracer's error is raised below the line to blame; the deepest frame outside torch is that line
-    return mine[-1] if mine else None
+    # a tracer's error is raised below the line to blame: the deepest frame outside torch, and outside other libraries too
+    # unless the model is theirs
+    sources = {inspect.getsourcefile(type(module)) for module in model.modules()}
+    own = [f for f in mine if f.filename in sources or not f.filename.startswith(_LIBRARIES)]
+    frames = own or mine
+    return frames[-1] if frames else None
 
 
 def _reason(error: Exception, source: str) -> tuple[str, str]:
@@ -90,17 +111,17 @@ def _reason(error: Exception, source: str) -> tuple[str, str]:
     if source.startswith("assert") or (isinstance(error, AssertionError) and "assert" in source):
         return (
             "an assert on a traced value",
-            f"Remove the assert, guard it with `if not isinstance(x, torch.fx.Proxy)`, {leaf}.",
+            f"Remove the assert, move it into a module-level function decorated with torch.fx.wrap, {leaf}.",
         )
+    if "iterated" in message or "cannot be unpacked" in message:
+        return "a traced value is iterated or unpacked into an unknown number of parts", f"Index its parts instead. {wrap}"
     if "control flow" in message:
         return (
             "a branch or loop that depends on a tensor's data or shape",
             f"Replace it by torch.where or by a decision made in __init__; {wrap[0].lower()}{wrap[1:]}",
         )
-    if "iterated" in message or "cannot be unpacked" in message:
-        return "a traced value is iterated or unpacked into an unknown number of parts", f"Index its parts instead. {wrap}"
     if "len()" in message or "'len'" in message:
-        return "len() of a traced value", "Use x.shape[0], or torch.fx.wrap('len') at module level."
+        return "len() of a traced value", f"Use x.shape[0], or torch.fx.wrap('len') at module level, {leaf}."
     if isinstance(error, (TypeError, ValueError, RuntimeError)) and "Proxy" in message:
         return f"a call that takes concrete values only ({message.splitlines()[0]})", wrap
     return f"{type(error).__name__}: {message.splitlines()[0] if message else 'no message'}", wrap
