@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from qkit import operations as ops
@@ -170,12 +171,12 @@ def build(
         raise GraphError(f"a torch.nn.Module is needed, not {type(model).__name__}; if it is a function that makes one, call it.")
     target = _device_of(model, device)
     copied = copy.deepcopy(model).eval().requires_grad_(False).to(target)
-    for module in copied.modules():
-        if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     inputs = tuple(x.to(target) if isinstance(x, Tensor) else x for x in inputs)
-    with torch.inference_mode(), warnings.catch_warnings():
+    from qkit.lanes import execution
+
+    generators = [target] if target.type == "cuda" else []
+    with execution(target), torch.random.fork_rng(generators), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = trace(copied, leaf_modules)
         try:
@@ -183,6 +184,7 @@ def build(
         except Exception as error:
             shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
             raise DataError(f"{type(model).__name__} does not run on the batch it was given ({shapes}): {error}") from error
+        _make_pure(traced)
         values = _Recorder(traced).record(inputs)
         builder = _Builder(traced, values)
         graph = builder.graph(type(model).__name__, target)
@@ -221,20 +223,47 @@ def _device_of(model: nn.Module, device: torch.device | str | None) -> torch.dev
     if len(devices) > 1 and device is None:
         raise DataError(f"{type(model).__name__} lies on several devices ({', '.join(devices)}): move it to one, or pass device=.")
     for name, t in tensors:
+        if t.device.type == "meta":
+            raise DataError(f"{name} is on the meta device and holds no numbers: load the checkpoint into the model first.")
         if t.is_floating_point() and t.dtype != torch.float32:
             raise DataError(f"{name} is {t.dtype}; qkit analyses float32 models. Convert with model.float() first.")
     return torch.device(device if device is not None else devices[0] if devices else "cpu")
+
+
+def _make_pure(traced: fx.GraphModule) -> None:
+    """Take out what does nothing at inference, and let later readers of an overwritten tensor read the operation's result.
+
+    The steps then compute what the model does although none of them writes to its inputs. Changes the graph module in place.
+    """
+    order = {node: i for i, node in enumerate(traced.graph.nodes)}
+    for node in list(traced.graph.nodes):
+        module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+        kind = ops.module_kind(module) if module is not None else ops.function_kind(node) if node.op.startswith("call_") else None
+        if kind == "drop":
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            traced.graph.erase_node(node)
+            continue
+        overwritten = ops.mutated(node, module)
+        if overwritten is not None:
+            node.meta["overwrites"] = overwritten
+            later = {user for user in overwritten.users if order[user] > order[node]}
+            overwritten.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+    for module in traced.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
 
 
 class _Recorder(fx.Interpreter):
     """Runs the traced model once; notes every node's value by shape and type, and refuses operations that write to their inputs."""
 
     def record(self, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
+        self.extra_traceback = False
         self.values: dict[fx.Node, Any] = {}
         self.run(*inputs)
         return self.values
 
     def run_node(self, n: fx.Node) -> Any:
+        self._refuse_shared(n)
         before: list[tuple[Tensor, Tensor]] = []
         if n.op in {"call_function", "call_method"}:
             target, args, kwargs = ops.out_of_place(n)
@@ -252,6 +281,19 @@ class _Recorder(fx.Interpreter):
             )
         self.values[n] = _outline(result)
         return result
+
+    def _refuse_shared(self, n: fx.Node) -> None:
+        """An operation in place on a view changes the viewed tensor too: not to be had without writing to it."""
+        overwritten = n.meta.get("overwrites")
+        if overwritten is None:
+            return
+        storages = {t.untyped_storage().data_ptr() for t in tensors_in(self.env[overwritten])}
+        for other, value in self.env.items():
+            if other is not overwritten and any(t.untyped_storage().data_ptr() in storages for t in tensors_in(value)):
+                raise GraphError(
+                    f"{n.target} in {n.meta.get('path') or 'the model'} changes {overwritten.name} in place, which shares memory "
+                    f"with {other.name}, used later; write it without the in-place operation."
+                )
 
 
 def _outline(value: Any) -> Any:
@@ -318,7 +360,7 @@ class _Builder:
         for part in str(node.target).split("."):
             value = getattr(value, part)
         arithmetic = any(ops.function_kind(user) in ops.ARITHMETIC for user in node.users if user.op.startswith("call_"))
-        weight_only = all(user.target in ops.FUNCTIONAL_WEIGHTED for user in node.users)
+        weight_only = all(user.target in ops.FUNCTIONAL_WEIGHTED and self._constant_weight(user) for user in node.users)
         if weight_only and node.users:
             return
         kind = "constant" if arithmetic and self._is_float(node) else "meta"
@@ -328,21 +370,18 @@ class _Builder:
         module, path = self._module(node), str(node.target)
         assert module is not None
         kind = ops.module_kind(module)
-        if kind == "drop":
-            self._alias(node)
-        elif kind in {"conv", "conv-transpose", "linear"}:
+        if kind in {"conv", "conv-transpose", "linear"} and len(node.all_input_nodes) == 1 == len(node.args) + len(node.kwargs):
             self._add_weighted(node, module, path, kind)
         elif kind == "batchnorm":
             self._add_batch_norm(node, module, path)
         else:
+            # what is left of the weighted kinds: a transposed convolution that is told its output size
+            kind = None if kind in ops.WEIGHTED.values() else kind
             self._add_plain(node, path, kind, lambda *args, **kwargs: module(*args, **kwargs), node.args, node.kwargs)
 
     def _add_function(self, node: fx.Node) -> None:
         kind = ops.function_kind(node)
         name = f"{node.meta.get('path', '')}:{ops.short_name(node.target)}"
-        if kind == "drop":
-            self._alias(node)
-            return
         if node.target in ops.FUNCTIONAL_WEIGHTED and self._constant_weight(node) is not None:
             self._add_functional_weighted(node, name)
             return
@@ -358,7 +397,8 @@ class _Builder:
             kind, note = "meta", None
         elif kind is None:
             what = type(self._module(node)).__name__ if node.op == "call_module" else ops.short_name(node.target)
-            kind, note = "float", f"{what} has no integer form here: it runs in float on the lane's values and its output is not rounded"
+            why = "has its weight computed as it runs" if node.target in ops.FUNCTIONAL_WEIGHTED else "has no integer form here"
+            kind, note = "float", f"{what} {why}: it runs in float on the lane's values and its output is not rounded"
         elif kind != "keep" and not isinstance(self.values[node], Tensor):
             kind, note = "float", f"{ops.short_name(node.target)} returns several tensors: they are not rounded"
         clamp = ops.clamp_bounds(node, self._module(node))
@@ -393,28 +433,27 @@ class _Builder:
         weight = self._constant_weight(node)
         assert weight is not None
         key, tensor = weight
-        bias = ops.bound_arguments(node).get("bias", node.args[2] if len(node.args) > 2 else None)
-        tail, kwargs = node.args[3:], {k: v for k, v in node.kwargs.items() if k not in {"input", "weight", "bias"}}
+        arguments = ops.weighted_arguments(node)
+        source, bias = arguments["input"], arguments.get("bias")
+        settings = {k: v for k, v in arguments.items() if k not in {"input", "weight", "bias"}}
         function: Any = node.target
         act, last = self._fused_activation(node)
-        name = self._unique(name)
-        self.names[name] -= 1
         bias_name = None
         if isinstance(bias, fx.Node):
             bias_name = str(bias.target)
             self.biases[bias_name] = self._attribute(bias)
-        self.weights[key] = tensor
+        self.weights[key] = _packed(tensor)
         self._append(
-            node, name, ops.FUNCTIONAL_WEIGHTED[node.target], lambda x, w, b: function(x, w, b, *tail, **kwargs),
-            act=act, last=last, weight=key, bias=bias_name, inputs=(node.args[0],),
+            node, name, ops.FUNCTIONAL_WEIGHTED[node.target], lambda x, w, b: function(x, w, b, **settings),
+            act=act, last=last, weight=key, bias=bias_name, inputs=(source,),
         )  # fmt: skip
 
     def _constant_weight(self, node: fx.Node) -> tuple[str, Tensor] | None:
-        operands = [*node.args[1:3], *(node.kwargs.get(k) for k in ("weight", "bias"))]
-        nodes = [n for n in operands if isinstance(n, fx.Node)]
-        if not nodes or any(n.op != "get_attr" for n in nodes) or not node.args:
+        arguments = ops.weighted_arguments(node)
+        if any(isinstance(v, fx.Node) and v.op != "get_attr" for k, v in arguments.items() if k != "input"):
             return None
-        return str(nodes[0].target), self._attribute(nodes[0])
+        weight = arguments.get("weight")
+        return (str(weight.target), self._attribute(weight)) if isinstance(weight, fx.Node) else None
 
     def _attribute(self, node: fx.Node) -> Tensor:
         value: Any = self.traced
@@ -437,14 +476,18 @@ class _Builder:
         )  # fmt: skip
 
     def _weigh(self, path: str, weight: Tensor, bias: Tensor | None) -> None:
-        weight = weight.detach()
-        self.weights[f"{path}.weight"] = weight.contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else weight.contiguous()
+        self.weights[f"{path}.weight"] = _packed(weight.detach())
         if bias is not None:
             self.biases[f"{path}.bias"] = bias.detach()
 
     def _following_batch_norm(self, node: fx.Node) -> fx.Node | None:
-        """The batch norm that only this call feeds and that is used nowhere else."""
+        """The batch norm that only this call feeds, that is used nowhere else, and whose channels are those of the weight."""
         users = list(node.users)
+        module = self._module(node)
+        if isinstance(module, nn.Linear) and self.values[node].ndim != 2:
+            return None  # over (N, L, C) the norm's channels are L
+        if getattr(module, "transposed", False) and module.groups != 1:  # type: ignore[union-attr]
+            return None
         if len(users) != 1 or self.calls[str(node.target)] != 1 or users[0].op != "call_module":
             return None
         if self.calls[str(users[0].target)] != 1:
@@ -459,9 +502,6 @@ class _Builder:
             if bounds is not None and users[0].all_input_nodes == [node]:
                 return bounds, users[0]
         return ops.UNBOUNDED, node
-
-    def _alias(self, node: fx.Node) -> None:
-        self.at[node] = self.at[node.all_input_nodes[0]]
 
     def _unique(self, name: str) -> str:
         self.names[name] += 1
@@ -509,7 +549,7 @@ class _Builder:
             return len(shape) - 1
         sources = [self.steps[i] for i in indices if len(self.steps[i].shape) == len(shape)]
         if not sources:
-            return 1 if len(shape) != 3 else 2
+            return 2 if len(shape) == 3 and not any(self._reads_channels_first(user) for user in node.users) else 1
         axis = sources[0].channel_axis
         name = ops.short_name(node.target) if node.op != "call_module" else ""
         if name == "permute":
@@ -519,6 +559,9 @@ class _Builder:
             a, b = (int(d) % len(shape) for d in node.args[1:3])  # type: ignore[arg-type]
             return b if axis == a else a if axis == b else axis
         return axis
+
+    def _reads_channels_first(self, user: fx.Node) -> bool:
+        return isinstance(self._module(user), (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d)) or user.target is F.conv1d
 
     def _macs(self, step: Step) -> int:
         if step.weight is None or not step.shape:
@@ -534,6 +577,11 @@ class _Builder:
                 inputs *= size
             return inputs * weight[0].numel()
         return outputs * weight[0].numel()
+
+
+def _packed(weight: Tensor) -> Tensor:
+    """A weight in the memory layout that lanes run fastest with: no gaps, images' channels last."""
+    return weight.contiguous(memory_format=torch.channels_last if weight.ndim == 4 else torch.contiguous_format)
 
 
 def _fresh_copy(x: Any) -> Any:

@@ -167,7 +167,7 @@ class _Operands:
 
 
 @contextmanager
-def _execution(device: torch.device) -> Iterator[None]:
+def execution(device: torch.device) -> Iterator[None]:
     """No gradients, and on a GPU plain float32 and repeatable kernels: TF32 alone would cost more than int16 does."""
     with torch.inference_mode():
         if device.type == "cuda":
@@ -238,7 +238,7 @@ def _walk(
         env = {i: [value] * len(lanes) for i, value in start.values.items()}
     given = [] if inputs is None else [Value(x) for x in place_inputs(graph, inputs)]
     first = 0 if start is None else start.index
-    with _execution(graph.device):
+    with execution(graph.device):
         for step in graph.steps[first:stop]:
             arguments = [[given[step.argument]] * len(lanes)] if step.argument is not None else [env[i] for i in step.inputs]
             values = _run_step(graph, step, lanes, source, arguments, finish, executed, keep_all=observe is not None)

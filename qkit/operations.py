@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 Bounds = tuple[float, float]
@@ -72,6 +72,7 @@ _COMPUTE_NAMES: Mapping[str, str] = {
     **dict.fromkeys("interpolate upsample".split(), "resize"),
 }
 FUNCTIONAL_WEIGHTED: Mapping[Any, str] = {F.conv1d: "conv", F.conv2d: "conv", F.conv3d: "conv", F.linear: "linear"}
+_WEIGHTED_SIGNATURE = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 #: Kinds whose constant operands an integer engine stores as integers too.
 ARITHMETIC = frozenset({"add", "mul", "concat", "matmul"})
@@ -142,6 +143,11 @@ def bound_arguments(node: fx.Node) -> dict[str, Any]:
     return dict(node.kwargs)
 
 
+def weighted_arguments(node: fx.Node) -> dict[str, Any]:
+    """Arguments of a call of `FUNCTIONAL_WEIGHTED` by name; those are builtins, whose signature Python does not know."""
+    return {**dict(zip(_WEIGHTED_SIGNATURE, node.args, strict=False)), **node.kwargs}
+
+
 def clamp_bounds(node: fx.Node, module: nn.Module | None) -> Bounds | None:
     """Bounds of an activation that only clamps (ReLU, ReLU6, Hardtanh, clamp with numbers), else None."""
     if module is not None:
@@ -171,11 +177,28 @@ def note(kind: str) -> str | None:
     return _NOTES.get(kind)
 
 
+def mutated(node: fx.Node, module: nn.Module | None) -> fx.Node | None:
+    """The node whose tensor the call overwrites (``x.relu_()``, ``F.relu(x, inplace=True)``, ``out=x``), or None."""
+    target, out = node.target, node.kwargs.get("out")
+    if module is not None:
+        writes = type(module).__module__.startswith("torch.nn.") and bool(getattr(module, "inplace", False))
+    elif isinstance(out, fx.Node):
+        return out
+    else:
+        name = target if isinstance(target, str) else getattr(target, "__name__", "")
+        suffix = name.endswith("_") and not name.startswith("_") and node.op in {"call_function", "call_method"}
+        writes = suffix or target in _OUT_OF_PLACE or (node.op == "call_function" and bool(bound_arguments(node).get("inplace")))
+    first = node.args[0] if node.args else node.kwargs.get("input")
+    return first if writes and isinstance(first, fx.Node) else None
+
+
 def out_of_place(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """Target, args and kwargs of a call that leaves its inputs alone: lanes share tensors, so nothing may write to them."""
     target, args, kwargs = node.target, node.args, dict(node.kwargs)
+    if isinstance(kwargs.get("out"), fx.Node):
+        del kwargs["out"]
     if isinstance(target, str):
-        if node.op == "call_method" and target.endswith("_") and not target.startswith("_"):
+        if node.op == "call_method" and target.endswith("_") and hasattr(Tensor, target.rstrip("_")):
             target = target.rstrip("_")
         if target == "view" and not any(isinstance(a, torch.dtype) for a in args):
             target = "reshape"  # lanes keep images in channels-last memory, where not every view exists
