@@ -16,7 +16,7 @@ from qkit.zoo.splits import stratified_order
 CLASSES = tuple(str(digit) for digit in range(10))
 #: Edge of the square images in pixels, after the upsampling from 8.
 SIZE = 32
-#: Of the scans, on the scale from 0 (paper) to 1 (ink), rounded; the normalised images have values from -0.86 to 2.
+#: Of the scans, from 0 (paper) to 1 (ink), rounded; normalised images have values from -0.86 to 2.
 MEAN, STD = 0.3, 0.35
 CALIBRATION, EVALUATION = 256, 741
 
@@ -33,9 +33,9 @@ class Digits:
 def digits(seed: int = 0) -> Digits:
     """Split the 1797 digits into 800 for training, 256 for calibration and 741 for evaluation.
 
-    The images are scans of digits written by 43 people (E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten
-    Digits, UCI Machine Learning Repository, 1998, CC BY 4.0), 8×8 with 17 grey levels. They are upsampled bilinearly to
-    32×32, repeated on three channels, and normalised with `MEAN` and `STD`.
+    The images are scans of digits written by 43 people (E. Alpaydin and C. Kaynak, Optical Recognition of
+    Handwritten Digits, UCI Machine Learning Repository, 1998, CC BY 4.0), 8×8 with 17 grey levels. They are
+    upsampled bilinearly to 32×32, repeated on three channels, and normalised with `MEAN` and `STD`.
 
     Parameters
     ----------
@@ -49,13 +49,15 @@ def digits(seed: int = 0) -> Digits:
     """
     images, labels = _scans()
     order = torch.tensor(stratified_order(labels.tolist(), seed))
-    evaluation, calibration, train = order.split([EVALUATION, CALIBRATION, len(order) - EVALUATION - CALIBRATION])
+    evaluation, calibration, train = order.split(
+        [EVALUATION, CALIBRATION, len(order) - EVALUATION - CALIBRATION]
+    )
     return Digits(*(TensorDataset(images[part], labels[part]) for part in (train, calibration, evaluation)))
 
 
 def loader(dataset: TensorDataset, batch_size: int = 64) -> DataLoader[Any]:
     """Batches in the data set's own order, the same in every pass."""
-    # with a generator of its own, because a loader without one draws from the user's global generator at every pass
+    # with a generator of its own: a loader without one draws from the user's global generator at every pass
     return DataLoader(dataset, batch_size=batch_size, shuffle=False, generator=torch.Generator())
 
 
@@ -64,7 +66,7 @@ def _scans() -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingExtra(
-            "scikit-learn is needed for its handwritten digits and is not installed: `pip install scikit-learn`."
+            "scikit-learn is needed for its digits and is not installed: `pip install scikit-learn`."
         ) from error
     bunch = load_digits()
     grey = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16

@@ -8,10 +8,10 @@ import numpy as np
 
 
 def stratified_order(labels: Sequence[int], seed: int = 0) -> list[int]:
-    """Return all indices in an order whose every contiguous stretch has the classes in proportion, to within one.
+    """Return all indices in an order whose every stretch has the classes in proportion, to within one.
 
-    Each class is shuffled, its samples are spread evenly over [0, 1), and the classes are merged by that position. A split
-    is then nothing but slices, and batches of unshuffled loaders are balanced too.
+    Each class is shuffled, its samples are spread evenly over [0, 1), and the classes are merged by that
+    position. A split is then nothing but slices, and batches of unshuffled loaders are balanced too.
 
     Parameters
     ----------

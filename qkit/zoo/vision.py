@@ -15,7 +15,7 @@ from qkit.errors import MissingExtra, QkitError
 
 logger = logging.getLogger(__name__)
 
-#: What torchvision's Python code refers to by name while it is imported. Schemas only: nothing implements them.
+#: What torchvision refers to by name while it is imported. Schemas only: nothing implements them.
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -29,9 +29,9 @@ def load_torchvision() -> ModuleType:
     """Import torchvision and return it.
 
     A torchvision built for CUDA beside a CPU build of torch cannot load its compiled operators, and then even
-    ``import torchvision`` fails, although classification models, data sets and transforms need none of them. In that case,
-    and only then, the two operators which the import refers to are declared without an implementation. A real
-    ``torchvision.ops.nms`` stays unavailable; that is logged once.
+    ``import torchvision`` fails, although classification models, data sets and transforms need none of them.
+    In that case, and only then, the two operators which the import refers to are declared without an
+    implementation. A real ``torchvision.ops.nms`` stays unavailable; that is logged once.
 
     Returns
     -------
@@ -48,8 +48,8 @@ def load_torchvision() -> ModuleType:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         raise MissingExtra(
-            "torchvision is needed for these models and is not installed: install the torchvision that goes with torch "
-            f"{torch.__version__}, for example with `pip install torchvision`."
+            "torchvision is needed for these models and is not installed: install the one that goes with "
+            f"torch {torch.__version__}, for example with `pip install torchvision`."
         )
     reason = _why_operators_are_missing(Path(spec.origin).parent)
     if reason is not None and not _declared:
@@ -65,7 +65,7 @@ def load_torchvision() -> ModuleType:
 
 
 def _why_operators_are_missing(package: Path) -> str | None:
-    """Load the compiled operators as torchvision itself would; ``None`` if they are there, else the reason."""
+    """Load the compiled operators as torchvision itself would; ``None`` on success, else the reason."""
     libraries = sorted((*package.glob("_C*.so"), *package.glob("_C*.pyd")))
     reason = "this build of torchvision has none"
     for library in libraries:
@@ -86,8 +86,8 @@ def _declare_schemas(reason: str) -> None:
         library.define(schema)
     _declared.append(library)
     logger.info(
-        "torchvision's compiled operators cannot be loaded (%s): classification models, data sets and transforms work, "
-        "a real torchvision.ops.nms is unavailable.",
+        "torchvision's compiled operators cannot be loaded (%s): classification models, data sets and "
+        "transforms work, a real torchvision.ops.nms is unavailable.",
         reason,
     )
 

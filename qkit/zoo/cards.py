@@ -1,0 +1,22 @@
+"""What each checkpoint of the zoo is about."""
+
+from __future__ import annotations
+
+DATA = "scikit-learn's handwritten digits (UCI Optical Recognition of Handwritten Digits, CC BY 4.0)"
+
+#: Name -> description, written to the checkpoint's card and shown with the case.
+DESCRIPTIONS: dict[str, str] = {
+    "mobilenet_v2_lite": (
+        "MobileNetV2 at width 0.25 with ReLU, trained on handwritten digits with SGD and weight decay on "
+        "every parameter: it quantizes well."
+    ),
+    "mobilenet_v2_hostile": (
+        "The same MobileNetV2, trained as quantization guidelines warn against (Adam at a large rate, no "
+        "weight decay), then rescaled channel by channel without changing its function: as good in float and in 16 "
+        "bits, while 8 bits with one weight scale per tensor lose accuracy."
+    ),
+    "resnet_small": (
+        "ResNet-18's blocks at 12 to 96 channels, trained on handwritten digits: residual joins and pooling; "
+        "it quantizes well."
+    ),
+}

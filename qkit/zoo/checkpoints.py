@@ -1,0 +1,98 @@
+"""Checkpoints on disk: ``<name>.safetensors`` with the weights and ``<name>.json``, the card about them."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from qkit.errors import QkitError
+from qkit.zoo.case import Case
+from qkit.zoo.digits import CLASSES, digits, loader
+from qkit.zoo.models import build, names
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+#: Where a checkpoint is looked for: in the installed package, then in the checkout.
+FOLDERS = (_PACKAGE / "data", _PACKAGE.parent / "data")
+
+
+def load(name: str, batch_size: int = 64) -> Case:
+    """Load a trained checkpoint of the zoo with its calibration and evaluation digits.
+
+    Parameters
+    ----------
+    name
+        One of `qkit.zoo.names`.
+    batch_size
+        Images a batch, of both loaders.
+
+    Raises
+    ------
+    QkitError
+        If there is no such name (the known ones are listed), or if its files are missing or damaged.
+    """
+    model = build(name)
+    weights = _find(name)
+    card = read_card(weights.with_suffix(".json"))
+    try:
+        model.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise QkitError(
+            f"{weights} does not hold the weights of {name} ({error}): make it again with "
+            f"`python -m qkit.zoo train {name}`."
+        ) from error
+    model.eval()
+    splits = digits()
+    return Case(
+        name=name,
+        model=model,
+        calibration=loader(splits.calibration, batch_size),
+        evaluation=loader(splits.evaluation, batch_size),
+        expected=card["scores"]["evaluation"],
+        classes=CLASSES,
+        description=card["description"],
+    )
+
+
+def save(model: nn.Module, name: str, card: dict[str, Any], folder: Path) -> Path:
+    """Write `model`'s weights and its card into `folder`; returns the weights' path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / f"{name}.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, weights)
+    weights.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    return weights
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's card; a damaged or incomplete one is a `QkitError`."""
+    try:
+        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        float(card["scores"]["evaluation"]), str(card["description"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise QkitError(
+            f"The card {path} cannot be read ({type(error).__name__}: {error}): restore it."
+        ) from error
+    return card
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a checkpoint's weights depend on."""
+    return {package: version(package) for package in ("torch", "torchvision", "scikit-learn", "numpy")}
+
+
+def _find(name: str) -> Path:
+    for folder in FOLDERS:
+        path = folder / f"{name}.safetensors"
+        if path.is_file():
+            return path
+    looked = " or ".join(str(folder) for folder in FOLDERS)
+    raise QkitError(
+        f"The weights of {name} are not in {looked}: train them with "
+        f"`python -m qkit.zoo train {name} --out {FOLDERS[1]}`. "
+        f"The zoo has {', '.join(names())}."
+    )

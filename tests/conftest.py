@@ -1,0 +1,29 @@
+"""Fixtures that several tests share."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: minutes long; left out of the default run")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test starts from the same global random state."""
+    torch.manual_seed(20240611)
+
+
+@pytest.fixture(scope="session")
+def torchvision_models() -> ModuleType:
+    """``torchvision.models``, also where torchvision's compiled operators do not load."""
+    from qkit.zoo.vision import load_torchvision
+
+    load_torchvision()
+    import torchvision.models
+
+    return torchvision.models
