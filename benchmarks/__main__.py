@@ -28,7 +28,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--no-sweeps", action="store_true", help="leave the sensitivity sweeps out (minutes)")
     parser.add_argument("--no-scaling", action="store_true", help="leave out how the cost grows")
-    parser.add_argument("--keep-buffers", action="store_true", help="run with glibc's allocator keeping large buffers, " + str(KEEP_BUFFERS))
+    parser.add_argument(
+        "--keep-buffers", action="store_true", help="run with glibc's allocator keeping large buffers, " + str(KEEP_BUFFERS)
+    )
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args()
     if options.keep_buffers and any(os.environ.get(k) != v for k, v in KEEP_BUFFERS.items()):
@@ -42,14 +44,19 @@ def main() -> None:
         rows += scaling.measure()
     kept = all(os.environ.get(k) == v for k, v in KEEP_BUFFERS.items())
     title = f"torch {torch.__version__}, Python {platform.python_version()}, {options.threads} threads, malloc {'keeps buffers' if kept else 'default'}"
-    table = Table(title=title, caption="float pass = the model's own forward pass of the same batch, measured beside each repetition; median (least to greatest)")
+    table = Table(
+        title=title,
+        caption="float pass = the model's own forward pass of the same batch, measured beside each repetition; median (least to greatest)",
+    )
     for column in ("network", "what", "measured", "target", "met"):
         table.add_column(column)
     for row in rows:
         table.add_row(row.network, row.what, row.measured, row.target, ("yes" if row.met else "NO") if row.target else "")
     Console(width=150).print(table)
     if options.json:
-        options.json.write_text(json.dumps({"setting": title, "rows": [asdict(r) for r in rows]}, indent=1, ensure_ascii=False) + "\n")
+        options.json.write_text(
+            json.dumps({"setting": title, "rows": [asdict(r) for r in rows]}, indent=1, ensure_ascii=False) + "\n"
+        )
 
 
 if __name__ == "__main__":

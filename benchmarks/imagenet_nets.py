@@ -71,7 +71,10 @@ def measure(name: str, *, sweeps: bool, repeats: int) -> list[Row]:
     calibrating = ratio(lambda: observe(graph, loader, progress=False), reference, repeats=repeats)
     add("calibration, a batch", calibrating, 2.0 if name == "mobilenet_v2" else 1.5)
     for method in ("minmax", "mse", "entropy"):
-        info(f"choosing all ranges, {method}", ratio(lambda m=method: make_plan(graph, seen, scheme_of("int8"), method=m), reference, repeats=3))
+        info(
+            f"choosing all ranges, {method}",
+            ratio(lambda m=method: make_plan(graph, seen, scheme_of("int8"), method=m), reference, repeats=3),
+        )
     if sweeps:
         for mode, share in (("only", 0.6), ("except", 0.75)):
             found = ratio(
@@ -82,6 +85,12 @@ def measure(name: str, *, sweeps: bool, repeats: int) -> list[Row]:
     plain = peak_bytes(reference)
     taken = peak_bytes(lambda: capture(graph, loader, plans, progress=False))
     rows.append(
-        Row(name, "capture, peak memory", f"{taken / plain:.2f} × ({taken / 2**20:.0f} of {plain / 2**20:.0f} MiB)", "≤ 3 ×", taken <= 3 * plain)
+        Row(
+            name,
+            "capture, peak memory",
+            f"{taken / plain:.2f} × ({taken / 2**20:.0f} of {plain / 2**20:.0f} MiB)",
+            "≤ 3 ×",
+            taken <= 3 * plain,
+        )
     )
     return rows

@@ -25,7 +25,13 @@ def measure() -> list[Row]:
     histograms = [study.observe()[name].histogram for name in taps]
     figures = [median_seconds(lambda h=h, t=t: h.error(plan[t].params), 20) for h, t in zip(histograms, taps, strict=True)]
     rows = [
-        Row("bundled", "error figures of a range, slowest tap", f"{1e3 * max(figures):.2f} ms, median {1e3 * statistics.median(figures):.2f} ms", "< 5 ms", max(figures) < 5e-3)
+        Row(
+            "bundled",
+            "error figures of a range, slowest tap",
+            f"{1e3 * max(figures):.2f} ms, median {1e3 * statistics.median(figures):.2f} ms",
+            "< 5 ms",
+            max(figures) < 5e-3,
+        )
     ]
     batches = [inputs for inputs, _ in loader]
 
@@ -44,6 +50,14 @@ def measure() -> list[Row]:
         rescore(0.999)
         times = [rescore(0.9 - 0.01 * k) for k in range(7)]
         taken = statistics.median(times)
-        rows.append(Row("bundled", f"new score, {place} tap changed, 256 images", f"{1e3 * taken:.0f} ms, {taken / full:.2f} of a whole int8 evaluation", "", True))
+        rows.append(
+            Row(
+                "bundled",
+                f"new score, {place} tap changed, 256 images",
+                f"{1e3 * taken:.0f} ms, {taken / full:.2f} of a whole int8 evaluation",
+                "",
+                True,
+            )
+        )
     assert torch.get_num_threads() >= 1
     return rows

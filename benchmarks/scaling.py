@@ -31,7 +31,9 @@ def measure() -> list[Row]:
             lambda m=plain, data=x: _float(m, data), repeats=3,
         )  # fmt: skip
         layers = len(graph.taps)
-        rows.append(Row("plain", f'sensitivity "only", {layers} layers', f"{found} passes, {found.median / layers:.2f} × L", "", True))
+        rows.append(
+            Row("plain", f'sensitivity "only", {layers} layers', f"{found} passes, {found.median / layers:.2f} × L", "", True)
+        )
     return rows
 
 

@@ -125,7 +125,9 @@ def make_plan(
             weight = graph.weights[step.weight]
             grids[step.weight] = weight_grid(weight, spec, special.get(step.weight, weights), step.weight_axis)
         if step.quantized and (spec := scheme.spec(step.name, weight=False)) is not None:
-            grids[step.name] = activation_grid(seen[step.name], spec, special.get(step.name, general), step.channel_axis, percentile)
+            grids[step.name] = activation_grid(
+                seen[step.name], spec, special.get(step.name, general), step.channel_axis, percentile
+            )
     return Plan(grids, scheme.bias_bits, scheme.name)
 
 

@@ -205,14 +205,18 @@ class Capture:
         self.samples += size
         return outputs
 
-    def _finish(self, step: Step, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None) -> Tensor:
+    def _finish(
+        self, step: Step, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None
+    ) -> Tensor:
         axis = step.channel_axis
         if reference is None:
             value = finish_value(step, y, params, lanes, None)
             sums = self.floats.setdefault(step.name, FloatSums())
             sums.add(value, axis)
             if not np.isfinite(sums.squared).all() and not bool(torch.isfinite(value).all()):
-                raise DataError(f"{step.name}: the float lane holds NaN or infinity. Look at this layer's weights and inputs first.")
+                raise DataError(
+                    f"{step.name}: the float lane holds NaN or infinity. Look at this layer's weights and inputs first."
+                )
             # a lane that has not diverged yet has no error here, but its extremes and counts are the float lane's
             for lane in lanes[1:]:
                 self._add(step, lane, value, *_no_error(value, axis))
@@ -369,7 +373,8 @@ class Capture:
             "samples": self.samples,
             "lanes": list(self.lanes),
             "taps": {
-                str(tap): {group: _plain(table.loc[tap, group].to_dict()) for group in table.columns.levels[0]} for tap in table.index
+                str(tap): {group: _plain(table.loc[tap, group].to_dict()) for group in table.columns.levels[0]}
+                for tap in table.index
             },
         }
 

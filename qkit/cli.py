@@ -47,7 +47,9 @@ def _logging(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more of what is read and chosen.")] = False,
 ) -> None:
     level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_time=False)])
+    logging.basicConfig(
+        level=level, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_time=False)]
+    )
 
 
 @app.command()
@@ -74,14 +76,18 @@ def demo(
 
 @app.command()
 def report(
-    model: Annotated[str, typer.Option(help="A torchvision name such as resnet50, or package.module:function that makes the model.")],
+    model: Annotated[
+        str, typer.Option(help="A torchvision name such as resnet50, or package.module:function that makes the model.")
+    ],
     data: Annotated[Path, typer.Option(help="ImageFolder: a folder of images per class, or with train/ and val/ inside.")],
     weights: Annotated[Path | None, typer.Option(help="State dict: .safetensors, or .pth (read with weights only).")] = None,
     classes: Annotated[
         str | None, typer.Option(help="Class names in the order of the model's outputs: a text or JSON file, or a comma list.")
     ] = None,
     calibration_data: Annotated[Path | None, typer.Option(help="Another ImageFolder to calibrate with.")] = None,
-    weights_tag: Annotated[str | None, typer.Option(help="torchvision's weights whose preprocessing to use, such as IMAGENET1K_V1.")] = None,
+    weights_tag: Annotated[
+        str | None, typer.Option(help="torchvision's weights whose preprocessing to use, such as IMAGENET1K_V1.")
+    ] = None,
     preprocessing: Annotated[str | None, typer.Option(help="torchvision model whose preprocessing to take instead.")] = None,
     expected: Annotated[float | None, typer.Option(help="The float score that you believe in, as a fraction.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,

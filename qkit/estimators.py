@@ -225,6 +225,8 @@ def weight_grid(weight: Tensor, spec: QuantSpec, method: Method, axis: int | Non
         error = (fake_quantize_(rows.clone(), params) - rows).square().mean(dim=1, dtype=torch.float64)
         least = error.clone() if least is None else least
         better = (error < least).cpu()
-        best_low, best_high = (torch.where(better, b.cpu() * factor, old) for b, old in ((low, best_low.cpu()), (high, best_high.cpu())))
+        best_low, best_high = (
+            torch.where(better, b.cpu() * factor, old) for b, old in ((low, best_low.cpu()), (high, best_high.cpu()))
+        )
         least = torch.minimum(least, error)
     return Grid(spec, spec.params(best_low, best_high, axis=axis), method, weight=True)

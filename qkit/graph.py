@@ -26,7 +26,22 @@ from qkit.tracing import trace
 
 #: Kinds that end in a grid of their own.
 QUANTIZED = frozenset(
-    "input constant conv conv-transpose linear batchnorm add mul concat pool activation norm matmul resize".split()
+    [
+        "input",
+        "constant",
+        "conv",
+        "conv-transpose",
+        "linear",
+        "batchnorm",
+        "add",
+        "mul",
+        "concat",
+        "pool",
+        "activation",
+        "norm",
+        "matmul",
+        "resize",
+    ]
 )
 #: Kinds that clamping activations fuse into.
 _FUSES = frozenset({"conv", "conv-transpose", "linear", "batchnorm", "add"})
@@ -221,7 +236,9 @@ def _device_of(model: nn.Module, device: torch.device | str | None) -> torch.dev
     tensors = [*model.named_parameters(), *model.named_buffers()]
     devices = sorted({str(t.device) for _, t in tensors})
     if len(devices) > 1 and device is None:
-        raise DataError(f"{type(model).__name__} lies on several devices ({', '.join(devices)}): move it to one, or pass device=.")
+        raise DataError(
+            f"{type(model).__name__} lies on several devices ({', '.join(devices)}): move it to one, or pass device=."
+        )
     for name, t in tensors:
         if t.device.type == "meta":
             raise DataError(f"{name} is on the meta device and holds no numbers: load the checkpoint into the model first.")
@@ -415,7 +432,9 @@ class _Builder:
         fused: Any = module
         if norm is not None:
             bn = self._module(norm)
-            fused = fuse_linear_bn_eval(module, bn) if kind == "linear" else fuse_conv_bn_eval(module, bn, kind == "conv-transpose")  # type: ignore[type-var,arg-type]
+            fused = (
+                fuse_linear_bn_eval(module, bn) if kind == "linear" else fuse_conv_bn_eval(module, bn, kind == "conv-transpose")
+            )  # type: ignore[type-var,arg-type]
             last = norm
         act, last = self._fused_activation(last)
         self._weigh(path, fused.weight, fused.bias)

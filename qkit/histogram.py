@@ -256,7 +256,6 @@ class Histogram:
         return f"Histogram({self.total} elements in {len(self.keys)} bins, {self.min:.6g} to {self.max:.6g})"
 
 
-
 def observe(x: Tensor, axis: int, *, name: str = "tensor") -> tuple[Histogram, np.ndarray, np.ndarray]:
     """Histogram of a float32 tensor, and every channel's least and greatest value, float32 (C,), in one pass.
 

@@ -277,11 +277,11 @@ def quantize_flat(y: np.ndarray, scalars: Scalars, act: Bounds) -> None:
     parallel(lambda a, b: _quantize_flat(y[a:b], inverse, scale, low, high, act_low, act_high), y.size, y.size)
 
 
-def quantize_rows(y: np.ndarray, out: np.ndarray, inverse: np.ndarray, scale: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+def quantize_rows(
+    y: np.ndarray, out: np.ndarray, inverse: np.ndarray, scale: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> None:
     """Fake-quantize (R, K) into `out`, with one float32 grid a row."""
-    parallel(
-        lambda a, b: _quantize_rows(y[a:b], out[a:b], inverse[a:b], scale[a:b], low[a:b], high[a:b]), y.shape[0], y.size
-    )
+    parallel(lambda a, b: _quantize_rows(y[a:b], out[a:b], inverse[a:b], scale[a:b], low[a:b], high[a:b]), y.shape[0], y.size)
 
 
 def measure(y: np.ndarray, f: np.ndarray, scalars: Scalars, act: Bounds) -> tuple[np.ndarray, np.ndarray]:

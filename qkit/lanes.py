@@ -315,14 +315,18 @@ def place_inputs(graph: Graph, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         if step.kind != "input":
             continue
         if not isinstance(x, Tensor):
-            raise DataError(f"{step.name} is a {type(x).__name__}, the model takes a torch.Tensor: collate the batch into tensors.")
+            raise DataError(
+                f"{step.name} is a {type(x).__name__}, the model takes a torch.Tensor: collate the batch into tensors."
+            )
         if x.dtype != torch.float32:
             raise DataError(
                 f"{step.name} is {x.dtype}; the model takes torch.float32. Convert it where it is loaded (x.float(), and the "
                 "normalization that the model was trained with)."
             )
         if x.ndim != len(step.shape) or (x.ndim > 1 and x.shape[step.channel_axis] != step.shape[step.channel_axis]):
-            raise DataError(f"{step.name} has shape {tuple(x.shape)}, the graph was built for {tuple(step.shape)}: check the loader.")
+            raise DataError(
+                f"{step.name} has shape {tuple(x.shape)}, the graph was built for {tuple(step.shape)}: check the loader."
+            )
         if x.numel() == 0:
             raise DataError(f"{step.name} is empty (shape {tuple(x.shape)}): drop empty batches.")
     return tuple(x.to(graph.device, non_blocking=True) if isinstance(x, Tensor) else x for x in inputs)

@@ -150,7 +150,11 @@ def targets_tensor(targets: Any, size: int) -> Tensor:
     try:
         tensor = torch.as_tensor(targets)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"top-1 and top-5 need one class index for each of {size} samples, not {type(targets).__name__}: {error}") from error
+        raise DataError(
+            f"top-1 and top-5 need one class index for each of {size} samples, not {type(targets).__name__}: {error}"
+        ) from error
     if tensor.is_floating_point() or tensor.is_complex() or tensor.shape != (size,):
-        raise DataError(f"top-1 and top-5 need one class index for each of {size} samples, not targets of {tensor.dtype} {tuple(tensor.shape)}.")
+        raise DataError(
+            f"top-1 and top-5 need one class index for each of {size} samples, not targets of {tensor.dtype} {tuple(tensor.shape)}."
+        )
     return tensor.long()

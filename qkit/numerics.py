@@ -92,7 +92,9 @@ class QuantSpec:
         low = torch.as_tensor(lo, dtype=torch.float64).cpu()
         high = torch.as_tensor(hi, dtype=torch.float64).cpu()
         if low.shape != high.shape or low.ndim > 1:
-            raise PlanError(f"a range needs two numbers or two (C,) vectors, not shapes {tuple(low.shape)} and {tuple(high.shape)}.")
+            raise PlanError(
+                f"a range needs two numbers or two (C,) vectors, not shapes {tuple(low.shape)} and {tuple(high.shape)}."
+            )
         if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
             raise PlanError(f"the range [{_brief(low)}, {_brief(high)}] is not finite: give finite bounds.")
         if bool((low > high).any()):
@@ -222,7 +224,9 @@ def _broadcast(params: QuantParams, x: Tensor) -> tuple[Tensor, Tensor]:
     if params.axis is None:
         return scale, zero
     if not -x.ndim <= params.axis < x.ndim or x.shape[params.axis] != scale.numel():
-        raise PlanError(f"a grid of {scale.numel()} channels on axis {params.axis} does not fit a tensor of shape {tuple(x.shape)}.")
+        raise PlanError(
+            f"a grid of {scale.numel()} channels on axis {params.axis} does not fit a tensor of shape {tuple(x.shape)}."
+        )
     shape = [1] * x.ndim
     shape[params.axis] = -1
     return scale.view(shape), zero.view(shape)

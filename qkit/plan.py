@@ -215,7 +215,9 @@ class Plan:
         weights = sum(grid.weight for grid in self.grids.values())
         if not self.grids:
             return f"Plan({self.name!r}, everything in float)"
-        return f"Plan({self.name!r}: {len(self.grids) - weights} taps, {weights} weights, {self.bias_bits or 'float'} bits of bias)"
+        return (
+            f"Plan({self.name!r}: {len(self.grids) - weights} taps, {weights} weights, {self.bias_bits or 'float'} bits of bias)"
+        )
 
 
 #: The plan that leaves everything in float.

@@ -91,7 +91,10 @@ class Sensitivity:
             "mode": self.mode,
             "metric": self.metric,
             "base": self.base_score.to_dict(),
-            "layers": {s.name: {"score": mean_interval(self.scores[i]).to_dict(), "effect": self.effect(i).to_dict()} for i, s in enumerate(self.layers)},
+            "layers": {
+                s.name: {"score": mean_interval(self.scores[i]).to_dict(), "effect": self.effect(i).to_dict()}
+                for i, s in enumerate(self.layers)
+            },
         }
 
     def __repr__(self) -> str:

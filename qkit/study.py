@@ -91,7 +91,9 @@ class Study:
             which = "evaluation" if example is not None else "calibration"
             raise DataError(f"the {which} loader gave no batch: pass at least one.")
         if evaluation is None:
-            self._remark("There are no evaluation data: scores are measured on the calibration data, to which the ranges are fitted.")
+            self._remark(
+                "There are no evaluation data: scores are measured on the calibration data, to which the ranges are fitted."
+            )
         if metric is None:
             metric = "top1" if first.targets is not None else "agreement"
             if metric == "agreement":
@@ -102,7 +104,9 @@ class Study:
         self.graph: Graph = build(model, example.inputs, device=device, leaf_modules=leaf_modules)
         check_weights(self.graph)
         if self.graph.deviation > DEVIATION:
-            self._remark(f"The folded graph differs from the model by {self.graph.deviation:.1e} relative: distrust it until you know why.")
+            self._remark(
+                f"The folded graph differs from the model by {self.graph.deviation:.1e} relative: distrust it until you know why."
+            )
         floats = [step.name for step in self.graph.steps if step.kind == "float"]
         if floats:
             named = ", ".join(floats[:4]) + (f" and {len(floats) - 4} more" if len(floats) > 4 else "")
@@ -199,7 +203,9 @@ class Study:
             elif name in PRESETS:
                 scheme = PRESETS[name]
             else:
-                raise QkitError(f"there is no lane {name!r}; use 'float', 'int<bits>', a preset ({', '.join(PRESETS)}) or a mapping of name to Plan.")
+                raise QkitError(
+                    f"there is no lane {name!r}; use 'float', 'int<bits>', a preset ({', '.join(PRESETS)}) or a mapping of name to Plan."
+                )
             self.plan  # noqa: B018  # makes sure that a method is chosen
             self._plans[name] = make_plan(self.graph, self.observe(), scheme, **self._method)
         return self._plans[name]
@@ -231,9 +237,7 @@ class Study:
             self.graph, loader, plans, limit=batches, keep=keep, folder=folder, memory_budget=memory_budget, progress=progress
         )
 
-    def evaluate(
-        self, lanes: Lanes = ("float", "int16", "int8"), *, batches: int | None = None, progress: bool = True
-    ) -> Scores:
+    def evaluate(self, lanes: Lanes = ("float", "int16", "int8"), *, batches: int | None = None, progress: bool = True) -> Scores:
         """Scores of the lanes on the evaluation data, in lockstep; plans scored before are not run again.
 
         An interrupt keeps the batches finished so far, and says so.
@@ -255,7 +259,9 @@ class Study:
             lanes.append(Lane("float"))
         whole = True
         try:
-            for batch in tqdm(batches(self.evaluation, limit), desc="evaluating", unit="batch", disable=not progress, leave=False):
+            for batch in tqdm(
+                batches(self.evaluation, limit), desc="evaluating", unit="batch", disable=not progress, leave=False
+            ):
                 outputs = run_lanes(self.graph, lanes, batch.inputs)
                 reference = outputs.get("float")
                 rows.append({n: score_batch(self.metric, outputs[n], batch.targets, reference, batch.size) for n in plans})

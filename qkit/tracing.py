@@ -42,7 +42,9 @@ class PathTracer(fx.Tracer):
         paths = [path for path, _ in model.named_modules() if path]
         for leaf in sorted(self._leaf_paths.difference(paths)):
             near = difflib.get_close_matches(leaf, paths, 3, 0.0)
-            raise GraphError(f"leaf_modules names {leaf!r}, which {type(model).__name__} does not have; it has {', '.join(near)}.")
+            raise GraphError(
+                f"leaf_modules names {leaf!r}, which {type(model).__name__} does not have; it has {', '.join(near)}."
+            )
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Torch's own modules, and those that the user named by type or by path."""
@@ -88,9 +90,7 @@ def _explain(error: Exception, model: nn.Module, tracer: PathTracer) -> GraphErr
     file, line, source = (frame.filename, frame.lineno, (frame.line or "").strip()) if frame else (None, None, "")
     where = f"{file}:{line}: `{source}`" if frame else f"the forward of {type(model).__name__}"
     reason, cure = _reason(error, source)
-    return GraphError(
-        f"{type(model).__name__} cannot be traced at {where}: {reason}. {cure}", file=file, line=line
-    )
+    return GraphError(f"{type(model).__name__} cannot be traced at {where}: {reason}. {cure}", file=file, line=line)
 
 
 def _user_frame(error: BaseException, model: nn.Module) -> traceback.FrameSummary | None:
@@ -125,5 +125,3 @@ def _reason(error: Exception, source: str) -> tuple[str, str]:
     if isinstance(error, (TypeError, ValueError, RuntimeError)) and "Proxy" in message:
         return f"a call that takes concrete values only ({message.splitlines()[0]})", wrap
     return f"{type(error).__name__}: {message.splitlines()[0] if message else 'no message'}", wrap
-
-

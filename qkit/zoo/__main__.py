@@ -15,9 +15,7 @@ from qkit.zoo.digits import digits
 from qkit.zoo.models import names
 from qkit.zoo.train import scores, train, with_epochs
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="The checkpoints that qkit ships and tests with."
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="The checkpoints that qkit ships and tests with.")
 
 
 @app.command("list")

@@ -16,7 +16,6 @@ DESCRIPTIONS: dict[str, str] = {
         "bits, while 8 bits with one weight scale per tensor lose accuracy."
     ),
     "resnet_small": (
-        "ResNet-18's blocks at 12 to 96 channels, trained on handwritten digits: residual joins and pooling; "
-        "it quantizes well."
+        "ResNet-18's blocks at 12 to 96 channels, trained on handwritten digits: residual joins and pooling; it quantizes well."
     ),
 }

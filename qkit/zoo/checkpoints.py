@@ -43,8 +43,7 @@ def load(name: str, batch_size: int = 64) -> Case:
         model.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
         raise QkitError(
-            f"{weights} does not hold the weights of {name} ({error}): make it again with "
-            f"`python -m qkit.zoo train {name}`."
+            f"{weights} does not hold the weights of {name} ({error}): make it again with `python -m qkit.zoo train {name}`."
         ) from error
     model.eval()
     splits = digits()
@@ -74,9 +73,7 @@ def read_card(path: Path) -> dict[str, Any]:
         card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         float(card["scores"]["evaluation"]), str(card["description"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise QkitError(
-            f"The card {path} cannot be read ({type(error).__name__}: {error}): restore it."
-        ) from error
+        raise QkitError(f"The card {path} cannot be read ({type(error).__name__}: {error}): restore it.") from error
     return card
 
 

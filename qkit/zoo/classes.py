@@ -42,8 +42,7 @@ def read_classes(source: str | Path | Sequence[str]) -> list[Aliases]:
         return _from_json(json.loads(text))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
-            f"{path} does not list class names ({error}): expected a JSON list, an object of indices 0 to "
-            "n-1, or lines of text."
+            f"{path} does not list class names ({error}): expected a JSON list, an object of indices 0 to n-1, or lines of text."
         ) from error
 
 
@@ -105,17 +104,13 @@ def _aliases(entry: Any) -> Aliases:
 
 def _by_name(folders: Sequence[str], classes: Sequence[Aliases]) -> dict[str, int]:
     if unknown := _unknown(folders, classes):
-        raise DataError(
-            f"The class folders {_listed(unknown)} are none of the model's classes: rename or remove them."
-        )
+        raise DataError(f"The class folders {_listed(unknown)} are none of the model's classes: rename or remove them.")
     index = _index(classes)
     mapping = {}
     for folder in folders:
         found = index[_normal(folder)]
         if len(found) > 1:
-            raise DataError(
-                f"The class folder {folder!r} fits the outputs {found}, which have one name: pass classes=."
-            )
+            raise DataError(f"The class folder {folder!r} fits the outputs {found}, which have one name: pass classes=.")
         mapping[folder] = found[0]
     return mapping
 
@@ -138,6 +133,4 @@ def _normal(name: str) -> str:
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(repr(name) for name in names[:most]) + (
-        f" and {len(names) - most} more" if len(names) > most else ""
-    )
+    return ", ".join(repr(name) for name in names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

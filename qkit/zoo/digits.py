@@ -49,9 +49,7 @@ def digits(seed: int = 0) -> Digits:
     """
     images, labels = _scans()
     order = torch.tensor(stratified_order(labels.tolist(), seed))
-    evaluation, calibration, train = order.split(
-        [EVALUATION, CALIBRATION, len(order) - EVALUATION - CALIBRATION]
-    )
+    evaluation, calibration, train = order.split([EVALUATION, CALIBRATION, len(order) - EVALUATION - CALIBRATION])
     return Digits(*(TensorDataset(images[part], labels[part]) for part in (train, calibration, evaluation)))
 
 
@@ -65,9 +63,7 @@ def _scans() -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise MissingExtra(
-            "scikit-learn is needed for its digits and is not installed: `pip install scikit-learn`."
-        ) from error
+        raise MissingExtra("scikit-learn is needed for its digits and is not installed: `pip install scikit-learn`.") from error
     bunch = load_digits()
     grey = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
     large = functional.interpolate(grey, size=(SIZE, SIZE), mode="bilinear", align_corners=False)

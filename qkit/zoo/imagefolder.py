@@ -155,9 +155,7 @@ def _load(path: Path, transform: Preprocessing) -> Tensor:
     return transform(rgb)
 
 
-def _preprocessing(
-    model: str | nn.Module, chosen: str | Preprocessing | None, tag: str | None
-) -> Preprocessing:
+def _preprocessing(model: str | nn.Module, chosen: str | Preprocessing | None, tag: str | None) -> Preprocessing:
     if chosen is not None and not isinstance(chosen, str):
         return chosen
     if chosen is not None:
@@ -177,9 +175,7 @@ def _samples(
 ) -> tuple[list[Sample], list[Sample]]:
     """Calibration and evaluation images, each in a stratified order."""
     evaluation_folder = _split_folder(data, _EVALUATION_FOLDERS)
-    calibration_folder = (
-        Path(calibration_data) if calibration_data is not None else _split_folder(data, _CALIBRATION_FOLDERS)
-    )
+    calibration_folder = Path(calibration_data) if calibration_data is not None else _split_folder(data, _CALIBRATION_FOLDERS)
     if evaluation_folder is None and calibration_data is None:
         # one folder for both; a lone `train` folder is that one folder
         return _split(calibration_folder or data, calibration_images, seed)
@@ -188,9 +184,7 @@ def _samples(
     calibration = _ordered(calibration_folder, seed)[:calibration_images]
     evaluation = _ordered(evaluation_folder or data, seed)
     if {path.resolve() for path, _ in calibration} & {path.resolve() for path, _ in evaluation}:
-        raise DataError(
-            f"{calibration_folder} and {evaluation_folder or data} share images: calibrate on other ones."
-        )
+        raise DataError(f"{calibration_folder} and {evaluation_folder or data} share images: calibrate on other ones.")
     logger.info(
         "%d images of %s calibrate, %d of %s evaluate.",
         len(calibration),
@@ -205,9 +199,7 @@ def _split(folder: Path, calibration_images: int, seed: int) -> tuple[list[Sampl
     samples = _ordered(folder, seed)
     count = min(calibration_images, len(samples) // 4)
     if count == 0:
-        raise DataError(
-            f"{folder} has {len(samples)} images, too few to split: 4 are the least, hundreds make sense."
-        )
+        raise DataError(f"{folder} has {len(samples)} images, too few to split: 4 are the least, hundreds make sense.")
     logger.info(
         "%s has no folders of its own for calibration and evaluation: a stratified choice (seed %d) of %d of "
         "its images calibrates and the other %d evaluate.",
@@ -231,9 +223,7 @@ def _scan(root: Path) -> list[Sample]:
         raise DataError(f"The image folder {root} does not exist.")
     folders = _subfolders(root)
     if not folders:
-        raise DataError(
-            f"{root} has no class folders: put the images of each class into a folder of its own."
-        )
+        raise DataError(f"{root} has no class folders: put the images of each class into a folder of its own.")
     extensions = load_torchvision().datasets.folder.IMG_EXTENSIONS
     samples: list[Sample] = []
     for folder in folders:
@@ -241,13 +231,10 @@ def _scan(root: Path) -> list[Sample]:
             path
             for path in folder.rglob("*")
             # notebook checkpoints and the shadow files of other systems are no images
-            if path.suffix.lower() in extensions
-            and not any(p.startswith(".") for p in path.relative_to(root).parts)
+            if path.suffix.lower() in extensions and not any(p.startswith(".") for p in path.relative_to(root).parts)
         )
         if not images:
-            raise DataError(
-                f"The class folder {folder} has no images ({', '.join(extensions)}): fill it or remove it."
-            )
+            raise DataError(f"The class folder {folder} has no images ({', '.join(extensions)}): fill it or remove it.")
         samples += [(path, folder.name) for path in images]
     return samples
 
@@ -272,9 +259,7 @@ def _count_outputs(model: nn.Module, image: Tensor) -> int:
         ) from error
     if not isinstance(output, Tensor) or output.ndim != 2:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise QkitError(
-            f"{type(model).__name__} returns {shape} for one image; a classifier returns (1, classes)."
-        )
+        raise QkitError(f"{type(model).__name__} returns {shape} for one image; a classifier returns (1, classes).")
     return output.shape[1]
 
 

@@ -15,7 +15,7 @@ RESNET_PLANES = (12, 24, 48, 96)
 
 
 def mobilenet_v2_lite(num_classes: int = 10) -> nn.Module:
-    """torchvision's MobileNetV2 at width 0.25, stem stride 1, with ReLU in place of every ReLU6.
+    """Torchvision's MobileNetV2 at width 0.25, stem stride 1, with ReLU in place of every ReLU6.
 
     ReLU is what integer engines fuse for free, and what ranges of depthwise layers are not bounded by. Module
     paths and state dict keys are those of ``torchvision.models.mobilenet_v2``; 51 convolutions, 17 of them
@@ -33,7 +33,7 @@ def mobilenet_v2_lite(num_classes: int = 10) -> nn.Module:
 
 
 def resnet_small(num_classes: int = 10) -> nn.Module:
-    """torchvision's ResNet with ResNet-18's blocks at 12, 24, 48 and 96 planes, and a 3×3 stem of stride 1.
+    """Torchvision's ResNet with ResNet-18's blocks at 12, 24, 48 and 96 planes, and a 3×3 stem of stride 1.
 
     Module paths and state dict keys are those of ``torchvision.models.resnet18``.
 
@@ -46,10 +46,7 @@ def resnet_small(num_classes: int = 10) -> nn.Module:
     model.bn1 = nn.BatchNorm2d(stem)
     inputs = stem
     for stage, planes in enumerate(RESNET_PLANES):
-        blocks = [
-            _basic_block(inputs if i == 0 else planes, planes, stride=2 if stage and not i else 1)
-            for i in range(2)
-        ]
+        blocks = [_basic_block(inputs if i == 0 else planes, planes, stride=2 if stage and not i else 1) for i in range(2)]
         setattr(model, f"layer{stage + 1}", nn.Sequential(*blocks))
         inputs = planes
     model.fc = nn.Linear(inputs, num_classes)
@@ -97,8 +94,6 @@ def _replace_relu6(model: nn.Module) -> None:
 def _basic_block(inputs: int, planes: int, stride: int) -> nn.Module:
     downsample = None
     if stride != 1 or inputs != planes:
-        downsample = nn.Sequential(
-            nn.Conv2d(inputs, planes, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(planes)
-        )
+        downsample = nn.Sequential(nn.Conv2d(inputs, planes, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(planes))
     block: nn.Module = load_torchvision().models.resnet.BasicBlock(inputs, planes, stride, downsample)
     return block

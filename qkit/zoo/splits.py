@@ -27,7 +27,7 @@ def stratified_order(labels: Sequence[int], seed: int = 0) -> list[int]:
     """
     classes = np.asarray(labels)
     # RandomState's streams are frozen for good; those of numpy.random.Generator may change with NumPy
-    random = np.random.RandomState(seed)  # noqa: NPY002
+    random = np.random.RandomState(seed)
     position = np.empty(len(classes))
     for label in np.unique(classes):
         members = random.permutation(np.flatnonzero(classes == label))

@@ -42,15 +42,10 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         raise QkitError(f"The weights file {path} does not exist.")
     state = _unwrap(_read(path))
     if not state or not isinstance(state, Mapping):
-        raise QkitError(
-            f"{path} holds no state dict but {_kind(state)}: save one with "
-            "torch.save(model.state_dict(), path)."
-        )
+        raise QkitError(f"{path} holds no state dict but {_kind(state)}: save one with torch.save(model.state_dict(), path).")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise QkitError(
-                f"{path} holds no state dict: its entry {name!r} is {_kind(value)}, not a tensor."
-            )
+            raise QkitError(f"{path} holds no state dict: its entry {name!r} is {_kind(value)}, not a tensor.")
     if all(name.startswith("module.") for name in state):
         return {name.removeprefix("module."): value for name, value in state.items()}
     return dict(state)

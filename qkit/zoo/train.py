@@ -117,13 +117,9 @@ def with_epochs(name: str, epochs: int | None) -> Recipe:
 
 def _fit(model: nn.Module, dataset: TensorDataset, recipe: Recipe, order: torch.Generator, name: str) -> None:
     # the last, smaller batch is dropped: batch norm's statistics of a handful of images are noise
-    batches: DataLoader[Any] = DataLoader(
-        dataset, batch_size=recipe.batch_size, shuffle=True, drop_last=True, generator=order
-    )
+    batches: DataLoader[Any] = DataLoader(dataset, batch_size=recipe.batch_size, shuffle=True, drop_last=True, generator=order)
     if len(batches) == 0:
-        raise QkitError(
-            f"{len(dataset)} training images do not fill one batch of {recipe.batch_size}: take more."
-        )
+        raise QkitError(f"{len(dataset)} training images do not fill one batch of {recipe.batch_size}: take more.")
     optimizer = _optimizer(model, recipe)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.epochs * len(batches))
     model.train()

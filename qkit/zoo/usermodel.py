@@ -24,9 +24,7 @@ Preprocessing = Callable[[Any], Tensor]
 FALLBACK_PRESET = "resnet50"
 
 
-def user_model(
-    model: str | nn.Module, weights: str | Path | None, arguments: Mapping[str, Any] | None = None
-) -> nn.Module:
+def user_model(model: str | nn.Module, weights: str | Path | None, arguments: Mapping[str, Any] | None = None) -> nn.Module:
     """Build `model` and load `weights` into it, in evaluation mode.
 
     Parameters
@@ -52,9 +50,7 @@ def user_model(
     elif ":" in model:
         built = _from_factory(model, dict(arguments or {}))
     elif state is None:
-        raise QkitError(
-            f"Give the weights file of {model}: qkit downloads none, and random weights have no accuracy."
-        )
+        raise QkitError(f"Give the weights file of {model}: qkit downloads none, and random weights have no accuracy.")
     else:
         built = _from_torchvision(model, state, source, dict(arguments or {}))
     if state is not None:
@@ -63,7 +59,7 @@ def user_model(
 
 
 def preset(name: str, tag: str | None = None) -> Preprocessing:
-    """torchvision's own preprocessing of the model `name`, from its weights' metadata; nothing is downloaded.
+    """Torchvision's own preprocessing of the model `name`, from its weights' metadata; nothing is downloaded.
 
     Parameters
     ----------
@@ -98,9 +94,7 @@ def _entry(name: str, tag: str | None) -> Any:
     known = [entry.name for entry in entries]
     if tag is None and known:
         chosen = entries.DEFAULT
-        logger.info(
-            "%s: preprocessing of torchvision's %s; weights_tag chooses among %s.", name, chosen.name, known
-        )
+        logger.info("%s: preprocessing of torchvision's %s; weights_tag chooses among %s.", name, chosen.name, known)
         return chosen
     if tag not in known:
         raise QkitError(f"torchvision has no weights {tag!r} of {name}; it has {', '.join(known) or 'none'}.")
@@ -118,9 +112,7 @@ def _check_name(name: str) -> None:
         )
 
 
-def _from_torchvision(
-    name: str, state: Mapping[str, Tensor], source: str, arguments: dict[str, Any]
-) -> nn.Module:
+def _from_torchvision(name: str, state: Mapping[str, Tensor], source: str, arguments: dict[str, Any]) -> nn.Module:
     _check_name(name)
     arguments.setdefault("num_classes", _count_classes(name, state, source, arguments))
     with torch.random.fork_rng(devices=[]):
@@ -131,28 +123,21 @@ def _count_classes(name: str, state: Mapping[str, Tensor], source: str, argument
     # the classifier's tensors are those whose shape depends on the number of classes; "meta" takes no memory
     with torch.device("meta"):
         shapes = [
-            {
-                key: tensor.shape
-                for key, tensor in _call(name, {**arguments, "num_classes": n}).state_dict().items()
-            }
+            {key: tensor.shape for key, tensor in _call(name, {**arguments, "num_classes": n}).state_dict().items()}
             for n in (10, 11)
         ]
     classifier = [key for key in shapes[0] if shapes[0][key] != shapes[1][key]]
     for key in classifier:
         if key in state and state[key].ndim == len(shapes[0][key]):
             return state[key].shape[0]
-    raise QkitError(
-        f"{source} has no {classifier[-1]}, the last layer of {name}: it holds another model's weights."
-    )
+    raise QkitError(f"{source} has no {classifier[-1]}, the last layer of {name}: it holds another model's weights.")
 
 
 def _call(name: str, arguments: dict[str, Any]) -> nn.Module:
     try:
         model: nn.Module = load_torchvision().models.get_model(name, weights=None, **arguments)
     except (TypeError, ValueError) as error:
-        raise QkitError(
-            f"torchvision does not build {name} with the arguments {arguments}: {error}."
-        ) from error
+        raise QkitError(f"torchvision does not build {name} with the arguments {arguments}: {error}.") from error
     return model
 
 

@@ -69,9 +69,7 @@ def _top1(case: object) -> float:
     return torch.cat(batches).mean().item()
 
 
-def test_a_torchvision_model_with_a_folder_that_is_split(
-    images: Path, weights: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_torchvision_model_with_a_folder_that_is_split(images: Path, weights: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     before = torch.get_rng_state()
     case = user_case(MODEL, weights, images, batch_size=5)
@@ -130,9 +128,7 @@ def test_calibration_images_of_another_folder(images: Path, tmp_path: Path, weig
         user_case(MODEL, weights, images, calibration_data=images)
 
 
-def test_class_names_put_the_folders_in_the_models_order(
-    images: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
+def test_class_names_put_the_folders_in_the_models_order(images: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     by_alphabet = user_case(f"{__name__}:MeanColour", None, images)
     assert "preprocessing" in caplog.text
     assert _top1(by_alphabet) == pytest.approx(1 / 3)
