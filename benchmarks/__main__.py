@@ -43,10 +43,12 @@ def main() -> None:
     if not options.no_scaling:
         rows += scaling.measure()
     kept = all(os.environ.get(k) == v for k, v in KEEP_BUFFERS.items())
-    title = f"torch {torch.__version__}, Python {platform.python_version()}, {options.threads} threads, malloc {'keeps buffers' if kept else 'default'}"
+    malloc = "keeps buffers" if kept else "default"
+    title = f"torch {torch.__version__}, Python {platform.python_version()}, {options.threads} threads, malloc {malloc}"
     table = Table(
         title=title,
-        caption="float pass = the model's own forward pass of the same batch, measured beside each repetition; median (least to greatest)",
+        caption="float pass = the model's own forward pass of the same batch, measured beside each repetition; "
+        "median (least to greatest)",
     )
     for column in ("network", "what", "measured", "target", "met"):
         table.add_column(column)

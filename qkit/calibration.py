@@ -13,13 +13,14 @@ from tqdm.auto import tqdm
 
 from qkit.errors import DataError
 from qkit.estimators import Method, Observation, activation_grid, check_method, weight_grid
-from qkit.graph import Graph, Step
+from qkit.graph import Graph
 from qkit.histogram import Histogram
 from qkit.histogram import observe as observe_tensor
 from qkit.lanes import Lane, run_lanes
 from qkit.loading import batches
 from qkit.plan import Grid, Plan
 from qkit.schemes import Scheme
+from qkit.steps import Step
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +138,6 @@ def check_weights(graph: Graph) -> None:
         if not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise DataError(
-                f"{name} (batch norm folded in): {bad} of {tensor.numel()} elements are NaN or infinite. The checkpoint is broken, "
-                "or a batch norm's running variance is."
+                f"{name} (batch norm folded in): {bad} of {tensor.numel()} elements are NaN or infinite. The "
+                "checkpoint is broken, or a batch norm's running variance is."
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +17,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from qkit.errors import DataError, QkitError
-from qkit.graph import Graph, Step
+from qkit.graph import Graph
 from qkit.lanes import Lane, finish_value, quantize_weight, run_lanes
 from qkit.loading import batches
 from qkit.measure import ErrorSums, FloatSums, decibels, local_error, measure
 from qkit.numerics import QuantParams, dequantize, quantize
 from qkit.plan import Plan
+from qkit.steps import Step
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +83,8 @@ class TapCapture:
         except KeyError:
             raise AttributeError(f"{type(self).__name__} has no lane {lane!r}") from None
 
-    def __dir__(self) -> Iterator[str]:  # type: ignore[override]
-        yield from (*super().__dir__(), *self.lanes)
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.lanes]
 
     def __repr__(self) -> str:
         return f"TapCapture({self.name}: {', '.join(self.lanes)})"
@@ -278,8 +279,7 @@ class Capture:
                 row |= {(lane, k): v for k, v in self._figures(name, lane, plan.params(name), signal).items()}
             rows.append(row)
         frame = pd.DataFrame(rows, index=pd.Index(index, name="tap"))
-        frame.columns = pd.MultiIndex.from_tuples(frame.columns)
-        return frame
+        return _two_levels(frame)
 
     def _figures(self, name: str, lane: str, params: QuantParams | None, signal: float) -> dict[str, Any]:
         sums = self.errors[name, lane]
@@ -362,9 +362,7 @@ class Capture:
                     row[lane, "sqnr"] = float(decibels(float(weight.double().square().sum()), float(noise)))
             rows[step.weight] = row
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("weight")
-        if len(frame):
-            frame.columns = pd.MultiIndex.from_tuples(frame.columns)
-        return frame
+        return _two_levels(frame) if len(frame) else frame
 
     def to_dict(self) -> dict[str, Any]:
         """The table as plain numbers: tap, then column group, then column."""
@@ -373,7 +371,7 @@ class Capture:
             "samples": self.samples,
             "lanes": list(self.lanes),
             "taps": {
-                str(tap): {group: _plain(table.loc[tap, group].to_dict()) for group in table.columns.levels[0]}
+                str(tap): {group: _plain(table.loc[tap, group].to_dict()) for group in ("tap", *self.lanes)}
                 for tap in table.index
             },
         }
@@ -383,6 +381,13 @@ class Capture:
 
     def _repr_html_(self) -> str:
         return str(self.table().to_html(float_format="{:.4g}".format))
+
+
+def _two_levels(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with its columns, pairs of names, in two levels."""
+    pairs: Any = list(frame.columns)
+    frame.columns = pd.MultiIndex.from_tuples(pairs)
+    return frame
 
 
 def _plain(values: Mapping[Any, Any]) -> dict[str, Any]:

@@ -24,5 +24,5 @@ class PlanError(QkitError):
     """A plan, a range or a grid is missing, corrupt, or does not fit the graph."""
 
 
-class MissingExtra(QkitError):
+class MissingExtra(QkitError):  # noqa: N818  # reads best where it is raised
     """An optional package is needed; the message says which extra installs it."""

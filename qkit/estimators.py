@@ -69,7 +69,7 @@ def check_method(method: str) -> Method:
     """
     if method not in METHODS:
         raise PlanError(f"there is no calibration method {method!r}; the methods are {', '.join(METHODS)}.")
-    return method  # type: ignore[return-value]
+    return method
 
 
 def activation_grid(seen: Observation, spec: QuantSpec, method: Method, axis: int, percentile: float = 99.99) -> Grid:
@@ -114,10 +114,9 @@ def _grid_of(spec: QuantSpec, lo: float, hi: float) -> tuple[float, float, float
     """Scale and least and greatest code less the zero point, as `QuantSpec.params` has them, in plain floats for the search."""
     lo, hi = min(max(lo, -MAX_BOUND), 0.0), max(min(hi, MAX_BOUND), 0.0)
     qmin, qmax = spec.code_range(one_sided=lo >= 0.0)
+    scale = (hi - lo) / (qmax - qmin)
     if spec.symmetric:
         scale = hi / qmax if qmin == 0 else max(hi / qmax, lo / min(qmin, -1))
-    else:
-        scale = (hi - lo) / (qmax - qmin)
     scale = max(scale, MIN_SCALE) if hi > lo else 1.0
     if spec.power_of_two:
         scale = 2.0 ** math.ceil(math.log2(scale))

@@ -49,15 +49,15 @@ def _rint(typingctx: Any, x: Any) -> Any:
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"nsz", "nnan"})
 
 
-@_jit  # type: ignore[untyped-decorator]
-def _quantize_flat(y, inverse, scale, low, high, act_low, act_high):  # type: ignore[no-untyped-def]
+@_jit
+def _quantize_flat(y, inverse, scale, low, high, act_low, act_high):
     for i in range(y.size):
         v = min(max(y[i], act_low), act_high)
         y[i] = min(max(_rint(v * inverse), low), high) * scale
 
 
-@_jit  # type: ignore[untyped-decorator]
-def _quantize_rows(y, out, inverse, scale, low, high):  # type: ignore[no-untyped-def]
+@_jit
+def _quantize_rows(y, out, inverse, scale, low, high):
     for r in range(y.shape[0]):
         row, target = y[r], out[r]
         inv, step, lo, hi = inverse[r], scale[r], low[r], high[r]
@@ -66,8 +66,8 @@ def _quantize_rows(y, out, inverse, scale, low, high):  # type: ignore[no-untype
 
 
 # Each of the next loops touches few enough arrays that the compiler's run-time overlap check lets it vectorize.
-@_jit  # type: ignore[untyped-decorator]
-def _quantize_row(y, own, excess, inverse, scale, low, high, act_low, act_high):  # type: ignore[no-untyped-def]
+@_jit
+def _quantize_row(y, own, excess, inverse, scale, low, high, act_low, act_high):
     for p in range(y.size):
         v = min(max(y[p], act_low), act_high)
         t = _rint(v * inverse)
@@ -79,60 +79,60 @@ def _quantize_row(y, own, excess, inverse, scale, low, high, act_low, act_high):
         y[p] = x
 
 
-@_jit  # type: ignore[untyped-decorator]
-def _quantize_row_to(out, y, inverse, scale, low, high, act_low, act_high):  # type: ignore[no-untyped-def]
+@_jit
+def _quantize_row_to(out, y, inverse, scale, low, high, act_low, act_high):
     for p in range(y.size):
         v = min(max(y[p], act_low), act_high)
         out[p] = min(max(_rint(v * inverse), low), high) * scale
 
 
-@_jit  # type: ignore[untyped-decorator]
-def _add_square(total, x):  # type: ignore[no-untyped-def]
+@_jit
+def _add_square(total, x):
     for p in range(x.size):
         total[p] += x[p] * x[p]
 
 
-@_jit  # type: ignore[untyped-decorator]
-def _add_squared_error(total, y, f):  # type: ignore[no-untyped-def]
+@_jit
+def _add_squared_error(total, y, f):
     for p in range(y.size):
         e = y[p] - f[p]
         total[p] += e * e
 
 
-@_jit  # type: ignore[untyped-decorator]
-def _add_error(squared, product, y, f):  # type: ignore[no-untyped-def]
+@_jit
+def _add_error(squared, product, y, f):
     for p in range(y.size):
         e = y[p] - f[p]
         squared[p] += e * e
         product[p] += f[p] * e
 
 
-@_jit  # type: ignore[untyped-decorator]
-def _add_absolute(total, peak, y, f):  # type: ignore[no-untyped-def]
+@_jit
+def _add_absolute(total, peak, y, f):
     for p in range(y.size):
         a = abs(y[p] - f[p])
         total[p] += a
         peak[p] = max(peak[p], a)
 
 
-@_jit  # type: ignore[untyped-decorator]
-def _add_nonzero(total, count, x):  # type: ignore[no-untyped-def]
+@_jit
+def _add_nonzero(total, count, x):
     for p in range(x.size):
         v = x[p]
         total[p] += v * v
         count[p] += np.float32(1.0) if v != np.float32(0.0) else np.float32(0.0)
 
 
-@_jit  # type: ignore[untyped-decorator]
-def _extremes(least, greatest, x):  # type: ignore[no-untyped-def]
+@_jit
+def _extremes(least, greatest, x):
     for p in range(x.size):
         v = x[p]
         least[p] = min(least[p], v)
         greatest[p] = max(greatest[p], v)
 
 
-@_jit  # type: ignore[untyped-decorator]
-def _flush(sums, partial, count):  # type: ignore[no-untyped-def]
+@_jit
+def _flush(sums, partial, count):
     for k in range(count):
         total, part = sums[k], partial[k]
         for p in range(part.size):
@@ -146,9 +146,9 @@ SQUARED, PRODUCT, ABSOLUTE, EXCESS, CLIPPED, OWN = range(6)
 PEAK, LEAST, GREATEST = range(3)
 
 
-@_jit  # type: ignore[untyped-decorator]
-def _measure(y, f, inverse, scale, low, high, act_low, act_high, sums, peaks, scratch):  # type: ignore[no-untyped-def]
-    rows, width = y.shape
+@_jit
+def _measure(y, f, inverse, scale, low, high, act_low, act_high, sums, peaks, scratch):
+    rows = y.shape[0]
     partial = scratch[2:8]
     partial[:] = np.float32(0.0)
     excess, own = scratch[0], scratch[1]
@@ -164,8 +164,8 @@ def _measure(y, f, inverse, scale, low, high, act_low, act_high, sums, peaks, sc
     _flush(sums, partial, 6)
 
 
-@_jit  # type: ignore[untyped-decorator]
-def _local(y, f, inverse, scale, low, high, act_low, act_high, sums, scratch):  # type: ignore[no-untyped-def]
+@_jit
+def _local(y, f, inverse, scale, low, high, act_low, act_high, sums, scratch):
     partial = scratch[1:2]
     partial[:] = np.float32(0.0)
     for r in range(y.shape[0]):
@@ -176,8 +176,8 @@ def _local(y, f, inverse, scale, low, high, act_low, act_high, sums, scratch):  
     _flush(sums, partial, 1)
 
 
-@_jit  # type: ignore[untyped-decorator]
-def _describe(f, sums, peaks, scratch):  # type: ignore[no-untyped-def]
+@_jit
+def _describe(f, sums, peaks, scratch):
     partial = scratch
     partial[:] = np.float32(0.0)
     for r in range(f.shape[0]):
@@ -188,8 +188,8 @@ def _describe(f, sums, peaks, scratch):  # type: ignore[no-untyped-def]
     _flush(sums, partial, 1)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _count(bits, table):  # type: ignore[no-untyped-def]
+@numba.njit(nogil=True, cache=True)
+def _count(bits, table):
     # the upper 24 bits of an entry count, the lower 40 add up the float's lower 16 bits; two tables, so that equal
     # neighbours (zeros after a ReLU) do not wait for each other's store
     one = np.int64(1) << 40
@@ -205,8 +205,8 @@ def _count(bits, table):  # type: ignore[no-untyped-def]
         table[0, a >> 16] += one | np.int64(a & np.uint32(0xFFFF))
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _collect(table, counts, lows):  # type: ignore[no-untyped-def]
+@numba.njit(nogil=True, cache=True)
+def _collect(table, counts, lows):
     """Move the packed entries to the totals and clear them."""
     mask = (np.int64(1) << 40) - 1
     for t in range(table.shape[0]):
@@ -222,8 +222,8 @@ def _collect(table, counts, lows):  # type: ignore[no-untyped-def]
 _COUNT_LIMIT = 1 << 23
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _observe(f, bits, table, counts, lows, peaks):  # type: ignore[no-untyped-def]
+@numba.njit(nogil=True, cache=True)
+def _observe(f, bits, table, counts, lows, peaks):
     pending = 0
     for r in range(f.shape[0]):
         _extremes(peaks[0], peaks[1], f[r])
@@ -241,7 +241,7 @@ _tables = threading.local()
 
 
 def _scratch_tables() -> tuple[np.ndarray, np.ndarray]:
-    """This thread's packed table and its totals, all zero between uses."""
+    """The calling thread's packed table and its totals, all zero between uses."""
     if not hasattr(_tables, "packed"):
         _tables.packed = np.zeros((2, 1 << 16), np.int64)
         _tables.totals = np.zeros((2, 1 << 16), np.int64)
@@ -365,8 +365,8 @@ def observe(f: np.ndarray) -> list[Counted]:
     return parallel(work, f.shape[0], f.size)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def histogram_error(mean, half, count, scale, low, high):  # type: ignore[no-untyped-def]
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def histogram_error(mean, half, count, scale, low, high):
     """Expected squared (rounding, clipping) error, summed over bins; see `qkit.histogram.Histogram.error`.
 
     A bin is uniform over mean ± half and holds `count` elements; the grid has the codes low..high (less the zero point).

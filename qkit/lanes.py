@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from qkit.errors import DataError, PlanError
-from qkit.graph import Graph, Step
+from qkit.graph import Graph
 from qkit.layout import dense, without_gaps
 from qkit.numerics import QuantParams, fake_quantize_, quantize_bias
 from qkit.operations import UNBOUNDED
 from qkit.plan import FLOAT, Plan
+from qkit.steps import Step
 
 
 @dataclass(frozen=True)

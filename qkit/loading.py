@@ -121,12 +121,11 @@ def as_batch(item: Any) -> Batch:
     """
     if isinstance(item, Tensor):
         return Batch((item,))
+    pair: Any = item
     if isinstance(item, Mapping):
-        inputs = [item[k] for k in ("input", "inputs", "image", "images", "pixel_values", "x") if k in item]
-        targets = [item[k] for k in ("target", "targets", "label", "labels", "y") if k in item]
-        pair = (inputs[0], targets[0] if targets else None) if len(inputs) == 1 else None
-    else:
-        pair = item
+        sources = [item[k] for k in ("input", "inputs", "image", "images", "pixel_values", "x") if k in item]
+        goals = [item[k] for k in ("target", "targets", "label", "labels", "y") if k in item]
+        pair = (sources[0], goals[0] if goals else None) if len(sources) == 1 else None
     if isinstance(pair, (tuple, list)) and 1 <= len(pair) <= 2:
         inputs, targets = pair[0], pair[1] if len(pair) == 2 else None
         if isinstance(inputs, Tensor):
@@ -135,7 +134,8 @@ def as_batch(item: Any) -> Batch:
             return Batch(tuple(inputs), targets)
     what = f"{type(item).__name__} of {len(item)}" if isinstance(item, (tuple, list, Mapping)) else type(item).__name__
     raise DataError(
-        f"a batch is a tensor of inputs or a pair (inputs, targets), not a {what}: pass a loader that collates its samples to that."
+        f"a batch is a tensor of inputs or a pair (inputs, targets), not a {what}: "
+        "pass a loader that collates its samples to that."
     )
 
 
@@ -155,6 +155,7 @@ def targets_tensor(targets: Any, size: int) -> Tensor:
         ) from error
     if tensor.is_floating_point() or tensor.is_complex() or tensor.shape != (size,):
         raise DataError(
-            f"top-1 and top-5 need one class index for each of {size} samples, not targets of {tensor.dtype} {tuple(tensor.shape)}."
+            f"top-1 and top-5 need one class index for each of {size} samples, not targets of {tensor.dtype} "
+            f"{tuple(tensor.shape)}."
         )
     return tensor.long()

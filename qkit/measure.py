@@ -137,7 +137,8 @@ def local_error(y: Tensor, reference: Tensor, params: QuantParams | None, act: B
 
         array, channels = rows(channels_innermost(y, axis), axis)
         other, _ = rows(channels_innermost(reference, axis), axis)
-        return kernels.local_error(array, other, params.scalars, act).reshape(-1, channels).sum(0)
+        local: np.ndarray = kernels.local_error(array, other, params.scalars, act).reshape(-1, channels).sum(0)
+        return local
     if act != UNBOUNDED:
         y = y.clamp_(*act)
     value = y if params is None else fake_quantize_(y, params)

@@ -49,7 +49,8 @@ def _classes(outputs: Any) -> Tensor:
     if not isinstance(outputs, Tensor) or outputs.ndim < 2:
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise QkitError(
-            f"the model's output is {shape}, not (samples, classes, …): pass metric= a function (outputs, targets) -> scores per sample."
+            f"the model's output is {shape}, not (samples, classes, …): pass metric= a function "
+            "(outputs, targets) -> scores per sample."
         )
     return outputs
 

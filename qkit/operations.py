@@ -52,105 +52,27 @@ _ACTIVATIONS = (
 )
 
 _KEPT_NAMES = frozenset(
-    [
-        "flatten",
-        "reshape",
-        "view",
-        "view_as",
-        "reshape_as",
-        "permute",
-        "transpose",
-        "t",
-        "swapaxes",
-        "swapdims",
-        "movedim",
-        "squeeze",
-        "unsqueeze",
-        "contiguous",
-        "chunk",
-        "split",
-        "tensor_split",
-        "unbind",
-        "narrow",
-        "select",
-        "getitem",
-        "max_pool1d",
-        "max_pool2d",
-        "max_pool3d",
-        "adaptive_max_pool1d",
-        "adaptive_max_pool2d",
-        "adaptive_max_pool3d",
-        "amax",
-        "expand",
-        "expand_as",
-        "repeat",
-        "tile",
-        "roll",
-        "flip",
-        "clone",
-        "detach",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "channel_shuffle",
-        "index_select",
-        "gather",
-    ]
+    "flatten reshape view view_as reshape_as permute transpose t swapaxes swapdims movedim squeeze unsqueeze contiguous chunk "
+    "split tensor_split unbind narrow select getitem max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d "
+    "adaptive_max_pool3d amax expand expand_as repeat tile roll flip clone detach pixel_shuffle pixel_unshuffle "
+    "channel_shuffle index_select gather".split()
 )
 _COMPUTE_NAMES: Mapping[str, str] = {
-    **dict.fromkeys(["add", "iadd", "radd", "sub", "isub", "rsub"], "add"),
-    **dict.fromkeys(["mul", "imul", "rmul", "multiply", "truediv", "itruediv", "div", "pow", "square"], "mul"),
-    **dict.fromkeys(["cat", "concat", "concatenate", "stack", "hstack", "vstack"], "concat"),
+    **dict.fromkeys("add iadd radd sub isub rsub".split(), "add"),
+    **dict.fromkeys("mul imul rmul multiply truediv itruediv div pow square".split(), "mul"),
+    **dict.fromkeys("cat concat concatenate stack hstack vstack".split(), "concat"),
     **dict.fromkeys(
-        [
-            "mean",
-            "sum",
-            "avg_pool1d",
-            "avg_pool2d",
-            "avg_pool3d",
-            "adaptive_avg_pool1d",
-            "adaptive_avg_pool2d",
-            "adaptive_avg_pool3d",
-        ],
+        "mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split(),
         "pool",
     ),
-    **dict.fromkeys(["matmul", "bmm", "einsum", "baddbmm"], "matmul"),
+    **dict.fromkeys("matmul bmm einsum baddbmm".split(), "matmul"),
     **dict.fromkeys(
-        [
-            "relu",
-            "relu6",
-            "hardtanh",
-            "clamp",
-            "clip",
-            "clamp_min",
-            "clamp_max",
-            "leaky_relu",
-            "prelu",
-            "elu",
-            "selu",
-            "celu",
-            "gelu",
-            "silu",
-            "mish",
-            "hardswish",
-            "hardsigmoid",
-            "sigmoid",
-            "tanh",
-            "softplus",
-            "softmax",
-            "log_softmax",
-            "softsign",
-            "abs",
-            "neg",
-            "exp",
-            "sqrt",
-            "rsqrt",
-            "maximum",
-            "minimum",
-        ],
+        "relu relu6 hardtanh clamp clip clamp_min clamp_max leaky_relu prelu elu selu celu gelu silu mish hardswish hardsigmoid "
+        "sigmoid tanh softplus softmax log_softmax softsign abs neg exp sqrt rsqrt maximum minimum".split(),
         "activation",
     ),
-    **dict.fromkeys(["layer_norm", "group_norm", "instance_norm", "normalize", "rms_norm", "local_response_norm"], "norm"),
-    **dict.fromkeys(["interpolate", "upsample"], "resize"),
+    **dict.fromkeys("layer_norm group_norm instance_norm normalize rms_norm local_response_norm".split(), "norm"),
+    **dict.fromkeys("interpolate upsample".split(), "resize"),
 }
 FUNCTIONAL_WEIGHTED: Mapping[Any, str] = {F.conv1d: "conv", F.conv2d: "conv", F.conv3d: "conv", F.linear: "linear"}
 _WEIGHTED_SIGNATURE = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -247,9 +169,10 @@ def clamp_bounds(node: fx.Node, module: nn.Module | None) -> Bounds | None:
         keys = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
         given = [*node.args[1:3], None, None][:2]
         low, high = (node.kwargs.get(k, g if g is not None else d) for k, g, d in zip(keys, given, defaults, strict=True))
-        if isinstance(low, fx.Node) or isinstance(high, fx.Node):
+        low, high = -math.inf if low is None else low, math.inf if high is None else high
+        if not isinstance(low, (int, float)) or not isinstance(high, (int, float)):
             return None
-        return (-math.inf if low is None else float(low), math.inf if high is None else float(high))
+        return float(low), float(high)
     return None
 
 
@@ -299,8 +222,11 @@ def weighted_call(module: nn.Module) -> Callable[..., Any]:
     """``call(x, weight, bias)``: the module's forward with weights from outside."""
     if isinstance(module, nn.Linear):
         return F.linear
+    function: Callable[..., Any]
     if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        transposed = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[len(module.kernel_size)]
+        transposed: Callable[..., Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[
+            len(module.kernel_size)
+        ]
         settings = (module.stride, module.padding, module.output_padding, module.groups, module.dilation)
         return lambda x, weight, bias: transposed(x, weight, bias, *settings)
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))

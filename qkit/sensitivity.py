@@ -16,11 +16,12 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from qkit.errors import DataError, QkitError
-from qkit.graph import Graph, Step
+from qkit.graph import Graph
 from qkit.lanes import Frontier, Lane, run_lanes, run_to
 from qkit.loading import Batch, batches
 from qkit.metrics import Interval, MetricFunction, mean_interval, paired_interval, score_batch
 from qkit.plan import FLOAT, Plan
+from qkit.steps import Step
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,8 @@ class Sensitivity:
 
     def __repr__(self) -> str:
         what = "quantized alone" if self.mode == "only" else "spared"
-        return f"Sensitivity({len(self.layers)} layers, each {what}; {self.metric} on {len(self.base)} samples, base {self.base_score})"
+        on = f"{self.metric} on {len(self.base)} samples, base {self.base_score}"
+        return f"Sensitivity({len(self.layers)} layers, each {what}; {on})"
 
     def _repr_html_(self) -> str:
         return str(self.table().to_html(float_format="{:.4f}".format))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -204,7 +203,8 @@ class Study:
                 scheme = PRESETS[name]
             else:
                 raise QkitError(
-                    f"there is no lane {name!r}; use 'float', 'int<bits>', a preset ({', '.join(PRESETS)}) or a mapping of name to Plan."
+                    f"there is no lane {name!r}; use 'float', 'int<bits>', a preset ({', '.join(PRESETS)}) or a mapping of "
+                    "name to Plan."
                 )
             self.plan  # noqa: B018  # makes sure that a method is chosen
             self._plans[name] = make_plan(self.graph, self.observe(), scheme, **self._method)
@@ -316,6 +316,6 @@ class Study:
         return report
 
     def __repr__(self) -> str:
-        kinds = Counter(s.kind for s in self.graph.steps if s.quantized)
         plan = "not calibrated" if self._plan is None else repr(self._plan)
-        return f"Study({self.graph.model_name}: {sum(kinds.values())} taps, scheme {self.scheme.name!r}, metric {self.metric_name!r}, {plan})"
+        what = f"{self.graph.model_name}: {len(self.graph.taps)} taps, scheme {self.scheme.name!r}, metric {self.metric_name!r}"
+        return f"Study({what}, {plan})"

@@ -100,8 +100,8 @@ def _user_frame(error: BaseException, model: nn.Module) -> traceback.FrameSummar
     # unless the model is theirs
     sources = {inspect.getsourcefile(type(module)) for module in model.modules()}
     own = [f for f in mine if f.filename in sources or not f.filename.startswith(_LIBRARIES)]
-    frames = own or mine
-    return frames[-1] if frames else None
+    blamed = own or mine
+    return blamed[-1] if blamed else None
 
 
 def _reason(error: Exception, source: str) -> tuple[str, str]:

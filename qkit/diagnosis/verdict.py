@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qkit.metrics import Interval, Scores
+from qkit.metrics import NAMED, Interval, Scores
 
 VerdictName = Literal["no-degradation", "quantization", "not-quantization", "both", "inconclusive"]
 
@@ -70,18 +70,22 @@ def judge(
     """
     loss_wide, loss_narrow = scores.loss(wide), scores.loss(narrow)
     state_wide, state_narrow = _state(loss_wide, tolerance), _state(loss_narrow, tolerance)
-    at_wide = f"{wide} loses {_points(loss_wide)}"
-    at_narrow = f"{narrow} loses {_points(loss_narrow)}"
+    share = scores.metric in NAMED
+    at_wide = f"{wide} loses {_amount(loss_wide, share)}"
+    at_narrow = f"{narrow} loses {_amount(loss_narrow, share)}"
     base = scores["float"]
     if expected is not None and not base.low - tolerance <= expected <= base.high + tolerance:
-        reason = f"float itself scores {base.value:.2%} where {expected:.2%} was expected: look at data, preprocessing and checkpoint first. "
+        found, wanted = (f"{x:.2%}" if share else f"{x:.4g}" for x in (base.value, expected))
+        reason = f"float itself scores {found} where {wanted} was expected: look at data, preprocessing and checkpoint first. "
         extra = f"Beside that, {at_wide} and {at_narrow} against this float score."
         beside = state_wide == "close" and state_narrow == "degraded"
         return Verdict("both" if beside else "not-quantization", reason + extra, loss_wide, loss_narrow)
     if "unclear" in (state_wide, state_narrow):
         unclear = loss_wide if state_wide == "unclear" else loss_narrow
         needed = _samples_needed(unclear, tolerance)
-        reason = f"{at_wide}, {at_narrow}: {scores.n} samples are too few to tell a loss of {tolerance:.1%} from none; about {needed} would do."
+        least = f"{100 * tolerance:.4g} points" if share else f"{tolerance:.4g}"
+        reason = f"{at_wide}, {at_narrow}: {scores.n} samples are too few to tell a loss of {least} from none; "
+        reason += f"about {needed} would do."
         return Verdict("inconclusive", reason, loss_wide, loss_narrow, needed)
     if state_wide == "close":
         if state_narrow == "close":
@@ -92,7 +96,7 @@ def judge(
     if _state(further, tolerance) == "degraded":
         reason = (
             f"16 bits are degraded too ({at_wide}), so something other than rounding is wrong; 8 bits lose a further "
-            f"{_points(further)}, which is quantization on top."
+            f"{_amount(further, share)}, which is quantization on top."
         )
         return Verdict("both", reason, loss_wide, loss_narrow)
     reason = (
@@ -116,5 +120,7 @@ def _samples_needed(loss: Interval, tolerance: float) -> int:
     return math.ceil(loss.n * max((half / tolerance) ** 2, 1.1))
 
 
-def _points(loss: Interval) -> str:
+def _amount(loss: Interval, share: bool) -> str:
+    if not share:
+        return f"{loss.value:.4g} [{loss.low:.4g}, {loss.high:.4g}]"
     return f"{100 * loss.value:.1f} points [{100 * loss.low:.1f}, {100 * loss.high:.1f}]"

@@ -1,0 +1,89 @@
+"""One operation of the engine: what a graph is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from qkit import operations as ops
+
+#: Kinds that end in a grid of their own.
+QUANTIZED = frozenset(
+    "input constant conv conv-transpose linear batchnorm add mul concat pool activation norm matmul resize".split()
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operation of the engine.
+
+    Attributes
+    ----------
+    index
+        Position in `Graph.steps`.
+    name
+        Unique; the tap's name if the step has a grid of its own (see DESIGN: module path, ``path:op``, ``input``).
+    kind
+        One of `QUANTIZED`, or "keep" (shares its input's grid), "float" (stays float), "meta" (no tensor), "output".
+    layer
+        Path of the module that the operation is in.
+    inputs
+        Indices of the steps that it reads.
+    argument
+        Position of the model's argument that it stands for, or None.
+    call
+        ``call(*values)``, for weighted steps ``call(value, weight, bias)``; returns a fresh tensor where `quantized`.
+    tap
+        Name of the tap whose grid the output is on, None where it is float.
+    weight
+        Name of its weight in `Graph.weights`, or None; `bias` likewise in `Graph.biases`.
+    weight_axis
+        Output-channel axis of the weight, None where a grid per channel is impossible.
+    act
+        Bounds of the fused activation.
+    shape, channel_axis
+        Of the output on the example batch; () where there is no single tensor.
+    macs
+        Multiply-accumulates per sample.
+    note
+        What a person should know: why it stays float, or what is simulated in float inside.
+    """
+
+    index: int
+    name: str
+    kind: str
+    layer: str
+    inputs: tuple[int, ...]
+    call: Callable[..., Any]
+    tap: str | None = None
+    weight: str | None = None
+    bias: str | None = None
+    weight_axis: int | None = 0
+    act: ops.Bounds = ops.UNBOUNDED
+    shape: tuple[int, ...] = ()
+    channel_axis: int = 1
+    argument: int | None = None
+    macs: int = 0
+    note: str | None = None
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its output has a grid of its own."""
+        return self.kind in QUANTIZED
+
+    def __repr__(self) -> str:
+        return f"Step({self.index}: {self.name}, {self.kind}, {'x'.join(map(str, self.shape))})"
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All floating tensors of a structure of tuples, lists and dicts, in order."""
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, Mapping):
+        return [t for v in value.values() for t in tensors_in(v)]
+    if isinstance(value, (tuple, list)):
+        return [t for v in value for t in tensors_in(v)]
+    return []
