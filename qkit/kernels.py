@@ -208,16 +208,20 @@ def _count(bits, table):
 
 
 @numba.njit(nogil=True, cache=True)
-def _collect(table, counts, lows):
-    """Move the packed entries to the totals and clear them."""
+def _drain(tables, first, last, keys, counts, lows, used):
+    """Append the bins first..last-1 that the tables hold to keys, counts and lows from index `used` on, and clear them."""
     mask = (np.int64(1) << 40) - 1
-    for t in range(table.shape[0]):
-        for k in range(table.shape[1]):
-            # without a branch: a vectorized one becomes masked stores, which take a hundred times as long on some CPUs
-            v = table[t, k]
-            counts[k] += v >> 40
-            lows[k] += v & mask
-            table[t, k] = 0
+    for k in range(first, last):
+        count, low = np.int64(0), np.int64(0)
+        for t in range(tables.shape[0]):
+            v = tables[t, k]
+            count += v >> 40
+            low += v & mask
+            tables[t, k] = 0
+        if count != 0:
+            keys[used], counts[used], lows[used] = k, count, low
+            used += 1
+    return used
 
 
 @_jit
@@ -226,21 +230,15 @@ def _rows_extremes(f, peaks):
         _extremes(peaks[0], peaks[1], f[r])
 
 
-#: Most elements between two collections: a 24-bit count cannot overflow then.
+#: Most elements that one table counts between two drains: a 24-bit count cannot overflow then.
 _COUNT_LIMIT = 1 << 23
 #: Elements that two loops in turn find in the second-level cache. (Compiled into one function, neither would vectorize.)
 _BLOCK = 1 << 16
+_BINS = 1 << 16
+_SIGN = _BINS >> 1
 
-
-_tables = threading.local()
-
-
-def _scratch_tables() -> tuple[np.ndarray, np.ndarray]:
-    """The calling thread's packed table and its totals, all zero between uses."""
-    if not hasattr(_tables, "packed"):
-        _tables.packed = np.zeros((2, 1 << 16), np.int64)
-        _tables.totals = np.zeros((2, 1 << 16), np.int64)
-    return _tables.packed, _tables.totals
+#: Tables that are not in use, all zero, by number of threads.
+_free_tables: dict[int, list[np.ndarray]] = {}
 
 
 @lru_cache(maxsize=4)
@@ -334,7 +332,7 @@ def describe(f: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Counted:
-    """Bins in use (the upper 16 bits of their floats), counts, sums of the lower 16 bits; extremes per position."""
+    """Bins in use (the upper 16 bits of their floats, ascending), counts, sums of the lower 16 bits; extremes per position."""
 
     keys: np.ndarray
     counts: np.ndarray
@@ -344,33 +342,39 @@ class Counted:
 
 
 def observe(f: np.ndarray) -> list[Counted]:
-    """Histogram by the upper 16 bits, and extremes per position, of float32 (R, P); one part a thread."""
+    """Histogram by the upper 16 bits, and extremes per position, of float32 (R, P); in parts if there are very many rows."""
+    threads = torch.get_num_threads()
+    most = max(threads * _COUNT_LIMIT // max(f.shape[1], 1), threads)
+    return [_observe(f[start : start + most], threads) for start in range(0, f.shape[0], most)]
+
+
+def _observe(f: np.ndarray, threads: int) -> Counted:
     bits = f.view(np.uint32)
     step = max(1, _BLOCK // max(f.shape[1], 1))
+    free = _free_tables.setdefault(threads, [])
+    tables = free.pop() if free else np.zeros((2 * threads, _BINS), np.int64)
+    spare = iter(range(threads))
 
-    def work(start: int, stop: int) -> Counted:
-        packed, totals = _scratch_tables()
+    def work(start: int, stop: int) -> np.ndarray:
+        table = tables[2 * (mine := next(spare)) : 2 * mine + 2]
         peaks = np.empty((2, f.shape[1]), np.float32)
         peaks[0], peaks[1] = np.inf, -np.inf
-        pending = 0
         for first in range(start, stop, step):
             block = slice(first, min(first + step, stop))
             _rows_extremes(f[block], peaks)
-            flat = bits[block].reshape(-1)
-            for begin in range(0, flat.size, _COUNT_LIMIT):
-                part = flat[begin : begin + _COUNT_LIMIT]
-                if pending + part.size > _COUNT_LIMIT:
-                    _collect(packed, totals[0], totals[1])
-                    pending = 0
-                _count(part, packed)
-                pending += part.size
-        _collect(packed, totals[0], totals[1])
-        keys = np.flatnonzero(totals[0])
-        counts, lows = totals[0, keys], totals[1, keys]
-        totals[:, keys] = 0
-        return Counted(keys, counts, lows, peaks[0], peaks[1])
+            _count(bits[block].reshape(-1), table)
+        return peaks
 
-    return parallel(work, f.shape[0], f.size)
+    parts = np.stack(parallel(work, f.shape[0], f.size))
+    least, greatest = parts[:, 0].min(0), parts[:, 1].max(0)
+    keys, counts, lows = np.empty(_BINS, np.int64), np.empty(_BINS, np.int64), np.empty(_BINS, np.int64)
+    used = 0
+    for first, bound in ((0, greatest.max(initial=0.0)), (_SIGN, -least.min(initial=0.0))):
+        # bins ascend with the magnitude; those of NaN come after infinity's
+        last = int(np.float32(bound).view(np.uint32) >> 16) if np.isfinite(bound) else _SIGN - 1
+        used = _drain(tables, first, first + last + 1, keys, counts, lows, used)
+    free.append(tables)
+    return Counted(keys[:used].copy(), counts[:used].copy(), lows[:used].copy(), least, greatest)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -393,7 +397,7 @@ def histogram_error(mean, half, count, scale, low, high):
             continue
         first = min(max(np.rint(a / scale), low), high)
         last = min(max(np.rint(b / scale), low), high)
-        if first == last:
+        if first == last and a >= bottom - 0.5 * scale and b <= top + 0.5 * scale:
             # one code for the whole bin: exact, and free of the cancellation that the integral below would have
             rounding += n * ((m - first * scale) ** 2 + h * h / 3.0)
             continue
