@@ -24,7 +24,7 @@ from torch import Tensor
 
 from qkit.errors import PlanError
 from qkit.histogram import Histogram
-from qkit.numerics import MAX_BOUND, MIN_SCALE, QuantParams, QuantSpec, fake_quantize_
+from qkit.numerics import MAX_BOUND, MIN_SCALE, QuantSpec, fake_quantize_
 from qkit.plan import Grid
 
 Method = Literal["minmax", "moving-average", "percentile", "mse", "entropy"]
@@ -35,6 +35,8 @@ MOMENTUM = 0.1
 #: Narrowest candidate of a search, as a power of two of the extremes: a tensor clipped to a 4096th is never best.
 _OCTAVES = 12
 _STEPS_PER_OCTAVE = 4
+#: The same for a weight's channels, which are clipped to a 32nd at most.
+_WEIGHT_OCTAVES = 5
 _ENTROPY_BINS = 2048
 
 
@@ -217,15 +219,17 @@ def weight_grid(weight: Tensor, spec: QuantSpec, method: Method, axis: int | Non
         return Grid(spec, spec.params(low, high, axis=axis), method, weight=True)
     if method != "mse":
         raise PlanError(f"weights per channel are calibrated by minmax or mse, not {method}: pass weight_method= one of these.")
-    least: Tensor | None = None
-    best_low, best_high = low.clone(), high.clone()
-    for factor in np.linspace(1.0, 0.3, 36):
-        params: QuantParams = spec.params(low * factor, high * factor, axis=0)
-        error = (fake_quantize_(rows.clone(), params) - rows).square().mean(dim=1, dtype=torch.float64)
-        least = error.clone() if least is None else least
-        better = (error < least).cpu()
-        best_low, best_high = (
-            torch.where(better, b.cpu() * factor, old) for b, old in ((low, best_low.cpu()), (high, best_high.cpu()))
-        )
-        least = torch.minimum(least, error)
-    return Grid(spec, spec.params(best_low, best_high, axis=axis), method, weight=True)
+    low, high = low.cpu(), high.cpu()
+    best = torch.ones_like(low)
+    least = torch.full_like(low, math.inf)
+    coarse = 2.0 ** (-np.arange(_WEIGHT_OCTAVES * _STEPS_PER_OCTAVE + 1) / _STEPS_PER_OCTAVE)
+    fine = 2.0 ** (np.linspace(-1.0, 1.0, 21) / _STEPS_PER_OCTAVE)
+    for steps in (coarse, fine):
+        centre = best.clone()
+        for step in steps:
+            factor = (centre * float(step)).clamp(max=1.0)
+            params = spec.params(low * factor, high * factor, axis=0)
+            error = (fake_quantize_(rows.clone(), params) - rows).square().mean(dim=1, dtype=torch.float64).cpu()
+            best = torch.where(error < least, factor, best)
+            least = torch.minimum(least, error)
+    return Grid(spec, spec.params(low * best, high * best, axis=axis), method, weight=True)
