@@ -195,7 +195,7 @@ def run_lanes(
     graph, lanes
         What to run, in which ways. The first lane is the reference that `finish` is handed.
     inputs
-        The model's positional inputs; None with `start`.
+        The model's positional inputs; None with a `start` that lies behind all of them.
     finish, observe
         Hooks, see `Finish` and `Observe`.
     start

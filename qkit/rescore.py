@@ -36,7 +36,7 @@ class Prefix:
     plan: Plan
     index: int
     metric: str | MetricFunction
-    parts: tuple[tuple[Frontier, Any, Any, int], ...]
+    parts: tuple[tuple[Frontier, tuple[Any, ...] | None, Any, Any, int], ...]
 
     @property
     def nbytes(self) -> int:
@@ -51,8 +51,8 @@ class Prefix:
     def scores(self, plan: Plan) -> np.ndarray:
         """Per-sample scores of the plan, float64 (N,), from `index` on."""
         parts = []
-        for frontier, targets, reference, size in self.parts:
-            output = run_lanes(self.graph, [Lane("edited", plan)], None, start=frontier)["edited"]
+        for frontier, inputs, targets, reference, size in self.parts:
+            output = run_lanes(self.graph, [Lane("edited", plan)], inputs, start=frontier)["edited"]
             parts.append(score_batch(self.metric, output, targets, reference, size))
         return np.concatenate(parts)
 
@@ -68,11 +68,11 @@ def prefix(
         If the loader is empty or does not fit.
     """
     parts = []
-    index = max(index, 1)
+    reads_inputs = any(step.argument is not None for step in graph.steps[index:])
     for batch in batches(loader, limit):
         reference = run_lanes(graph, [Lane("float")], batch.inputs)["float"] if metric == "agreement" else None
         frontier = run_to(graph, Lane("base", plan), batch.inputs, index)
-        parts.append((frontier, batch.targets, reference, batch.size))
+        parts.append((frontier, batch.inputs if reads_inputs else None, batch.targets, reference, batch.size))
     if not parts:
         raise DataError("the evaluation loader gave no batch: pass at least one.")
     return Prefix(graph, plan, index, metric, tuple(parts))

@@ -193,13 +193,10 @@ def _run_batch(
     frontier: Frontier | None = None
     for at in range(0, len(lanes), group):
         members = list(lanes[at : at + group])
-        inputs = batch.inputs if frontier is None else None
-        frontier = run_to(graph, Lane(_BASE, base), inputs, steps[at].index, start=frontier)
+        # the inputs go along, since a model may read one of them behind the frontier
+        frontier = run_to(graph, Lane(_BASE, base), batch.inputs, steps[at].index, start=frontier)
         together = [*members, Lane(_BASE, base)] if at + group >= len(lanes) else members
-        if frontier.index == 0:
-            outputs |= run_lanes(graph, together, batch.inputs)
-        else:
-            outputs |= run_lanes(graph, together, None, start=frontier)
+        outputs |= run_lanes(graph, together, batch.inputs, start=frontier)
         bar.update(len(members))
     return outputs
 
