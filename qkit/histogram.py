@@ -97,6 +97,8 @@ class Histogram:
     @classmethod
     def merge(cls, parts: Sequence[Histogram]) -> Histogram:
         """The histogram of all the parts' elements together."""
+        if len(parts) == 1:
+            return parts[0]
         counts, lows = np.zeros(_KEYS, np.int64), np.zeros(_KEYS, np.int64)
         for part in parts:
             counts[part.keys] += part.counts
@@ -223,9 +225,10 @@ class Histogram:
         first = np.clip(np.searchsorted(edges, low, side="right") - 1, 0, bins - 1)
         last = np.clip(np.searchsorted(edges, low + width, side="left") - 1, 0, bins - 1)
         inside = (low + width > lo) & (low <= hi)
-        one = inside & (first == last)
+        # a bin across the drawing's own ends is shared out too, even if it meets a single drawn bin
+        one = inside & (first == last) & (low >= lo) & (high <= hi)
         np.add.at(counts, first[one], self.counts[one])
-        for i in np.flatnonzero(inside & (first != last)):
+        for i in np.flatnonzero(inside & ~one):
             span = slice(first[i], last[i] + 1)
             overlap = np.minimum(edges[1:][span], low[i] + width[i]) - np.maximum(edges[:-1][span], low[i])
             counts[span] += self.counts[i] * np.clip(overlap, 0.0, None) / width[i]

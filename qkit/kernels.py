@@ -14,10 +14,9 @@ caller, which is what lets the inner loop vectorize without reordering anybody's
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -343,8 +342,14 @@ class Counted:
 
 def observe(f: np.ndarray) -> list[Counted]:
     """Histogram by the upper 16 bits, and extremes per position, of float32 (R, P); in parts if there are very many rows."""
+    width = f.shape[1]
+    if width > _COUNT_LIMIT:
+        strips = [observe(np.ascontiguousarray(f[:, at : at + _COUNT_LIMIT])) for at in range(0, width, _COUNT_LIMIT)]
+        least = np.concatenate([np.min([part.least for part in strip], axis=0) for strip in strips])
+        greatest = np.concatenate([np.max([part.greatest for part in strip], axis=0) for strip in strips])
+        return [replace(part, least=least, greatest=greatest) for strip in strips for part in strip]
     threads = torch.get_num_threads()
-    most = max(threads * _COUNT_LIMIT // max(f.shape[1], 1), threads)
+    most = threads * (_COUNT_LIMIT // max(width, 1))
     return [_observe(f[start : start + most], threads) for start in range(0, f.shape[0], most)]
 
 
@@ -368,11 +373,15 @@ def _observe(f: np.ndarray, threads: int) -> Counted:
     parts = np.stack(parallel(work, f.shape[0], f.size))
     least, greatest = parts[:, 0].min(0), parts[:, 1].max(0)
     keys, counts, lows = np.empty(_BINS, np.int64), np.empty(_BINS, np.int64), np.empty(_BINS, np.int64)
-    used = 0
-    for first, bound in ((0, greatest.max(initial=0.0)), (_SIGN, -least.min(initial=0.0))):
-        # bins ascend with the magnitude; those of NaN come after infinity's
-        last = int(np.float32(bound).view(np.uint32) >> 16) if np.isfinite(bound) else _SIGN - 1
-        used = _drain(tables, first, first + last + 1, keys, counts, lows, used)
+    # bins ascend with the magnitude: none beyond the extremes' is in use, unless there are NaN, which extremes do not show
+    ends = [int(np.abs(np.float32(bound)).view(np.uint32) >> 16) for bound in (greatest.max(initial=0), least.min(initial=0))]
+    used = _drain(tables, 0, ends[0] + 1, keys, counts, lows, 0)
+    used = _drain(tables, _SIGN, _SIGN + ends[1] + 1, keys, counts, lows, used)
+    if counts[:used].sum() != f.size:
+        extra = _drain(tables, 0, _BINS, keys[used:], counts[used:], lows[used:], 0)
+        order = np.argsort(keys[: used + extra])
+        used += extra
+        keys[:used], counts[:used], lows[:used] = keys[order], counts[order], lows[order]
     free.append(tables)
     return Counted(keys[:used].copy(), counts[:used].copy(), lows[:used].copy(), least, greatest)
 
