@@ -29,7 +29,8 @@ Mode = Literal["only", "except"]
 
 #: Lanes run together while their live tensors fit in about this many bytes.
 MEMORY_BUDGET = 2 << 30
-_BASE = "base"
+#: Name of the lane that all are compared with; no layer has an empty one.
+_BASE = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +145,7 @@ def sweep(
     steps = _layers(graph, plan, layers)
     base = FLOAT if mode == "only" else plan
     lanes = [Lane(step.name, _lane_plan(plan, step, mode)) for step in steps]
+    by_start = sorted(zip(_starts(graph, steps), lanes, strict=True), key=lambda pair: pair[0])
     scores: list[np.ndarray] = []
     bases: list[np.ndarray] = []
     source = batches(loader, limit)
@@ -152,17 +154,17 @@ def sweep(
     try:
         for batch in source:
             reference = run_lanes(graph, [Lane("float")], batch.inputs)["float"] if metric == "agreement" else None
-            outputs = _run_batch(graph, batch, base, lanes, steps, memory_budget, bar)
+            outputs = _run_batch(graph, batch, base, by_start, memory_budget, bar)
             row = {name: score_batch(metric, out, batch.targets, reference, batch.size) for name, out in outputs.items()}
-            bases.append(row.pop(_BASE))
             scores.append(np.stack([row[lane.name] for lane in lanes]))
+            bases.append(row[_BASE])
     except KeyboardInterrupt:
-        if not scores:
+        if not bases:
             raise
-        logger.warning("the sweep was interrupted: its scores are those of %d batches.", len(scores))
+        logger.warning("the sweep was interrupted: its scores are those of %d batches.", len(bases))
     finally:
         bar.close()
-    if not scores:
+    if not bases:
         raise DataError("the evaluation loader gave no batch: pass at least one.")
     name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
     return Sensitivity(mode, name, tuple(steps), np.concatenate(scores[: len(bases)], axis=1), np.concatenate(bases))
@@ -170,6 +172,9 @@ def sweep(
 
 def _layers(graph: Graph, plan: Plan, names: Sequence[str] | None) -> list[Step]:
     steps = [s for s in graph.steps if s.quantized and (s.name in plan.grids or s.weight in plan.grids)]
+    if not steps or (names is not None and not names):
+        what = "the plan quantizes nothing" if not steps else "layers= names none"
+        raise QkitError(f"there is no layer to sweep: {what}.")
     if names is None:
         return steps
     wanted = {graph.step(name).name for name in names}
@@ -184,17 +189,25 @@ def _lane_plan(plan: Plan, step: Step, mode: Mode) -> Plan:
     return plan.only(tensors) if mode == "only" else plan.without(tensors)  # type: ignore[arg-type]
 
 
+def _starts(graph: Graph, steps: Sequence[Step]) -> list[int]:
+    """Index of the first step at which each layer's lane parts from the base: a weight may have been used before."""
+    first: dict[str | None, int] = {}
+    for step in graph.steps:
+        first.setdefault(step.weight, step.index)
+    return [step.index if step.weight is None else first[step.weight] for step in steps]
+
+
 def _run_batch(
-    graph: Graph, batch: Batch, base: Plan, lanes: Sequence[Lane], steps: Sequence[Step], budget: int, bar: Any
+    graph: Graph, batch: Batch, base: Plan, lanes: Sequence[tuple[int, Lane]], budget: int, bar: Any
 ) -> dict[str, Any]:
-    """Outputs of the base and of all lanes; lanes in groups, each from the base's values at its first layer."""
+    """Outputs of the base and of all lanes (sorted by their start); in groups, each from the base's values where it starts."""
     group = _group_size(graph, batch.size, budget)
     outputs: dict[str, Any] = {}
     frontier: Frontier | None = None
     for at in range(0, len(lanes), group):
-        members = list(lanes[at : at + group])
+        members = [lane for _, lane in lanes[at : at + group]]
         # the inputs go along, since a model may read one of them behind the frontier
-        frontier = run_to(graph, Lane(_BASE, base), batch.inputs, steps[at].index, start=frontier)
+        frontier = run_to(graph, Lane(_BASE, base), batch.inputs, lanes[at][0], start=frontier)
         together = [*members, Lane(_BASE, base)] if at + group >= len(lanes) else members
         outputs |= run_lanes(graph, together, batch.inputs, start=frontier)
         bar.update(len(members))
