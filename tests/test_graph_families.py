@@ -1,0 +1,160 @@
+"""Every torchvision classification family: the folded float lane equals the model, and every layer is where it should be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qkit.calibration import make_plan, observe
+from qkit.graph import Graph, build
+from qkit.lanes import Lane, run_lanes
+from qkit.schemes import PRESETS
+
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family's smallest member, the image size it is tried with, and what of it an engine would leave in float."""
+
+    model: str
+    size: int = 32
+    other_size: int | None = 48
+    options: dict[str, Any] = field(default_factory=dict)
+    stays_float: frozenset[str] = frozenset()
+    unfolded_norms: int = 0
+
+
+FAMILIES = [
+    Family("mobilenet_v2"),
+    Family("mobilenet_v3_small"),
+    Family("resnet18"),
+    Family("resnext50_32x4d"),
+    Family("regnet_x_400mf"),
+    Family("regnet_y_400mf"),
+    Family("efficientnet_b0"),
+    Family("efficientnet_v2_s"),
+    # pre-activation: all but the stem's norm and the second norm of each of the 58 layers precede their convolution
+    Family("densenet121", unfolded_norms=62),
+    Family("shufflenet_v2_x0_5"),
+    Family("squeezenet1_1"),
+    Family("googlenet", options={"aux_logits": True, "init_weights": False}),
+    Family("googlenet", options={"aux_logits": False, "init_weights": False, "transform_input": True}),
+    Family("inception_v3", size=75, other_size=96, options={"aux_logits": True, "init_weights": False}),
+    Family("alexnet", size=64, other_size=80),
+    Family("vgg11"),
+    Family("vgg11_bn"),
+    Family("mnasnet0_5"),
+    Family("convnext_tiny"),
+    Family("vit_b_16", other_size=None, options={"image_size": 32}, stays_float=frozenset({"MultiheadAttention"})),
+    Family("swin_t", stays_float=frozenset({"shifted_window_attention", "_get_relative_position_bias", "_patch_merging_pad"})),
+    Family("swin_v2_t", stays_float=frozenset({"shifted_window_attention", "_get_relative_position_bias", "_patch_merging_pad"})),
+]
+LARGE = [
+    Family("wide_resnet50_2"),
+    Family("maxvit_t", size=224, other_size=None, unfolded_norms=11),
+    Family("inception_v3", size=299, other_size=None, options={"aux_logits": False, "init_weights": False}),
+    Family("resnet50", size=224, other_size=None),
+    Family("mobilenet_v3_large", size=224, other_size=None),
+]
+CASES = [
+    *(pytest.param(f, id=f"{f.model}{'-transform' if f.options.get('transform_input') else ''}") for f in FAMILIES),
+    *(pytest.param(f, id=f"{f.model}-{f.size}", marks=pytest.mark.slow) for f in LARGE),
+]
+
+
+@torch.no_grad()
+def trained_looking(model: nn.Module) -> nn.Module:
+    """Statistics, affine parameters (some negative) and layer scales far from their defaults, so that folding them counts."""
+    draw = torch.Generator().manual_seed(5)
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.running_mean.normal_(0.0, 0.3, generator=draw)
+            module.running_var.uniform_(0.5, 2.0, generator=draw)
+            sign = torch.where(torch.rand(module.weight.shape, generator=draw) < 0.2, -1.0, 1.0)
+            module.weight.uniform_(0.6, 1.6, generator=draw).mul_(sign)
+            module.bias.normal_(0.0, 0.3, generator=draw)
+        if isinstance(module, nn.LayerNorm):
+            module.weight.uniform_(0.6, 1.6, generator=draw)
+            module.bias.normal_(0.0, 0.3, generator=draw)
+        if isinstance(getattr(module, "layer_scale", None), nn.Parameter):
+            module.layer_scale.uniform_(0.2, 1.0, generator=draw)
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.normal_(module.weight, std=0.05, generator=draw)
+    return model.eval()
+
+
+def make(family: Family, models: ModuleType) -> nn.Module:
+    return trained_looking(models.get_model(family.model, weights=None, num_classes=10, **family.options))
+
+
+@torch.no_grad()
+def run_counting(model: nn.Module, x: Tensor) -> tuple[Tensor, Counter[str]]:
+    """The model's output, and how often each convolution and linear layer was called, by path."""
+    calls: Counter[str] = Counter()
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: calls.update([name]))
+        for name, module in model.named_modules()
+        if type(module) in {nn.Conv2d, nn.Linear}
+    ]
+    output = model(x)
+    for handle in handles:
+        handle.remove()
+    return output, calls
+
+
+def float_lane(graph: Graph, x: Tensor) -> Tensor:
+    return run_lanes(graph, [Lane("float")], (x,))["float"]
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().max() / b.double().abs().max())
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_folded_graph_equals_the_model(family: Family, torchvision_models: ModuleType) -> None:
+    model = make(family, torchvision_models)
+    x = torch.randn(2, 3, family.size, family.size)
+    graph = build(model, x)
+    expected, calls = run_counting(model, x)
+    assert expected.std() > 1e-3, "an output that depends on nothing would prove nothing"
+    assert graph.deviation < TOLERANCE
+    assert relative(float_lane(graph, x), expected) < TOLERANCE
+    # shapes of the example are not baked in
+    size = family.other_size or family.size
+    other = torch.randn(3, 3, size, size)
+    with torch.no_grad():
+        expected = model(other)
+    assert relative(float_lane(graph, other), expected) < TOLERANCE
+
+    # every convolution and linear layer that runs is a tap with its weight, under its own path
+    weighted = {s.name for s in graph.steps if s.kind in {"conv", "linear"}}
+    assert calls
+    assert set(calls.values()) == {1}
+    inside_attention = {n for n in calls if any(n.startswith(f"{s.name}.") for s in graph.steps if s.kind == "float")}
+    assert {n for n in weighted if ":" not in n} == set(calls) - inside_attention
+    assert sum(s.kind == "batchnorm" for s in graph.steps) == family.unfolded_norms
+    assert len(set(graph.taps)) == len(graph.taps)
+
+    # what stays float is a float step with a note that names it, and nothing else is
+    floats = [s for s in graph.steps if s.kind == "float"]
+    assert {graph.notes[s.name].split()[0] for s in floats} == family.stays_float
+    assert all("runs in float" in graph.notes[s.name] for s in floats)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [pytest.param(f, id=f.model) for f in FAMILIES if not f.options.get("transform_input")])
+def test_sixteen_bits_are_far_nearer_to_float_than_eight(family: Family, torchvision_models: ModuleType) -> None:
+    x = torch.randn(4, 3, family.size, family.size)
+    graph = build(make(family, torchvision_models), x)
+    seen = observe(graph, [x], progress=False)
+    plans = {name: make_plan(graph, seen, PRESETS[name]) for name in ("int16", "int8")}
+    outputs = run_lanes(graph, [Lane("float"), *(Lane(name, plan) for name, plan in plans.items())], (x,))
+    error = {name: float((outputs[name] - outputs["float"]).square().mean()) for name in plans}
+    assert 0 < error["int16"] < error["int8"] / 100
