@@ -357,7 +357,10 @@ def _observe(f: np.ndarray, threads: int) -> Counted:
     bits = f.view(np.uint32)
     step = max(1, _BLOCK // max(f.shape[1], 1))
     free = _free_tables.setdefault(threads, [])
-    tables = free.pop() if free else np.zeros((2 * threads, _BINS), np.int64)
+    try:
+        tables = free.pop()
+    except IndexError:  # asked first, another thread could take the last one in between
+        tables = np.zeros((2 * threads, _BINS), np.int64)
     spare = iter(range(threads))
 
     def work(start: int, stop: int) -> np.ndarray:
