@@ -7,12 +7,12 @@ that differs from the base only behind that point starts there, not at the input
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from qkit.errors import DataError
+from qkit.errors import DataError, QkitError
 from qkit.graph import Graph
 from qkit.lanes import Frontier, Lane, decide, run_lanes, run_to
 from qkit.loading import batches
@@ -43,10 +43,15 @@ class Prefix:
         """Bytes held by the values."""
         return sum(frontier.nbytes for frontier, *_ in self.parts)
 
-    def covers(self, plan: Plan) -> bool:
-        """Whether that plan is the base's up to `index`."""
-        first = first_difference(self.graph, self.plan, plan)
-        return first is None or first >= self.index
+    def advanced(self, index: int) -> Prefix:
+        """The same for a later step, computed from this one's values."""
+        if index < self.index:
+            raise QkitError(f"a prefix at step {self.index} cannot go back to step {index}: make a new one.")
+        base = Lane("base", self.plan)
+        parts = [
+            (run_to(self.graph, base, inputs, index, start=frontier), inputs, *rest) for frontier, inputs, *rest in self.parts
+        ]
+        return replace(self, index=index, parts=tuple(parts))
 
     def scores(self, plan: Plan) -> np.ndarray:
         """Per-sample scores of the plan, float64 (N,), from `index` on."""

@@ -277,16 +277,20 @@ class Study:
     def score(self, plan: Plan | None = None, *, batches: int | None = None) -> Interval:
         """The score of a plan near the current one, computed from the first changed step on.
 
-        The values of the current plan at that step are kept, so that further plans that change nothing before it cost only
-        what lies behind it.
+        The current plan's values at that step are kept: further plans that change it, as a range being tuned does, cost only
+        what lies behind it, and one that changes a later step starts there.
         """
         plan = self.plan if plan is None else plan
         if (plan, batches) not in self._cache:
             first = first_difference(self.graph, self.plan, plan)
+            if first is None:
+                return self.evaluate({"plan": self.plan}, batches=batches, progress=False)["plan"]
             kept = self._prefix
-            if kept is None or kept.plan is not self.plan or not kept.covers(plan) or self._prefix_limit != batches:
-                kept = prefix(self.graph, self.evaluation, self.plan, first or 0, self.metric, limit=batches)
-                self._prefix, self._prefix_limit = kept, batches
+            if kept is None or kept.plan is not self.plan or kept.index > first or self._prefix_limit != batches:
+                kept = prefix(self.graph, self.evaluation, self.plan, first, self.metric, limit=batches)
+            elif kept.index < first:
+                kept = kept.advanced(first)
+            self._prefix, self._prefix_limit = kept, batches
             self._cache[plan, batches] = kept.scores(plan)
         return mean_interval(self._cache[plan, batches])
 
