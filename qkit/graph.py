@@ -101,7 +101,14 @@ def build(
     if not isinstance(model, nn.Module):
         raise GraphError(f"a torch.nn.Module is needed, not {type(model).__name__}; if it is a function that makes one, call it.")
     target = _device_of(model, device)
-    copied = copy.deepcopy(model).eval().requires_grad_(False).to(target)
+    try:
+        copied = copy.deepcopy(model)
+    except RuntimeError as error:
+        raise GraphError(
+            f"{type(model).__name__} cannot be copied ({error}): remove what keeps computed tensors in it, for example with "
+            "torch.nn.utils.remove_weight_norm."
+        ) from error
+    copied = copied.eval().requires_grad_(False).to(target)
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     inputs = tuple(x.to(target) if isinstance(x, Tensor) else x for x in inputs)
     from qkit.lanes import execution
