@@ -8,10 +8,6 @@ import pytest
 import torch
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: minutes long; left out of the default run")
-
-
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test starts from the same global random state."""
