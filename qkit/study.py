@@ -175,11 +175,23 @@ class Study:
         """A new study with that plan; it shares the histograms and scores that this one has."""
         for name in plan.grids:
             self.graph.step(name)
+        self.plan  # noqa: B018  # calibrates, so that both agree on the method of the other widths
+        other = self._copy()
+        other._plan = plan
+        return other
+
+    def with_scheme(self, scheme: str | Scheme) -> Study:
+        """A new study under that scheme, calibrated by the same methods; it shares the histograms and scores of this one."""
+        self.plan  # noqa: B018  # calibrates
+        other = self._copy()
+        other.scheme, other._plans = scheme_of(scheme), {}
+        other._plan = make_plan(self.graph, self.observe(), other.scheme, **self._method)
+        return other
+
+    def _copy(self) -> Study:
         other = object.__new__(Study)
         other.__dict__.update(self.__dict__)
-        self.plan  # noqa: B018  # calibrates, so that both agree on the method of the other widths
-        other._method, other._plans = self._method, self._plans
-        other._plan, other._prefix = plan, None
+        other._prefix = None
         return other
 
     def lane(self, name: str) -> Plan:
