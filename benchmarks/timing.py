@@ -23,6 +23,10 @@ class Ratio:
     low: float
     high: float
 
+    def over(self, count: int) -> Ratio:
+        """The ratio for one of `count` equal parts."""
+        return Ratio(self.median / count, self.low / count, self.high / count)
+
     def __str__(self) -> str:
         return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
 

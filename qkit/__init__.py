@@ -6,7 +6,7 @@ from qkit.graph import Graph
 from qkit.histogram import Histogram
 from qkit.metrics import Interval, Scores
 from qkit.numerics import QuantParams, QuantSpec, dequantize, fake_quantize, quantize
-from qkit.plan import Plan
+from qkit.plan import FLOAT, Plan
 from qkit.schemes import PRESETS, Scheme
 from qkit.sensitivity import Sensitivity
 from qkit.study import Study
@@ -14,6 +14,7 @@ from qkit.study import Study
 __version__ = "0.1.0"
 
 __all__ = [
+    "FLOAT",
     "PRESETS",
     "Capture",
     "DataError",
