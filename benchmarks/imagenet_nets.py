@@ -16,7 +16,6 @@ from qkit.schemes import scheme_of
 from qkit.sensitivity import sweep
 from qkit.zoo import load_torchvision
 
-
 #: Of 8 images each; 64 are about what people calibrate with.
 BATCHES = 8
 
