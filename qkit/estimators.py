@@ -169,30 +169,37 @@ def _entropy_range(hist: Histogram, spec: QuantSpec) -> tuple[float, float]:
         counts = both[_ENTROPY_BINS:] + both[:_ENTROPY_BINS][::-1]
     counts = counts.copy()
     counts[0] -= min(hist.zeros, counts[0])  # zeros are exact on every grid: they say nothing about the clip
-    best, clip = math.inf, _ENTROPY_BINS
-    for end in range(min(levels, _ENTROPY_BINS), _ENTROPY_BINS + 1, 16):
-        divergence = _divergence(counts, end, levels)
-        if divergence < best:
-            best, clip = divergence, end
-    bound = peak * clip / _ENTROPY_BINS
+    if counts.sum() <= 0:
+        return hist.min, hist.max
+    ends = np.arange(min(levels, _ENTROPY_BINS), _ENTROPY_BINS + 1)
+    bound = peak * float(ends[int(_divergences(counts, ends, levels).argmin())]) / _ENTROPY_BINS
     return max(hist.min, -bound), min(hist.max, bound)
 
 
-def _divergence(counts: np.ndarray, end: int, levels: int) -> float:
-    """Kullback-Leibler divergence of the first `end` bins, the rest clipped onto the last, from their quantized form."""
-    reference = counts[:end].copy()
-    inside = reference.copy()
-    reference[-1] += counts[end:].sum()
-    if reference.sum() <= 0 or inside.sum() <= 0:
-        return math.inf
-    level = np.minimum(np.arange(end) * levels // end, levels - 1)
-    used = inside > 0
-    sums = np.bincount(level, inside, minlength=levels)
-    members = np.bincount(level, used, minlength=levels)
-    quantized = np.where(used, sums[level] / np.maximum(members[level], 1), 0.0)
-    p, q = reference / reference.sum(), quantized / quantized.sum()
-    support = p > 0
-    return float((p[support] * np.log(p[support] / np.maximum(q[support], 1e-12))).sum())
+def _divergences(counts: np.ndarray, ends: np.ndarray, levels: int) -> np.ndarray:
+    """For every end: Kullback-Leibler divergence of the first `end` bins, the rest clipped onto the last, from their
+    quantized form, in which the used bins of a level share its count evenly.
+
+    Prefix sums give all ends at once: within a level the quantized form is constant.
+    """  # fmt: skip
+    tiny = 1e-12
+    safe = np.where(counts > 0, counts, 1.0)
+    below, used, entropy = (
+        np.concatenate([[0.0], np.cumsum(part)]) for part in (counts, (counts > 0).astype(float), counts * np.log(safe))
+    )
+    # a bin i below an end is of level i * levels // end
+    first = -(-np.arange(levels + 1) * ends[:, None] // levels)
+    sums, members = np.diff(below[first]), np.diff(used[first])
+    mean = np.where(sums > 0, sums, 1.0) / np.maximum(members, 1.0)
+    total, inside = below[-1], below[ends]
+    kept = np.maximum(inside, tiny)
+    divergence = (entropy[ends] - (sums * np.log(mean)).sum(1)) / total + inside / total * np.log(kept / total)
+    last, beyond = counts[ends - 1], total - inside
+    quantized = np.where(last > 0, mean[:, -1] / kept, tiny)
+    before, after = last / total, (last + beyond) / total
+    for share, sign in ((before, -1.0), (after, 1.0)):
+        divergence += sign * share * np.log(np.maximum(share, tiny) / quantized)
+    return np.where(inside > 0, divergence, np.inf)
 
 
 def weight_grid(weight: Tensor, spec: QuantSpec, method: Method, axis: int | None) -> Grid:

@@ -140,7 +140,8 @@ class Histogram:
         negative = self.keys >= _SIGN
         low, high = np.where(negative, -outer, inner), np.where(negative, -inner, outer)
         mean = np.where(negative, -mean, mean)
-        low, high = np.maximum(low, self.min), np.minimum(high, self.max)
+        high = np.minimum(high, self.max)
+        low = np.minimum(np.maximum(low, self.min), high)  # the bin of 0 holds denormals too, and stays 0
         mean = np.clip(mean, low, high)
         # n samples scatter around their own mean with (n - 1) / n of the density's variance: none for a single one
         half = np.minimum(mean - low, high - mean) * np.sqrt((self.counts - 1) / self.counts)
