@@ -297,8 +297,10 @@ def measure(y: np.ndarray, f: np.ndarray, scalars: Scalars, act: Bounds) -> tupl
         return sums, peaks
 
     parts = parallel(work, y.shape[0], y.size)
-    sums = np.sum([p[0] for p in parts], axis=0)
+    if len(parts) == 1:
+        return parts[0]
     peaks = np.stack([p[1] for p in parts])
+    sums = np.sum([p[0] for p in parts], axis=0)
     return sums, np.stack([peaks[:, PEAK].max(0), peaks[:, LEAST].min(0), peaks[:, GREATEST].max(0)])
 
 
@@ -311,7 +313,9 @@ def local_error(y: np.ndarray, f: np.ndarray, scalars: Scalars, act: Bounds) -> 
         _local(y[start:stop], f[start:stop], *args, sums, np.empty((2, y.shape[1]), np.float32))
         return sums[0]
 
-    return np.sum(parallel(work, y.shape[0], y.size), axis=0)
+    parts = parallel(work, y.shape[0], y.size)
+    total: np.ndarray = parts[0] if len(parts) == 1 else np.sum(parts, axis=0)
+    return total
 
 
 def describe(f: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -325,6 +329,9 @@ def describe(f: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return sums[0], peaks
 
     parts = parallel(work, f.shape[0], f.size)
+    if len(parts) == 1:
+        ((squared, (least, greatest)),) = parts
+        return squared, least, greatest
     peaks = np.stack([p[1] for p in parts])
     return np.sum([p[0] for p in parts], axis=0), peaks[:, 0].min(0), peaks[:, 1].max(0)
 
