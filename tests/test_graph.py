@@ -139,8 +139,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = {
     "clamp above only, in place": (lambda: net(lambda n, x: n.c(x).clamp_(max=0.2), c=conv()), IMAGE, ["c conv"]),
     "hardtanh": (lambda: net(lambda n, x: F.hardtanh(n.c(x), min_val=-0.2), c=conv()), IMAGE, ["c conv"]),
     "clamp to tensors": (
-        lambda: net(lambda n, x: n.c(x).clamp(n.low, n.low + 1), c=conv(), low=torch.tensor(-0.2)), IMAGE,
-        ["c conv", "low meta", "low#2 constant", ":add add", ":clamp activation"],
+        lambda: net(lambda n, x: n.c(x).clamp(n.low, n.high), c=conv(), low=torch.tensor(-0.2), high=torch.tensor(0.3)), IMAGE,
+        ["c conv", "low meta", "high meta", ":clamp activation"],
     ),
     "clamp of the input": (lambda: net(lambda n, x: F.relu(x)), IMAGE, [":relu activation"]),
     "curved activations": (
