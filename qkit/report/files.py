@@ -1,0 +1,112 @@
+"""Writing a report to a file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qkit.errors import QkitError
+from qkit.report.data import Report
+
+
+def check_path(path: str | Path) -> Path:
+    """The path, its folder made; called before the measurements, so that they are not lost to a mistyped name.
+
+    Raises
+    ------
+    QkitError
+        If the suffix is unknown, or the folder cannot be made or written to.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _WRITERS:
+        found = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
+        raise QkitError(f"{path.name!r} has {found}: a report is written as {', '.join(_WRITERS)}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QkitError(f"the folder {path.parent} for the report cannot be made: {error.strerror or error}.") from error
+    if path.is_dir():
+        raise QkitError(f"{path} is a folder: name a file for the report.")
+    if not os.access(path.parent, os.W_OK):
+        raise QkitError(f"the folder {path.parent} for the report is not writable: name another.")
+    return path
+
+
+def write(report: Report, path: str | Path) -> Path:
+    """Write the report as its suffix says; the file is there as a whole or not at all. Returns the path.
+
+    ==========  ============================================================================================================
+    ``.html``   one self-contained page: pictures inside, nothing is loaded from anywhere
+    ``.md``     the same in text and tables
+    ``.json``   `Report.to_dict`: strict JSON with a ``format`` number; infinities are the strings "inf" and "-inf"
+    ``.csv``    the table of layers, a row per tap. Columns are "<group> <figure>", such as ``float rms`` and ``int8 sqnr``;
+                their units are in `qkit.report.words.UNITS` (and in the JSON under ``units``): SQNR in dB, ``clipped`` and
+                ``used`` as shares from 0 to 1, errors and scales in the tensor's own units, infinities as ``inf``
+    ==========  ============================================================================================================
+
+    Raises
+    ------
+    QkitError
+        As `check_path`, or if the file cannot be written.
+    """
+    path = check_path(path)
+    text = _WRITERS[path.suffix.lower()](report)
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        # a temporary file is private to its maker; a report is to be handed on
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)
+        Path(temporary).replace(path)
+        temporary = None
+    except OSError as error:
+        raise QkitError(f"the report cannot be written to {path}: {error.strerror or error}.") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink()
+    return path
+
+
+def layer_columns(report: Report) -> pd.DataFrame:
+    """The table of layers with flat column names, and every layer's loss when it is quantized alone."""
+    flat = report.layers.copy()
+    pairs: Any = report.layers.columns.tolist()
+    flat.columns = pd.Index([figure if group == "tap" else f"{group} {figure}" for group, figure in pairs])
+    if report.sensitivity is not None:
+        for column in ("loss", "loss low", "loss high"):
+            flat[f"alone {column}"] = report.sensitivity[column].reindex(flat.index)
+    return flat
+
+
+def _csv(report: Report) -> str:
+    return layer_columns(report).to_csv(lineterminator="\n")
+
+
+def _json(report: Report) -> str:
+    return json.dumps(report.to_dict(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _html(report: Report) -> str:
+    from qkit.report.html import render
+
+    return render(report)
+
+
+def _markdown(report: Report) -> str:
+    from qkit.report.markdown import render
+
+    return render(report)
+
+
+_WRITERS: dict[str, Callable[[Report], str]] = {".html": _html, ".md": _markdown, ".json": _json, ".csv": _csv}

@@ -1,0 +1,84 @@
+"""The report in text and tables, for a terminal, a pull request or an issue."""
+
+from __future__ import annotations
+
+import re
+
+from qkit.report import tables
+from qkit.report.data import Report
+from qkit.report.formats import number
+from qkit.report.sentences import sentences
+from qkit.report.words import GLOSSARY, MOST_BARS
+
+
+def text(value: object) -> str:
+    """Words that markdown leaves as they are, on one line."""
+    line = " ".join(str(value).split())
+    line = re.sub(r"([\\`*|\[\]])", r"\\\1", line)
+    # inside a word an underscore is only an underscore
+    line = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
+    return line.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def code(value: object) -> str:
+    """A name as code, whatever signs it holds."""
+    line = " ".join(str(value).split()).replace("|", "\\|") or " "
+    fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
+    return f"{fence} {line} {fence}" if len(fence) > 1 else f"`{line}`"
+
+
+def _table(table: tables.Table) -> str:
+    grouped = len({column.group for column in table.columns if column.group}) > 1
+    heads = [text(f"{column.group} {column.head}".strip() if grouped else column.head) for column in table.columns]
+    rows = [[code(cell.text) if cell.name else text(cell.text) for cell in row] for row in table.rows]
+    right = [
+        all(not row[i].name and (row[i].value is not None or row[i].text == "–") for row in table.rows) for i in range(len(heads))
+    ]
+    widths = [max(3, *(len(cells[i]) for cells in (heads, *rows))) for i in range(len(heads))]
+
+    def line(cells: list[str]) -> str:
+        padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, right, strict=True)]
+    return "\n".join([line(heads), line(rule), *(line(row) for row in rows)])
+
+
+def render(report: Report) -> str:
+    """The report's text."""
+    words, verdict, model = sentences(report), report.verdict, report.model
+    parts = [
+        f"# {text(report.title)}",
+        f"{text(model['name'])}, scheme {text(report.settings['scheme'])}, {model['taps']} layers, {model['weights']} weights, "
+        f"{number(model['macs'])} MACs per sample. {report.environment['date']}.",
+        f"## Verdict: {verdict['verdict']}",
+        f"**{text(verdict['headline'])}.** {text(verdict['reason'])}",
+        f"What it means: {text(verdict['meaning'])}",
+        f"What to do next: {text(verdict['then'])}",
+        "## Scores",
+        text(words["scores"]),
+        _table(tables.scores(report)),
+        "## Sensitivity: each layer alone",
+        text(words["sensitivity"]),
+    ]
+    if report.sensitivity is not None:
+        parts.append(_table(tables.sensitivity(report, MOST_BARS)))
+    parts += ["## The worst layers", text(words["worst"])]
+    for i, entry in enumerate(report.worst, 1):
+        facts = [f"- {text(term)}: {text(figures)}" for term, figures in tables.facts(report, entry)]
+        parts += [f"### {i}. {code(entry['tap'])}", f"Here because {text(tables.rules(report, entry))}.", "\n".join(facts)]
+    parts += ["## All layers", text(f"{words['layers']} SQNR in dB. {words['infinite']}".strip())]
+    parts.append(_table(tables.layers(report, minor=False)))
+    parts += ["## Weights", text(words["weights"]) if words["weights"] else _table(tables.weights(report))]
+    parts.append("## What stays float, and remarks")
+    parts += [text(words["notes"])] if words["notes"] else []
+    remarks = [f"- {text(remark)}" for remark in report.remarks]
+    remarks += [f"- {code(name)}: {text(note)}" for name, note in report.notes.items()]
+    parts += ["\n".join(remarks)] if remarks else []
+    about = [f"- {text(name)}: {text(value)}" for name, value in (report.settings | report.environment).items()]
+    parts += ["## Settings and environment", "\n".join(about)]
+    # a fence longer than any run of backticks inside
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", report.reproduce)), default=0))
+    parts += ["## How to get this report again", f"{fence}python\n{report.reproduce}{fence}"]
+    parts += ["## Terms", "\n".join(f"- **{text(term)}**: {text(said)}" for term, said in GLOSSARY.items())]
+    return "\n\n".join(parts) + "\n"

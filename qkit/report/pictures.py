@@ -1,0 +1,284 @@
+"""The report's pictures: matplotlib figures written as SVG that follows the reader's light or dark colours.
+
+No pyplot: figures are made directly, so neither a backend nor a global style is touched. Every function that draws takes an
+``ax`` and returns it, so the same pictures can be put into figures of one's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from qkit.report.data import NARROW, WIDE, Report
+from qkit.report.formats import Units, number
+from qkit.report.words import MOST_BARS
+
+#: Colours by role: in light and in dark surroundings. All light ones differ, since they are found again in the SVG.
+COLOURS = {
+    "ink": ("#24292f", "#e6e8eb"),
+    "muted": ("#6b7280", "#9aa3af"),
+    "lines": ("#d5d9df", "#3b4149"),
+    "page": ("#fefefe", "#1b1e22"),
+    "wide": ("#0f73b3", "#5cb3ea"),
+    "narrow": ("#cc5f00", "#ff9d4d"),
+    "other": ("#7a4fb0", "#b79af0"),
+    "bad": ("#b3261e", "#ff7b72"),
+    "good": ("#1c7a55", "#56c596"),
+}
+INK, MUTED, LINES, PAGE, WIDE_COLOUR, NARROW_COLOUR, OTHER, BAD, GOOD = (light for light, _ in COLOURS.values())
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "qkit",
+    "font.size": 9.0,
+    "font.family": "sans-serif",
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
+    "grid.color": LINES,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    # names of layers and classes are text, whatever signs they hold
+    "text.parse_math": False,
+}
+_MOST_NAMES = 90
+_LONGEST_NAME = 34
+_FLOOR_MARGIN = 4.0
+
+
+def picture(draw: Callable[..., Axes], *args: Any, width: float, height: float) -> str:
+    """A figure of so many inches with one picture in it, as SVG in a data URI."""
+    with matplotlib.style.context(["default", _STYLE]):
+        figure = Figure(figsize=(width, height), facecolor="none", layout="constrained")
+        draw(*args, ax=figure.add_subplot())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(_themed(buffer.getvalue()).encode()).decode()
+
+
+def _themed(svg: str) -> str:
+    """Colours as variables that follow the reader's preference, fonts of the reader's system."""
+    svg = svg[svg.index("<svg") :]
+    light = ";".join(f"--{name}:{colours[0]}" for name, colours in COLOURS.items())
+    dark = ";".join(f"--{name}:{colours[1]}" for name, colours in COLOURS.items())
+    for name, (colour, _) in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    svg = re.sub(r"(font:[^;\"]*?px )[^;\"]*", r"\1system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif", svg)
+    rules = f"svg{{{light}}}@media screen and (prefers-color-scheme:dark){{svg{{{dark}}}}}"
+    return svg.replace("<defs>", f"<defs><style>{rules}</style>", 1)
+
+
+def short(name: str, most: int = _LONGEST_NAME) -> str:
+    """A name cut in its middle where it is too long for an axis."""
+    name = " ".join(name.split()) or "(unnamed)"
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
+
+
+def _colour(lane: str) -> str:
+    return {WIDE: WIDE_COLOUR, NARROW: NARROW_COLOUR}.get(lane, OTHER)
+
+
+def losses(report: Report, *, ax: Axes) -> Axes:
+    """Every lane's loss with its interval, against the band that counts as close."""
+    units = Units(percent=report.metric["percent"])
+    tolerance = units.factor * report.metric["tolerance"]
+    ax.axvspan(-tolerance, tolerance, color=GOOD, alpha=0.16, lw=0)
+    ax.axvline(0, color=MUTED, lw=0.8)
+    for i, lane in enumerate(report.lanes):
+        value, low, high = (units.factor * float(report.scores[c][lane]) for c in ("loss", "loss low", "loss high"))
+        ends = [value - low, high - value]
+        bounded = [end if math.isfinite(end) else 0.0 for end in ends]
+        ax.errorbar(value, i, xerr=np.array([bounded]).T, fmt="o", ms=6, capsize=4, lw=1.6, color=_colour(lane))
+        text = units.loss(value / units.factor) + (" (interval unbounded)" if bounded != ends else "")
+        ax.annotate(text, (value, i), (0, 8), textcoords="offset points", ha="center")
+    ax.set_yticks(range(len(report.lanes)), [short(lane, 24) for lane in report.lanes])
+    ax.set_ylim(len(report.lanes) - 0.5, -0.7)
+    ax.margins(x=0.12)
+    unit = f" in {units.points}" if units.points else ""
+    ax.set_xlabel(f"loss of {short(report.metric['name'], 30)} against float{unit}; shaded: within the tolerance")
+    ax.grid(axis="x")
+    return ax
+
+
+def _finite(values: Any) -> np.ndarray:
+    return np.asarray(values, dtype=float)
+
+
+def depth(report: Report, *, ax: Axes) -> Axes:
+    """SQNR of every tap over depth: accumulated and local, per lane, with the weights' own; the worst layers marked."""
+    names = [str(name) for name in report.layers.index]
+    x = np.arange(len(names))
+    weights = [(i, w) for i, w in enumerate(report.layers["tap", "weight"]) if w in report.weights.index]
+    series: list[tuple[str, str, np.ndarray, np.ndarray]] = []
+    for lane in [lane for lane in report.lanes if lane in (WIDE, NARROW)] or list(report.lanes):
+        series += [(lane, figure, x, _finite(report.layers[lane, figure])) for figure in ("sqnr", "local sqnr")]
+        if (lane, "sqnr") in report.weights:
+            own = _finite([report.weights.loc[w, (lane, "sqnr")] for _, w in weights])
+            series.append((lane, "weight", np.array([i for i, _ in weights], int), own))
+    values = np.concatenate([v for *_, v in series])
+    usable = values[np.isfinite(values)]
+    low, high = (float(usable.min()), float(usable.max())) if len(usable) else (0.0, 100.0)
+    low, high = min(low, 0.0) - _FLOOR_MARGIN, high + _FLOOR_MARGIN
+    top, bottom = high + 0.05 * (high - low), low
+    looks: dict[str, dict[str, Any]] = {
+        "sqnr": {"lw": 1.8, "marker": "o", "ms": 3.2},
+        "local sqnr": {"lw": 1.0, "ls": (0, (4, 2)), "marker": "^", "ms": 3.4},
+        "weight": {"lw": 0.0, "marker": "D", "ms": 3.4, "mfc": "none", "mew": 0.9},
+    }
+    said = {"sqnr": "accumulated", "local sqnr": "local", "weight": "weight alone"}
+    for lane, figure, at, v in series:
+        shown = np.where(np.isposinf(v), top, np.where(np.isneginf(v), bottom, v))
+        ax.plot(at, shown, color=_colour(lane), label=f"{lane}, {said[figure]}", **looks[figure])
+    if np.isposinf(values).any():
+        ax.axhline(top, color=MUTED, lw=0.6, ls=":")
+        ax.annotate("∞: no error", (0, top), (3, 3), xycoords=("axes fraction", "data"), textcoords="offset points", color=MUTED)
+    for i, entry in enumerate(report.worst, 1):
+        here = names.index(entry["tap"])
+        ax.axvspan(here - 0.4, here + 0.4, color=BAD, alpha=0.15, lw=0)
+        ax.annotate(
+            str(i), (here, 1), (0, 2), xycoords=("data", "axes fraction"), textcoords="offset points", ha="center", color=BAD,
+            fontweight="bold",
+        )  # fmt: skip
+    ax.axhline(0, color=MUTED, lw=0.8)
+    ax.set_ylim(bottom, top + 0.06 * (top - bottom))
+    ax.set_xlim(-0.8, len(names) - 0.2)
+    every = -(-len(names) // _MOST_NAMES)
+    ticks = x[::every]
+    ax.set_xticks(ticks, [short(names[i]) for i in ticks], rotation=90, fontsize=7.5)
+    ax.set_ylabel("SQNR (dB), higher is better")
+    ax.grid(axis="y")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.05), ncols=6, fontsize=8.5)
+    return ax
+
+
+def sensitivity(report: Report, *, ax: Axes) -> Axes:
+    """Loss of each layer quantized alone with its interval, the greatest first."""
+    assert report.sensitivity is not None
+    units = Units(percent=report.metric["percent"])
+    top = report.sensitivity.head(MOST_BARS)
+    y = np.arange(len(top))
+    value, low, high = (units.factor * _finite(top[c]) for c in ("loss", "loss low", "loss high"))
+    ends = np.stack([np.where(np.isfinite(low), value - low, 0.0), np.where(np.isfinite(high), high - value, 0.0)])
+    tolerance = units.factor * report.metric["tolerance"]
+    ax.axvspan(-tolerance, tolerance, color=GOOD, alpha=0.16, lw=0)
+    sure = low > 0
+    ax.barh(y, value, height=0.62, color=np.where(sure, NARROW_COLOUR, MUTED).tolist(), alpha=0.75, lw=0)
+    ax.errorbar(value, y, xerr=ends, fmt="none", ecolor=INK, elinewidth=1.0, capsize=2.5)
+    ax.axvline(0, color=MUTED, lw=0.8)
+    ax.set_yticks(y, [short(str(name)) for name in top.index], fontsize=8)
+    ax.set_ylim(len(top) - 0.4, -0.6)
+    unit = f" in {units.points}" if units.points else ""
+    ax.set_xlabel(f"loss with this layer alone in int8{unit}; shaded: within the tolerance")
+    ax.grid(axis="x")
+    return ax
+
+
+def _tick_every(width: float, scale: float, *, most: int = 130) -> int:
+    """The power of two of grid steps between two ticks, so that at most `most` of them fit."""
+    steps = max(width / scale, 1.0)
+    return int(2 ** max(0, math.ceil(math.log2(steps / most))))
+
+
+def histogram(entry: dict[str, Any], *, ax: Axes) -> Axes:
+    """Log counts of a tap's float values, with the grid drawn on them: its ends, steps, and what lies beyond."""
+    seen, grid = entry["histogram"], entry["grid"]
+    edges, counts = _finite(seen["edges"]), _finite(seen["counts"])
+    floor = 0.5
+    ax.set_yscale("log")
+    ax.stairs(np.maximum(counts, floor), edges, baseline=floor, fill=True, color=WIDE_COLOUR, alpha=0.55, lw=0)
+    peak = max(float(counts.max()), 1.0)
+    ax.set_ylim(floor, peak * 4)
+    span = edges[-1] - edges[0]
+    ax.set_xlim(edges[0] - 0.02 * span, edges[-1] + 0.02 * span)
+    if grid is not None and not grid["per_channel"]:
+        half = grid["scale"] / 2
+        left, right = ax.get_xlim()
+        lo, hi = grid["lo"], grid["hi"]
+        for start, stop in ((left, lo - half), (hi + half, right)):
+            if start < stop and (seen["min"] < lo - half if stop == lo - half else seen["max"] > hi + half):
+                ax.axvspan(start, stop, color=BAD, alpha=0.18, lw=0)
+        for end in (lo, hi):
+            ax.axvline(end, color=NARROW_COLOUR, lw=1.4)
+        every = _tick_every(right - left, grid["scale"])
+        codes = np.arange(grid["qmin"], grid["qmax"] + 1)
+        codes = codes[(codes - grid["zero_point"]) % every == 0]
+        at = (codes - grid["zero_point"]) * grid["scale"]
+        ax.vlines(at, 0, 0.045, transform=ax.get_xaxis_transform(), color=NARROW_COLOUR, lw=0.7)
+        step = "each step" if every == 1 else f"every {every} steps"
+        label = f"float values (calibration); lines: ends of the grid, ticks: {step} of {number(grid['scale'], 3)}"
+    else:
+        label = "float values (calibration)" + ("; one grid per channel" if grid is not None else "; no grid: stays float")
+    ax.xaxis.set_major_locator(MaxNLocator(7))
+    ax.set_xlabel(label, fontsize=8.5)
+    ax.set_ylabel("elements (log)", fontsize=8.5)
+    return ax
+
+
+def channels(entry: dict[str, Any], *, ax: Axes) -> Axes:
+    """Greatest magnitude of every output channel, sorted, against the grid's step."""
+    weight = entry["weight"]
+    peaks = _finite(weight["peaks"])
+    grid = weight["grid"]
+    x = np.arange(1, len(peaks) + 1)
+    positive = peaks[peaks > 0]
+    least = float(positive.min()) if len(positive) else 1.0
+    greatest = float(positive.max()) if len(positive) else 1.0
+    ax.set_yscale("log")
+    ax.plot(x, np.where(peaks > 0, peaks, np.nan), color=OTHER, lw=1.2, marker="o", ms=3 if len(x) < 120 else 1.5)
+    note = ""
+    if grid is not None:
+        scales = _finite(grid["scales"] if grid["scales"] is not None else [grid["scale"]] * len(x))
+        tensor = grid["scale"] if grid["scales"] is None else greatest / grid["qmax"]
+        least = min(least, float(scales.min()), tensor / 2)
+        if grid["scales"] is None:
+            ax.axhspan(least / 2, tensor / 2, color=BAD, alpha=0.16, lw=0)
+            ax.axhline(tensor, color=NARROW_COLOUR, lw=1.3)
+            note = "; line: the step, shaded: rounds to 0"
+        else:
+            ax.step(x, scales, where="mid", color=NARROW_COLOUR, lw=1.2)
+            ax.axhline(tensor, color=MUTED, lw=1.0, ls="--")
+            note = "; line: step per channel, dashed: one for all"
+    ax.set_ylim(least / 2, greatest * 2)
+    ax.set_xlim(0.5, len(x) + 0.5 if len(x) > 1 else 1.5)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    ax.set_xlabel(f"output channels by max |w|{note}", fontsize=8.5)
+    ax.set_ylabel("max |w| (log)", fontsize=8.5)
+    return ax
+
+
+def all_pictures(report: Report) -> dict[str, Any]:
+    """Every picture of the report as a data URI: ``losses``, ``depth``, ``sensitivity``, and pairs by worst layer."""
+    names: Sequence[str] = [str(name) for name in report.layers.index]
+    longest = max((len(short(name)) for name in names), default=0)
+    bars = 0 if report.sensitivity is None else min(len(report.sensitivity), MOST_BARS)
+    return {
+        "losses": picture(losses, report, width=7.4, height=0.95 + 0.42 * len(report.lanes)),
+        "depth": picture(depth, report, width=12.6, height=4.0 + 0.065 * longest),
+        "sensitivity": picture(sensitivity, report, width=9.2, height=0.8 + 0.25 * max(bars, 2)) if bars else None,
+        "worst": [
+            {
+                "histogram": picture(histogram, e, width=6.6, height=2.7) if e["histogram"] else None,
+                "channels": picture(channels, e, width=4.8, height=2.7) if e["weight"] else None,
+            }
+            for e in report.worst
+        ],
+    }

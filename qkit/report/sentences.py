@@ -1,0 +1,93 @@
+"""The sentences that go with a report's tables and pictures, states without data included."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qkit.report.data import NARROW, Report
+from qkit.report.formats import Units
+from qkit.report.words import MOST_BARS
+
+
+def sentences(report: Report) -> dict[str, str]:
+    """A sentence or two for each section; the empty string where there is nothing to say."""
+    return {
+        "scores": _scores(report),
+        "depth": _depth(report),
+        "infinite": _infinite(report),
+        "sensitivity": _sensitivity(report),
+        "worst": _worst(report),
+        "layers": f"Measured on {_samples(report.layer_samples)}, in order of execution.",
+        "weights": "" if len(report.weights) else "The network has no weights that are quantized: there is nothing to show here.",
+        "notes": "" if report.notes or report.remarks else "Nothing stays float, and there is nothing to remark.",
+    }
+
+
+def _samples(n: int) -> str:
+    return "1 evaluation sample" if n == 1 else f"{n} evaluation samples"
+
+
+def _scores(report: Report) -> str:
+    metric = report.metric
+    units = Units(percent=metric["percent"])
+    tolerance = units.loss(metric["tolerance"]) + (f" {units.points}" if units.points else "")
+    said = {
+        "top1": "Top-1 accuracy",
+        "top5": "Top-5 accuracy",
+        "agreement": "Agreement with the float lane's class (not accuracy; float agrees with itself by definition)",
+    }
+    text = said.get(metric["name"], f"Score: {metric['name']}, higher is better") if metric["percent"] else ""
+    text = text or f"Score: {metric['name']}, higher is better, in its own units"
+    text += f", on {_samples(metric['samples'])}. Losses are against float, sample by sample; up to {tolerance} count as close."
+    if metric["expected"] is not None:
+        text += f" Expected of float: {units.score(metric['expected'])}."
+    return text
+
+
+def _depth(report: Report) -> str:
+    text = (
+        "Signal to quantization noise ratio of every layer in order of execution; 20 dB are an error of a tenth, 0 dB an error "
+        "as large as the tensor. Accumulated: with all errors from the input on. Local: this layer's quantization alone, on "
+        "float inputs. A layer with a low local value makes an error; one with a low accumulated value may only inherit it."
+    )
+    if report.worst:
+        text += " Numbers mark the worst layers, shown one by one below."
+    return text
+
+
+def _infinite(report: Report) -> str:
+    figures = np.concatenate([report.layers[lane, "sqnr"].to_numpy(float) for lane in report.lanes] or [np.zeros(0)])
+    local = np.concatenate([report.layers[lane, "local sqnr"].to_numpy(float) for lane in report.lanes] or [np.zeros(0)])
+    both = np.concatenate([figures, local])
+    if len(figures) and np.isposinf(figures).all():
+        return "∞ throughout: no lane differs from float in any element. Nothing is quantized, or all lies on its grid."
+    if np.isposinf(both).any():
+        return "∞ stands for no error at all: the lane's tensor equals float's exactly, element by element."
+    return ""
+
+
+def _sensitivity(report: Report) -> str:
+    swept = report.sensitivity
+    if swept is None:
+        return f"Sensitivity of single layers: {report.settings['sensitivity']}."
+    sure = int((swept["loss low"] > 0).sum())
+    chance = max(1, round(0.05 * len(swept)))
+    shown = f"The {MOST_BARS} greatest of {len(swept)}. " if len(swept) > MOST_BARS else ""
+    found = "No layer's interval" if sure == 0 else "1 layer's interval" if sure == 1 else f"The intervals of {sure} layers"
+    by_chance = "one may miss its own" if chance == 1 else f"{chance} may miss theirs"
+    count = "1 layer" if len(swept) == 1 else f"{len(swept)} layers"
+    lost = "excludes a loss of none" if sure <= 1 else "exclude a loss of none"
+    return (
+        f"Loss with one layer in {NARROW} and all others in float. {shown}Each 95 % interval stands for itself: of {count}, "
+        f"{by_chance} by chance. {found} {lost}."
+    )
+
+
+def _worst(report: Report) -> str:
+    if report.worst:
+        return (
+            "Chosen by turns: the layer that loses most when it alone is quantized (as far as its interval excludes none), and "
+            f"the layer with the lowest local SQNR in {NARROW}. What follows describes them; a cause is only what an "
+            "intervention on that layer confirms."
+        )
+    return f"There is none to show: no layer has an error in {NARROW}, or none was asked for."

@@ -1,0 +1,210 @@
+"""The report's tables as headers and cells in words, for pages and for text alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qkit.report.data import NARROW, WIDE, Report
+from qkit.report.formats import NOTHING, Units, decibels, is_missing, number, share
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell reads as, and the value that it sorts by (None for missing and for words)."""
+
+    text: str
+    value: float | None = None
+    name: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's head, the lane that it belongs to, and whether it is one that a narrow page can spare."""
+
+    head: str
+    group: str = ""
+    minor: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows of cells."""
+
+    columns: tuple[Column, ...]
+    rows: list[list[Cell]] = field(default_factory=list)
+
+
+def _cell(value: Any, show: Callable[[Any], str]) -> Cell:
+    return Cell(show(value), None if is_missing(value) else float(value))
+
+
+def scores(report: Report) -> Table:
+    """Score and loss by lane, with intervals."""
+    units = Units(percent=report.metric["percent"])
+    loss = f"loss ({units.points})" if units.points else "loss"
+    heads = ("lane", "score", "95 % interval", loss, "paired 95 % interval")
+    table = Table(tuple(Column(head) for head in heads))
+    for lane, row in report.scores.iterrows():
+        cells = [
+            Cell(str(lane), name=True),
+            _cell(row["score"], units.score),
+            Cell(units.interval(row["low"], row["high"])),
+        ]
+        if lane == "float":
+            cells += [Cell(NOTHING), Cell(NOTHING)]
+        else:
+            cells += [_cell(row["loss"], units.loss), Cell(units.interval(row["loss low"], row["loss high"], loss=True))]
+        table.rows.append(cells)
+    return table
+
+
+_LANE_FIGURES: tuple[tuple[str, str, Callable[[Any], str], bool], ...] = (
+    ("local sqnr", "local SQNR", decibels, False),
+    ("sqnr", "SQNR", decibels, False),
+    ("clipped", "clipped", share, False),
+    ("used", "used", share, False),
+    ("scale", "scale", number, False),
+    ("zero point", "zero point", lambda v: NOTHING if is_missing(v) else number(int(v)), True),
+    ("cosine", "cosine", lambda v: number(v, 5), True),
+    ("mean error", "mean error", number, True),
+    ("max error", "max error", number, True),
+    ("rounding", "rounding", number, True),
+    ("clipping", "clipping", number, True),
+)
+
+
+def layers(report: Report, *, lanes: Sequence[str] | None = None, minor: bool = True) -> Table:
+    """The table of layers: a row per tap; `minor` includes the figures that are wanted rarely."""
+    lanes = list(reversed(report.lanes)) if lanes is None else lanes
+    figures = [f for f in _LANE_FIGURES if minor or not f[3]]
+    units = Units(percent=report.metric["percent"])
+    swept = report.sensitivity
+    columns = [Column("#"), Column("layer"), Column("kind"), Column("shape")]
+    if swept is not None:
+        columns.append(Column(f"loss alone ({units.points})" if units.points else "loss alone"))
+    columns += [Column(head, lane, is_minor or lane != NARROW) for lane in lanes for _, head, _, is_minor in figures]
+    if minor:
+        columns += [Column(head, "float", True) for head in ("min", "max", "rms")] + [Column("MACs", "", True)]
+    table = Table(tuple(columns))
+    for i, name in enumerate(report.layers.index):
+        row = report.layers.loc[name]
+        cells = [Cell(str(i), float(i)), Cell(str(name), name=True), Cell(str(row["tap", "kind"])), _shape(row["tap", "shape"])]
+        if swept is not None:
+            cells.append(_cell(swept["loss"].get(name), units.loss))
+        cells += [_cell(row[lane, figure], show) for lane in lanes for figure, _, show, _ in figures]
+        if minor:
+            cells += [_cell(row["float", figure], number) for figure in ("min", "max", "rms")]
+            cells.append(_cell(int(row["tap", "macs"]), number))
+        table.rows.append(cells)
+    return table
+
+
+def _shape(shape: str) -> Cell:
+    return Cell(shape.replace("x", "×") or "scalar")
+
+
+def weights(report: Report) -> Table:
+    """The table of weights; without rows where the network has none."""
+    lanes = [lane for lane in reversed(report.lanes) if (lane, "sqnr") in report.weights]
+    columns = [Column("weight"), Column("min", "float"), Column("max", "float"), Column("channel spread", "float")]
+    columns += [Column(head, lane) for lane in lanes for head in ("SQNR", "scale")]
+    table = Table(tuple(columns))
+    for name in report.weights.index:
+        row = report.weights.loc[name]
+        cells = [Cell(str(name), name=True)]
+        cells += [_cell(row["float", figure], number) for figure in ("min", "max", "channel spread")]
+        cells += [
+            _cell(row[lane, figure], show) for lane in lanes for figure, show in (("sqnr", decibels), ("scale", number))
+        ]  # fmt: skip
+        table.rows.append(cells)
+    return table
+
+
+def sensitivity(report: Report, most: int | None = None) -> Table:
+    """Loss of every layer alone, the greatest first; without rows where it was not measured."""
+    units = Units(percent=report.metric["percent"])
+    loss = f"loss alone ({units.points})" if units.points else "loss alone"
+    table = Table((Column("layer"), Column("kind"), Column(loss), Column("95 % interval")))
+    if report.sensitivity is not None:
+        for name, row in report.sensitivity.head(most or len(report.sensitivity)).iterrows():
+            interval = units.interval(row["loss low"], row["loss high"], loss=True)
+            kind = Cell(str(row["kind"]))
+            table.rows.append([Cell(str(name), name=True), kind, _cell(row["loss"], units.loss), Cell(interval)])
+    return table
+
+
+def facts(report: Report, entry: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is known of one of the worst layers, as pairs of a term and its figures."""
+    units = Units(percent=report.metric["percent"])
+    row = report.layers.loc[entry["tap"]]
+    found = [("Operation", f"{row['tap', 'kind']}, output {_shape(row['tap', 'shape']).text} per sample")]
+    if report.sensitivity is not None and entry["tap"] in report.sensitivity.index:
+        alone = report.sensitivity.loc[entry["tap"]]
+        found.append(("Loss alone", units.amount(alone["loss"], alone["loss low"], alone["loss high"])))
+    for lane in (NARROW, WIDE):
+        here = row[lane]
+        found.append(
+            (f"SQNR in {lane}", f"local {decibels(here['local sqnr'])} dB, accumulated {decibels(here['sqnr'])} dB")
+        )  # fmt: skip
+    found += _grid_facts(row[NARROW], entry)
+    least, greatest = number(row["float", "min"]), number(row["float", "max"])
+    text = f"{least} to {greatest} on the evaluation data"
+    if entry["histogram"]:
+        seen = entry["histogram"]
+        text += f", {number(seen['min'])} to {number(seen['max'])} on the calibration data"
+    found.append(("Float values", text))
+    return found + _weight_facts(entry["weight"])
+
+
+def _grid_facts(here: Any, entry: dict[str, Any]) -> list[tuple[str, str]]:
+    grid = entry["grid"]
+    if grid is None:
+        return [("Output's grid", "none: it stays float")]
+    zero = "zero points per channel" if grid["per_channel"] else f"zero point {grid['zero_point']}".replace("-", "−")
+    ends = f"{number(grid['lo'])} to {number(grid['hi'])}"
+    found = [
+        ("Output's grid", f"scale {number(grid['scale'])}, {zero}, {ends} in {grid['bits']} bits, range by {grid['method']}"),
+        ("Range used", f"{share(here['used'])}; {share(here['clipped'])} of the elements are clipped"),
+    ]
+    rounding, clipping = float(here["rounding"]), float(here["clipping"])
+    if rounding + clipping > 0:
+        part = clipping / (rounding + clipping)
+        found.append(("Output grid's own error", f"{share(1 - part)} rounding, {share(part)} clipping"))
+    if entry["grid_error"]:
+        error = entry["grid_error"]
+        found.append(
+            ("Output grid alone", f"{decibels(error['sqnr'])} dB on the calibration data; the local SQNR adds weight and bias")
+        )
+    return found
+
+
+def _weight_facts(weight: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if weight is None:
+        return [("Weight", "none")]
+    peaks = [peak for peak in weight["peaks"] if peak > 0]
+    text = f"{weight['name']}, {weight['shape'].replace('x', '×')}"
+    if peaks:
+        text += f"; channels' max |w| from {number(peaks[-1])} to {number(peaks[0])}, {number(peaks[0] / peaks[-1], 3)} to 1"
+    found = [("Weight", text)]
+    grid = weight["grid"]
+    if grid is not None:
+        scale = f"scale {number(grid['scale'])} for all channels"
+        if grid["per_channel"]:
+            scale = f"a scale per channel, {number(grid['least_scale'])} to {number(grid['scale'])}"
+        lost = weight["vanished"]
+        gone = "no channel rounds to 0 as a whole"
+        if lost:
+            gone = f"{lost} of {len(weight['peaks'])} channels round to 0 as a whole"
+        found.append(("Weight's grid", f"{scale} in {grid['bits']} bits; {gone}"))
+    return found
+
+
+def rules(report: Report, entry: dict[str, Any]) -> str:
+    """Why the layer is among the worst, in words."""
+    words = {
+        "alone loss": "it loses score when it alone is quantized, and the interval of that loss excludes none",
+        "local sqnr": f"its local SQNR in {NARROW} is among the lowest",
+    }
+    return "; ".join(words[rule] for rule in entry["rules"])

@@ -1,0 +1,120 @@
+"""Which layers are the worst, by which rule, and what a person needs to see of them; all as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from qkit.estimators import Observation
+from qkit.graph import Graph
+from qkit.plan import Grid, Plan
+from qkit.steps import Step
+
+BINS = 160
+BY_LOSS = "alone loss"
+BY_SQNR = "local sqnr"
+
+
+def choose(layers: pd.DataFrame, lane: str, sensitivity: pd.DataFrame | None, count: int) -> dict[str, list[str]]:
+    """The `count` worst taps and the rules that each meets, in order: alternately the greatest loss alone, as far as its
+    interval excludes none, and the least local SQNR, as far as it is finite.
+    """
+    by_loss: list[str] = []
+    if sensitivity is not None:
+        by_loss = [str(name) for name in sensitivity.index[sensitivity["loss low"] > 0]]
+    figures = layers[lane, "local sqnr"] if (lane, "local sqnr") in layers else pd.Series(dtype=float)
+    finite = figures[figures < np.inf].sort_values(kind="stable")
+    by_sqnr = [str(name) for name in finite.index]
+    chosen: list[str] = []
+    for i in range(max(len(by_loss), len(by_sqnr))):
+        for names in (by_loss, by_sqnr):
+            if i < len(names) and names[i] not in chosen and len(chosen) < count:
+                chosen.append(names[i])
+    rules: dict[str, list[str]] = {}
+    for name in chosen:
+        rules[name] = [BY_LOSS] if name in by_loss else []
+        # a layer is named by the rule only where it is among as many of that rule as are shown
+        rules[name] += [BY_SQNR] if name in by_sqnr[:count] else []
+    return rules
+
+
+def describe(graph: Graph, plan: Plan, name: str, seen: Mapping[str, Observation], rules: list[str]) -> dict[str, Any]:
+    """Grid, histogram and weight of one tap, as plain numbers and lists."""
+    step = graph.step(name)
+    grid = plan.grids.get(name)
+    entry: dict[str, Any] = {
+        "tap": name,
+        "rules": rules,
+        "kind": step.kind,
+        "layer": step.layer,
+        "note": step.note,
+        "grid": None if grid is None else _grid(grid),
+        "histogram": None,
+        "grid_error": None,
+        "weight": _weight(graph, plan, step),
+    }
+    if name in seen:
+        histogram = seen[name].histogram
+        lo, hi = histogram.min, histogram.max
+        if grid is not None:
+            lo, hi = min(lo, float(grid.params.lo.min())), max(hi, float(grid.params.hi.max()))
+        counts, edges = histogram.linear(BINS, lo, hi)
+        entry["histogram"] = {
+            "elements": histogram.total,
+            "zeros": histogram.zeros,
+            "min": histogram.min,
+            "max": histogram.max,
+            "counts": np.round(counts, 3).tolist(),
+            "edges": edges.tolist(),
+        }
+        if grid is not None and grid.params.axis is None:
+            error = histogram.error(grid.params)
+            parts = ("rounding", "clipping", "clipped", "sqnr")
+            entry["grid_error"] = {part: float(getattr(error, part)) for part in parts}
+    return entry
+
+
+def _grid(grid: Grid) -> dict[str, Any]:
+    params = grid.params
+    return {
+        "method": grid.method,
+        "bits": params.bits,
+        "per_channel": params.per_channel,
+        "scale": float(params.scale.max()),
+        "least_scale": float(params.scale.min()),
+        "zero_point": None if params.per_channel else int(params.zero_point),
+        "qmin": params.qmin,
+        "qmax": params.qmax,
+        "lo": float(params.lo.min()),
+        "hi": float(params.hi.max()),
+    }
+
+
+def _weight(graph: Graph, plan: Plan, step: Step) -> dict[str, Any] | None:
+    if step.weight is None:
+        return None
+    weight = graph.weights[step.weight]
+    grid = plan.grids.get(step.weight)
+    axis = step.weight_axis or 0
+    rows = weight.movedim(axis, 0).flatten(1) if weight.ndim > 1 else weight[:, None]
+    peaks = rows.abs().amax(1).double().cpu()
+    order = torch.argsort(peaks, descending=True, stable=True)
+    entry: dict[str, Any] = {
+        "name": step.weight,
+        "shape": "x".join(map(str, weight.shape)),
+        "elements": weight.numel(),
+        "channels": order.tolist(),
+        "peaks": peaks[order].tolist(),
+        "grid": None,
+        "vanished": None,
+    }
+    if grid is not None:
+        scale = grid.params.scale.double()
+        steps = scale if scale.ndim == 0 else scale[order]
+        entry["grid"] = _grid(grid) | {"scales": None if scale.ndim == 0 else steps.tolist()}
+        entry["vanished"] = int(((peaks[order] <= steps / 2) & (peaks[order] > 0)).sum())
+    return entry
