@@ -151,8 +151,12 @@ class QuantParams:
     def __post_init__(self) -> None:
         if self.scale.shape != self.zero_point.shape or self.scale.ndim > 1 or (self.scale.ndim == 1) != (self.axis is not None):
             raise PlanError("QuantParams: scale and zero point need equal shapes, () per tensor or (C,) with an axis.")
-        if not bool(torch.isfinite(self.scale).all() and (self.scale > 0).all()):
-            raise PlanError("QuantParams: every scale has to be finite and greater than 0.")
+        if not bool(torch.isfinite(self.scale).all() and (self.scale >= MIN_SCALE).all()):
+            raise PlanError("QuantParams: every scale has to be finite and greater than 0, at least 2**-126.")
+        if not -(2**15) <= self.qmin < self.qmax < 2**16 or self.qmax - self.qmin >= 2**16:
+            raise PlanError(f"QuantParams: codes {self.qmin}..{self.qmax} are no integer grid of 2 to 16 bits.")
+        if not bool(((self.zero_point >= self.qmin) & (self.zero_point <= self.qmax)).all()):
+            raise PlanError(f"QuantParams: a zero point lies outside the codes {self.qmin}..{self.qmax}.")
 
     @functools.cached_property
     def key(self) -> tuple[Any, ...]:

@@ -18,6 +18,18 @@ from qkit.numerics import QuantParams, QuantSpec
 FORMAT = 1
 
 
+def _check(value: Any, kind: type | tuple[type, ...], what: str) -> Any:
+    """The value, if it is of that kind; Python takes True for 1, and "false" for true."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise PlanError(f"its {what} is {value!r}.")
+    return value
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 @dataclass(frozen=True)
 class Grid:
     """One tensor's grid and how it came about.
@@ -55,15 +67,23 @@ class Grid:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Grid:
-        """Inverse of `to_dict`."""
+        """Inverse of `to_dict`; raises `PlanError` or another exception where the data is none of a grid."""
+        spec = QuantSpec(**data["spec"])
+        for rule in ("symmetric", "per_channel", "power_of_two", "narrow"):
+            _check(data["spec"].get(rule, False), bool, rule)
+        _check(spec.signed, (bool, type(None)), "signed")
+        for number in (*_listed(data["zero_point"]), data["qmin"], data["qmax"]):
+            _check(number, int, "code")
+        for number in _listed(data["scale"]):
+            _check(number, (int, float), "scale")
         params = QuantParams(
             torch.tensor(data["scale"], dtype=torch.float32),
             torch.tensor(data["zero_point"], dtype=torch.int32),
-            int(data["qmin"]),
-            int(data["qmax"]),
-            data["axis"],
+            data["qmin"],
+            data["qmax"],
+            _check(data["axis"], (int, type(None)), "axis"),
         )
-        return cls(QuantSpec(**data["spec"]), params, str(data["method"]), bool(data["weight"]))
+        return cls(spec, params, _check(data["method"], str, "method"), _check(data["weight"], bool, "weight"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,8 +205,12 @@ class Plan:
         try:
             for name, entry in data["grids"].items():
                 grids[name] = Grid.from_dict(entry)
-            return cls(grids, data["bias_bits"], str(data["name"]))
-        except (KeyError, TypeError, ValueError, AttributeError, PlanError) as error:
+            name = "header"
+            bias_bits = _check(data["bias_bits"], (int, type(None)), "bias_bits")
+            if bias_bits is not None and not 2 <= bias_bits <= 64:
+                raise PlanError(f"its bias_bits is {bias_bits!r}, which is not 2 to 64.")
+            return cls(grids, bias_bits, _check(data["name"], str, "name"))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, PlanError) as error:
             raise PlanError(f"the plan's entry {name!r} is corrupt: {error!r}. Calibrate and save the plan again.") from error
 
     def save(self, path: str | Path) -> None:
