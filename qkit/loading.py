@@ -31,25 +31,29 @@ class Batch:
 class _Randomness:
     """A loader's own random state, started from a fixed seed, so that shuffling and augmentation repeat in every pass.
 
-    Paired comparisons across passes need the same samples in the same order, and the user's global state has to come back
-    as it was: both are swapped around each access to the loader.
+    Paired comparisons across passes need the same samples in the same order, and the user's state has to come back as it
+    was, the global ones and those of the loader's own generators: all are swapped around each access to the loader.
     """
 
     _SEED = 0
 
-    def __init__(self) -> None:
+    def __init__(self, loader: Any) -> None:
+        self.generators = _generators(loader)
         self.state: tuple[Any, ...] = (
             torch.Generator().manual_seed(self._SEED).get_state(),
             random.Random(self._SEED).getstate(),
             np.random.RandomState(self._SEED).get_state(),
+            *(torch.Generator(g.device).manual_seed(self._SEED).get_state() for g in self.generators),
         )
 
-    @staticmethod
-    def _exchange(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    def _exchange(self, state: tuple[Any, ...]) -> tuple[Any, ...]:
+        own = [generator.get_state() for generator in self.generators]
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state(), *own
         torch.set_rng_state(state[0])
         random.setstate(state[1])
         np.random.set_state(state[2])
+        for generator, mine in zip(self.generators, state[3:], strict=True):
+            generator.set_state(mine)
         return before
 
     @contextmanager
@@ -59,6 +63,14 @@ class _Randomness:
             yield
         finally:
             self.state = self._exchange(outer)
+
+
+def _generators(loader: Any) -> list[torch.Generator]:
+    """The generators that a DataLoader was given: it shuffles by them and not by the global state."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    holders = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    found = [getattr(holder, "generator", None) for holder in holders]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
 class Batches:
@@ -80,7 +92,7 @@ class Batches:
         self.limit = limit
 
     def __iter__(self) -> Iterator[Batch]:
-        randomness = _Randomness()
+        randomness = _Randomness(self.loader)
         with randomness():
             source = iter(self.loader)
         count = 0
