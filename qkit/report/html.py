@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from qkit.report import tables
 from qkit.report.data import Report
 from qkit.report.formats import number
-from qkit.report.pictures import all_pictures
+from qkit.report.pictures import all_pictures, channels_caption, histogram_caption
 from qkit.report.sentences import sentences
 from qkit.report.words import GLOSSARY, MOST_BARS
 
@@ -20,7 +20,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )  # fmt: skip
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "histogram_caption": histogram_caption, "channels_caption": channels_caption}
     return environment
 
 

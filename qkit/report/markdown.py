@@ -14,7 +14,9 @@ from qkit.report.words import GLOSSARY, MOST_BARS
 def text(value: object) -> str:
     """Words that markdown leaves as they are, on one line."""
     line = " ".join(str(value).split())
-    line = re.sub(r"([\\`*|\[\]])", r"\\\1", line)
+    line = re.sub(r"([\\`*|])", r"\\\1", line)
+    # brackets are brackets unless they make a link
+    line = re.sub(r"\](?=[(\[:])", r"\\]", line)
     # inside a word an underscore is only an underscore
     line = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
     return line.replace("&", "&amp;").replace("<", "&lt;")
@@ -31,9 +33,7 @@ def _table(table: tables.Table) -> str:
     grouped = len({column.group for column in table.columns if column.group}) > 1
     heads = [text(f"{column.group} {column.head}".strip() if grouped else column.head) for column in table.columns]
     rows = [[code(cell.text) if cell.name else text(cell.text) for cell in row] for row in table.rows]
-    right = [
-        all(not row[i].name and (row[i].value is not None or row[i].text == "–") for row in table.rows) for i in range(len(heads))
-    ]
+    right = [not column.words for column in table.columns]
     widths = [max(3, *(len(cells[i]) for cells in (heads, *rows))) for i in range(len(heads))]
 
     def line(cells: list[str]) -> str:

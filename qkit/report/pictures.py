@@ -17,7 +17,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from qkit.report.data import NARROW, WIDE, Report
 from qkit.report.formats import Units, number
@@ -77,7 +77,8 @@ def picture(draw: Callable[..., Axes], *args: Any, width: float, height: float) 
 
 def _themed(svg: str) -> str:
     """Colours as variables that follow the reader's preference, fonts of the reader's system."""
-    svg = svg[svg.index("<svg") :]
+    # two digits place a point well enough; words between the tags stay as they are
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), svg[svg.index("<svg") :])
     light = ";".join(f"--{name}:{colours[0]}" for name, colours in COLOURS.items())
     dark = ";".join(f"--{name}:{colours[1]}" for name, colours in COLOURS.items())
     for name, (colour, _) in COLOURS.items():
@@ -114,7 +115,7 @@ def losses(report: Report, *, ax: Axes) -> Axes:
     ax.set_ylim(len(report.lanes) - 0.5, -0.7)
     ax.margins(x=0.12)
     unit = f" in {units.points}" if units.points else ""
-    ax.set_xlabel(f"loss of {short(report.metric['name'], 30)} against float{unit}; shaded: within the tolerance")
+    ax.set_xlabel(f"loss against float{unit}; shaded: within the tolerance")
     ax.grid(axis="x")
     return ax
 
@@ -141,7 +142,7 @@ def depth(report: Report, *, ax: Axes) -> Axes:
     top, bottom = high + 0.05 * (high - low), low
     looks: dict[str, dict[str, Any]] = {
         "sqnr": {"lw": 1.8, "marker": "o", "ms": 3.2},
-        "local sqnr": {"lw": 1.0, "ls": (0, (4, 2)), "marker": "^", "ms": 3.4},
+        "local sqnr": {"lw": 0.7, "ls": (0, (4, 2)), "marker": "^", "ms": 3.6},
         "weight": {"lw": 0.0, "marker": "D", "ms": 3.4, "mfc": "none", "mew": 0.9},
     }
     said = {"sqnr": "accumulated", "local sqnr": "local", "weight": "weight alone"}
@@ -192,10 +193,57 @@ def sensitivity(report: Report, *, ax: Axes) -> Axes:
     return ax
 
 
+def _power(value: float, _: int) -> str:
+    exponent = round(math.log10(value))
+    if -3 <= exponent <= 3:
+        return f"{10.0**exponent:g}"
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def _powers(ax: Axes) -> None:
+    """Powers of ten as plain text on a logarithmic axis, and no labels between them."""
+    ax.yaxis.set_major_formatter(FuncFormatter(_power))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _tick_every(width: float, scale: float, *, most: int = 130) -> int:
     """The power of two of grid steps between two ticks, so that at most `most` of them fit."""
     steps = max(width / scale, 1.0)
     return int(2 ** max(0, math.ceil(math.log2(steps / most))))
+
+
+def histogram_caption(entry: dict[str, Any]) -> str:
+    """What the histogram shows."""
+    grid = entry["grid"]
+    if grid is None:
+        return "Float values on the calibration data; there is no grid here: the tensor stays float."
+    if grid["per_channel"]:
+        return "Float values on the calibration data; every channel has a grid of its own, which is not drawn."
+    width = entry["histogram"]["edges"][-1] - entry["histogram"]["edges"][0]
+    every = _tick_every(width, grid["scale"])
+    step = "each step" if every == 1 else f"every {every} steps"
+    beyond = " Red lies beyond the ends and is clipped." if any(_beyond(entry["histogram"], grid)) else ""
+    return (
+        f"Float values on the calibration data (counts on a logarithmic axis). Lines: the ends of the grid; ticks at the bottom: "
+        f"{step} of {number(grid['scale'], 3)}.{beyond}"
+    )
+
+
+def _beyond(seen: dict[str, Any], grid: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether values lie below and above the grid, by more than half a step."""
+    half = grid["scale"] / 2
+    return seen["min"] < grid["lo"] - half, seen["max"] > grid["hi"] + half
+
+
+def channels_caption(entry: dict[str, Any]) -> str:
+    """What the channels' picture shows."""
+    text = "Greatest |w| of every output channel, sorted (logarithmic axis)."
+    grid = entry["weight"]["grid"]
+    if grid is None:
+        return f"{text} The weight stays float."
+    if grid["scales"] is None:
+        return f"{text} Line: the step, the same for all; a channel in the shaded part rounds to 0 as a whole."
+    return f"{text} Line: each channel's own step; dashed: the step if all shared one."
 
 
 def histogram(entry: dict[str, Any], *, ax: Axes) -> Axes:
@@ -213,23 +261,20 @@ def histogram(entry: dict[str, Any], *, ax: Axes) -> Axes:
         half = grid["scale"] / 2
         left, right = ax.get_xlim()
         lo, hi = grid["lo"], grid["hi"]
-        for start, stop in ((left, lo - half), (hi + half, right)):
-            if start < stop and (seen["min"] < lo - half if stop == lo - half else seen["max"] > hi + half):
+        for clips, start, stop in zip(_beyond(seen, grid), (left, hi + half), (lo - half, right), strict=True):
+            if clips:
                 ax.axvspan(start, stop, color=BAD, alpha=0.18, lw=0)
         for end in (lo, hi):
             ax.axvline(end, color=NARROW_COLOUR, lw=1.4)
-        every = _tick_every(right - left, grid["scale"])
+        every = _tick_every(span, grid["scale"])
         codes = np.arange(grid["qmin"], grid["qmax"] + 1)
         codes = codes[(codes - grid["zero_point"]) % every == 0]
         at = (codes - grid["zero_point"]) * grid["scale"]
         ax.vlines(at, 0, 0.045, transform=ax.get_xaxis_transform(), color=NARROW_COLOUR, lw=0.7)
-        step = "each step" if every == 1 else f"every {every} steps"
-        label = f"float values (calibration); lines: ends of the grid, ticks: {step} of {number(grid['scale'], 3)}"
-    else:
-        label = "float values (calibration)" + ("; one grid per channel" if grid is not None else "; no grid: stays float")
     ax.xaxis.set_major_locator(MaxNLocator(7))
-    ax.set_xlabel(label, fontsize=8.5)
-    ax.set_ylabel("elements (log)", fontsize=8.5)
+    ax.set_xlabel("value")
+    ax.set_ylabel("elements")
+    _powers(ax)
     return ax
 
 
@@ -244,7 +289,6 @@ def channels(entry: dict[str, Any], *, ax: Axes) -> Axes:
     greatest = float(positive.max()) if len(positive) else 1.0
     ax.set_yscale("log")
     ax.plot(x, np.where(peaks > 0, peaks, np.nan), color=OTHER, lw=1.2, marker="o", ms=3 if len(x) < 120 else 1.5)
-    note = ""
     if grid is not None:
         scales = _finite(grid["scales"] if grid["scales"] is not None else [grid["scale"]] * len(x))
         tensor = grid["scale"] if grid["scales"] is None else greatest / grid["qmax"]
@@ -252,16 +296,15 @@ def channels(entry: dict[str, Any], *, ax: Axes) -> Axes:
         if grid["scales"] is None:
             ax.axhspan(least / 2, tensor / 2, color=BAD, alpha=0.16, lw=0)
             ax.axhline(tensor, color=NARROW_COLOUR, lw=1.3)
-            note = "; line: the step, shaded: rounds to 0"
         else:
             ax.step(x, scales, where="mid", color=NARROW_COLOUR, lw=1.2)
             ax.axhline(tensor, color=MUTED, lw=1.0, ls="--")
-            note = "; line: step per channel, dashed: one for all"
     ax.set_ylim(least / 2, greatest * 2)
     ax.set_xlim(0.5, len(x) + 0.5 if len(x) > 1 else 1.5)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    ax.set_xlabel(f"output channels by max |w|{note}", fontsize=8.5)
-    ax.set_ylabel("max |w| (log)", fontsize=8.5)
+    ax.set_xlabel("output channels, greatest first")
+    ax.set_ylabel("max |w|")
+    _powers(ax)
     return ax
 
 
@@ -271,13 +314,13 @@ def all_pictures(report: Report) -> dict[str, Any]:
     longest = max((len(short(name)) for name in names), default=0)
     bars = 0 if report.sensitivity is None else min(len(report.sensitivity), MOST_BARS)
     return {
-        "losses": picture(losses, report, width=7.4, height=0.95 + 0.42 * len(report.lanes)),
+        "losses": picture(losses, report, width=5.4, height=0.95 + 0.42 * len(report.lanes)),
         "depth": picture(depth, report, width=12.6, height=4.0 + 0.065 * longest),
         "sensitivity": picture(sensitivity, report, width=9.2, height=0.8 + 0.25 * max(bars, 2)) if bars else None,
         "worst": [
             {
-                "histogram": picture(histogram, e, width=6.6, height=2.7) if e["histogram"] else None,
-                "channels": picture(channels, e, width=4.8, height=2.7) if e["weight"] else None,
+                "histogram": picture(histogram, e, width=6.2, height=2.5) if e["histogram"] else None,
+                "channels": picture(channels, e, width=4.5, height=2.5) if e["weight"] else None,
             }
             for e in report.worst
         ],

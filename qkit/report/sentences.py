@@ -30,7 +30,9 @@ def _samples(n: int) -> str:
 def _scores(report: Report) -> str:
     metric = report.metric
     units = Units(percent=metric["percent"])
-    tolerance = units.loss(metric["tolerance"]) + (f" {units.points}" if units.points else "")
+    tolerance = f"{units.factor * metric['tolerance']:g}"
+    if units.points:
+        tolerance += " point" if tolerance == "1" else f" {units.points}"
     said = {
         "top1": "Top-1 accuracy",
         "top5": "Top-5 accuracy",
@@ -38,7 +40,8 @@ def _scores(report: Report) -> str:
     }
     text = said.get(metric["name"], f"Score: {metric['name']}, higher is better") if metric["percent"] else ""
     text = text or f"Score: {metric['name']}, higher is better, in its own units"
-    text += f", on {_samples(metric['samples'])}. Losses are against float, sample by sample; up to {tolerance} count as close."
+    text += f", on {_samples(metric['samples'])}. Losses are against float, sample by sample; a loss of up to {tolerance} "
+    text += "counts as close."
     if metric["expected"] is not None:
         text += f" Expected of float: {units.score(metric['expected'])}."
     return text

@@ -21,11 +21,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column's head, the lane that it belongs to, and whether it is one that a narrow page can spare."""
+    """A column's head, the lane that it belongs to, whether paper can spare it, and whether it holds words."""
 
     head: str
     group: str = ""
     minor: bool = False
+    words: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def scores(report: Report) -> Table:
     units = Units(percent=report.metric["percent"])
     loss = f"loss ({units.points})" if units.points else "loss"
     heads = ("lane", "score", "95 % interval", loss, "paired 95 % interval")
-    table = Table(tuple(Column(head) for head in heads))
+    table = Table(tuple(Column(head, words=head == "lane") for head in heads))
     for lane, row in report.scores.iterrows():
         cells = [
             Cell(str(lane), name=True),
@@ -81,7 +82,7 @@ def layers(report: Report, *, lanes: Sequence[str] | None = None, minor: bool = 
     figures = [f for f in _LANE_FIGURES if minor or not f[3]]
     units = Units(percent=report.metric["percent"])
     swept = report.sensitivity
-    columns = [Column("#"), Column("layer"), Column("kind"), Column("shape")]
+    columns = [Column("#"), Column("layer", words=True), Column("kind", words=True), Column("shape", words=True)]
     if swept is not None:
         columns.append(Column(f"loss alone ({units.points})" if units.points else "loss alone"))
     columns += [Column(head, lane, is_minor or lane != NARROW) for lane in lanes for _, head, _, is_minor in figures]
@@ -108,7 +109,7 @@ def _shape(shape: str) -> Cell:
 def weights(report: Report) -> Table:
     """The table of weights; without rows where the network has none."""
     lanes = [lane for lane in reversed(report.lanes) if (lane, "sqnr") in report.weights]
-    columns = [Column("weight"), Column("min", "float"), Column("max", "float"), Column("channel spread", "float")]
+    columns = [Column("weight", words=True), Column("min", "float"), Column("max", "float"), Column("channel spread", "float")]
     columns += [Column(head, lane) for lane in lanes for head in ("SQNR", "scale")]
     table = Table(tuple(columns))
     for name in report.weights.index:
@@ -126,7 +127,7 @@ def sensitivity(report: Report, most: int | None = None) -> Table:
     """Loss of every layer alone, the greatest first; without rows where it was not measured."""
     units = Units(percent=report.metric["percent"])
     loss = f"loss alone ({units.points})" if units.points else "loss alone"
-    table = Table((Column("layer"), Column("kind"), Column(loss), Column("95 % interval")))
+    table = Table((Column("layer", words=True), Column("kind", words=True), Column(loss), Column("95 % interval")))
     if report.sensitivity is not None:
         for name, row in report.sensitivity.head(most or len(report.sensitivity)).iterrows():
             interval = units.interval(row["loss low"], row["loss high"], loss=True)
