@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from qkit.errors import DataError
+from qkit.errors import DataError, PlanError
 from qkit.estimators import Method, Observation, activation_grid, check_method, weight_grid
 from qkit.graph import Graph
 from qkit.histogram import Histogram
@@ -113,18 +113,23 @@ def make_plan(
     Raises
     ------
     PlanError
-        For an unknown method, or a name in `methods` that the graph does not have.
+        For an unknown method, or a name in `methods` or the scheme's overrides that has no grid of its own.
+    GraphError
+        For such a name that the graph does not have.
     """
     special = {name: check_method(m) for name, m in (methods or {}).items()}
     for name in (*special, *scheme.overrides):
-        graph.step(name)
+        step = graph.step(name)
+        if name != step.weight and not step.quantized:
+            shares = f"shares that of {step.tap}: name that" if step.tap is not None else "stays in float"
+            raise PlanError(f"{name} was given a rule or a method, and has no grid of its own: it {shares}.")
     general: Method = check_method(method)
     weights: Method = check_method(weight_method)
     grids: dict[str, Grid] = {}
     for step in graph.steps:
         if step.weight is not None and (spec := scheme.spec(step.weight, weight=True)) is not None:
             weight = graph.weights[step.weight]
-            grids[step.weight] = weight_grid(weight, spec, special.get(step.weight, weights), step.weight_axis)
+            grids[step.weight] = weight_grid(weight, spec, special.get(step.weight, weights), step.weight_axis, percentile)
         if step.quantized and (spec := scheme.spec(step.name, weight=False)) is not None:
             grids[step.name] = activation_grid(
                 seen[step.name], spec, special.get(step.name, general), step.channel_axis, percentile

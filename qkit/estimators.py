@@ -202,7 +202,7 @@ def _divergences(counts: np.ndarray, ends: np.ndarray, levels: int) -> np.ndarra
     return np.where(inside > 0, divergence, np.inf)
 
 
-def weight_grid(weight: Tensor, spec: QuantSpec, method: Method, axis: int | None) -> Grid:
+def weight_grid(weight: Tensor, spec: QuantSpec, method: Method, axis: int | None, percentile: float = 99.99) -> Grid:
     """The grid of a weight, from its own values: ``minmax``, ``mse`` or, per tensor, any estimator.
 
     Parameters
@@ -218,7 +218,7 @@ def weight_grid(weight: Tensor, spec: QuantSpec, method: Method, axis: int | Non
     if not spec.per_channel or axis is None:
         hist = Histogram.of(weight)
         seen = Observation(hist, (hist.min,), (hist.max,), np.empty(0), np.empty(0))
-        lo, hi = estimate(seen, spec, method)
+        lo, hi = estimate(seen, spec, method, percentile)
         return Grid(spec, spec.params(lo, hi), method, weight=True)
     rows = weight.movedim(axis, 0).flatten(1) if weight.ndim > 1 else weight[:, None]
     low, high = (bound.double() for bound in rows.aminmax(dim=1))
