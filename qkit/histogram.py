@@ -286,7 +286,7 @@ def observe(x: Tensor, axis: int, *, name: str = "tensor") -> tuple[Histogram, n
         used = torch.nonzero(count).view(-1)
         sums = torch.bincount(key, (bits & 0xFFFF).double(), minlength=_KEYS)
         tables = [(used.cpu().numpy(), count[used].cpu().numpy(), sums[used].cpu().numpy().astype(np.int64))]
-        flat = x.movedim(axis, 0).flatten(1) if x.ndim > 1 else x.view(1, -1)
+        flat = x.movedim(axis, 0).flatten(1) if x.ndim > 1 else x.reshape(-1, 1)
         low, high = (bound.cpu().numpy() for bound in flat.aminmax(dim=1))
     for keys, counts, _ in tables:
         bad = (keys & 0x7F80) == 0x7F80

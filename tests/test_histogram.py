@@ -316,3 +316,16 @@ def test_through_json_and_back() -> None:
     assert again.error(params) == hist.error(params)
     assert (again + hist).total == 10_000
     assert "5000 elements" in repr(hist)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("shape", [(), (5,), (4, 3), (2, 7, 6, 6), (3, 2500)])
+def test_a_gpu_counts_the_same(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    for axis in range(max(x.ndim, 1)):
+        hist, low, high = observe(x, axis)
+        there, low_there, high_there = observe(x.cuda(), axis)
+        for mine, theirs in ((hist.keys, there.keys), (hist.counts, there.counts), (hist.lows, there.lows)):
+            np.testing.assert_array_equal(mine, theirs)
+        np.testing.assert_array_equal(low, low_there)
+        np.testing.assert_array_equal(high, high_there)
