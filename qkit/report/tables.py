@@ -77,15 +77,20 @@ _LANE_FIGURES: tuple[tuple[str, str, Callable[[Any], str], bool], ...] = (
 
 
 def layers(report: Report, *, lanes: Sequence[str] | None = None, minor: bool = True) -> Table:
-    """The table of layers: a row per tap; `minor` includes the figures that are wanted rarely."""
+    """The table of layers: a row per tap; `minor` includes the figures that are wanted rarely, and all of the wider lanes."""
     lanes = list(reversed(report.lanes)) if lanes is None else lanes
-    figures = [f for f in _LANE_FIGURES if minor or not f[3]]
+    shown = [
+        (lane, *figure)
+        for lane in lanes
+        for figure in _LANE_FIGURES
+        if minor or not (figure[3] or (lane != NARROW and "sqnr" not in figure[0]))
+    ]
     units = Units(percent=report.metric["percent"])
     swept = report.sensitivity
     columns = [Column("#"), Column("layer", words=True), Column("kind", words=True), Column("shape", words=True)]
     if swept is not None:
         columns.append(Column(f"loss alone ({units.points})" if units.points else "loss alone"))
-    columns += [Column(head, lane, is_minor or lane != NARROW) for lane in lanes for _, head, _, is_minor in figures]
+    columns += [Column(head, lane, is_minor or lane != NARROW) for lane, _, head, _, is_minor in shown]
     if minor:
         columns += [Column(head, "float", True) for head in ("min", "max", "rms")] + [Column("MACs", "", True)]
     table = Table(tuple(columns))
@@ -94,7 +99,7 @@ def layers(report: Report, *, lanes: Sequence[str] | None = None, minor: bool = 
         cells = [Cell(str(i), float(i)), Cell(str(name), name=True), Cell(str(row["tap", "kind"])), _shape(row["tap", "shape"])]
         if swept is not None:
             cells.append(_cell(swept["loss"].get(name), units.loss))
-        cells += [_cell(row[lane, figure], show) for lane in lanes for figure, _, show, _ in figures]
+        cells += [_cell(row[lane, figure], show) for lane, figure, _, show, _ in shown]
         if minor:
             cells += [_cell(row["float", figure], number) for figure in ("min", "max", "rms")]
             cells.append(_cell(int(row["tap", "macs"]), number))
