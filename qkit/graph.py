@@ -164,4 +164,11 @@ def _device_of(model: nn.Module, device: torch.device | str | None) -> torch.dev
             raise DataError(f"{name} is on the meta device and holds no numbers: load the checkpoint into the model first.")
         if t.is_floating_point() and t.dtype != torch.float32:
             raise DataError(f"{name} is {t.dtype}; qkit analyses float32 models. Convert with model.float() first.")
-    return torch.device(device if device is not None else devices[0] if devices else "cpu")
+    try:
+        target = torch.device(device if device is not None else devices[0] if devices else "cpu")
+        torch.zeros(1).to(target)
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(f"device={str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    if target.type == "meta":
+        raise DataError("device='meta' holds no numbers: name a device that computes, such as 'cpu' or 'cuda'.")
+    return target

@@ -172,10 +172,27 @@ def execution(device: torch.device) -> Iterator[None]:
     """No gradients, and on a GPU plain float32 and repeatable kernels: TF32 alone would cost more than int16 does."""
     with torch.inference_mode():
         if device.type == "cuda":
-            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            with (
+                torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+                _plain_products(),
+            ):
                 yield
         else:
             yield
+
+
+@contextmanager
+def _plain_products() -> Iterator[None]:
+    """Matrix products without TF32, which ``torch.set_float32_matmul_precision("high")`` allows."""
+    settings: Any = torch.backends.cuda.matmul
+    # from torch 2.9 on there is a second switch, and reading the first fails for users who have set the second
+    switch, plain = ("fp32_precision", "ieee") if hasattr(settings, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(settings, switch)
+    setattr(settings, switch, plain)
+    try:
+        yield
+    finally:
+        setattr(settings, switch, before)
 
 
 def run_lanes(
