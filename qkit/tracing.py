@@ -78,11 +78,22 @@ def trace(model: nn.Module, leaf_modules: Iterable[type[nn.Module] | str] = ()) 
     """
     tracer = PathTracer(leaf_modules)
     tracer.check_leaves(model)
+    _check_names(model)
     try:
         graph = tracer.trace(model)
     except Exception as error:
         raise _explain(error, model, tracer) from error
     return fx.GraphModule(model, graph)
+
+
+def _check_names(model: nn.Module) -> None:
+    # torch.fx writes names into source code between double quotes, without escaping them
+    for path, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers()):
+        if any(sign in path for sign in '"\\\n\r'):
+            raise GraphError(
+                f"{path!r} cannot be traced: its name holds a quotation mark, a backslash or a line break. Give the module or "
+                "parameter another name."
+            )
 
 
 def _explain(error: Exception, model: nn.Module, tracer: PathTracer) -> GraphError:

@@ -203,3 +203,11 @@ def test_nodes_know_the_module_they_come_from() -> None:
     paths = {node.name: node.meta["path"] for node in traced.graph.nodes}
     assert paths["gelu"] == "body.1"
     assert paths["stem"] == "stem"
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb"])
+def test_names_that_torch_fx_would_run_as_code_are_refused(name):
+    model = nn.Sequential()
+    model.add_module(name, nn.ReLU())
+    with pytest.raises(GraphError, match="another name"):
+        trace(model)
