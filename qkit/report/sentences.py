@@ -72,7 +72,7 @@ def _infinite(report: Report) -> str:
 def _sensitivity(report: Report) -> str:
     swept = report.sensitivity
     if swept is None:
-        return f"Sensitivity of single layers: {report.settings['sensitivity']}."
+        return f"The sensitivity of single layers was {report.settings['sensitivity']}."
     sure = int((swept["loss low"] > 0).sum())
     chance = max(1, round(0.05 * len(swept)))
     shown = f"The {MOST_BARS} greatest of {len(swept)}. " if len(swept) > MOST_BARS else ""

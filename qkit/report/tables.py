@@ -180,9 +180,8 @@ def _grid_facts(here: Any, entry: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("Output grid's own error", f"{share(1 - part)} rounding, {share(part)} clipping"))
     if entry["grid_error"]:
         error = entry["grid_error"]
-        found.append(
-            ("Output grid alone", f"{decibels(error['sqnr'])} dB on the calibration data; the local SQNR adds weight and bias")
-        )
+        beside = "; the local SQNR adds weight and bias" if entry["weight"] else ""
+        found.append(("Output grid alone", f"{decibels(error['sqnr'])} dB on the calibration data{beside}"))
     return found
 
 

@@ -176,13 +176,13 @@ def test_hostile_module_names_come_through():
     name = "a<b>&'|`x"
     model.add_module(name, nn.Conv2d(3, 4, 3))
     model.add_module("out", nn.Flatten())
-    made = make(Study(model, [torch.randn(4, 3, 5, 5)]), progress=False)
+    made = make(Study(model, [torch.randn(4, 3, 5, 5)]), worst=1, progress=False)
     assert name in made.layers.index
     assert name in [row[1] for row in _page(made).cells["table-layers"]]
 
 
 def test_without_sensitivity():
-    made = make(tiny_study(), sensitivity=False, progress=False)
+    made = make(tiny_study(), sensitivity=False, worst=1, progress=False)
     page = _page(made)
     assert "not measured (sensitivity=False)" in page.text
     assert "table-sensitivity" not in page.cells
@@ -192,7 +192,7 @@ def test_without_sensitivity():
 
 def test_without_weights_and_with_one_layer():
     study = Study(nn.Sequential(nn.ReLU()), [torch.randn(8, 3, 4, 4)], metric="agreement")
-    made = make(study, progress=False)
+    made = make(study, worst=1, progress=False)
     assert len(made.weights) == 0
     page = _page(made)
     assert "no weights" in page.text
@@ -201,13 +201,13 @@ def test_without_weights_and_with_one_layer():
 
 
 def test_one_linear_layer():
-    made = make(Study(nn.Linear(3, 2), [(torch.randn(9, 3), torch.randint(0, 2, (9,)))]), progress=False)
+    made = make(Study(nn.Linear(3, 2), [(torch.randn(9, 3), torch.randint(0, 2, (9,)))]), worst=1, progress=False)
     assert len(_page(made).cells["table-layers"]) - 2 == len(made.layers) == 2
 
 
 def test_agreement_is_not_called_accuracy():
     study = Study(Small(), [x for x, _ in image_batches()], metric="agreement")
-    made = make(study, progress=False)
+    made = make(study, worst=1, progress=False)
     assert any("agreement" in remark for remark in made.remarks)
     page = _page(made)
     assert "Agreement with the float lane" in page.text
@@ -219,7 +219,7 @@ def squared_distance(outputs, targets):
 
 
 def test_metric_that_is_no_share():
-    made = make(tiny_study(metric=squared_distance, expected=-4.0), progress=False, tolerance=0.5)
+    made = make(tiny_study(metric=squared_distance, expected=-4.0), worst=1, progress=False, tolerance=0.5)
     assert made.metric["percent"] is False
     page = _page(made)
     assert "squared_distance" in page.text
@@ -230,7 +230,7 @@ def test_metric_that_is_no_share():
 
 def test_one_sample_has_no_interval():
     study = Study(Small(), [(torch.randn(1, 3, 8, 8), torch.tensor([1]))], metric=squared_distance)
-    made = make(study, progress=False)
+    made = make(study, worst=1, progress=False)
     assert math.isinf(made.scores.loc["int8", "loss high"])
     page = _page(made)
     assert "−∞ to ∞" in " ".join(cell for row in page.cells["table-scores"] for cell in row)
@@ -239,7 +239,7 @@ def test_one_sample_has_no_interval():
 def test_float_everywhere():
     """Lanes that quantize nothing are identical: no error, no worst layer, no sensitivity, and the page says so."""
     study = tiny_study(scheme=Scheme("nothing", None, None, bias_bits=None))
-    made = make(study, progress=False)
+    made = make(study, worst=1, progress=False)
     assert made.worst == ()
     assert np.isposinf(made.layers["int8", "sqnr"].astype(float)).all()
     page = _page(made)
