@@ -114,6 +114,21 @@ def test_float_lane_on_a_gpu_equals_the_models_output_on_the_cpu() -> None:
 
 
 @needs_cuda
+def test_matrix_products_on_a_gpu_are_as_exact_as_on_the_cpu_whatever_the_user_allows() -> None:
+    model, x = nn.Sequential(nn.Linear(512, 256), nn.Conv2d(4, 4, 3)), torch.randn(2, 4, 16, 512)
+    with torch.no_grad():
+        expected = model.double()(x.double())
+    torch.set_float32_matmul_precision("high")
+    try:
+        output = run_lanes(build(model.float(), x, device="cuda"), [Lane("float")], (x,))["float"]
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    # TF32's 10 bits of mantissa would leave about 3e-4
+    assert float((output.cpu().double() - expected).abs().max() / expected.abs().max()) < 5e-6
+
+
+@needs_cuda
 def test_random_state_of_the_gpu_stays() -> None:
     before = torch.cuda.get_rng_state()
     build(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout()), batches()[0][0], device="cuda")
