@@ -222,6 +222,10 @@ def weight_grid(weight: Tensor, spec: QuantSpec, method: Method, axis: int | Non
         return Grid(spec, spec.params(lo, hi), method, weight=True)
     rows = weight.movedim(axis, 0).flatten(1) if weight.ndim > 1 else weight[:, None]
     low, high = (bound.double() for bound in rows.aminmax(dim=1))
+    # a channel of zeros is exact on any grid, but its bias is rounded to the step of input times weight: at the scale 1 of an
+    # empty range that would be coarser than any other channel's, at 16 bits too
+    empty = (low >= 0) & (high <= 0)
+    low, high = torch.where(empty, low.min(), low), torch.where(empty, high.max(), high)
     if method == "minmax":
         return Grid(spec, spec.params(low, high, axis=axis), method, weight=True)
     if method != "mse":
