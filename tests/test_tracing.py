@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qkit.errors import GraphError
-from qkit.graph import build
+from qkit.graph import build, run_float
 from qkit.tracing import trace
 
 
@@ -211,3 +211,77 @@ def test_names_that_torch_fx_would_run_as_code_are_refused(name):
     model.add_module(name, nn.ReLU())
     with pytest.raises(GraphError, match="another name"):
         trace(model)
+
+
+@torch.fx.wrap
+def rescaled(x: Tensor) -> Tensor:
+    """A data-dependent branch, moved out of the trace as the errors say."""
+    assert x.shape[1] == 3
+    return x / 2 if x.abs().max() > 1 else x
+
+
+def test_torch_fx_wrap_cures_an_assert_and_a_branch() -> None:
+    class Cured(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(rescaled(x))
+
+    model = Outer(Cured()).eval()
+    for factor in (0.01, 100.0):
+        x = factor * torch.randn(2, 3, 4, 4)
+        graph = build(model, x)
+        assert graph.taps == ("input", "stem", "body.1.conv")
+        assert "rescaled has no integer form" in graph.notes["body.1:rescaled"]
+        with torch.no_grad():
+            torch.testing.assert_close(run_float(graph, (x,)), model(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Asserting, BranchingOnData, LoopingWhile, Measuring, CallingInt], ids=lambda k: k.__name__)
+def test_leaf_modules_cure_whatever_cannot_be_traced(kind: type[nn.Module]) -> None:
+    model, x = Outer(kind()).eval(), torch.randn(2, 3, 4, 4)
+    graph = build(model, x, leaf_modules=[kind])
+    with torch.no_grad():
+        torch.testing.assert_close(run_float(graph, (x,)), model(x))
+    assert kind.__name__ in graph.notes["body.1"]
+
+
+def test_leaf_that_holds_layers_takes_them_out_of_the_plan() -> None:
+    graph = build(Outer(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())), torch.randn(1, 3, 4, 4), leaf_modules=["body"])
+    assert graph.taps == ("input", "stem")
+    assert set(graph.weights) == {"stem.weight"}
+
+
+def test_a_failed_trace_leaves_the_model_and_later_traces_alone() -> None:
+    model = Outer(BranchingOnData())
+    modes = [m.training for m in model.modules()]
+    for _ in range(2):
+        with pytest.raises(GraphError):
+            build(model, torch.randn(1, 3, 4, 4))
+    assert [m.training for m in model.modules()] == modes
+    assert model(torch.randn(1, 3, 4, 4)).shape == (1, 3, 4, 4)
+    assert build(nn.Conv2d(3, 4, 1), torch.randn(1, 3, 4, 4)).taps[0] == "input"
+
+
+def test_a_model_from_a_notebook_cell_is_blamed_by_line() -> None:
+    """Code that was compiled from a string has no file to show; the number of its line is all there is."""
+    source = (
+        "class Cell(nn.Module):\n    def forward(self, x):\n        if x.sum() > 0:\n            return x\n        return -x\n"
+    )
+    scope = {"nn": nn, "__name__": __name__}
+    exec(compile(source, "/tmp/ipykernel_1/cell.py", "exec"), scope)
+    with pytest.raises(GraphError, match=r"ipykernel_1/cell\.py:3.*branch or loop that depends on a tensor's data") as caught:
+        trace(scope["Cell"]())
+    assert caught.value.line == 3
+
+
+def test_error_of_a_users_own_exception() -> None:
+    class Raising(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError("not today")  # BLAME
+
+    with pytest.raises(GraphError, match="ValueError: not today") as caught:
+        trace(Raising())
+    assert caught.value.line == line_to_blame(Raising)
