@@ -13,7 +13,7 @@ from qkit.zoo import checkpoints
 from qkit.zoo.cards import DATA, DESCRIPTIONS
 from qkit.zoo.digits import digits
 from qkit.zoo.models import names
-from qkit.zoo.train import scores, train, with_epochs
+from qkit.zoo.train import Recipe, scores, train, with_epochs
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="The checkpoints that qkit ships and tests with.")
 
@@ -26,19 +26,24 @@ def list_names() -> None:
 
 
 @app.command("train")
-def train_checkpoint(
-    name: Annotated[str, typer.Argument(help="The checkpoint to train; `list` shows them.")],
-    out: Annotated[Path, typer.Option(help="Folder for the weights and the card.")] = Path("data"),
-    seed: Annotated[int, typer.Option(help="Of weights, batches and rescaling.")] = 0,
+def train_checkpoints(
+    wanted: Annotated[list[str], typer.Argument(metavar="NAME...", help="Checkpoints to train, or all; `list` shows them.")],
+    out: Annotated[Path, typer.Option(help="Folder for the weights and the cards.")] = Path("data"),
+    seed: Annotated[int, typer.Option(help="Of weights and batches.")] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
 ) -> None:
-    """Train a checkpoint on the digits, in minutes on a CPU, and write its weights and card."""
+    """Train checkpoints on the digits, in minutes on a CPU, and write their weights and cards."""
     try:
-        recipe = with_epochs(name, epochs)
-        model = train(name, seed, recipe)
+        recipes = {name: with_epochs(name, epochs) for name in (names() if wanted == ["all"] else wanted)}
+        for name, recipe in recipes.items():
+            _train(name, recipe, seed, out)
     except QkitError as error:
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+        raise typer.Exit(2) from error
+
+
+def _train(name: str, recipe: Recipe, seed: int, out: Path) -> None:
+    model = train(name, seed, recipe)
     splits, measured = digits(), scores(model)
     card = {
         "name": name,

@@ -11,9 +11,8 @@ DESCRIPTIONS: dict[str, str] = {
         "every parameter: it quantizes well."
     ),
     "mobilenet_v2_hostile": (
-        "The same MobileNetV2, trained as quantization guidelines warn against (Adam at a large rate, no "
-        "weight decay), then rescaled channel by channel without changing its function: as good in float and in 16 "
-        "bits, while 8 bits with one weight scale per tensor lose accuracy."
+        "The same MobileNetV2, trained as quantization guidelines warn against: Adam at a large rate, no weight "
+        "decay. As good in float and in 16 bits, while 8 bits with one weight scale per tensor lose most of it."
     ),
     "resnet_small": (
         "ResNet-18's blocks at 12 to 96 channels, trained on handwritten digits: residual joins and pooling; it quantizes well."

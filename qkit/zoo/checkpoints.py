@@ -63,6 +63,7 @@ def save(model: nn.Module, name: str, card: dict[str, Any], folder: Path) -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / f"{name}.safetensors"
     save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, weights)
+    weights.chmod(0o644)  # safetensors writes for the owner alone
     weights.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     return weights
 

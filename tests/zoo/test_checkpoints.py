@@ -72,7 +72,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 
 def test_missing_weights_say_how_to_train_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "FOLDERS", (tmp_path / "package", tmp_path / "checkout"))
-    with pytest.raises(QkitError, match="python -m qkit.zoo train resnet_small"):
+    with pytest.raises(QkitError, match=r"python -m qkit\.zoo train resnet_small"):
         load("resnet_small")
 
 

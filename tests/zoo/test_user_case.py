@@ -253,7 +253,7 @@ def test_folders_without_an_output_are_listed(images: Path, weights: Path) -> No
     for path in (images / "red").iterdir():
         path.unlink()
     (images / "red").rmdir()
-    with pytest.raises(DataError, match="2 class folders .* 3 outputs: pass classes="):
+    with pytest.raises(DataError, match=r"2 class folders .* 3 outputs: pass classes="):
         user_case(MODEL, weights, images)
 
 
