@@ -24,7 +24,11 @@ def test_the_tour_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worst = names["table"]["int8"]["local sqnr"].idxmin()
     assert worst == names["tap"].name, "the README shows the worst tap"
     spread = names["capture"].weights()["float", "channel spread"][f"{worst}.weight"]
-    assert spread > 1000, "the README says factors of thousands"
+    assert spread > 200, "the README says factors of hundreds"
+    alone = study.sensitivity("only", layers=[worst]).effect(0)
+    assert 0.45 < alone.value < 0.55, "the README says 50 points"
+    alone = study.sensitivity("only", layers=[worst]).effect(0)
+    assert 0.45 < alone.value < 0.55, "the README says 50 points"
     assert names["spread"].verdict().name == "no-degradation"
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
 
