@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from qkit.building import Builder
 from qkit.errors import DataError, GraphError
@@ -108,7 +109,7 @@ def build(
             f"{type(model).__name__} cannot be copied ({error}): remove what keeps computed tensors in it, for example with "
             "torch.nn.utils.remove_weight_norm."
         ) from error
-    copied = copied.eval().requires_grad_(False).to(target)
+    copied = _plain_weights(copied.eval().requires_grad_(False)).to(target)
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     inputs = tuple(x.to(target) if isinstance(x, Tensor) else x for x in inputs)
     from qkit.lanes import execution
@@ -143,6 +144,20 @@ def deviation(output: Any, reference: Any) -> float:
     pairs = list(zip(tensors_in(output), tensors_in(reference), strict=True))
     peak = max((float(b.abs().max()) for _, b in pairs if b.numel()), default=0.0)
     return max((float((a - b).abs().max()) for a, b in pairs if b.numel()), default=0.0) / max(peak, 1e-30)
+
+
+def _plain_weights(model: nn.Module) -> nn.Module:
+    """The model with every parametrized weight (weight norm, spectral norm, …) replaced by its value; in place."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            values: dict[str, Tensor] = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore[union-attr]
+            # not remove_parametrizations: it edits the class, which the user's model shares
+            plain = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            module.__class__ = plain
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    return model
 
 
 def _last_use(steps: tuple[Step, ...]) -> dict[int, int]:

@@ -387,3 +387,14 @@ def test_model_with_tensors_that_cannot_be_copied() -> None:
     model[0].cached = model[0].weight * 2
     with pytest.raises(GraphError, match="cannot be copied"):
         build(model, torch.randn(IMAGE))
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_parametrized_weight_is_an_ordinary_one(norm) -> None:
+    model = nn.Sequential(norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Flatten(), norm(nn.Linear(4 * 36, 5))).eval()
+    x = torch.randn(2, 3, 8, 8)
+    graph = build(model, x)
+    assert [step.kind for step in graph.steps if step.quantized] == ["input", "conv", "linear"]
+    assert torch.equal(graph.weights["0.weight"], model[0].weight)
+    assert graph.deviation < 1e-6
+    assert nn.utils.parametrize.is_parametrized(model[0]), "the user's model is as it was"
