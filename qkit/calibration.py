@@ -16,8 +16,9 @@ from qkit.estimators import Method, Observation, activation_grid, check_method, 
 from qkit.graph import Graph
 from qkit.histogram import Histogram
 from qkit.histogram import observe as observe_tensor
-from qkit.lanes import Lane, run_lanes
+from qkit.lanes import Lane, decide, run_lanes
 from qkit.loading import batches
+from qkit.numerics import saturated_biases
 from qkit.plan import Grid, Plan
 from qkit.schemes import Scheme
 from qkit.steps import Step
@@ -135,6 +136,19 @@ def make_plan(
                 seen[step.name], spec, special.get(step.name, general), step.channel_axis, percentile
             )
     return Plan(grids, scheme.bias_bits, scheme.name)
+
+
+def saturations(graph: Graph, plan: Plan) -> dict[str, int]:
+    """Layers with biases beyond what their width holds at the accumulator's scale, and how many entries saturate there."""
+    found = {}
+    for step in graph.steps:
+        grid = decide(step, plan, graph).bias_scale
+        if grid is not None and step.bias is not None:
+            source, weight, bits = grid
+            count = saturated_biases(graph.biases[step.bias], source.scale.double() * weight.scale.double(), bits)
+            if count:
+                found[step.name] = count
+    return found
 
 
 def check_weights(graph: Graph) -> None:

@@ -212,7 +212,9 @@ class Capture:
         axis = step.channel_axis
         if reference is None:
             value = finish_value(step, y, params, lanes, None)
-            sums = self.floats.setdefault(step.name, FloatSums())
+            if step.name not in self.floats:
+                self.floats[step.name] = FloatSums()
+            sums = self.floats[step.name]
             sums.add(value, axis)
             if not np.isfinite(sums.squared).all() and not bool(torch.isfinite(value).all()):
                 raise DataError(
@@ -234,7 +236,10 @@ class Capture:
         return value
 
     def _record(self, step: Step, lane: str) -> ErrorSums:
-        return self.errors.setdefault((step.name, lane.removesuffix(_LOCAL)), ErrorSums())
+        key = step.name, lane.removesuffix(_LOCAL)
+        if key not in self.errors:
+            self.errors[key] = ErrorSums()
+        return self.errors[key]
 
     def _add(self, step: Step, lane: str, value: Tensor, sums: np.ndarray, peaks: np.ndarray) -> None:
         record = self._record(step, lane)

@@ -127,9 +127,7 @@ def quantize_weight(weight: Tensor, params: QuantParams) -> Tensor:
     out = torch.empty_like(weight)
     count = weight.shape[0]
     source, target = (dense(t).view(count, -1).numpy() for t in (weight, out))
-    reciprocal = (1.0 / params.scale).numpy()
-    low, high = ((code - params.zero_point).float().numpy() for code in (params.qmin, params.qmax))
-    kernels.quantize_rows(source, target, reciprocal, params.scale.numpy(), low, high)
+    kernels.quantize_rows(source, target, *params.vectors)
     return out
 
 
@@ -162,7 +160,7 @@ class _Operands:
             bias = self.graph.biases[self.step.bias]
             if key is not None:
                 source, weight, bits = key
-                bias, _ = quantize_bias(bias, source.scale.double() * weight.scale.double(), bits)
+                bias = quantize_bias(bias, source.scale.double() * weight.scale.double(), bits)
             self.biases[key] = bias
         return self.biases[key]
 

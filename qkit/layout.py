@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from torch import Tensor
 
@@ -43,5 +45,10 @@ def rows(x: Tensor, axis: int) -> tuple[np.ndarray, int]:
     channels = max(int(x.shape[axis]), 1)
     flat = x.movedim(axis, -1).reshape(-1, channels)
     pixels = flat.shape[0]
-    group = next(k for k in range(max(ROW // channels, 1), 0, -1) if pixels % k == 0)
+    group = _pixels_a_row(pixels, channels)
     return flat.view(pixels // group, group * channels).numpy(), channels
+
+
+@lru_cache(maxsize=4096)
+def _pixels_a_row(pixels: int, channels: int) -> int:
+    return next(k for k in range(max(ROW // channels, 1), 0, -1) if pixels % k == 0)

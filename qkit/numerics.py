@@ -19,6 +19,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -207,6 +208,13 @@ class QuantParams:
         zero = int(self.zero_point)
         return float(reciprocal), float(self.scale), float(self.qmin - zero), float(self.qmax - zero)
 
+    @functools.cached_property
+    def vectors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Per-channel grids: what `scalars` is per tensor, each float32 (C,)."""
+        reciprocal = (1.0 / self.scale).numpy()
+        low, high = ((code - self.zero_point).float().numpy() for code in (self.qmin, self.qmax))
+        return reciprocal, self.scale.numpy(), low, high
+
     def __repr__(self) -> str:
         scale = f"{float(self.scale):.6g}" if self.axis is None else f"{_brief(self.scale)}, axis {self.axis}"
         zero = int(self.zero_point) if self.axis is None else "per channel"
@@ -275,16 +283,21 @@ def fake_quantize_(x: Tensor, params: QuantParams) -> Tensor:
     return x.mul_(scale)
 
 
-def quantize_bias(bias: Tensor, scale: Tensor, bits: int) -> tuple[Tensor, int]:
+def quantize_bias(bias: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Bias on the accumulator's grid: ``round(b / (s_input * s_weight))`` in a signed integer of `bits`, as float32 values.
 
-    Computed in float64, where integers up to 2**53 are exact. Returns the values and the number of saturated entries.
+    Computed in float64, where integers up to 2**53 are exact; what the width cannot hold saturates.
     """
     step = scale.to(bias.device).double()
     limit = 2.0 ** (bits - 1)
-    codes = torch.round(bias.double() / step)
-    saturated = int(((codes < -limit) | (codes > limit - 1)).sum())
-    return (codes.clamp(-limit, limit - 1) * step).to(bias.dtype), saturated
+    return (bias.double() / step).round_().clamp_(-limit, limit - 1).mul_(step).to(bias.dtype)
+
+
+def saturated_biases(bias: Tensor, scale: Tensor, bits: int) -> int:
+    """How many entries `quantize_bias` saturates."""
+    codes = torch.round(bias.double() / scale.to(bias.device).double())
+    limit = 2.0 ** (bits - 1)
+    return int(((codes < -limit) | (codes > limit - 1)).sum())
 
 
 def _require_float32(x: Tensor, name: str) -> None:

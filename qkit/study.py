@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from qkit.calibration import check_weights, make_plan, observe
+from qkit.calibration import check_weights, make_plan, observe, saturations
 from qkit.capture import MEMORY_BUDGET, Capture, capture
 from qkit.diagnosis.verdict import TOLERANCE, Verdict, judge
 from qkit.errors import DataError, QkitError
@@ -169,6 +169,9 @@ class Study:
         seen = self.observe(batches=batches, progress=progress)
         plan = make_plan(self.graph, seen, self.scheme, **settings)  # type: ignore[arg-type]
         self._method, self._plan, self._plans, self._prefix = settings, plan, {}, None
+        if saturated := saturations(self.graph, plan):
+            named = ", ".join(list(saturated)[:4]) + (f" and {len(saturated) - 4} more" if len(saturated) > 4 else "")
+            self._remark(f"Biases saturate at {plan.bias_bits} bits in {named}: {sum(saturated.values())} in all.")
         return plan
 
     def with_plan(self, plan: Plan) -> Study:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from qkit import calibration
-from qkit.calibration import check_weights, make_plan, observe
+from qkit.calibration import check_weights, make_plan, observe, saturations
 from qkit.errors import DataError, GraphError, PlanError
 from qkit.estimators import Observation
 from qkit.graph import Graph, build
 from qkit.numerics import QuantSpec
 from qkit.schemes import PRESETS, Scheme
+from qkit.study import Study
 
 
 class Small(nn.Module):
@@ -337,3 +338,18 @@ def test_a_broken_checkpoint_is_named(model: Small, images: list[Tensor], place:
 def test_finite_weights_pass(graph: Graph) -> None:
     check_weights(graph)
     assert all(bool(torch.isfinite(w).all()) for w in graph.weights.values())
+
+
+def test_biases_that_saturate_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 2, 1)).eval()
+    with torch.no_grad():
+        model[0].weight[1] = 1e-9
+        model[0].bias[1] = 5.0
+    study = Study(model, [torch.randn(4, 3, 8, 8)], scheme="int8")
+    with caplog.at_level("WARNING"):
+        plan = study.calibrate("minmax", progress=False)
+    assert saturations(study.graph, plan) == {"0": 1}
+    assert study.remarks[-1] == "Biases saturate at 32 bits in 0: 1 in all."
+    assert study.remarks[-1] in caplog.text
+    assert not saturations(study.graph, study.lane("int16")), "64 bits hold it"
