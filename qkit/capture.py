@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from qkit.errors import DataError, QkitError
 from qkit.graph import Graph
 from qkit.lanes import Lane, finish_value, quantize_weight, run_lanes
 from qkit.loading import batches
-from qkit.measure import ErrorSums, FloatSums, decibels, local_error, measure
+from qkit.measure import ErrorSums, FloatSums, decibels, describe, local_error, measure
 from qkit.numerics import QuantParams, dequantize, quantize
 from qkit.plan import Plan
 from qkit.steps import Step
@@ -122,13 +123,13 @@ class Store:
         for lane in tensors:
             self.files.setdefault((tap, lane), []).append(path)
 
-    def get(self, tap: str, lane: str) -> Tensor | None:
-        """All batches of a tap in a lane, concatenated; None if it was not kept."""
+    def get(self, tap: str, lane: str, count: int) -> Tensor | None:
+        """The first `count` batches of a tap in a lane, concatenated; None if it was not kept."""
         parts = list(self.memory.get((tap, lane), []))
         for path in self.files.get((tap, lane), []):
             with safe_open(path, framework="pt") as stored:
                 parts.append(stored.get_tensor(lane))
-        return torch.cat(parts) if parts else None
+        return torch.cat(parts[:count]) if parts else None
 
 
 class Capture:
@@ -144,6 +145,8 @@ class Capture:
         self.floats: dict[str, FloatSums] = {}
         self.errors: dict[tuple[str, str], ErrorSums] = {}
         self.samples = 0
+        self._batches = 0
+        self._pending: list[Callable[[], None]] = []
         self._store = store
         self._first: tuple[Any, ...] | None = None
 
@@ -161,7 +164,7 @@ class Capture:
         step = self.graph.step(name)
         if step.weight == name and step.name != name:
             return self._weight(name)
-        kept = {lane: self._store.get(name, lane) for lane in self.lanes}
+        kept = {lane: self._store.get(name, lane, self._batches) for lane in self.lanes}
         if any(t is None for t in kept.values()):
             kept = self._again(step)
         return TapCapture(name, {lane: self._tensor(name, lane, t) for lane, t in kept.items() if t is not None})
@@ -195,15 +198,20 @@ class Capture:
         return [Lane("float"), *(Lane(name, plan) for name, plan in self.plans.items())]
 
     def run(self, inputs: tuple[Any, ...], size: int) -> dict[str, Any]:
-        """Take one batch into account; returns the lanes' outputs."""
-        if self._first is None:
-            self._first = inputs
+        """Take one batch into account, once it is through; returns the lanes' outputs."""
+        self._pending.clear()
         local = [Lane(name + _LOCAL, plan, reads="float") for name, plan in self.plans.items()]
         # local lanes first: their tensors are gone before the lanes that live on make theirs
         float_lane, *others = self._plain_lanes()
         observe = self._keep if self._store.taps else None
         outputs = run_lanes(self.graph, [float_lane, *local, *others], inputs, finish=self._finish, observe=observe)
+        for add in self._pending:
+            add()
+        self._pending.clear()
         self.samples += size
+        self._batches += 1
+        if self._first is None:
+            self._first = inputs
         return outputs
 
     def _finish(
@@ -212,41 +220,46 @@ class Capture:
         axis = step.channel_axis
         if reference is None:
             value = finish_value(step, y, params, lanes, None)
-            if step.name not in self.floats:
-                self.floats[step.name] = FloatSums()
-            sums = self.floats[step.name]
-            sums.add(value, axis)
-            if not np.isfinite(sums.squared).all() and not bool(torch.isfinite(value).all()):
+            described = describe(value, axis)
+            if not np.isfinite(described[0]).all() and not bool(torch.isfinite(value).all()):
                 raise DataError(
                     f"{step.name}: the float lane holds NaN or infinity. Look at this layer's weights and inputs first."
                 )
+            self._pending.append(partial(self._add_float, step.name, *described, value.numel() / len(described[0])))
             # a lane that has not diverged yet has no error here, but its extremes and counts are the float lane's
             for lane in lanes[1:]:
                 self._add(step, lane, value, *_no_error(value, axis))
             return value
         if all(lane.endswith(_LOCAL) for lane in lanes):
             squared = local_error(y, reference, params, step.act, axis)
-            for lane in lanes:
-                record = self._record(step, lane)
-                record.local = record.local + squared
+            self._pending += [partial(self._add_local, step, lane, squared) for lane in lanes]
             return y
-        value, sums_, peaks = measure(y, reference, params, step.act, axis)
+        value, sums, peaks = measure(y, reference, params, step.act, axis)
         for lane in lanes:
-            self._add(step, lane, value, sums_, peaks)
+            self._add(step, lane, value, sums, peaks)
         return value
+
+    def _add(self, step: Step, lane: str, value: Tensor, sums: np.ndarray, peaks: np.ndarray) -> None:
+        if lane.endswith(_LOCAL):
+            self._pending.append(partial(self._add_local, step, lane, sums[0]))
+        else:
+            count = value.numel() / sums.shape[1]
+            self._pending.append(lambda: self._record(step, lane).add(sums, peaks, count))
+
+    def _add_float(self, name: str, *described: Any) -> None:
+        if name not in self.floats:
+            self.floats[name] = FloatSums()
+        self.floats[name].add(*described)
+
+    def _add_local(self, step: Step, lane: str, squared: np.ndarray) -> None:
+        record = self._record(step, lane)
+        record.local = record.local + squared
 
     def _record(self, step: Step, lane: str) -> ErrorSums:
         key = step.name, lane.removesuffix(_LOCAL)
         if key not in self.errors:
             self.errors[key] = ErrorSums()
         return self.errors[key]
-
-    def _add(self, step: Step, lane: str, value: Tensor, sums: np.ndarray, peaks: np.ndarray) -> None:
-        record = self._record(step, lane)
-        if lane.endswith(_LOCAL):
-            record.local = record.local + sums[0]
-        else:
-            record.add(sums, peaks, value.numel() / sums.shape[1])
 
     def _keep(self, step: Step, values: Mapping[str, Tensor]) -> None:
         if step.name not in self._store.taps:

@@ -71,10 +71,9 @@ class FloatSums:
     least: np.ndarray = field(default_factory=lambda: np.full(1, math.inf))
     greatest: np.ndarray = field(default_factory=lambda: np.full(1, -math.inf))
 
-    def add(self, value: Tensor, axis: int) -> None:
-        """Add one batch's value."""
-        squared, least, greatest = describe(value, axis)
-        self.count += value.numel() / len(squared)
+    def add(self, squared: np.ndarray, least: np.ndarray, greatest: np.ndarray, count: float) -> None:
+        """Add one batch's `describe`."""
+        self.count += count
         self.squared = self.squared + squared
         self.least = np.minimum(self.least, least)
         self.greatest = np.maximum(self.greatest, greatest)
