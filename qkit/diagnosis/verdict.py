@@ -83,7 +83,7 @@ def judge(
     if "unclear" in (state_wide, state_narrow):
         unclear = loss_wide if state_wide == "unclear" else loss_narrow
         needed = _samples_needed(unclear, tolerance)
-        least = f"{100 * tolerance:.4g} points" if share else f"{tolerance:.4g}"
+        least = f"{100 * tolerance:.4g} point{'' if 100 * tolerance == 1 else 's'}" if share else f"{tolerance:.4g}"
         reason = f"{at_wide}, {at_narrow}: {scores.n} samples are too few to tell a loss of {least} from none; "
         reason += f"about {needed} would do."
         return Verdict("inconclusive", reason, loss_wide, loss_narrow, needed)

@@ -1,0 +1,297 @@
+"""The study: leaves the user's things as they were, computes nothing twice, says what a reader has to know."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_networks import mixed_network
+from torch import Tensor, nn
+
+from qkit import FLOAT, DataError, GraphError, QkitError, Study
+from qkit.schemes import PRESETS
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+@cache
+def data() -> tuple[Batches, Batches]:
+    """Labels are the float network's own but for some, so that scores lie below one and differ between lanes."""
+    model, draw = mixed_network(), torch.Generator().manual_seed(2)
+
+    def batches(count: int) -> Batches:
+        made = []
+        for _ in range(count):
+            x = torch.randn(16, 3, 16, 16, generator=draw)
+            with torch.no_grad():
+                y = model(x).argmax(1)
+            y[:2] = (y[:2] + 1) % 5
+            made.append((x, y))
+        return made
+
+    return batches(2), batches(4)
+
+
+class Counting:
+    """A loader that counts the passes over it."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches, self.passes = batches, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.passes += 1
+        yield from self.batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def study(**settings: Any) -> Study:
+    calibration, evaluation = data()
+    made = Study(mixed_network(), calibration, evaluation, **{"scheme": "int8-per-tensor", **settings})
+    made.calibrate("minmax", progress=False)
+    return made
+
+
+def coarse(**settings: Any) -> Study:
+    """With three bits, so that lanes differ in their scores."""
+    return study(scheme=PRESETS["int8-per-tensor"].at_bits(3, "int3"), **settings)
+
+
+def random_states() -> tuple[Any, ...]:
+    return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+
+
+def test_model_and_random_state_come_back_as_they_were() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(), nn.Flatten(), nn.Linear(784, 5)
+    )
+    model.train()
+    model[3].eval()
+    calls: list[int] = []
+    hook = model[0].register_forward_hook(lambda *_: calls.append(1))
+    before = copy.deepcopy(model.state_dict())
+    flags = [(m.training, [p.requires_grad for p in m.parameters()]) for m in model.modules()]
+    states = random_states()
+    made = Study(model, *data())
+    made.calibrate("mse", progress=False)
+    made.evaluate(progress=False)
+    made.capture(progress=False)
+    made.sensitivity(batches=1, progress=False)
+    made.verdict(progress=False)
+    made.score(made.plan.with_range("0", 0.0, 0.5))
+    assert random_states() == states
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert [(m.training, [p.requires_grad for p in m.parameters()]) for m in model.modules()] == flags
+    calls.clear()
+    hook.remove()
+    model.eval()(data()[0][0][0])
+    assert not calls, "no copy of the hook is left"
+    assert model[2].inplace
+    assert any("training mode" in remark for remark in made.remarks)
+
+
+def test_in_place_models_give_what_they_give() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+            self.relu = nn.ReLU(inplace=True)
+            self.head = nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            y = self.relu(x)
+            y += x
+            return self.head(self.b(y).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model = InPlace().eval()
+    made = Study(model, [x for x, _ in data()[0]])
+    capture = made.capture(("float", "int8"), progress=False)
+    with torch.no_grad():
+        expected = model(data()[0][0][0])
+    torch.testing.assert_close(capture["head"].float.values, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_calibration_is_one_pass_and_nothing_is_evaluated_twice() -> None:
+    calibration, evaluation = (Counting(part) for part in data())
+    made = Study(mixed_network(), calibration, evaluation)
+    start = calibration.passes, evaluation.passes
+    for method in ("minmax", "mse", "percentile", "entropy", "moving-average"):
+        made.calibrate(method, progress=False)
+    assert calibration.passes == start[0] + 1
+    made.evaluate(progress=False)
+    assert evaluation.passes == start[1] + 1
+    made.evaluate(("int8", "float"), progress=False)
+    made.verdict(progress=False)
+    assert evaluation.passes == start[1] + 1
+    made.evaluate(("float", "int8-symmetric"), progress=False)
+    assert evaluation.passes == start[1] + 2
+    assert calibration.passes == start[0] + 1, "another scheme reads the same histograms"
+
+
+def test_new_studies_share_what_is_known_and_leave_the_old_one() -> None:
+    made = coarse()
+    calibration, evaluation = Counting(data()[0]), Counting(data()[1])
+    made.calibration, made.evaluation = calibration, evaluation
+    base = made.evaluate(progress=False)
+    plan = made.plan
+    edited = plan.with_range("stem", 0.0, 1.0)
+    other = made.with_plan(edited)
+    spread = made.with_scheme("int8")
+    assert other.plan is edited
+    assert made.plan is plan
+    assert made.scheme.name == "int3"
+    assert spread.scheme.name == "int8"
+    assert spread.plan.grids["stem.weight"].params.per_channel
+    assert spread.plan.grids["stem"].method == plan.grids["stem"].method == "minmax"
+    passes = evaluation.passes
+    assert other.evaluate(("float",), progress=False)["float"] == base["float"]
+    assert (calibration.passes, evaluation.passes) == (0, passes)
+    with pytest.raises(GraphError, match="no tap"):
+        made.with_plan(other.plan.with_grid("nowhere", plan.grids["stem"]))
+
+
+def test_scores_of_edited_plans_equal_whole_evaluations_wherever_the_edit_moves() -> None:
+    made = coarse()
+    evaluation = Counting(data()[1])
+    made.evaluation = evaluation
+    seen = set()
+    for tap in ("project", "classify", "input", ":cat", "stem", "stem", "average"):
+        grid = made.plan.grids[tap].params
+        edited = made.plan.with_range(tap, float(grid.lo) * 0.4, float(grid.hi) * 0.4)
+        found = made.score(edited)
+        assert found == coarse().evaluate({"edited": edited}, progress=False)["edited"], tap
+        seen.add(found.value)
+    assert len(seen) > 2
+    passes = evaluation.passes
+    made.score(made.plan.with_range("classify", -0.1, 0.1))
+    assert evaluation.passes == passes, "a later tap starts from the values kept"
+    assert made.score() == made.evaluate(("int3",), progress=False)["int3"]
+
+
+def test_two_studies_agree_to_the_last_digit() -> None:
+    a, b = (coarse() for _ in range(2))
+    assert a.plan == b.plan
+    assert a.capture(("float", "int3"), progress=False).table().equals(b.capture(("float", "int3"), progress=False).table())
+    assert a.evaluate(progress=False).table().equals(b.evaluate(progress=False).table())
+    assert a.sensitivity(lane="int3", progress=False).table().equals(b.sensitivity(lane="int3", progress=False).table())
+
+
+def test_lanes_by_name() -> None:
+    made = study()
+    assert made.lane("float") is FLOAT
+    assert made.lane("int8") is made.plan
+    assert made.lane("int8-per-tensor") is made.plan
+    wide = made.lane("int16")
+    assert wide is made.lane("int16")
+    assert all(grid.params.bits == 16 for grid in wide.grids.values())
+    assert made.lane("int4").grids["stem"].params.bits == 4
+    assert made.lane("int8-symmetric").grids["classify"].spec.symmetric
+    with pytest.raises(QkitError, match="there is no lane 'bf16'"):
+        made.lane("bf16")
+    with pytest.raises(QkitError, match="sequence of names"):
+        made.evaluate("int8")
+    mapped = made.evaluate({"mine": made.plan.weights_only()}, progress=False)
+    assert list(mapped.lanes) == ["mine"]
+
+
+def test_without_targets_the_score_is_agreement_and_that_is_said() -> None:
+    made = Study(mixed_network(), [x for x, _ in data()[0]], [x for x, _ in data()[1]])
+    assert made.metric_name == "agreement"
+    assert any("agreement with the float lane" in remark for remark in made.remarks)
+    scores = made.evaluate(("float", "int4"), progress=False)
+    assert scores["float"].value == 1.0
+    assert 0.0 < scores["int4"].value < 1.0
+    alone = made.evaluate(("int4",), progress=False)
+    assert alone["int4"] == scores["int4"]
+
+
+def test_without_evaluation_data_the_calibration_data_serve_and_that_is_said() -> None:
+    made = Study(mixed_network(), data()[0])
+    assert any("measured on the calibration data" in remark for remark in made.remarks)
+    assert made.evaluate(progress=False).n == 32
+
+
+def test_a_metric_of_the_users() -> None:
+    def confidence(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.softmax(1).gather(1, targets[:, None])[:, 0]
+
+    made = study(metric=confidence)
+    scores = made.evaluate(progress=False)
+    assert scores.metric == "confidence"
+    with torch.no_grad():
+        expected = torch.cat([confidence(mixed_network()(x), y) for x, y in data()[1]]).double().mean()
+    assert scores["float"].value == pytest.approx(float(expected), rel=1e-4)
+    assert "points" not in made.verdict(progress=False).reason
+
+
+def test_loaders_that_cannot_be_read_twice_or_are_empty() -> None:
+    calibration, evaluation = data()
+    with pytest.raises(DataError):
+        Study(mixed_network(), iter(calibration), evaluation)
+    with pytest.raises(DataError):
+        Study(mixed_network(), calibration, (batch for batch in evaluation))
+    with pytest.raises(DataError, match="calibration loader gave no batch"):
+        Study(mixed_network(), [], evaluation)
+    with pytest.raises(DataError, match="evaluation loader gave no batch"):
+        Study(mixed_network(), calibration, [])
+    with pytest.raises(QkitError):
+        Study(mixed_network(), calibration, evaluation, scheme="int7ish")
+    with pytest.raises(QkitError, match="data is 'evaluation' or 'calibration'"):
+        study().capture(data="train", progress=False)  # type: ignore[arg-type]
+
+
+def test_an_interrupted_evaluation_keeps_its_batches_says_so_and_is_not_taken_for_whole(caplog: pytest.LogCaptureFixture) -> None:
+    class Interrupted(Counting):
+        def __iter__(self) -> Iterator[Any]:
+            for i, batch in enumerate(super().__iter__()):
+                if i == 2 and self.passes == 1:
+                    raise KeyboardInterrupt
+                yield batch
+
+    made = study()
+    made.evaluation = Interrupted(data()[1])
+    assert made.evaluate(progress=False).n == 32
+    assert "interrupted" in caplog.text
+    assert made.evaluate(progress=False).n == 64
+
+
+def test_a_model_that_does_not_trace_or_holds_nan_is_refused_at_once() -> None:
+    broken = mixed_network()
+    with torch.no_grad():
+        broken.side.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(DataError, match=r"side.weight.*1 of 288 elements"):
+        Study(broken, *data())
+
+    class Branch(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(GraphError, match=r"test_study\.py"):
+        Study(Branch(), *data())
+
+
+def test_results_show_themselves_and_are_plain_data() -> None:
+    made = study()
+    assert repr(made).startswith("Study(Mixed: 9 taps, scheme 'int8-per-tensor', metric 'top1', Plan(")
+    results = [
+        made.evaluate(progress=False),
+        made.capture(progress=False),
+        made.sensitivity(batches=1, progress=False),
+        made.sensitivity("except", batches=1, progress=False),
+    ]
+    for result in results:
+        assert "0x" not in repr(result)
+        assert "<table" in result._repr_html_()
+        json.dumps(result.to_dict(), allow_nan=False)
+    json.dumps(made.verdict(progress=False).to_dict(), allow_nan=False)
+    json.dumps(made.plan.to_dict(), allow_nan=False)
