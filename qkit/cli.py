@@ -153,12 +153,9 @@ def _score_table(scores: Scores) -> Table:
 
 
 def main() -> None:
-    """Run the command line: errors become one line on standard error and exit code 2, an interrupt 130."""
+    """Run the command line: errors become one line on standard error and exit code 2 (typer makes an interrupt 130)."""
     try:
         app()
     except QkitError as error:
         Console(stderr=True).print(Text("error: ", "bold red") + Text(str(error)))
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted")
-        sys.exit(130)
