@@ -114,7 +114,8 @@ def make_plan(
     Raises
     ------
     PlanError
-        For an unknown method, or a name in `methods` or the scheme's overrides that has no grid of its own.
+        For an unknown method, a name in `methods` or the scheme's overrides that has no grid of its own, or a tap that
+        `seen` lacks.
     GraphError
         For such a name that the graph does not have.
     """
@@ -132,6 +133,10 @@ def make_plan(
             weight = graph.weights[step.weight]
             grids[step.weight] = weight_grid(weight, spec, special.get(step.weight, weights), step.weight_axis, percentile)
         if step.quantized and (spec := scheme.spec(step.name, weight=False)) is not None:
+            if step.name not in seen:
+                raise PlanError(
+                    f"{step.name} was not observed: calibrate on this graph's own taps, with qkit.observe(graph, loader)."
+                )
             grids[step.name] = activation_grid(
                 seen[step.name], spec, special.get(step.name, general), step.channel_axis, percentile
             )

@@ -95,8 +95,8 @@ class Plan:
     grids
         By tap name (activations) and ``path.weight`` (weights), in execution order.
     bias_bits
-        Width of the biases, None for float. A bias is quantized where its layer's input and weight both are, since its
-        scale is the product of theirs.
+        Width of the biases, None for float. A bias is quantized where its layer's input and weight both are, the input with
+        one scale, since its scale is the product of theirs; elsewhere it stays float.
     name
         Shown in tables.
     """

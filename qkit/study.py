@@ -83,7 +83,7 @@ class Study:
         self.expected = expected
         self.calibration = calibration
         self.evaluation = calibration if evaluation is None else evaluation
-        self.remarks: tuple[str, ...] = ()
+        self._remarks: tuple[str, ...] = ()
         first = next(iter(batches(self.evaluation)), None)
         example = next(iter(batches(calibration)), None)
         if first is None or example is None:
@@ -111,7 +111,8 @@ class Study:
             named = ", ".join(floats[:4]) + (f" and {len(floats) - 4} more" if len(floats) > 4 else "")
             self._remark(f"{len(floats)} operations stay float in every lane: {named}; study.graph.notes says why.")
         self._observed: dict[str, Observation] = {}
-        self._method: dict[str, Any] = {}
+        #: How the current plan's ranges were chosen: the arguments of `calibrate`.
+        self.methods: dict[str, Any] = {}
         self._plans: dict[str, Plan] = {}
         self._cache: dict[tuple[Plan, int | None], np.ndarray] = {}
         self._prefix: Prefix | None = None
@@ -119,8 +120,18 @@ class Study:
         self._plan: Plan | None = None
 
     def _remark(self, text: str) -> None:
-        self.remarks = (*self.remarks, text)
+        self._remarks = (*self._remarks, text)
         logger.warning("%s", text)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of the figures has to know: about data and model, and about the current plan."""
+        saturated = {} if self._plan is None else saturations(self.graph, self._plan)
+        if not saturated:
+            return self._remarks
+        named = ", ".join(list(saturated)[:4]) + (f" and {len(saturated) - 4} more" if len(saturated) > 4 else "")
+        bits = self.plan.bias_bits
+        return (*self._remarks, f"Biases saturate at {bits} bits in {named}: {sum(saturated.values())} in all.")
 
     @property
     def plan(self) -> Plan:
@@ -138,8 +149,9 @@ class Study:
     def observe(self, *, batches: int | None = None, progress: bool = True) -> Mapping[str, Observation]:
         """Histograms of every tap on the calibration data: one float pass, kept for all later calibrations."""
         if not self._observed or batches is not None:
+            seen = observe(self.graph, self.calibration, limit=batches, progress=progress)
             self._observed.clear()
-            self._observed.update(observe(self.graph, self.calibration, limit=batches, progress=progress))
+            self._observed.update(seen)
         return self._observed
 
     def calibrate(
@@ -168,10 +180,9 @@ class Study:
         settings = {"method": method, "weight_method": weight_method, "percentile": percentile, "methods": methods}
         seen = self.observe(batches=batches, progress=progress)
         plan = make_plan(self.graph, seen, self.scheme, **settings)  # type: ignore[arg-type]
-        self._method, self._plan, self._plans, self._prefix = settings, plan, {}, None
-        if saturated := saturations(self.graph, plan):
-            named = ", ".join(list(saturated)[:4]) + (f" and {len(saturated) - 4} more" if len(saturated) > 4 else "")
-            self._remark(f"Biases saturate at {plan.bias_bits} bits in {named}: {sum(saturated.values())} in all.")
+        self.methods, self._plan, self._plans, self._prefix = settings, plan, {}, None
+        for remark in self.remarks[len(self._remarks) :]:
+            logger.warning("%s", remark)
         return plan
 
     def with_plan(self, plan: Plan) -> Study:
@@ -188,7 +199,7 @@ class Study:
         self.plan  # noqa: B018  # calibrates
         other = self._copy()
         other.scheme, other._plans = scheme_of(scheme), {}
-        other._plan = make_plan(self.graph, self.observe(), other.scheme, **self._method)
+        other._plan = make_plan(self.graph, self.observe(), other.scheme, **self.methods)
         return other
 
     def _copy(self) -> Study:
@@ -222,7 +233,7 @@ class Study:
                     "name to Plan."
                 )
             self.plan  # noqa: B018  # makes sure that a method is chosen
-            self._plans[name] = make_plan(self.graph, self.observe(), scheme, **self._method)
+            self._plans[name] = make_plan(self.graph, self.observe(), scheme, **self.methods)
         return self._plans[name]
 
     def _resolve(self, lanes: Lanes) -> dict[str, Plan]:

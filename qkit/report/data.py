@@ -285,7 +285,7 @@ def _environment(study: Study) -> dict[str, Any]:
 
 
 def _settings(study: Study, batches: int | None, layer_samples: int, samples: int) -> dict[str, Any]:
-    method = study._method
+    method = study.methods
     plan = json.dumps(study.plan.to_dict(), sort_keys=True)
     own = bool(study.plan.grids)
     return {
@@ -320,7 +320,7 @@ def _reproduce(
     evaluation = "" if study.evaluation is study.calibration else ", evaluation"
     expected = "" if study.expected is None else f", expected={study.expected!r}"
     names = ("method", "weight_method", "percentile", "methods")
-    settings = ", ".join(f"{name}={study._method[name]!r}" for name in names if study._method.get(name) is not None)
+    settings = ", ".join(f"{name}={study.methods[name]!r}" for name in names if study.methods.get(name) is not None)
     options = [f"title={title!r}"] if title is not None else []
     options += [f"batches={batches}", f"worst={worst}", f"sensitivity={sensitivity}", f"tolerance={tolerance!r}"]
     scheme = repr(study.scheme.name) if study.scheme.name in qkit.PRESETS else "scheme"
