@@ -389,7 +389,7 @@ class Capture:
             "samples": self.samples,
             "lanes": list(self.lanes),
             "taps": {
-                str(tap): {group: _plain(table.loc[tap, group].to_dict()) for group in ("tap", *self.lanes)}
+                str(tap): {group: json_numbers(table.loc[tap, group].to_dict()) for group in ("tap", *self.lanes)}
                 for tap in table.index
             },
         }
@@ -408,7 +408,7 @@ def _two_levels(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def _plain(values: Mapping[Any, Any]) -> dict[str, Any]:
+def json_numbers(values: Mapping[Any, Any]) -> dict[str, Any]:
     """Numbers that JSON has: infinities as strings, NaN and missing as None."""
     plain: dict[str, Any] = {}
     for key, value in values.items():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qkit.capture import _plain
+from qkit.capture import json_numbers
 
 NOTHING = "–"
 
@@ -27,7 +27,7 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if isinstance(value, np.ndarray):
         return plain(value.tolist())
-    return None if is_missing(value) else _plain({"": value})[""]
+    return None if is_missing(value) else json_numbers({"": value})[""]
 
 
 def frame_dict(frame: pd.DataFrame) -> dict[str, Any]:
