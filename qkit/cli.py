@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -32,6 +33,19 @@ console = Console()
 
 _STYLES = {"no-degradation": "green", "quantization": "yellow", "not-quantization": "red", "both": "red", "inconclusive": "cyan"}
 
+Model = Annotated[str, typer.Option(help="A torchvision name such as resnet50, or package.module:function that makes the model.")]
+Data = Annotated[Path, typer.Option(help="ImageFolder: a folder of images per class, or with train/ and val/ inside.")]
+Weights = Annotated[Path | None, typer.Option(help="State dict: .safetensors, or .pth (read with weights only).")]
+Classes = Annotated[
+    str | None, typer.Option(help="Class names in the order of the model's outputs: a text or JSON file, or a comma list.")
+]
+CalibrationData = Annotated[Path | None, typer.Option(help="Another ImageFolder to calibrate with.")]
+WeightsTag = Annotated[str | None, typer.Option(help="torchvision's weights whose preprocessing to use, such as IMAGENET1K_V1.")]
+Preprocessing = Annotated[str | None, typer.Option(help="torchvision model whose preprocessing to take instead.")]
+Expected = Annotated[float | None, typer.Option(help="The float score that you believe in, as a fraction.")]
+BatchSize = Annotated[int, typer.Option(min=1)]
+CalibrationImages = Annotated[int, typer.Option(min=1, help="Most images to calibrate with.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Most images to evaluate on.")]
 Out = Annotated[Path, typer.Option(help="Report to write: .html, .md, .json or .csv.")]
 SchemeName = Annotated[str, typer.Option(help=f"Grids: {', '.join(PRESETS)}.")]
 MethodName = Annotated[str, typer.Option(help=f"How activation ranges are chosen: {', '.join(METHODS)}.")]
@@ -76,23 +90,17 @@ def demo(
 
 @app.command()
 def report(
-    model: Annotated[
-        str, typer.Option(help="A torchvision name such as resnet50, or package.module:function that makes the model.")
-    ],
-    data: Annotated[Path, typer.Option(help="ImageFolder: a folder of images per class, or with train/ and val/ inside.")],
-    weights: Annotated[Path | None, typer.Option(help="State dict: .safetensors, or .pth (read with weights only).")] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="Class names in the order of the model's outputs: a text or JSON file, or a comma list.")
-    ] = None,
-    calibration_data: Annotated[Path | None, typer.Option(help="Another ImageFolder to calibrate with.")] = None,
-    weights_tag: Annotated[
-        str | None, typer.Option(help="torchvision's weights whose preprocessing to use, such as IMAGENET1K_V1.")
-    ] = None,
-    preprocessing: Annotated[str | None, typer.Option(help="torchvision model whose preprocessing to take instead.")] = None,
-    expected: Annotated[float | None, typer.Option(help="The float score that you believe in, as a fraction.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    calibration_images: Annotated[int, typer.Option(min=1, help="Most images to calibrate with.")] = 256,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most images to evaluate on.")] = None,
+    model: Model,
+    data: Data,
+    weights: Weights = None,
+    classes: Classes = None,
+    calibration_data: CalibrationData = None,
+    weights_tag: WeightsTag = None,
+    preprocessing: Preprocessing = None,
+    expected: Expected = None,
+    batch_size: BatchSize = 32,
+    calibration_images: CalibrationImages = 256,
+    limit: Limit = None,
     out: Out = Path("degradation.html"),
     scheme: SchemeName = "int8",
     method: MethodName = "mse",
@@ -112,16 +120,75 @@ def report(
     _report(case, out, scheme, method, batches, sensitivity, tolerance, device, threads)
 
 
+@app.command()
+def diagnose(
+    model: Annotated[
+        str, typer.Option(help="A bundled network's name, a torchvision name, or package.module:function that makes the model.")
+    ] = "mobilenet_v2_hostile",
+    data: Annotated[Path | None, typer.Option(help="ImageFolder, as for report; a bundled network brings its own.")] = None,
+    weights: Weights = None,
+    classes: Classes = None,
+    calibration_data: CalibrationData = None,
+    weights_tag: WeightsTag = None,
+    preprocessing: Preprocessing = None,
+    expected: Expected = None,
+    batch_size: BatchSize = 32,
+    calibration_images: CalibrationImages = 256,
+    limit: Limit = None,
+    scheme: SchemeName = "int8-per-tensor",
+    method: MethodName = "mse",
+    batches: Batches = None,
+    budget: Annotated[int | None, typer.Option(min=3, help="Most evaluations of the data to spend.")] = None,
+    tolerance: Tolerance = TOLERANCE,
+    out: Annotated[Path | None, typer.Option(help="Also write the diagnosis here, as JSON.")] = None,
+    save_plan: Annotated[Path | None, typer.Option(help="Write the plan with all remedies applied here, as JSON.")] = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Find out whether it is quantization, where, why, and what fixes it: every cause is confirmed by an experiment."""
+    from qkit import zoo
+    from qkit.diagnosis import cost
+
+    _use_threads(threads)
+    if data is None:
+        case = zoo.load(model)
+    else:
+        case = zoo.user_case(
+            model, weights, data, classes=classes, calibration_data=calibration_data, weights_tag=weights_tag,
+            preprocessing=preprocessing, expected=expected, batch_size=batch_size, calibration_images=calibration_images,
+            limit=limit,
+        )  # fmt: skip
+    study = Study(case.model, case.calibration, case.evaluation, scheme=scheme, expected=case.expected, device=device)
+    study.calibrate(method)
+    console.print(f"[bold]{case.name}[/bold]: {cost(study, batches=batches, budget=budget)}", highlight=False)
+    begun = time.perf_counter()
+    found = study.diagnose(tolerance=tolerance, batches=batches, budget=budget)
+    style = _STYLES[found.verdict.name]
+    for number, line in enumerate(found.lines()):
+        console.print(Text(line, style=f"bold {style}" if number == 0 else ""))
+    console.print(f"{found.evaluations} evaluations, {time.perf_counter() - begun:.0f} s", highlight=False)
+    if out is not None:
+        out.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+    if save_plan is not None:
+        if found.best is None:
+            raise QkitError("no remedy changes the plan, so there is none to save.")
+        found.best.save(save_plan)
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
 def _report(
     case: Case, out: Path, scheme: str, method: str, batches: int | None, sensitivity: bool, tolerance: float,
     device: str | None, threads: int | None,
 ) -> None:  # fmt: skip
     from qkit.report import check_path, make, write
 
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+    _use_threads(threads)
     check_path(out)
     begun = time.perf_counter()
     study = Study(case.model, case.calibration, case.evaluation, scheme=scheme, expected=case.expected, device=device)

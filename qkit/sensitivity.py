@@ -154,7 +154,7 @@ def sweep(
     try:
         for batch in source:
             reference = run_lanes(graph, [Lane("float")], batch.inputs)["float"] if metric == "agreement" else None
-            outputs = _run_batch(graph, batch, base, by_start, memory_budget, bar)
+            outputs = run_from_base(graph, batch, base, by_start, memory_budget, bar)
             row = {name: score_batch(metric, out, batch.targets, reference, batch.size) for name, out in outputs.items()}
             scores.append(np.stack([row[lane.name] for lane in lanes]))
             bases.append(row[_BASE])
@@ -197,10 +197,20 @@ def _starts(graph: Graph, steps: Sequence[Step]) -> list[int]:
     return [step.index if step.weight is None else first[step.weight] for step in steps]
 
 
-def _run_batch(
+def run_from_base(
     graph: Graph, batch: Batch, base: Plan, lanes: Sequence[tuple[int, Lane]], budget: int, bar: Any
 ) -> dict[str, Any]:
-    """Outputs of the base and of all lanes (sorted by their start); in groups, each from the base's values where it starts."""
+    """Outputs of the base and of all lanes by name, the lanes in groups, each from the base's values where it starts.
+
+    Parameters
+    ----------
+    lanes
+        Pairs of the first step at which a lane parts from the base, and the lane; sorted by that step.
+    budget
+        Bytes of live tensors for a group.
+    bar
+        Progress bar, moved on by one for every lane.
+    """
     group = _group_size(graph, batch.size, budget)
     outputs: dict[str, Any] = {}
     frontier: Frontier | None = None

@@ -27,6 +27,8 @@ from qkit.schemes import PRESETS, Scheme, scheme_of
 from qkit.sensitivity import Mode, Sensitivity, sweep
 
 if TYPE_CHECKING:
+    from qkit.diagnosis.remedies import Remedy
+    from qkit.diagnosis.result import Diagnosis
     from qkit.report import Report
 
 logger = logging.getLogger(__name__)
@@ -98,6 +100,7 @@ class Study:
             if metric == "agreement":
                 self._remark("The data have no targets: the score is agreement with the float lane, not accuracy.")
         self.metric = metric
+        self.model = model
         if isinstance(model, nn.Module) and model.training:
             self._remark("The model was handed over in training mode; it is analysed in evaluation mode.")
         self.graph: Graph = build(model, example.inputs, device=device, leaf_modules=leaf_modules)
@@ -336,6 +339,29 @@ class Study:
     def verdict(self, *, tolerance: float = TOLERANCE, batches: int | None = None, progress: bool = True) -> Verdict:
         """Is it quantization? From the float, 16-bit and 8-bit lanes on the evaluation data."""
         return judge(self.evaluate(batches=batches, progress=progress), tolerance=tolerance, expected=self.expected)
+
+    def diagnose(
+        self, *, tolerance: float = TOLERANCE, batches: int | None = None, budget: int | None = None, progress: bool = True
+    ) -> Diagnosis:
+        """Verdict, confirmed causes, and remedies with their measured gain. See :func:`qkit.diagnosis.diagnose`."""
+        from qkit.diagnosis.diagnose import diagnose
+
+        return diagnose(self, tolerance=tolerance, batches=batches, budget=budget, progress=progress)
+
+    def apply(self, *remedies: Remedy) -> Study:
+        """A new study whose plan has these remedies; this one is untouched, which is how to revert.
+
+        Raises
+        ------
+        QkitError
+            If a remedy changes no plan, as "fix-input": its text says what there is to do.
+        """
+        plan = self.plan
+        for remedy in remedies:
+            if not remedy.changes:
+                raise QkitError(f"{remedy.kind} is not a change of a plan: {remedy.text}")
+            plan = remedy.plan(plan)
+        return self.with_plan(plan)
 
     def report(self, path: str | Path, **options: Any) -> Report:
         """Write a degradation report; ``.html``, ``.md``, ``.json`` or ``.csv`` by suffix. See :func:`qkit.report.make`."""

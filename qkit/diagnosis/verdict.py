@@ -71,8 +71,8 @@ def judge(
     loss_wide, loss_narrow = scores.loss(wide), scores.loss(narrow)
     state_wide, state_narrow = _state(loss_wide, tolerance), _state(loss_narrow, tolerance)
     share = scores.metric in NAMED
-    at_wide = f"{wide} loses {_amount(loss_wide, share)}"
-    at_narrow = f"{narrow} loses {_amount(loss_narrow, share)}"
+    at_wide = f"{wide} loses {amount(loss_wide, share)}"
+    at_narrow = f"{narrow} loses {amount(loss_narrow, share)}"
     base = scores["float"]
     if expected is not None and not base.low - tolerance <= expected <= base.high + tolerance:
         found, wanted = (f"{x:.2%}" if share else f"{x:.4g}" for x in (base.value, expected))
@@ -96,7 +96,7 @@ def judge(
     if _state(further, tolerance) == "degraded":
         reason = (
             f"16 bits are degraded too ({at_wide}), so something other than rounding is wrong; 8 bits lose a further "
-            f"{_amount(further, share)}, which is quantization on top."
+            f"{amount(further, share)}, which is quantization on top."
         )
         return Verdict("both", reason, loss_wide, loss_narrow)
     reason = (
@@ -120,7 +120,8 @@ def _samples_needed(loss: Interval, tolerance: float) -> int:
     return math.ceil(loss.n * max((half / tolerance) ** 2, 1.1))
 
 
-def _amount(loss: Interval, share: bool) -> str:
+def amount(loss: Interval, share: bool) -> str:
+    """A loss or gain with its interval, for a sentence: in points if the score is a share of 1."""
     if not share:
         return f"{loss.value:.4g} [{loss.low:.4g}, {loss.high:.4g}]"
     return f"{100 * loss.value:.1f} points [{100 * loss.low:.1f}, {100 * loss.high:.1f}]"

@@ -1,0 +1,88 @@
+"""One quantized tensor with everything that the cause families look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from qkit.estimators import Observation, activation_grid, weight_grid
+from qkit.graph import Graph
+from qkit.histogram import Histogram
+from qkit.numerics import QuantSpec
+from qkit.plan import Grid
+from qkit.steps import Step
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A tap or a weight under suspicion.
+
+    Attributes
+    ----------
+    graph, step
+        Where it is.
+    tensor
+        Its name in the plan.
+    grid
+        Its grid there.
+    seen
+        Observations of all taps.
+    crest
+        Of a tap's channels: greatest magnitude over root mean square, float64 (C,); None for weights.
+    """
+
+    graph: Graph
+    step: Step
+    tensor: str
+    grid: Grid
+    seen: Mapping[str, Observation]
+    crest: np.ndarray | None = None
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it is a weight."""
+        return self.tensor == self.step.weight
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight's values."""
+        return self.graph.weights[self.tensor]
+
+    @property
+    def observation(self) -> Observation:
+        """What was seen at the tap."""
+        return self.seen[self.step.name]
+
+    @property
+    def histogram(self) -> Histogram:
+        """Of all elements."""
+        return Histogram.of(self.weight, name=self.tensor) if self.is_weight else self.observation.histogram
+
+    @property
+    def channel_peaks(self) -> np.ndarray:
+        """Greatest magnitude of every channel, float64 (C,)."""
+        if not self.is_weight:
+            seen = self.observation
+            return np.asarray(np.maximum(np.abs(seen.channel_min), np.abs(seen.channel_max)), float)
+        axis = self.step.weight_axis or 0
+        return np.asarray(self.weight.movedim(axis, 0).flatten(1).abs().amax(1).cpu().double())
+
+    def regrid(self, spec: QuantSpec, method: str = "mse") -> Grid:
+        """The tensor's grid by another rule, its range chosen anew from what was seen."""
+        if self.is_weight:
+            return weight_grid(self.weight, spec, method, self.step.weight_axis)  # type: ignore[arg-type]
+        return activation_grid(self.observation, spec, method, self.step.channel_axis)  # type: ignore[arg-type]
+
+    def same_range(self, spec: QuantSpec) -> Grid:
+        """The tensor's grid by another rule over the range that it covers now."""
+        params = spec.params(self.grid.params.lo, self.grid.params.hi, axis=self.grid.params.axis)
+        return replace(self.grid, spec=spec, params=params, method="manual")
+
+
+def spread(peaks: np.ndarray) -> float:
+    """Greatest over median channel range, of the channels that hold anything."""
+    used = peaks[peaks > 0]
+    return float(used.max() / np.median(used)) if len(used) > 1 else 1.0

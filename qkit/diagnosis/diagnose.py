@@ -1,0 +1,336 @@
+"""The guided diagnosis: gate, 16 bits before 8, where, why, and what to do, each by experiment."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from qkit.diagnosis.candidates import Candidate, Cause
+from qkit.diagnosis.causes import Subject, candidates
+from qkit.diagnosis.experiments import Bench, OutOfBudgetError
+from qkit.diagnosis.gate import gate
+from qkit.diagnosis.localize import Place, noise, places, subjects, suspects
+from qkit.diagnosis.remedies import Remedy
+from qkit.diagnosis.result import Decomposition, Diagnosis
+from qkit.diagnosis.verdict import TOLERANCE, Verdict, amount, judge
+from qkit.lanes import Lane, run_lanes
+from qkit.loading import batches as batches_of
+from qkit.metrics import NAMED, Interval, Scores
+from qkit.plan import FLOAT, Plan
+
+if TYPE_CHECKING:
+    from qkit.study import Study
+
+logger = logging.getLogger(__name__)
+
+#: A more specific cause is believed if its remedy recovers this share of what the most effective one does.
+_ALMOST = 0.7
+#: Remedies to combine at most.
+_ROUNDS = 6
+
+
+@dataclass
+class _Draft:
+    """What is known so far: an exhausted budget or an interrupt leaves the rest as it is."""
+
+    causes: list[Cause] = field(default_factory=list)
+    harmless: list[tuple[str, float]] = field(default_factory=list)
+    parts: Decomposition | None = None
+    interaction: float | None = None
+    remedies: list[Remedy] = field(default_factory=list)
+    best: Plan | None = None
+    remarks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a diagnosis is going to take: evaluations of the data (at most), and about how many seconds."""
+
+    evaluations: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"at most {self.evaluations} evaluations, about {self.seconds:.0f} s"
+
+
+def cost(study: Study, *, batches: int | None = None, budget: int | None = None) -> Cost:
+    """Estimate from one timed batch of the quantized lane; lanes share front parts, hence half a pass an evaluation."""
+    count = batches_of(study.evaluation, batches).__length_hint__() or 1
+    plan = study.plan
+    batch = next(iter(batches_of(study.evaluation)))
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        run_lanes(study.graph, [Lane("plan", plan)], batch.inputs)
+        seconds.append(time.perf_counter() - start)
+    evaluations = 2 * len(plan.grids) + 120
+    if budget is not None:
+        evaluations = min(evaluations, budget)
+    return Cost(evaluations, 0.6 * evaluations * count * min(seconds))
+
+
+def diagnose(
+    study: Study,
+    *,
+    tolerance: float = TOLERANCE,
+    batches: int | None = None,
+    budget: int | None = None,
+    progress: bool = True,
+) -> Diagnosis:
+    """Is it quantization, where, why, and what is the cheapest thing that fixes it?
+
+    Statistics only propose; a cause is named if its remedy, applied to that tensor alone, recovers score by more than chance
+    (paired 95 % interval). All gains are measured on the same evaluation samples as the losses.
+
+    Parameters
+    ----------
+    tolerance
+        Loss that still counts as close.
+    batches
+        Evaluation batches to work on; None for all.
+    budget
+        Most evaluations of these to spend. The gate and the verdict come first; what the rest does not reach is said.
+
+    Raises
+    ------
+    DataError
+        If the evaluation data are empty or do not fit.
+    """
+    with torch.random.fork_rng():
+        # a model with randomness in its forward pass would move the user's generator
+        return _diagnose(study, tolerance, batches, budget, progress)
+
+
+def _diagnose(study: Study, tolerance: float, batches: int | None, budget: int | None, progress: bool) -> Diagnosis:
+    plan = study.plan
+    logger.info("diagnosis: %s", cost(study, batches=batches, budget=budget))
+    bench = Bench(study, batches, budget, progress)
+    gated = gate(study, limit=batches, tolerance=tolerance)
+    lanes = {"float": FLOAT, "int16": study.lane("int16"), "int8": plan}
+    bench.budget = None if budget is None else max(budget, len(lanes))
+    scores = Scores(study.metric_name, bench.scores(lanes, FLOAT, what="float, 16 and 8 bits"))
+    measured = [cause for cause in gated if cause.kind != "unquantized-layer"]
+    findings = [cause for cause in gated if cause.kind == "unquantized-layer"]
+    verdict = judge(scores, tolerance=tolerance, expected=study.expected)
+    verdict = _settle(verdict, measured, scores, tolerance)
+    draft = _Draft(causes=list(measured))
+    if verdict.name in ("quantization", "both") and not any(cause.kind == "calibration-mismatch" for cause in measured):
+        try:
+            _explain(bench, plan, tolerance, draft)
+        except OutOfBudgetError as stop:
+            draft.remarks.append(f"The budget of {budget} evaluations ended before {stop}: raise budget= for the rest.")
+        except KeyboardInterrupt:
+            draft.remarks.append("Interrupted: what was found until then.")
+    else:
+        draft.best, draft.remedies = _fixed(plan, measured)
+    best = draft.best
+    best_loss = bench.gain(FLOAT, best) if best is not None and best in bench.known else None
+    qat = _qat(verdict, best_loss, tolerance, study.metric_name in NAMED)
+    return Diagnosis(
+        verdict, tuple(draft.causes), tuple(findings), tuple(draft.harmless), draft.parts, draft.interaction,
+        tuple(draft.remedies), best, best_loss, qat, tuple(draft.remarks),
+        bench.samples, bench.spent, study.metric_name,
+    )  # fmt: skip
+
+
+def _settle(verdict: Verdict, causes: Sequence[Cause], scores: Scores, tolerance: float) -> Verdict:
+    """The verdict in the light of what the gate confirmed."""
+    if not causes:
+        return verdict
+    named = ", ".join(cause.kind for cause in causes)
+    mismatch = next((c for c in causes if c.kind == "calibration-mismatch"), None)
+    loss = scores.loss("int8").value
+    if mismatch is not None and mismatch.gain is not None:
+        loss -= mismatch.gain.value
+    on_top = loss > tolerance and scores.loss("int8", against="int16").low > 0 and scores.loss("int16").value <= tolerance
+    name = "both" if on_top else "not-quantization"
+    return replace(verdict, name=name, reason=f"something is wrong before quantization ({named}). {verdict.reason}")  # type: ignore[arg-type]
+
+
+def _fixed(plan: Plan, causes: Sequence[Cause]) -> tuple[Plan | None, list[Remedy]]:
+    remedies = [cause.remedy for cause in causes if cause.remedy.changes]
+    for remedy in remedies:
+        plan = remedy.plan(plan)
+    return (plan if remedies else None), [cause.remedy for cause in causes]
+
+
+def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
+    """Where, why and what to do, into the draft as it becomes known."""
+    at16 = _at_sixteen_bits(plan)
+    parts = {"weights": plan.weights_only(), "activations": plan.activations_only(), "clipping": at16}
+    bench.scores({**parts, "float": FLOAT, "plan": plan}, what="weights, activations, clipping")
+    draft.parts = Decomposition(**{name: bench.gain(FLOAT, part) for name, part in parts.items()})
+    found = subjects(bench, plan)
+    ratios = {tensor: noise(subject) for tensor, subject in found.items()}
+    ranking = sorted(found, key=ratios.__getitem__)
+    if bench.budget is not None:
+        # the noisiest first, with a third left for what is to be confirmed
+        room = max((bench.budget - bench.spent) // 3, 1)
+        if room < len(ranking):
+            draft.remarks.append(f"The budget allowed {room} of {len(ranking)} tensors to be tried alone: the noisiest ones.")
+            ranking = ranking[:room]
+    where = places(bench, plan, ranking)
+    draft.interaction = bench.gain(FLOAT, plan).value - sum(place.alone.value for place in where)
+    draft.harmless = _harmless(where, ratios, tolerance)
+    why = {tensor: candidates(found[tensor]) for tensor in suspects(where, ratios)}
+    _bias_width(bench, plan, draft)
+    draft.causes += _confirm(bench, plan, why, {place.tensor: place for place in where}, tolerance)
+    everywhere = _everywhere(found)
+    if not draft.causes:
+        draft.causes += _confirm_everywhere(bench, plan, everywhere)
+    draft.causes.sort(key=_rank)
+    _combine(bench, plan, [c.remedy for c in draft.causes], everywhere, tolerance, draft)
+
+
+def _rank(cause: Cause) -> tuple[bool, float]:
+    quantization = cause.remedy.kind != "fix-input"
+    return quantization, -max((x.value for x in (cause.gain, cause.alone_gain) if x is not None), default=0.0)
+
+
+def _at_sixteen_bits(plan: Plan) -> Plan:
+    """Every range as it is, with 16-bit steps: what is lost then is lost at the ranges' ends."""
+    grids = {}
+    for name, grid in plan.grids.items():
+        spec = replace(grid.spec, bits=16, power_of_two=False)
+        params = spec.params(grid.params.lo, grid.params.hi, axis=grid.params.axis)
+        grids[name] = replace(grid, spec=spec, params=params, method="manual")
+    return Plan(grids, None if plan.bias_bits is None else 64, f"{plan.name}, 16-bit steps")
+
+
+def _harmless(where: Sequence[Place], ratios: Mapping[str, float], tolerance: float) -> list[tuple[str, float]]:
+    """Among the five noisiest tensors, those that cost nothing."""
+    noisiest = sorted(ratios, key=ratios.__getitem__)[:5]
+    costless = {p.tensor for p in where if p.alone.value <= tolerance and not p.suspect}
+    return [(tensor, ratios[tensor]) for tensor in noisiest if tensor in costless]
+
+
+def _bias_width(bench: Bench, plan: Plan, draft: _Draft) -> None:
+    """`bias-width`: the loss without quantized biases, and the layer that explains most of it."""
+    if plan.bias_bits is None:
+        return
+    wide = replace(plan, bias_bits=64)
+    if wide == plan:
+        return
+    bench.scores({"wide": wide, "plan": plan}, plan, what="wider biases")
+    gain = bench.gain(wide, plan)
+    if gain.low <= 0.0:
+        return
+    graph = bench.study.graph
+    pairs = {}
+    for step in graph.steps:
+        source = graph.steps[step.inputs[0]].tap if step.inputs and step.bias is not None else None
+        if source in plan.grids and step.weight in plan.grids:
+            pairs[step.layer] = plan.only([source, step.weight])  # type: ignore[list-item]
+    wides = {layer: replace(p, bias_bits=64) for layer, p in pairs.items()}
+    bench.scores(pairs, FLOAT, what="biases, layer by layer")
+    bench.scores(wides, FLOAT, what="wider biases, layer by layer")
+    losses = {layer: bench.gain(wides[layer], pairs[layer]) for layer in pairs}
+    layer = max(losses, key=lambda name: losses[name].value, default="")
+    evidence = f"with {plan.bias_bits} bits the biases cost score, most of it at {layer}; with 64 bits they do not."
+    remedy = Remedy("wider-bias", "", "Give the biases 32 bits.", bias_bits=64 if plan.bias_bits >= 32 else 32)
+    draft.causes.append(Cause("bias-width", layer, layer, evidence, remedy, gain, None, losses.get(layer)))
+
+
+def _confirm(
+    bench: Bench, plan: Plan, why: Mapping[str, list[Candidate]], where: Mapping[str, Place], tolerance: float
+) -> list[Cause]:
+    """Put every candidate to its intervention, alone and in the whole plan; at most one cause a tensor is left."""
+    trials = {(tensor, i): c for tensor, listed in why.items() for i, c in enumerate(listed)}
+    whole = {key: c.remedy.plan(plan) for key, c in trials.items()}
+    alone = {key: c.remedy.plan(plan.only([key[0]])) for key, c in trials.items()}
+    bench.scores({f"{t} {i}": p for (t, i), p in whole.items()}, plan, what="interventions")
+    bench.scores({f"{t} {i}": p for (t, i), p in alone.items()}, FLOAT, what="interventions alone")
+    found = []
+    for tensor in why:
+        place = where[tensor]
+        options: list[tuple[float, Cause]] = []
+        for (name, i), c in trials.items():
+            if name != tensor:
+                continue
+            gain = bench.gain(whole[name, i], plan)
+            own = bench.gain(alone[name, i], plan.only([tensor]))
+            by_itself = place.alone.low > 0.0
+            effect = own if by_itself else gain
+            if effect.low > 0.0 and (not by_itself or own.value >= 0.5 * place.alone.value):
+                cause = Cause(c.kind, c.layer, c.tensor, c.evidence, c.remedy, gain, place.alone, own)
+                options.append((effect.value, cause))
+        if options:
+            most = max(value for value, _ in options)
+            found.append(next(cause for value, cause in options if value >= _ALMOST * most))
+    return found
+
+
+def _everywhere(found: Mapping[str, Subject]) -> dict[str, list[Candidate]]:
+    """Candidates of all tensors by remedy, for causes that lie in the scheme and not in one tensor."""
+    grouped: dict[str, list[Candidate]] = {}
+    for subject in found.values():
+        for candidate in candidates(subject):
+            grouped.setdefault(candidate.remedy.kind, []).append(candidate)
+    return grouped
+
+
+def _together(listed: Sequence[Candidate]) -> Remedy:
+    grids = {name: grid for c in listed for name, grid in c.remedy.grids.items()}
+    kind = listed[0].remedy.kind
+    return Remedy(kind, "", f"{kind} at all {len(grids)} tensors that it fits.", grids)
+
+
+def _confirm_everywhere(bench: Bench, plan: Plan, everywhere: Mapping[str, list[Candidate]]) -> list[Cause]:
+    remedies = {kind: _together(listed) for kind, listed in everywhere.items()}
+    plans = {kind: remedy.plan(plan) for kind, remedy in remedies.items()}
+    bench.scores({**plans, "plan": plan}, plan, what="remedies everywhere")
+    options = []
+    for kind, remedy in remedies.items():
+        gain = bench.gain(plans[kind], plan)
+        if gain.low > 0.0:
+            worst = everywhere[kind][0]
+            evidence = f"no tensor is confirmed by itself, all {len(remedy.grids)} together are. The first: {worst.evidence}"
+            options.append(Cause(worst.kind, "", worst.tensor, evidence, remedy, gain))
+    if not options:
+        return []
+    most = max(c.gain.value for c in options if c.gain is not None)
+    enough = [c for c in options if c.gain is not None and c.gain.value >= _ALMOST * most]
+    return [min(enough, key=lambda cause: cause.remedy.cost)]
+
+
+def _combine(
+    bench: Bench, plan: Plan, own: Sequence[Remedy], everywhere: Mapping[str, list[Candidate]], tolerance: float, draft: _Draft
+) -> None:
+    """Add remedies one by one, the cheaper of those that do about as well, until the plan is close to float."""
+    options = [*own, *(_together(listed) for kind, listed in everywhere.items() if kind != "sixteen-bit-layer")]
+    options = [remedy for remedy in options if remedy.changes]
+    current = plan
+    for _ in range(_ROUNDS):
+        if bench.gain(FLOAT, current).value <= tolerance or not options:
+            break
+        plans = [remedy.plan(current) for remedy in options]
+        bench.scores({str(i): p for i, p in enumerate(plans)}, current, what="remedies")
+        gains: list[Interval] = [bench.gain(p, current) for p in plans]
+        helpful = [i for i, gain in enumerate(gains) if gain.low > 0.0]
+        if not helpful:
+            break
+        most = max(gains[i].value for i in helpful)
+        pick = min((i for i in helpful if gains[i].value >= _ALMOST * most), key=lambda i: (options[i].cost, -gains[i].value))
+        current = plans[pick]
+        draft.remedies.append(options.pop(pick))
+        draft.best = current
+
+
+def _qat(verdict: Verdict, best_loss: Interval | None, tolerance: float, share: bool) -> str:
+    """The plain answer on quantization-aware training."""
+    if verdict.name == "no-degradation":
+        return "Quantization-aware training: not needed, nothing is lost."
+    if verdict.name == "inconclusive":
+        return "Quantization-aware training: not to be decided before there are samples enough to tell a loss from none."
+    if verdict.name == "not-quantization":
+        return "Quantization-aware training: not the answer, since quantization is not what costs the score."
+    if best_loss is None:
+        return "Quantization-aware training: no remedy was found that helps by more than chance, so it is the next thing to try."
+    if best_loss.value <= tolerance:
+        return f"Quantization-aware training: not needed; with these remedies the loss is {amount(best_loss, share)}."
+    return f"Quantization-aware training: worth it; the best without it still loses {amount(best_loss, share)}."

@@ -1,0 +1,71 @@
+"""Remedies: what to change, as data that can be applied, compared and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from qkit.plan import Grid, Plan
+
+RemedyKind = Literal[
+    "per-channel-weights", "cross-layer-equalization", "clip-weights", "clip-activation", "widen-range", "affine-activation",
+    "free-scale", "bias-correction", "wider-bias", "split-join", "sixteen-bit-layer", "recalibrate", "qat", "fix-input",
+]  # fmt: skip
+
+#: What a remedy costs at run time, cheapest first: nothing, other arithmetic in one place, wider arithmetic.
+COST: Mapping[str, int] = {
+    "recalibrate": 0, "widen-range": 0, "clip-activation": 0, "clip-weights": 0, "wider-bias": 1, "affine-activation": 1,
+    "free-scale": 1, "per-channel-weights": 1, "split-join": 2, "sixteen-bit-layer": 3,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One change of a plan, or for "fix-input" a text.
+
+    Attributes
+    ----------
+    kind
+        A word of the vocabulary.
+    layer
+        Path of the module that it acts on, "" for all.
+    text
+        What to do, in a sentence.
+    grids
+        The grids it sets, by tensor.
+    bias_bits
+        The width of the biases that it sets, None for no change.
+    """
+
+    kind: RemedyKind
+    layer: str
+    text: str
+    grids: Mapping[str, Grid] = field(default_factory=dict)
+    bias_bits: int | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes a plan at all."""
+        return bool(self.grids) or self.bias_bits is not None
+
+    @property
+    def cost(self) -> int:
+        """Rank among remedies: the cheaper comes first."""
+        return COST.get(self.kind, 9)
+
+    def plan(self, base: Plan) -> Plan:
+        """The base plan with this change."""
+        known = {name: grid for name, grid in self.grids.items() if name in base.grids}
+        bits = base.bias_bits if self.bias_bits is None else self.bias_bits
+        return replace(base, grids={**base.grids, **known}, bias_bits=bits)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings."""
+        return {
+            "kind": self.kind,
+            "layer": self.layer,
+            "text": self.text,
+            "bias_bits": self.bias_bits,
+            "grids": {name: grid.to_dict() for name, grid in self.grids.items()},
+        }

@@ -1,0 +1,158 @@
+"""The diagnosis: verdict, causes, what to do, and what it rests on."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from qkit.diagnosis.candidates import Cause
+from qkit.diagnosis.remedies import Remedy
+from qkit.diagnosis.verdict import Verdict, amount
+from qkit.metrics import NAMED, Interval
+from qkit.plan import Plan
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """What the parts of quantization lose against float, each with the paired interval.
+
+    Attributes
+    ----------
+    weights, activations
+        Only weights, only activations quantized.
+    clipping
+        All ranges as they are, at 16 bits: what is lost to the ranges' ends and not to the steps.
+    """
+
+    weights: Interval
+    activations: Interval
+    clipping: Interval
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {"weights": self.weights.to_dict(), "activations": self.activations.to_dict(), "clipping": self.clipping.to_dict()}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The answer of :meth:`qkit.Study.diagnose`.
+
+    Attributes
+    ----------
+    verdict
+        With its reason and the losses of the 16- and 8-bit lanes.
+    causes
+        Confirmed by intervention, the greatest gain first; causes outside quantization come before all others.
+    findings
+        What the gate saw that has no measured effect.
+    harmless
+        Layers that look bad (lowest signal to noise ratio) and cost nothing, with that ratio in dB.
+    parts
+        Where the loss comes from; None if nothing is lost or the budget did not reach so far.
+    interaction
+        The whole loss less the sum of the tensors' own losses; far from zero, tensors act together.
+    remedies
+        Combined, cheapest first, in the order of application.
+    best
+        The plan with all remedies applied, and `best_loss` what it still loses against float.
+    qat
+        The plain answer on quantization-aware training.
+    remarks
+        What was not done and why: an exhausted budget, an interrupt.
+    samples, evaluations
+        Evaluation samples, and evaluations of them that were spent.
+    metric
+        Name of the score.
+    """
+
+    verdict: Verdict
+    causes: tuple[Cause, ...]
+    findings: tuple[Cause, ...]
+    harmless: tuple[tuple[str, float], ...]
+    parts: Decomposition | None
+    interaction: float | None
+    remedies: tuple[Remedy, ...]
+    best: Plan | None
+    best_loss: Interval | None
+    qat: str
+    remarks: tuple[str, ...]
+    samples: int
+    evaluations: int
+    metric: str
+
+    def table(self) -> pd.DataFrame:
+        """A row per cause: layer, remedy, gain with interval, loss alone."""
+        rows = [
+            {
+                "cause": c.kind,
+                "layer": c.layer,
+                "remedy": c.remedy.kind,
+                "gain": None if c.gain is None else c.gain.value,
+                "gain low": None if c.gain is None else c.gain.low,
+                "gain high": None if c.gain is None else c.gain.high,
+                "loss alone": None if c.alone is None else c.alone.value,
+            }
+            for c in self.causes
+        ]
+        columns = ["cause", "layer", "remedy", "gain", "gain low", "gain high", "loss alone"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings."""
+        return {
+            **self.verdict.to_dict(),
+            "causes": [c.to_dict() for c in self.causes],
+            "findings": [c.to_dict() for c in self.findings],
+            "harmless": [{"tap": tap, "sqnr": sqnr} for tap, sqnr in self.harmless],
+            "parts": None if self.parts is None else self.parts.to_dict(),
+            "interaction": self.interaction,
+            "remedies": [r.to_dict() for r in self.remedies],
+            "best_loss": None if self.best_loss is None else self.best_loss.to_dict(),
+            "qat": self.qat,
+            "remarks": list(self.remarks),
+            "samples": self.samples,
+            "evaluations": self.evaluations,
+        }
+
+    def lines(self) -> list[str]:
+        """The whole answer as sentences."""
+        found = [str(self.verdict)]
+        share = self.metric in NAMED
+        if self.parts is not None:
+            p = self.parts
+            found.append(
+                f"Weights alone lose {amount(p.weights, share)}, activations alone {amount(p.activations, share)}, the same "
+                f"ranges with 16-bit steps {amount(p.clipping, share)}."
+            )
+        for number, cause in enumerate(self.causes, 1):
+            gain = "" if cause.gain is None else f" It gains {amount(cause.gain, share)}"
+            if cause.alone is not None and cause.alone_gain is not None:
+                alone = f"{amount(cause.alone_gain, share)} of {amount(cause.alone, share)} that it loses quantized alone"
+                gain += f" in the whole network, and {alone}"
+            where = f" at {cause.layer}" if cause.layer else ""
+            found.append(f"{number}. {cause.kind}{where}: {cause.evidence} {cause.remedy.text}{gain and gain + '.'}")
+        if self.verdict.name in ("quantization", "both") and not self.causes:
+            found.append("No single cause was confirmed.")
+        found += [f"Said, not measured: {c.kind} at {c.layer}: {c.evidence}" for c in self.findings[:5]]
+        if self.harmless:
+            listed = ", ".join(f"{tap} ({sqnr:.0f} dB)" for tap, sqnr in self.harmless)
+            found.append(f"Looks bad and is harmless, quantized alone: {listed}.")
+        if self.remedies:
+            steps = "; ".join(f"{r.kind}" + (f" at {r.layer}" if r.layer else " everywhere") for r in self.remedies)
+            found.append(f"What to do, in this order: {steps}.")
+        return [*found, self.qat, *self.remarks]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def __repr__(self) -> str:
+        named = ", ".join(f"{c.kind} at {c.layer}" for c in self.causes[:3]) or "no cause"
+        return f"Diagnosis({self.verdict.name}: {named}; {self.samples} samples, {self.evaluations} evaluations)"
+
+    def _repr_html_(self) -> str:
+        return "".join(f"<p>{html.escape(line)}</p>" for line in self.lines()) + str(
+            self.table().to_html(float_format="{:.4f}".format, index=False) if self.causes else ""
+        )

@@ -1,0 +1,216 @@
+"""The guided diagnosis on faults planted by hand: each has to be named, with its layer, and its remedy has to help."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qkit
+from qkit import zoo
+from qkit.diagnosis import cost
+from qkit.diagnosis.experiments import Bench
+from qkit.zoo.case import Case
+
+QUIET: dict[str, Any] = {"batches": 4, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def resnet() -> Case:
+    return zoo.load("resnet_small")
+
+
+@pytest.fixture(scope="module")
+def hostile() -> Case:
+    return zoo.load("mobilenet_v2_hostile")
+
+
+def study_of(case: Case, model: nn.Module | None = None, **options: Any) -> qkit.Study:
+    settings: dict[str, Any] = {"scheme": "int8-per-tensor", "expected": case.expected, **options}
+    calibration = settings.pop("calibration", case.calibration)
+    evaluation = settings.pop("evaluation", case.evaluation)
+    study = qkit.Study(model or case.model, calibration, evaluation, **settings)
+    study.calibrate("mse", progress=False)
+    return study
+
+
+def changed(loader: Any, change: Any) -> list[Any]:
+    return [(change(x), y) for x, y in loader]
+
+
+def test_hostile_network_is_explained_and_fixed(hostile: Case) -> None:
+    study = study_of(hostile)
+    found = study.diagnose(**QUIET)
+    assert found.verdict.name == "quantization"
+    top = found.causes[0]
+    assert (top.kind, top.layer, top.remedy.kind) == ("weight-channel-imbalance", "features.3.conv.1.0", "per-channel-weights")
+    assert top.gain is not None
+    assert top.gain.low > 0.0
+    assert found.parts is not None
+    assert found.parts.weights.low > 0.5
+    assert found.parts.activations.value < 0.02
+    assert found.best_loss is not None
+    assert found.best_loss.value <= 0.01
+    assert "not needed" in found.qat
+    fixed = study.apply(*found.remedies)
+    assert fixed.plan == found.best
+    assert fixed.evaluate(("float", "int8"), progress=False).loss("int8").value < 0.02
+    assert study.plan != fixed.plan, "the study itself is untouched"
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2_lite", "resnet_small"])
+def test_sound_networks_raise_no_alarm(name: str) -> None:
+    found = study_of(zoo.load(name)).diagnose(**QUIET)
+    assert found.verdict.name == "no-degradation"
+    assert not found.causes
+    assert not found.remedies
+
+
+@pytest.mark.parametrize(
+    ("factor", "kind", "remedy"), [(0.05, "range-too-narrow", "widen-range"), (200.0, "range-too-wide", "recalibrate")]
+)
+def test_a_range_that_does_not_fit_is_named(resnet: Case, factor: float, kind: str, remedy: str) -> None:
+    sound = study_of(resnet)
+    tap = "layer2.0.conv1"
+    grid = sound.plan[tap].params
+    study = sound.with_plan(sound.plan.with_range(tap, 0.0, factor * float(grid.hi)))
+    found = study.diagnose(**QUIET)
+    assert found.verdict.name == "quantization"
+    assert (found.causes[0].kind, found.causes[0].tensor, found.causes[0].remedy.kind) == (kind, tap, remedy)
+    assert found.best_loss is not None
+    assert found.best_loss.value <= 0.01
+
+
+def scheme_with(tensor: str, **rule: Any) -> qkit.Scheme:
+    base = qkit.PRESETS["int8-per-tensor"]
+    spec = base.weight if tensor.endswith(".weight") else base.activation
+    assert spec is not None
+    return replace(base, name="planted", overrides={tensor: replace(spec, **rule)})
+
+
+def test_too_few_bits_are_named(resnet: Case) -> None:
+    found = study_of(resnet, scheme=scheme_with("layer3.0.conv1.weight", bits=2)).diagnose(**QUIET)
+    assert found.verdict.name == "quantization"
+    assert found.causes[0].layer == "layer3.0.conv1"
+    assert found.best_loss is not None
+    assert found.best_loss.value <= 0.01
+
+
+def test_biases_too_narrow_are_named(resnet: Case) -> None:
+    narrow = replace(qkit.PRESETS["int8-per-tensor"], bias_bits=6)
+    found = study_of(resnet, scheme=narrow).diagnose(**QUIET)
+    assert found.verdict.name == "quantization"
+    assert found.causes[0].kind == "bias-width"
+    assert found.causes[0].remedy.kind == "wider-bias"
+    assert found.best is not None
+    assert found.best.bias_bits == 32
+
+
+def test_calibration_on_other_inputs_is_named(resnet: Case) -> None:
+    study = study_of(resnet, calibration=changed(resnet.calibration, lambda x: 0.1 * x))
+    found = study.diagnose(**QUIET)
+    assert found.verdict.name == "not-quantization"
+    assert found.causes[0].kind == "calibration-mismatch"
+    fixed = study.apply(found.causes[0].remedy)
+    assert fixed.score(batches=4).value > study.score(batches=4).value + 0.1
+
+
+def test_evaluation_prepared_otherwise_is_named(resnet: Case) -> None:
+    study = study_of(resnet, evaluation=changed(resnet.evaluation, lambda x: 0.2 * x - 2.0))
+    found = study.diagnose(**QUIET)
+    assert found.verdict.name in ("not-quantization", "both")
+    assert found.causes[0].kind == "preprocessing"
+    assert found.causes[0].gain is not None
+    assert found.causes[0].gain.low > 0.0
+    with pytest.raises(qkit.QkitError, match="not a change of a plan"):
+        study.apply(found.causes[0].remedy)
+
+
+def test_stale_batchnorm_statistics_are_named(resnet: Case) -> None:
+    model = copy.deepcopy(resnet.model)
+    norm = model.get_submodule("layer2.0.bn1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean += 3.0 * norm.running_var.sqrt()
+    found = study_of(resnet, model).diagnose(**QUIET)
+    assert found.verdict.name in ("not-quantization", "both")
+    assert (found.causes[0].kind, found.causes[0].layer) == ("batchnorm-statistics", "layer2.0.bn1")
+
+
+class Noisy(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x + 0.3 * torch.randn_like(x))
+
+
+class Dropping(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.inner(x), 0.5, training=True)
+
+
+@pytest.mark.parametrize(("wrapper", "kind"), [(Noisy, "nondeterminism"), (Dropping, "train-mode")])
+def test_forward_passes_that_do_not_repeat_are_named(resnet: Case, wrapper: type[nn.Module], kind: str) -> None:
+    study = study_of(resnet, wrapper(copy.deepcopy(resnet.model)).eval())
+    state = torch.get_rng_state()
+    found = study.diagnose(**QUIET)
+    assert kind in {cause.kind for cause in found.causes}
+    assert found.verdict.name in ("not-quantization", "both")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_too_few_samples_are_said_and_nothing_is_named(hostile: Case) -> None:
+    few = [(x[:6], y[:6]) for x, y in list(hostile.evaluation)[:1]]
+    found = study_of(hostile, evaluation=few, scheme="int8", expected=None).diagnose(progress=False)
+    assert found.verdict.name == "inconclusive"
+    assert found.verdict.samples_needed is not None
+    assert found.verdict.samples_needed > 6
+    assert not found.causes
+
+
+def test_budget_is_kept_and_what_was_left_out_is_said(hostile: Case) -> None:
+    study = study_of(hostile)
+    found = study.diagnose(budget=40, **QUIET)
+    assert found.evaluations <= 40
+    assert found.verdict.name == "quantization"
+    assert any("budget" in remark for remark in found.remarks)
+    assert cost(study, batches=4, budget=40).evaluations == 40
+
+
+def test_interrupt_keeps_what_is_known(hostile: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Bench.scores
+
+    def interrupted(self: Bench, *args: Any, what: str = "", **options: Any) -> Any:
+        if what == "each tensor alone":
+            raise KeyboardInterrupt
+        return original(self, *args, what=what, **options)
+
+    monkeypatch.setattr(Bench, "scores", interrupted)
+    found = study_of(hostile).diagnose(**QUIET)
+    assert found.verdict.name == "quantization"
+    assert found.parts is not None
+    assert not found.causes
+    assert any("nterrupted" in remark for remark in found.remarks)
+
+
+def test_diagnosis_reads_and_survives_json(hostile: Case) -> None:
+    found = study_of(hostile).diagnose(**QUIET)
+    data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert data["verdict"] == "quantization"
+    assert data["causes"][0]["remedy"]["kind"] == "per-channel-weights"
+    assert len(found.table()) == len(found.causes)
+    assert "weight-channel-imbalance" in repr(found)
+    assert "<table" in found._repr_html_()
+    assert all("nan" not in line for line in found.lines())
