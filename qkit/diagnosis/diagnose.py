@@ -270,6 +270,9 @@ def _everywhere(found: Mapping[str, Subject]) -> dict[str, list[Candidate]]:
     grouped: dict[str, list[Candidate]] = {}
     for subject in found.values():
         for candidate in candidates(subject):
+            # equalizations of neighbouring layers set the same weight's grid
+            if candidate.remedy.kind == "cross-layer-equalization":
+                continue
             grouped.setdefault(candidate.remedy.kind, []).append(candidate)
     return grouped
 

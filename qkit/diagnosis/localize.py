@@ -50,7 +50,9 @@ def subjects(bench: Bench, plan: Plan) -> dict[str, Subject]:
     found = {}
     for tensor, grid in plan.grids.items():
         step = study.graph.step(tensor)
-        found[tensor] = Subject(study.graph, step, tensor, grid, seen, crest.get(step.name) if tensor == step.name else None)
+        found[tensor] = Subject(
+            study.graph, step, tensor, grid, seen, plan, crest.get(step.name) if tensor == step.name else None
+        )
     return found
 
 

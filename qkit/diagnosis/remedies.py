@@ -16,7 +16,7 @@ RemedyKind = Literal[
 #: What a remedy costs at run time, cheapest first: nothing, other arithmetic in one place, wider arithmetic.
 COST: Mapping[str, int] = {
     "recalibrate": 0, "widen-range": 0, "clip-activation": 0, "clip-weights": 0, "wider-bias": 1, "affine-activation": 1,
-    "free-scale": 1, "per-channel-weights": 1, "split-join": 2, "sixteen-bit-layer": 3,
+    "free-scale": 1, "cross-layer-equalization": 0, "per-channel-weights": 1, "split-join": 2, "sixteen-bit-layer": 3,
 }  # fmt: skip
 
 

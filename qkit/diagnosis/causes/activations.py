@@ -8,7 +8,7 @@ import numpy as np
 
 from qkit.diagnosis.candidates import Candidate, CauseKind
 from qkit.diagnosis.causes.subject import Subject, spread
-from qkit.diagnosis.remedies import Remedy, RemedyKind
+from qkit.diagnosis.remedies import Remedy
 
 #: Peak over root mean square of a channel beyond which its peak is called rare; ReLU'd Gaussian data of 1e6 elements reach 7.
 _RARE = 12.0
@@ -37,10 +37,9 @@ def candidates(subject: Subject) -> list[Candidate]:
     if ratio > 3.0 and len(peaks) > 1:
         kind: CauseKind = "activation-outlier" if rare else "activation-channel-imbalance"
         evidence = f"channel {channel} of {tensor} reaches {ratio:.3g} times as far as the median channel."
+        if not rare and (even := subject.equalization("activations")) is not None:
+            found.append(Candidate(kind, step.layer, tensor, evidence, even))
         wide = subject.regrid(replace(grid.spec, bits=16), "minmax")
-        how: RemedyKind = "sixteen-bit-layer"
-        text = (
-            f"Keep {tensor} in 16 bits, or even out its channels (cross-layer equalization, which this version does not apply)."
-        )
-        found.append(Candidate(kind, step.layer, tensor, evidence, Remedy(how, step.layer, text, {tensor: wide})))
+        remedy = Remedy("sixteen-bit-layer", step.layer, f"Keep {tensor} in 16 bits.", {tensor: wide})
+        found.append(Candidate(kind, step.layer, tensor, evidence, remedy))
     return found

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
+from qkit.diagnosis.equalization import equalized
+from qkit.diagnosis.remedies import Remedy
 from qkit.estimators import Observation, activation_grid, weight_grid
 from qkit.graph import Graph
 from qkit.histogram import Histogram
 from qkit.numerics import QuantSpec
-from qkit.plan import Grid
+from qkit.plan import Grid, Plan
 from qkit.steps import Step
 
 
@@ -30,6 +32,8 @@ class Subject:
         Its grid there.
     seen
         Observations of all taps.
+    plan
+        All grids.
     crest
         Of a tap's channels: greatest magnitude over root mean square, float64 (C,); None for weights.
     """
@@ -39,6 +43,7 @@ class Subject:
     tensor: str
     grid: Grid
     seen: Mapping[str, Observation]
+    plan: Plan
     crest: np.ndarray | None = None
 
     @property
@@ -76,10 +81,14 @@ class Subject:
             return weight_grid(self.weight, spec, method, self.step.weight_axis)  # type: ignore[arg-type]
         return activation_grid(self.observation, spec, method, self.step.channel_axis)  # type: ignore[arg-type]
 
-    def same_range(self, spec: QuantSpec) -> Grid:
-        """The tensor's grid by another rule over the range that it covers now."""
-        params = spec.params(self.grid.params.lo, self.grid.params.hi, axis=self.grid.params.axis)
-        return replace(self.grid, spec=spec, params=params, method="manual")
+    def equalization(self, by: str) -> Remedy | None:
+        """Cross-layer equalization of the layer with the next one; None where it does not apply."""
+        step, seen = self.step, self.seen.get(self.step.name)
+        if seen is None:
+            return None
+        grids = equalized(self.graph, step, self.plan.grids, seen.channel_min, seen.channel_max, by)
+        text = f"Even out the channels between {step.layer} and the layer behind it (cross-layer equalization)."
+        return Remedy("cross-layer-equalization", step.layer, text, grids) if grids else None
 
 
 def spread(peaks: np.ndarray) -> float:

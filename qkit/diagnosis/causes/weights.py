@@ -42,6 +42,8 @@ def candidates(subject: Subject) -> list[Candidate]:
         wide = subject.regrid(replace(grid.spec, per_channel=True), "minmax")
         remedy = Remedy("per-channel-weights", step.layer, f"Give {tensor} one scale per output channel.", {tensor: wide})
         found.append(Candidate(kind, step.layer, tensor, evidence, remedy))
+    if not alone and spread(peaks) > 2.0 and (even := subject.equalization("weights")) is not None:
+        found.append(Candidate(kind, step.layer, tensor, evidence, even))
     return found
 
 

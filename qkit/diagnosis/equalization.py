@@ -1,0 +1,87 @@
+"""Cross-layer equalization, as grids.
+
+Dividing a layer's output channel c by s_c and multiplying the next layer's weights on that channel by s_c changes no float
+result as long as what lies between commutes with positive factors (Nagel et al. 2019, "Data-Free Quantization Through Weight
+Equalization and Bias Correction"). In fixed point it is the same as leaving the weights alone and letting the *steps* of the
+three tensors vary by channel: s_c times as wide for the first weight's output channel and for the tap, 1/s_c for the second
+weight's input channel. So it is a change of grids, and the lanes can try it without another network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from qkit.graph import Graph
+from qkit.numerics import QuantParams
+from qkit.plan import Grid
+from qkit.steps import Step
+
+_WEIGHTED = frozenset({"conv", "linear"})
+
+
+def next_layer(graph: Graph, step: Step) -> Step | None:
+    """The one weighted layer that alone reads the step's tap, through operations that keep the grid; None otherwise."""
+    if step.kind not in _WEIGHTED or not (step.act[0] in (0.0, -np.inf) and step.act[1] == np.inf):
+        return None
+    at = step
+    while True:
+        readers = [s for s in graph.steps if at.index in s.inputs]
+        if len(readers) != 1:
+            return None
+        reader = readers[0]
+        if reader.kind in _WEIGHTED:
+            return reader if reader.inputs[0] == at.index else None
+        if reader.kind != "keep" or reader.shape[1:2] != step.shape[1:2]:
+            return None
+        at = reader
+
+
+def equalized(
+    graph: Graph, step: Step, grids: Mapping[str, Grid], channel_min: np.ndarray, channel_max: np.ndarray, by: str
+) -> dict[str, Grid]:
+    """Grids of the layer's weight, its tap and the next layer's weight after equalization; empty where it does not apply.
+
+    Parameters
+    ----------
+    grids
+        The plan's; all three tensors need one, per tensor.
+    channel_min, channel_max
+        Extremes of the tap's channels.
+    by
+        "weights": factors even out the two weights' ranges (Nagel's choice). "activations": those of the tap.
+    """
+    other = next_layer(graph, step)
+    if other is None or step.weight is None or other.weight is None:
+        return {}
+    names = (step.weight, step.name, other.weight)
+    if any(name not in grids or grids[name].params.axis is not None for name in names):
+        return {}
+    first, second = graph.weights[step.weight].cpu(), graph.weights[other.weight].cpu()
+    channels = len(channel_max)
+    depthwise = second.ndim > 2 and second.shape[0] == channels and second.shape[1] == 1
+    axis = 0 if depthwise else 1
+    if step.weight_axis != 0 or first.shape[0] != channels or second.shape[axis] != channels:
+        return {}
+    ranges = [w.movedim(a, 0).flatten(1).abs().amax(1).double().numpy() for w, a in ((first, 0), (second, axis))]
+    reach = np.maximum(np.abs(channel_min), np.abs(channel_max)).astype(float)
+    factor = np.sqrt(ranges[0] / np.maximum(ranges[1], 1e-12)) if by == "weights" else reach
+    used = factor > 1e-9 * max(float(factor.max()), 1e-30)
+    factor = np.where(used, factor / np.exp(np.log(factor[used]).mean()), 1.0) if used.any() else np.ones(channels)
+    return {
+        names[0]: _scaled(grids[names[0]], float((ranges[0] / factor).max()), None, factor, 0),
+        names[1]: _scaled(grids[names[1]], float((channel_max / factor).max()), float((channel_min / factor).min()), factor, 1),
+        names[2]: _scaled(grids[names[2]], float((ranges[1] * factor).max()), None, 1.0 / factor, axis),
+    }
+
+
+def _scaled(grid: Grid, hi: float, lo: float | None, factor: np.ndarray, axis: int) -> Grid:
+    """One grid over ``[lo, hi]``, its step multiplied by each channel's factor."""
+    lo, hi = (-hi if lo is None else min(lo, 0.0)), max(hi, 0.0)
+    one = grid.spec.params(lo, hi)
+    scale = (one.scale.double() * torch.from_numpy(factor)).clamp(min=2.0**-126).float()
+    zero = one.zero_point.expand(len(factor)).clone()
+    return replace(grid, params=QuantParams(scale, zero, one.qmin, one.qmax, axis), method="equalized")
