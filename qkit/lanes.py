@@ -52,11 +52,12 @@ class Decision:
     weight: QuantParams | None
     bias_scale: tuple[QuantParams, QuantParams, int] | None
     output: QuantParams | None
+    correction: tuple[float, ...] | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Hashable content."""
-        return self.weight, self.bias_scale, self.output
+        return self.weight, self.bias_scale, self.output, self.correction
 
     @property
     def is_float(self) -> bool:
@@ -102,7 +103,8 @@ def decide(step: Step, plan: Plan, graph: Graph) -> Decision:
         source = plan.params(graph.steps[step.inputs[0]].tap)
         if source is not None and source.axis is None:
             bias_scale = (source, weight, plan.bias_bits)
-    return Decision(weight, bias_scale, output)
+    corrected = weight is not None and step.bias is not None
+    return Decision(weight, bias_scale, output, plan.corrections.get(step.name) if corrected else None)
 
 
 def finish_value(step: Step, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None) -> Tensor:
@@ -155,11 +157,18 @@ class _Operands:
     def bias(self, decision: Decision) -> Tensor | None:
         if self.step.bias is None:
             return None
-        key = decision.bias_scale
+        key = decision.bias_scale, decision.correction
         if key not in self.biases:
             bias = self.graph.biases[self.step.bias]
-            if key is not None:
-                source, weight, bits = key
+            if decision.correction is not None:
+                if len(decision.correction) != len(bias):
+                    raise PlanError(
+                        f"{self.step.name}: the plan corrects {len(decision.correction)} biases, the layer has {len(bias)}. The "
+                        "plan is of another model: calibrate again."
+                    )
+                bias = bias + torch.tensor(decision.correction, dtype=bias.dtype, device=bias.device)
+            if decision.bias_scale is not None:
+                source, weight, bits = decision.bias_scale
                 bias = quantize_bias(bias, source.scale.double() * weight.scale.double(), bits)
             self.biases[key] = bias
         return self.biases[key]

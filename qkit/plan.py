@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -99,11 +100,14 @@ class Plan:
         one scale, since its scale is the product of theirs; elsewhere it stays float.
     name
         Shown in tables.
+    corrections
+        By tap name, what is added to the biases of a layer whose weight is quantized, one number a channel: bias correction.
     """
 
     grids: Mapping[str, Grid] = field(default_factory=dict)
     bias_bits: int | None = None
     name: str = "float"
+    corrections: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __getitem__(self, tensor: str) -> Grid:
         if tensor not in self.grids:
@@ -118,10 +122,13 @@ class Plan:
         return None if grid is None else grid.params
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Plan) and self.bias_bits == other.bias_bits and not self.diff(other)
+        if not isinstance(other, Plan) or self.bias_bits != other.bias_bits:
+            return False
+        return dict(self.corrections) == dict(other.corrections) and not self.diff(other)
 
     def __hash__(self) -> int:
-        return hash((self.bias_bits, *((name, grid.params) for name, grid in sorted(self.grids.items()))))
+        grids = ((name, grid.params) for name, grid in sorted(self.grids.items()))
+        return hash((self.bias_bits, *sorted(self.corrections.items()), *grids))
 
     def with_grid(self, tensor: str, grid: Grid) -> Plan:
         """A new plan in which the tensor has that grid."""
@@ -186,7 +193,14 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain numbers, strings, lists and dicts; floats survive JSON exactly."""
         grids = {name: grid.to_dict() for name, grid in self.grids.items()}
-        return {"format": FORMAT, "name": self.name, "bias_bits": self.bias_bits, "grids": grids}
+        corrections = {name: list(values) for name, values in self.corrections.items()}
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "bias_bits": self.bias_bits,
+            "grids": grids,
+            **({"corrections": corrections} if corrections else {}),
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -209,7 +223,12 @@ class Plan:
             bias_bits = _check(data["bias_bits"], (int, type(None)), "bias_bits")
             if bias_bits is not None and not 2 <= bias_bits <= 64:
                 raise PlanError(f"its bias_bits is {bias_bits!r}, which is not 2 to 64.")
-            return cls(grids, bias_bits, _check(data["name"], str, "name"))
+            corrections = {}
+            for name, values in data.get("corrections", {}).items():
+                corrections[name] = tuple(float(_check(v, (int, float), "correction")) for v in values)
+                if not all(map(math.isfinite, corrections[name])):
+                    raise PlanError("its correction is not finite.")
+            return cls(grids, bias_bits, _check(data["name"], str, "name"), corrections)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, PlanError) as error:
             raise PlanError(f"the plan's entry {name!r} is corrupt: {error!r}. Calibrate and save the plan again.") from error
 

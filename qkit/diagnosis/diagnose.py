@@ -279,8 +279,9 @@ def _everywhere(found: Mapping[str, Subject]) -> dict[str, list[Candidate]]:
 
 def _together(listed: Sequence[Candidate]) -> Remedy:
     grids = {name: grid for c in listed for name, grid in c.remedy.grids.items()}
+    corrections = {name: values for c in listed for name, values in c.remedy.corrections.items()}
     kind = listed[0].remedy.kind
-    return Remedy(kind, "", f"{kind} at all {len(grids)} tensors that it fits.", grids)
+    return Remedy(kind, "", f"{kind} at all {len(listed)} tensors that it fits.", grids, corrections=corrections)
 
 
 def _confirm_everywhere(bench: Bench, plan: Plan, everywhere: Mapping[str, list[Candidate]]) -> list[Cause]:
@@ -292,7 +293,7 @@ def _confirm_everywhere(bench: Bench, plan: Plan, everywhere: Mapping[str, list[
         gain = bench.gain(plans[kind], plan)
         if gain.low > 0.0:
             worst = everywhere[kind][0]
-            evidence = f"no tensor is confirmed by itself, all {len(remedy.grids)} together are. The first: {worst.evidence}"
+            evidence = f"no tensor is confirmed by itself, all {len(everywhere[kind])} together are. The first: {worst.evidence}"
             options.append(Cause(worst.kind, "", worst.tensor, evidence, remedy, gain))
     if not options:
         return []

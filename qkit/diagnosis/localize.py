@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from qkit.capture import capture
 from qkit.diagnosis.causes import Subject
 from qkit.diagnosis.experiments import Bench
-from qkit.lanes import quantize_weight
+from qkit.lanes import Lane, quantize_weight, run_lanes
+from qkit.loading import batches
 from qkit.measure import decibels
 from qkit.metrics import Interval
 from qkit.plan import FLOAT, Plan
+from qkit.steps import Step
 
 #: Suspects to put to interventions, and to look at by noise alone where no tensor stands out by its score.
 SUSPECTS, BY_NOISE = 12, 6
@@ -47,13 +50,37 @@ def subjects(bench: Bench, plan: Plan) -> dict[str, Subject]:
     for name, sums in floats.items():
         rms = np.sqrt(np.maximum(sums.squared / sums.count, 1e-300))
         crest[name] = np.maximum(np.abs(sums.least), np.abs(sums.greatest)) / rms
+    means = _channel_means(bench)
     found = {}
     for tensor, grid in plan.grids.items():
         step = study.graph.step(tensor)
-        found[tensor] = Subject(
-            study.graph, step, tensor, grid, seen, plan, crest.get(step.name) if tensor == step.name else None
-        )
+        if tensor == step.weight:
+            output = seen[step.name].histogram.mean_square ** 0.5 if step.name in seen else 0.0
+            mean = means.get(step.inputs[0])
+            found[tensor] = Subject(study.graph, step, tensor, grid, seen, plan, source_mean=mean, output_deviation=output)
+        else:
+            found[tensor] = Subject(study.graph, step, tensor, grid, seen, plan, crest.get(step.name))
     return found
+
+
+def _channel_means(bench: Bench) -> dict[int, Tensor]:
+    """Mean of every step's channels on the first calibration batch, float64 (C,), by step."""
+    graph = bench.study.graph
+    batch = next(iter(batches(bench.study.calibration)))
+    taps: dict[str, Tensor] = {}
+
+    def look(step: Step, values: Mapping[str, Tensor]) -> None:
+        value = values["float"]
+        if value.ndim > 1:
+            taps[step.name] = value.movedim(step.channel_axis, 0).flatten(1).double().mean(1).cpu()
+
+    run_lanes(graph, [Lane("float")], batch.inputs, observe=look)
+    means: dict[int, Tensor] = {}
+    for step in graph.steps:
+        # what shares a tap's grid is taken to share its means, unless it moves the channels: max pooling raises them a little
+        if step.tap in taps and step.shape[1:2] == graph.step(step.tap).shape[1:2]:
+            means[step.index] = taps[step.tap]
+    return means
 
 
 def noise(subject: Subject) -> float:

@@ -15,8 +15,9 @@ RemedyKind = Literal[
 
 #: What a remedy costs at run time, cheapest first: nothing, other arithmetic in one place, wider arithmetic.
 COST: Mapping[str, int] = {
-    "recalibrate": 0, "widen-range": 0, "clip-activation": 0, "clip-weights": 0, "wider-bias": 1, "affine-activation": 1,
-    "free-scale": 1, "cross-layer-equalization": 0, "per-channel-weights": 1, "split-join": 2, "sixteen-bit-layer": 3,
+    "recalibrate": 0, "widen-range": 0, "clip-activation": 0, "clip-weights": 0, "bias-correction": 0,
+    "cross-layer-equalization": 0, "wider-bias": 1, "affine-activation": 1, "free-scale": 1, "per-channel-weights": 1,
+    "split-join": 2, "sixteen-bit-layer": 3,
 }  # fmt: skip
 
 
@@ -36,6 +37,8 @@ class Remedy:
         The grids it sets, by tensor.
     bias_bits
         The width of the biases that it sets, None for no change.
+    corrections
+        What it adds to the biases, by tap.
     """
 
     kind: RemedyKind
@@ -43,11 +46,12 @@ class Remedy:
     text: str
     grids: Mapping[str, Grid] = field(default_factory=dict)
     bias_bits: int | None = None
+    corrections: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def changes(self) -> bool:
         """Whether it changes a plan at all."""
-        return bool(self.grids) or self.bias_bits is not None
+        return bool(self.grids or self.corrections) or self.bias_bits is not None
 
     @property
     def cost(self) -> int:
@@ -58,7 +62,8 @@ class Remedy:
         """The base plan with this change."""
         known = {name: grid for name, grid in self.grids.items() if name in base.grids}
         bits = base.bias_bits if self.bias_bits is None else self.bias_bits
-        return replace(base, grids={**base.grids, **known}, bias_bits=bits)
+        corrections = {**base.corrections, **self.corrections}
+        return replace(base, grids={**base.grids, **known}, bias_bits=bits, corrections=corrections)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings."""
@@ -67,5 +72,6 @@ class Remedy:
             "layer": self.layer,
             "text": self.text,
             "bias_bits": self.bias_bits,
+            "corrections": {name: list(values) for name, values in self.corrections.items()},
             "grids": {name: grid.to_dict() for name, grid in self.grids.items()},
         }

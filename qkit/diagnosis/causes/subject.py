@@ -36,6 +36,10 @@ class Subject:
         All grids.
     crest
         Of a tap's channels: greatest magnitude over root mean square, float64 (C,); None for weights.
+    source_mean
+        For weights: mean of every channel of the layer's input, float64 (C_in,); None if not observed.
+    output_deviation
+        For weights: root mean square of the layer's output.
     """
 
     graph: Graph
@@ -45,6 +49,8 @@ class Subject:
     seen: Mapping[str, Observation]
     plan: Plan
     crest: np.ndarray | None = None
+    source_mean: Tensor | None = None
+    output_deviation: float = 0.0
 
     @property
     def is_weight(self) -> bool:
