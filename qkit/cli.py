@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.text import Text
 from qkit.diagnosis.verdict import TOLERANCE
 from qkit.errors import QkitError
 from qkit.estimators import METHODS
+from qkit.loading import batches as batches_of
 from qkit.metrics import Interval, Scores
 from qkit.schemes import PRESETS
 from qkit.study import Study
@@ -30,6 +32,9 @@ app = typer.Typer(
     help="Is it quantization, and if it is, which tensor, why, and what is the cheapest thing that fixes it?",
 )
 console = Console()
+
+#: Evaluation images of a diagnosis within a report: enough to tell a few points, few enough for seconds on small networks.
+DIAGNOSIS_IMAGES = 256
 
 _STYLES = {"no-degradation": "green", "quantization": "yellow", "not-quantization": "red", "both": "red", "inconclusive": "cyan"}
 
@@ -51,6 +56,7 @@ SchemeName = Annotated[str, typer.Option(help=f"Grids: {', '.join(PRESETS)}.")]
 MethodName = Annotated[str, typer.Option(help=f"How activation ranges are chosen: {', '.join(METHODS)}.")]
 Batches = Annotated[int | None, typer.Option(min=1, help="Evaluation batches to take; all by default.")]
 Sensitive = Annotated[bool, typer.Option(help="Also quantize every layer alone (about half a pass a layer).")]
+Diagnose = Annotated[bool, typer.Option(help="Also look for the cause and measure remedies, on at most 256 images.")]
 Tolerance = Annotated[float, typer.Option(min=0.0, max=1.0, help="Loss that still counts as close: 0.01 is one point.")]
 Device = Annotated[str | None, typer.Option(help="Where to run, such as cuda; the CPU by default.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice by default.")]
@@ -76,6 +82,7 @@ def demo(
     method: MethodName = "mse",
     batches: Batches = None,
     sensitivity: Sensitive = True,
+    diagnose: Diagnose = True,
     tolerance: Tolerance = TOLERANCE,
     device: Device = None,
     threads: Threads = None,
@@ -85,7 +92,7 @@ def demo(
 
     case = zoo.load(network)
     console.print(f"[bold]{case.name}[/bold]: {case.description}")
-    _report(case, out, scheme, method, batches, sensitivity, tolerance, device, threads)
+    _report(case, out, scheme, method, batches, sensitivity, diagnose, tolerance, device, threads)
 
 
 @app.command()
@@ -106,6 +113,7 @@ def report(
     method: MethodName = "mse",
     batches: Batches = None,
     sensitivity: Sensitive = True,
+    diagnose: Diagnose = True,
     tolerance: Tolerance = TOLERANCE,
     device: Device = None,
     threads: Threads = None,
@@ -117,7 +125,7 @@ def report(
         model, weights, data, classes=classes, calibration_data=calibration_data, weights_tag=weights_tag,
         preprocessing=preprocessing, expected=expected, batch_size=batch_size, calibration_images=calibration_images, limit=limit,
     )  # fmt: skip
-    _report(case, out, scheme, method, batches, sensitivity, tolerance, device, threads)
+    _report(case, out, scheme, method, batches, sensitivity, diagnose, tolerance, device, threads)
 
 
 @app.command()
@@ -183,8 +191,8 @@ def _use_threads(threads: int | None) -> None:
 
 
 def _report(
-    case: Case, out: Path, scheme: str, method: str, batches: int | None, sensitivity: bool, tolerance: float,
-    device: str | None, threads: int | None,
+    case: Case, out: Path, scheme: str, method: str, batches: int | None, sensitivity: bool, diagnose: bool,
+    tolerance: float, device: str | None, threads: int | None,
 ) -> None:  # fmt: skip
     from qkit.report import check_path, make, write
 
@@ -198,9 +206,21 @@ def _report(
     verdict = study.verdict(tolerance=tolerance, batches=batches)
     style = _STYLES[verdict.name]
     console.print(f"[bold {style}]{verdict.name}[/bold {style}]: {verdict.reason}", highlight=False)
-    made = make(study, title=f"Degradation of {case.name}", batches=batches, sensitivity=sensitivity, tolerance=tolerance)
+    found = study.diagnose(tolerance=tolerance, batches=_batches_of_images(study, batches)) if diagnose else None
+    if found is not None and found.causes:
+        console.print(Text("\n".join(found.lines()[1:])))
+    made = make(
+        study, title=f"Degradation of {case.name}", batches=batches, sensitivity=sensitivity, diagnosis=found, tolerance=tolerance
+    )
     write(made, out)
     console.print(f"Report: {out} ({time.perf_counter() - begun:.0f} s)", highlight=False)
+
+
+def _batches_of_images(study: Study, limit: int | None) -> int:
+    """Batches that hold the images a diagnosis takes within a report, at most `limit`."""
+    size = next(iter(batches_of(study.evaluation))).size
+    count = math.ceil(DIAGNOSIS_IMAGES / size)
+    return count if limit is None else min(count, limit)
 
 
 def _score_table(scores: Scores) -> Table:

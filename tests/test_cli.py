@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from qkit import cli
+from qkit.errors import QkitError
+from qkit.plan import Plan
 from qkit.zoo import load_torchvision
 
 COLOURS = {"blue": (20, 40, 230), "green": (30, 220, 40), "red": (230, 30, 20)}
@@ -157,7 +159,26 @@ def test_an_interrupt_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stopped.value.code == 130
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["report", "--help"]])
+def test_diagnose_prints_causes_and_writes_diagnosis_and_plan(tmp_path: Path) -> None:
+    out, plan = tmp_path / "diagnosis.json", tmp_path / "plan.json"
+    arguments = ["diagnose", "--batches", "4", "--budget", "200", "--out", str(out), "--save-plan", str(plan)]
+    result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    said = " ".join(result.output.split())
+    assert "weight-channel-imbalance at features.3.conv.1.0" in said
+    assert "at most 200 evaluations, about" in said
+    assert json.loads(out.read_text())["verdict"] == "quantization"
+    assert Plan.load(plan)["features.3.conv.1.0.weight"].params.per_channel
+
+
+def test_diagnose_says_that_a_sound_network_leaves_no_plan_to_save(tmp_path: Path) -> None:
+    arguments = ["diagnose", "--model", "resnet_small", "--batches", "4", "--save-plan", str(tmp_path / "plan.json")]
+    with pytest.raises(QkitError, match="none to save"):
+        CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    assert not (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["report", "--help"], ["diagnose", "--help"]])
 def test_help(arguments: list[str]) -> None:
     result = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "200"})
     assert result.exit_code == 0

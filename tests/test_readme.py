@@ -27,8 +27,8 @@ def test_the_tour_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert spread > 200, "the README says factors of hundreds"
     alone = study.sensitivity("only", layers=[worst]).effect(0)
     assert 0.45 < alone.value < 0.55, "the README says 50 points"
-    alone = study.sensitivity("only", layers=[worst]).effect(0)
-    assert 0.45 < alone.value < 0.55, "the README says 50 points"
+    assert names["diagnosis"].causes[0].layer == worst
+    assert names["fixed"].verdict().name == "no-degradation"
     assert names["spread"].verdict().name == "no-degradation"
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
 

@@ -9,7 +9,7 @@ import math
 import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,9 @@ from qkit.report import worst as worst_layers
 from qkit.report.formats import Units, frame_dict, plain
 from qkit.report.words import UNITS, VERDICTS
 from qkit.study import Study
+
+if TYPE_CHECKING:
+    from qkit.diagnosis.result import Diagnosis
 
 #: Version of the JSON form.
 FORMAT = 1
@@ -58,6 +61,8 @@ class Report:
         A row per weight, as :meth:`qkit.Capture.weights` gives it.
     sensitivity
         A row per layer quantized alone, the greatest loss first; None where it was not measured.
+    diagnosis
+        Causes and remedies, as :meth:`qkit.diagnosis.Diagnosis.to_dict` gives them; None where it was not asked for.
     worst
         Rules, grid, histogram and weight of the worst layers.
     notes
@@ -80,6 +85,7 @@ class Report:
     layer_samples: int
     weights: pd.DataFrame
     sensitivity: pd.DataFrame | None
+    diagnosis: dict[str, Any] | None
     worst: tuple[dict[str, Any], ...]
     notes: dict[str, str]
     remarks: tuple[str, ...]
@@ -101,6 +107,7 @@ class Report:
             "layers": frame_dict(self.layers),
             "weights": frame_dict(self.weights),
             "sensitivity": None if self.sensitivity is None else frame_dict(self.sensitivity),
+            "diagnosis": plain(self.diagnosis),
             "worst": plain(self.worst),
             "notes": plain(self.notes),
             "remarks": list(self.remarks),
@@ -130,6 +137,7 @@ def make(
     batches: int | None = None,
     worst: int = 6,
     sensitivity: bool = True,
+    diagnosis: Diagnosis | None = None,
     tolerance: float = TOLERANCE,
     progress: bool = True,
 ) -> Report:
@@ -145,6 +153,8 @@ def make(
         Evaluation batches to score on, all by default. The table of layers takes at most `CAPTURE_BATCHES` of them.
     worst
         How many layers to show in detail.
+    diagnosis
+        What :meth:`qkit.Study.diagnose` found, to go into the report.
     sensitivity
         Whether to quantize every layer alone, which costs about half a pass a layer.
     tolerance
@@ -202,12 +212,13 @@ def make(
         layer_samples=captured.samples,
         weights=captured.weights(),
         sensitivity=swept,
+        diagnosis=None if diagnosis is None else diagnosis.to_dict(),
         worst=tuple(worst_layers.describe(graph, narrow, name, seen, why_worst) for name, why_worst in rules.items()),
         notes=dict(graph.notes),
         remarks=(*study.remarks, *_remarks(study, lanes, scores, captured, layers)),
         environment=_environment(study),
         settings=_settings(study, batches, captured.samples, scores.n) | {"sensitivity": why},
-        reproduce=_reproduce(study, title, batches, worst, sensitivity, tolerance),
+        reproduce=_reproduce(study, title, batches, worst, sensitivity, tolerance) + _reproduce_diagnosis(diagnosis),
     )
 
 
@@ -311,6 +322,12 @@ def _rule(spec: qkit.QuantSpec | None) -> str:
         "per channel" if spec.per_channel else "per tensor",
     ]
     return ", ".join([*words, "scales powers of two"] if spec.power_of_two else words)
+
+
+def _reproduce_diagnosis(diagnosis: Diagnosis | None) -> str:
+    if diagnosis is None:
+        return ""
+    return f"# and diagnosis=study.diagnose(batches=…), here on {diagnosis.samples} samples\n"
 
 
 def _reproduce(

@@ -38,6 +38,7 @@ def render(report: Report) -> str:
         pictures=pictures,
         scores=tables.scores(report),
         layers=tables.layers(report),
+        causes=tables.causes(report),
         weights=tables.weights(report),
         sensitivity=tables.sensitivity(report),
         most_bars=MOST_BARS,

@@ -58,9 +58,17 @@ def render(report: Report) -> str:
         "## Scores",
         text(words["scores"]),
         _table(tables.scores(report)),
-        "## Sensitivity: each layer alone",
-        text(words["sensitivity"]),
     ]
+    if report.diagnosis is not None:
+        parts += ["## Diagnosis", text(words["diagnosis"])]
+        for i, cause in enumerate(tables.causes(report), 1):
+            parts.append(
+                f"{i}. **{cause['kind']}** at {code(cause['layer'])}: {text(cause['evidence'])} {text(cause['remedy'])} "
+                f"({text(cause['facts'])})"
+            )
+        parts.append(text(report.diagnosis["qat"]))
+        parts += [text(remark) for remark in report.diagnosis["remarks"]]
+    parts += ["## Sensitivity: each layer alone", text(words["sensitivity"])]
     if report.sensitivity is not None:
         parts.append(_table(tables.sensitivity(report, MOST_BARS)))
     parts += ["## The worst layers", text(words["worst"])]

@@ -15,6 +15,7 @@ def sentences(report: Report) -> dict[str, str]:
         "scores": _scores(report),
         "depth": _depth(report),
         "infinite": _infinite(report),
+        "diagnosis": _diagnosis(report),
         "sensitivity": _sensitivity(report),
         "worst": _worst(report),
         "layers": f"Measured on {_samples(report.layer_samples)}, in order of execution.",
@@ -44,6 +45,21 @@ def _scores(report: Report) -> str:
     text += "counts as close."
     if metric["expected"] is not None:
         text += f" Expected of float: {units.score(metric['expected'])}."
+    return text
+
+
+def _diagnosis(report: Report) -> str:
+    found = report.diagnosis
+    if found is None:
+        return ""
+    text = f"On {_samples(found['samples'])}, {found['evaluations']} evaluations of them. "
+    if found["causes"]:
+        text += (
+            "A cause is named only if its remedy, applied there alone, recovers score by more than chance; gains are measured "
+            "on the same samples as the losses."
+        )
+    else:
+        text += "No cause was confirmed."
     return text
 
 

@@ -111,6 +111,32 @@ def _shape(shape: str) -> Cell:
     return Cell(shape.replace("x", "×") or "scalar")
 
 
+def causes(report: Report) -> list[dict[str, str]]:
+    """The diagnosis' causes as words: what, where, why, what to do, and what it gains."""
+    units = Units(percent=report.metric["percent"])
+
+    def shown(figure: dict[str, float] | None) -> str:
+        return "not measured" if figure is None else units.amount(figure["value"], figure["low"], figure["high"])
+
+    found = [] if report.diagnosis is None else report.diagnosis["causes"]
+    rows = []
+    for cause in found:
+        facts = {"gain in the whole network": shown(cause["gain"])}
+        if cause["alone"] is not None:
+            facts["loses quantized alone"] = shown(cause["alone"])
+            facts["of which the remedy recovers"] = shown(cause["alone_gain"])
+        rows.append(
+            {
+                "kind": cause["kind"],
+                "layer": cause["layer"] or "the whole network",
+                "evidence": cause["evidence"][:1].upper() + cause["evidence"][1:],
+                "remedy": cause["remedy"]["text"],
+                "facts": "; ".join(f"{name}: {figure}" for name, figure in facts.items()),
+            }
+        )
+    return rows
+
+
 def weights(report: Report) -> Table:
     """The table of weights; without rows where the network has none."""
     lanes = [lane for lane in reversed(report.lanes) if (lane, "sqnr") in report.weights]
