@@ -14,13 +14,15 @@ import torch
 
 from benchmarks.faults.cases import STRENGTHS, CaseSpec, sites_of
 from benchmarks.faults.plants import BY_NAME, CONTROLS, Bench, Plant
+from benchmarks.faults.plants.plant import Probe
 from benchmarks.faults.setup import Images, Setup, halves, images_of, scores_of
 from benchmarks.faults.truth import BOTH, EFFECT, FLOAT_KEPT, NO_DEGRADATION, Fault, Mark, NoSite
 from qkit import zoo
 from qkit.errors import QkitError
 from qkit.graph import Graph
 from qkit.graph import build as trace
-from qkit.schemes import scheme_of
+from qkit.schemes import Scheme, scheme_of
+from qkit.study import Study
 
 #: Sites tried before the strongest dose found so far is taken as it is.
 SITES = 6
@@ -141,6 +143,19 @@ class TwinLoses(Exception):  # noqa: N818  # not an error: a weaker dose is trie
     """The sound twin loses too much at this dose for the fault to be the reason."""
 
 
+@cache
+def _losses(architecture: str, probe: Probe, method: str) -> dict[str, float]:
+    """What every tap, or weight, loses on its own under a rule, on the calibration images."""
+    where = home(architecture)
+    scheme = Scheme("probe", probe.spec if probe.weight else None, None if probe.weight else probe.spec, bias_bits=None)
+    batches = where.calibration.take(torch.arange(TUNING)).batches(64)
+    study = Study(where.zoo_case.model, where.calibration.batches(64), batches, scheme=scheme)
+    study.calibrate(method, progress=False)
+    table = study.sensitivity("only", lane=study.plan, progress=False).table()["loss"]
+    steps = {step.name: step.weight if probe.weight else step.name for step in study.graph.steps}
+    return {str(steps[name]): float(loss) for name, loss in table.items()}
+
+
 @dataclass(frozen=True)
 class _Trial:
     setup: Setup
@@ -159,6 +174,10 @@ def plant_one(
     where = home(spec.architecture)
     sites = sites_of(plant.sites(sound, Bench(where.calibration, where.graph, random)), spec.split)
     random.shuffle(sites)
+    if plant.probe is not None:
+        losses = _losses(spec.architecture, plant.probe, plant.method)
+        # sites that can lose enough come first, in random order
+        sites.sort(key=lambda site: -min(losses.get(site, 0.0), target))
     jitter = random.uniform(0.93, 1.07)
     best: _Trial | None = None
     notes: list[str] = []
@@ -206,6 +225,15 @@ def _dose(
     return reached or strongest
 
 
+def _base(sound: Setup, plant: Plant, twin: Setup, calibration: Images, tuning: Images) -> dict[str, float]:
+    """The twin's scores; one that is nothing but the sound setup is scored once."""
+    if plant.twin is not None:
+        return scores_of(twin, calibration, tuning)
+    if sound.scores is None:
+        sound.scores = scores_of(twin, calibration, tuning)
+    return sound.scores
+
+
 def _continuous(plant: Plant) -> bool:
     return plant.form not in ("percentile", "channels", "dropout") and plant.kind not in ("non-finite", "unquantized-layer")
 
@@ -225,7 +253,7 @@ def _trial(spec: CaseSpec, plant: Plant, sound: Setup, site: str, factor: float,
         site,
         factor,
     )
-    base = scores_of(twin, where.calibration, tuning)
+    base = _base(sound, plant, twin, where.calibration, tuning)
     if not setup.calibrated:
         now = scores_of(setup, where.calibration, tuning)
         return _Trial(setup, twin, fault, base["own"] - now["own"])

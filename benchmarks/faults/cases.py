@@ -21,7 +21,7 @@ ARCHITECTURES: dict[str, frozenset[str]] = {
     "inception_small": frozenset(("concat",)),
 }
 #: Score that a fault of that strength has to cost, as a fraction; the dose is sought until it does.
-STRENGTHS: dict[str, float] = {"weak": 0.03, "medium": 0.1, "strong": 0.3}
+STRENGTHS: dict[str, float] = {"weak": 0.05, "medium": 0.1, "strong": 0.3}
 #: One site in so many is for development, and never in the report.
 DEVELOP_EVERY = 3
 

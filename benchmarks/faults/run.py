@@ -1,4 +1,4 @@
-"""Runs cases: builds each, measures its truth by score, asks the baselines and the diagnosis, and puts the remedies to the test."""
+"""Runs cases: builds each, measures its truth by score, asks baselines and diagnosis, and puts the remedies to the test."""
 
 from __future__ import annotations
 

@@ -80,6 +80,8 @@ class Setup:
         Of both loaders.
     calibrated
         False for models that no range can be observed on: `diagnose` alone is called.
+    scores
+        Kept for doses that are compared with this setup as it is; copies start without.
     """
 
     model: nn.Module
@@ -92,6 +94,7 @@ class Setup:
     by_class: bool = False
     batch_size: int = 64
     calibrated: bool = True
+    scores: dict[str, float] | None = None
 
     def copied(self) -> Setup:
         """An independent copy."""

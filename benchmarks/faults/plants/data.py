@@ -13,7 +13,6 @@ from benchmarks.faults.setup import Setup
 from benchmarks.faults.truth import NOT_QUANTIZATION, QUANTIZATION, Mark
 from qkit.zoo.digits import MEAN, STD
 
-_INPUT = frozenset(("input",))
 Wrong = Callable[[Tensor, float], Tensor]
 
 
@@ -48,13 +47,13 @@ def _then(first: Callable[[Tensor], Tensor] | None, second: Callable[[Tensor], T
 def _calibration(setup: Setup, bench: Bench, site: str, factor: float, *, wrong: Wrong) -> Mark:
     """The calibration loader alone is wrong."""
     setup.calibration = _then(setup.calibration, partial(wrong, factor=factor))
-    return Mark(_INPUT)
+    return Mark()
 
 
 def _evaluation(setup: Setup, bench: Bench, site: str, factor: float, *, wrong: Wrong) -> Mark:
     """The evaluation loader alone is wrong."""
     setup.evaluation = _then(setup.evaluation, partial(wrong, factor=factor))
-    return Mark(_INPUT)
+    return Mark()
 
 
 def _both(setup: Setup, bench: Bench, site: str, factor: float, *, wrong: Wrong) -> Mark:
@@ -86,13 +85,13 @@ def _swapped(setup: Setup, bench: Bench, site: str, factor: float, *, sides: str
 
     setup.calibration = _then(setup.calibration, swapped if sides in ("calibration", "both") else right)
     setup.evaluation = _then(setup.evaluation, swapped if sides in ("evaluation", "both") else right)
-    return Mark(_INPUT)
+    return Mark()
 
 
 _CONTRAST = (0.7, 0.5, 0.35, 0.25, 0.17, 0.12, 0.08, 0.05)
-_OFFSET = (0.3, 0.6, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_OFFSET = (0.15, 0.3, 0.6, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _LEVELS = (2.0, 4.0, 8.0, 16.0, 64.0, 255.0)
-_BLEND = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
+_BLEND = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 _SWAP = (1.2, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 # ranges of far too bright calibration images are far too wide, which 16 bits forgive: by the fork of float, 16 and 8 bits
 # that reads as quantization, by the vocabulary it does not; both readings are right

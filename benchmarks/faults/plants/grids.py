@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.faults.plants.plant import Bench, Plant, anywhere, names_of, override, step_of
+from benchmarks.faults.plants.plant import Bench, Plant, Probe, anywhere, names_of, override, step_of
 from benchmarks.faults.setup import Setup
 from benchmarks.faults.surgery import folded, norm_of, scale_channels, slope
 from benchmarks.faults.truth import Mark
@@ -71,19 +71,20 @@ def _weight_width(setup: Setup, bench: Bench, site: str, factor: float) -> Mark:
     return Mark(frozenset((path, f"{path}.weight")))
 
 
-def _power_network(setup: Setup, bench: Bench, site: str, factor: float) -> Mark:
-    network = setup.network(bench.images.inputs)
-    units = network.where(relu=True, readers=True)
-    # one after another: scaling a layer leaves the layers behind it as they are
-    for unit, end in zip(units, network.values([u.end for u in units]), strict=True):
-        by = float(_just_above(end.max().clamp(min=1e-6) / (2.0 ** int(factor) - 1)))
-        scale_channels(network, unit, range(len(slope(norm_of(network, unit)))), by)
-    setup.scheme = PRESETS["int8-per-channel-power-of-two"].at_bits(int(factor), "low")
-    return Mark()
+def _awkward(setup: Setup, bench: Bench, bits: int) -> None:
+    """Every filter ahead of a ReLU is scaled until its range lies just above a power of two, layer after layer."""
+    network = setup.network(bench.images.inputs[:8])
+    for unit in network.where(relu=True, readers=True):
+        step = folded(network, unit).abs().amax((1, 2, 3)).clamp(min=1e-12) / (2.0 ** (bits - 1) - 1)
+        scale_channels(network, unit, range(len(step)), _just_above(step))
 
 
-def _free_network(setup: Setup, bench: Bench, site: str, factor: float) -> Mark:
-    setup.scheme = PRESETS["int8-symmetric"].at_bits(int(factor), "low")
+def _network(setup: Setup, bench: Bench, site: str, factor: float, *, scheme: str) -> Mark:
+    """A network of such filters under a scheme whose weights are `factor` bits wide."""
+    _awkward(setup, bench, int(factor))
+    preset = PRESETS[scheme]
+    assert preset.weight is not None
+    setup.scheme = replace(preset, name="low", weight=replace(preset.weight, bits=int(factor)))
     return Mark()
 
 
@@ -130,14 +131,15 @@ _BITS = (6, 5, 4, 3, 2)
 
 PLANTS = (
     Plant("signed-grid-on-one-sided-tensor", "tap", _one_sided, partial(_tap_rule, symmetric=True, signed=True), _BITS,
-          twin=partial(_tap_rule, symmetric=True)),
+          twin=partial(_tap_rule, symmetric=True), probe=Probe(QuantSpec(2, symmetric=True, signed=True))),
     # min-max ranges: the range's end is then where the plant has put it
     Plant("power-of-two-scale", "tap", _relu_sites, _power_tap, _BITS, method="minmax", twin=partial(_tap_rule, symmetric=True)),
     Plant("power-of-two-scale", "weight", _relu_sites, _power_weight, _BITS, twin=_weight_width),
     # a whole network at few bits loses something under any rule: half of a weak fault's loss is let pass
-    Plant("power-of-two-scale", "network", anywhere, _power_network, (7, 6, 5, 4, 3), method="minmax", twin=_free_network,
+    Plant("power-of-two-scale", "network", anywhere, partial(_network, scheme="int8-per-channel-power-of-two"), (6, 5, 4, 3),
+          twin=partial(_network, scheme="int8-symmetric"),
           twin_loss=0.03),
-    Plant("insufficient-bits", "tap", _taps, _few_bits_tap, (5, 4, 3, 2)),
-    Plant("insufficient-bits", "weight", _weights, _few_bits_weight, (5, 4, 3, 2)),
+    Plant("insufficient-bits", "tap", _taps, _few_bits_tap, (4, 3, 2), probe=Probe(QuantSpec(2, symmetric=False))),
+    Plant("insufficient-bits", "weight", _weights, _few_bits_weight, (4, 3, 2), probe=Probe(_weight_spec(2), weight=True)),
     Plant("bias-width", "network", anywhere, _narrow_bias, (14, 13, 12, 11, 10, 9, 8, 7, 6, 5), ("int8", "int8-per-tensor")),
 )  # fmt: skip

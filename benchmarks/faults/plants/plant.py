@@ -42,6 +42,14 @@ Apply = Callable[[Setup, Bench, str, float], Mark]
 
 
 @dataclass(frozen=True)
+class Probe:
+    """A rule to rank sites by."""
+
+    spec: QuantSpec
+    weight: bool = False
+
+
+@dataclass(frozen=True)
 class Plant:
     """One form of a fault.
 
@@ -71,6 +79,9 @@ class Plant:
         The twin may lose this much in 8 bits against float: what it loses is not the fault's.
     knows_expected
         Whether the user states the score of the sound model.
+    probe
+        A rule which, put on one tensor alone, shows by score how much can be lost there; sites are tried in that order. Some
+        rules cost so little at most places that sites drawn blindly would rarely show the fault.
     """
 
     kind: str
@@ -88,6 +99,7 @@ class Plant:
     twin: Apply | None = None
     twin_loss: float = 0.015
     knows_expected: bool = False
+    probe: Probe | None = None
 
     @property
     def name(self) -> str:

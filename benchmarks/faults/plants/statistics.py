@@ -89,7 +89,7 @@ def _names(network: object, path: str) -> frozenset[str]:
 
 
 PLANTS: tuple[Plant, ...] = (
-    elsewhere("batchnorm-statistics", "mean", _norms, _shifted_mean, (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)),
+    elsewhere("batchnorm-statistics", "mean", _norms, _shifted_mean, (0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)),
     elsewhere("batchnorm-statistics", "variance", _norms, _scaled_variance, (3.0, 6.0, 10.0, 20.0, 50.0, 200.0, 1000.0)),
     elsewhere("batchnorm-statistics", "small-variance", _norms, _scaled_variance, (0.3, 0.1, 0.05, 0.02, 0.01, 0.003, 0.001)),
     elsewhere("batchnorm-statistics", "reset", anywhere, _forgotten, (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)),
