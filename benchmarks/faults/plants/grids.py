@@ -114,6 +114,22 @@ def _few_bits_weight(setup: Setup, bench: Bench, site: str, factor: float) -> Ma
     return replace(mark, holds=partial(_others_lose, tensor=site, weight=True))
 
 
+def _every_method_loses(study: Any) -> bool:
+    """Whether weights of that width lose about as much by the other method."""
+    other = study.with_scheme(study.scheme)
+    other.calibrate(**{**study.methods, "weight_method": "minmax"}, progress=False)
+    scores = study.evaluate({"float": FLOAT, "now": study.plan, "other": other.plan}, progress=False)
+    return scores.loss("other").value >= LEFT * scores.loss("now").value
+
+
+def _few_bits_network(setup: Setup, bench: Bench, site: str, factor: float) -> Mark:
+    """All weights at few bits, each filter with a grid of its own, chosen by least squares: there is no better rule."""
+    assert setup.scheme.weight is not None
+    setup.scheme = replace(setup.scheme, name="low", weight=replace(setup.scheme.weight, bits=int(factor)))
+    setup.calibrate["weight_method"] = "mse"
+    return Mark(holds=_every_method_loses)
+
+
 def _taps(setup: Setup, bench: Bench) -> list[str]:
     return list(bench.graph.taps)
 
@@ -141,5 +157,6 @@ PLANTS = (
           twin_loss=0.03),
     Plant("insufficient-bits", "tap", _taps, _few_bits_tap, (4, 3, 2), probe=Probe(QuantSpec(2, symmetric=False))),
     Plant("insufficient-bits", "weight", _weights, _few_bits_weight, (4, 3, 2), probe=Probe(_weight_spec(2), weight=True)),
+    Plant("insufficient-bits", "network", anywhere, _few_bits_network, (6, 5, 4, 3, 2)),
     Plant("bias-width", "network", anywhere, _narrow_bias, (14, 13, 12, 11, 10, 9, 8, 7, 6, 5), ("int8", "int8-per-tensor")),
 )  # fmt: skip
