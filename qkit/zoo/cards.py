@@ -17,4 +17,12 @@ DESCRIPTIONS: dict[str, str] = {
     "resnet_small": (
         "ResNet-18's blocks at 12 to 96 channels, trained on handwritten digits: residual joins and pooling; it quantizes well."
     ),
+    "vgg_small": (
+        "VGG with batch norm at 16 to 96 channels, trained on handwritten digits: "
+        "a plain chain of 3×3 convolutions; it quantizes well."
+    ),
+    "inception_small": (
+        "Four of GoogLeNet's Inception modules at 80 to 256 channels, trained on handwritten digits: "
+        "concatenations of four branches; it quantizes well."
+    ),
 }

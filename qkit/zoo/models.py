@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -12,6 +14,18 @@ from qkit.zoo.vision import load_torchvision
 
 MOBILENET_WIDTH = 0.25
 RESNET_PLANES = (12, 24, 48, 96)
+VGG_LAYERS = (16, "M", 32, 32, "M", 64, 64, "M", 96, 96)
+VGG_CLASSIFIER = 64
+INCEPTION_STEM = 16
+#: Module -> the pool in front of it.
+INCEPTION_POOLS = {"inception3a": "maxpool2", "inception4a": "maxpool3"}
+#: Of each Inception module: 1×1, before and of the 3×3, before and of the second 3×3, after the pool.
+INCEPTION_WIDTHS = {
+    "inception3a": (16, 16, 32, 8, 16, 16),
+    "inception3b": (32, 24, 48, 12, 24, 24),
+    "inception4a": (48, 32, 64, 16, 32, 32),
+    "inception4b": (64, 48, 96, 16, 48, 48),
+}
 
 
 def mobilenet_v2_lite(num_classes: int = 10) -> nn.Module:
@@ -50,9 +64,56 @@ def resnet_small(num_classes: int = 10) -> nn.Module:
         setattr(model, f"layer{stage + 1}", nn.Sequential(*blocks))
         inputs = planes
     model.fc = nn.Linear(inputs, num_classes)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    _initialize(model)
+    return model
+
+
+def vgg_small(num_classes: int = 10) -> nn.Module:
+    """Torchvision's VGG with batch norm at 16 to 96 channels, pooled to one pixel before a small classifier.
+
+    A plain chain: no joins, no depthwise layers. Seven convolutions with biases, two linear layers.
+
+    Input (N, 3, 32, 32), output (N, num_classes) logits.
+    """
+    vgg = load_torchvision().models.vgg
+    with torch.device("meta"):  # every part of it is replaced, and its classifier would take half a gigabyte
+        model: nn.Module = vgg.VGG(nn.Identity(), init_weights=False)
+    model.features = vgg.make_layers(VGG_LAYERS, batch_norm=True)
+    model.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+    channels = VGG_LAYERS[-1]
+    assert isinstance(channels, int)
+    model.classifier = nn.Sequential(
+        nn.Linear(channels, VGG_CLASSIFIER), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(VGG_CLASSIFIER, num_classes)
+    )
+    _initialize(model)
+    return model
+
+
+def inception_small(num_classes: int = 10) -> nn.Module:
+    """Four Inception modules of torchvision's GoogLeNet at 80 to 256 channels behind a 3×3 stem of stride 1.
+
+    Every module concatenates four branches, one of them behind a max pool. Module names are GoogLeNet's where it
+    has the same part.
+
+    Input (N, 3, 32, 32), output (N, num_classes) logits.
+    """
+    load_torchvision()
+    # as an attribute of torchvision.models, the module is hidden by the function of its name
+    googlenet = importlib.import_module("torchvision.models.googlenet")
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    parts["conv1"] = googlenet.BasicConv2d(3, INCEPTION_STEM, kernel_size=3, padding=1)
+    inputs = INCEPTION_STEM
+    for name, widths in INCEPTION_WIDTHS.items():
+        if pool := INCEPTION_POOLS.get(name):
+            parts[pool] = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
+        parts[name] = googlenet.Inception(inputs, *widths)
+        inputs = widths[0] + widths[2] + widths[4] + widths[5]
+    parts["avgpool"] = nn.AdaptiveAvgPool2d((1, 1))
+    parts["flatten"] = nn.Flatten()
+    parts["dropout"] = nn.Dropout(0.2)
+    parts["fc"] = nn.Linear(inputs, num_classes)
+    model = nn.Sequential(parts)
+    _initialize(model)
     return model
 
 
@@ -61,6 +122,8 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "mobilenet_v2_lite": mobilenet_v2_lite,
     "mobilenet_v2_hostile": mobilenet_v2_lite,
     "resnet_small": resnet_small,
+    "vgg_small": vgg_small,
+    "inception_small": inception_small,
 }
 
 
@@ -89,6 +152,12 @@ def _replace_relu6(model: nn.Module) -> None:
         for name, child in parent.named_children():
             if isinstance(child, nn.ReLU6):
                 setattr(parent, name, nn.ReLU(inplace=True))
+
+
+def _initialize(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _basic_block(inputs: int, planes: int, stride: int) -> nn.Module:

@@ -48,6 +48,8 @@ RECIPES: dict[str, Recipe] = {
     "mobilenet_v2_lite": Recipe(),
     "mobilenet_v2_hostile": Recipe(optimizer="adam", learning_rate=0.03, weight_decay=0.0),
     "resnet_small": Recipe(),
+    "vgg_small": Recipe(),
+    "inception_small": Recipe(),
 }
 
 
