@@ -53,14 +53,14 @@ def _nan_weight(setup: Setup, bench: Bench, site: str, factor: float) -> Mark:
     return Mark(unit.layers)
 
 
-def _infinite_statistics(setup: Setup, bench: Bench, site: str, factor: float) -> Mark:
-    """`factor` running means of a norm are infinite."""
+def _nan_statistics(setup: Setup, bench: Bench, site: str, factor: float) -> Mark:
+    """`factor` running variances of a norm are NaN, as after one batch of one sample in training mode."""
     setup.calibrated = False
     network = setup.network(bench.images.inputs[:2])
     unit = network.unit(site)
-    mean = norm_of(network, unit).running_mean
-    for index in bench.random.sample(range(len(mean)), min(int(factor), len(mean))):  # type: ignore[arg-type]
-        mean[index] = float("inf")  # type: ignore[index]
+    variance = norm_of(network, unit).running_var
+    for index in bench.random.sample(range(len(variance)), min(int(factor), len(variance))):  # type: ignore[arg-type]
+        variance[index] = float("nan")  # type: ignore[index]
     return Mark(unit.layers)
 
 
@@ -94,6 +94,6 @@ PLANTS: tuple[Plant, ...] = (
     elsewhere("batchnorm-statistics", "small-variance", _norms, _scaled_variance, (0.3, 0.1, 0.05, 0.02, 0.01, 0.003, 0.001)),
     elsewhere("batchnorm-statistics", "reset", anywhere, _forgotten, (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)),
     elsewhere("non-finite", "nan-weight", _norms, _nan_weight, (1, 3, 10)),
-    elsewhere("non-finite", "infinite-statistics", _norms, _infinite_statistics, (1, 2, 4)),
+    elsewhere("non-finite", "nan-statistics", _norms, _nan_statistics, (1, 2, 4)),
     elsewhere("non-finite", "overflow", _relu_sites, _overflow, (1.0, 10.0)),
 )
