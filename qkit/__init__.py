@@ -4,6 +4,7 @@ from qkit.capture import Capture
 from qkit.errors import DataError, GraphError, MissingExtra, PlanError, QkitError
 from qkit.graph import Graph
 from qkit.histogram import Histogram
+from qkit.linting import Finding, Lint, lint
 from qkit.metrics import Interval, Scores
 from qkit.numerics import QuantParams, QuantSpec, dequantize, fake_quantize, quantize
 from qkit.plan import FLOAT, Plan
@@ -18,10 +19,12 @@ __all__ = [
     "PRESETS",
     "Capture",
     "DataError",
+    "Finding",
     "Graph",
     "GraphError",
     "Histogram",
     "Interval",
+    "Lint",
     "MissingExtra",
     "Plan",
     "PlanError",
@@ -34,5 +37,6 @@ __all__ = [
     "Study",
     "dequantize",
     "fake_quantize",
+    "lint",
     "quantize",
 ]

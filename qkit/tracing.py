@@ -8,7 +8,7 @@ import logging
 import os
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +106,38 @@ def _explain(error: Exception, model: nn.Module, tracer: PathTracer) -> GraphErr
 
 def _user_frame(error: BaseException, model: nn.Module) -> traceback.FrameSummary | None:
     frames = traceback.extract_tb(error.__traceback__)
-    mine = [f for f in frames if not f.filename.startswith((_TORCH, _HERE)) and not f.filename.startswith("<")]
-    # a tracer's error is raised below the line to blame: the deepest frame outside torch, and outside other libraries too
-    # unless the model is theirs
-    sources = {inspect.getsourcefile(type(module)) for module in model.modules()}
-    own = [f for f in mine if f.filename in sources or not f.filename.startswith(_LIBRARIES)]
-    blamed = own or mine
-    return blamed[-1] if blamed else None
+    blamed = UserCode(model).deepest([frame.filename for frame in frames])
+    return None if blamed is None else frames[blamed]
+
+
+class UserCode:
+    """Tells which file of a call stack is the user's: outside torch, and outside other libraries unless the model is theirs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.sources = {_file_of(kind) for kind in {type(module) for module in model.modules()}}
+
+    def owns(self, filename: str) -> bool:
+        """Whether the file is the user's, or the library's that the model comes from."""
+        return not _is_ours(filename) and (filename in self.sources or not filename.startswith(_LIBRARIES))
+
+    def deepest(self, filenames: Sequence[str]) -> int | None:
+        """Index of the deepest frame to blame; a tracer's error is raised below the user's line. None if all is torch."""
+        mine = [i for i, filename in enumerate(filenames) if not _is_ours(filename)]
+        own = [i for i in mine if self.owns(filenames[i])]
+        blamed = own or mine
+        return blamed[-1] if blamed else None
+
+
+def _file_of(kind: type[nn.Module]) -> str | None:
+    try:
+        return inspect.getsourcefile(kind)
+    except (TypeError, OSError):  # a class of a notebook belongs to no file; its code does
+        code = getattr(inspect.unwrap(kind.forward), "__code__", None)
+        return code.co_filename if code is not None else None
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith((_TORCH, _HERE, "<"))
 
 
 def _reason(error: Exception, source: str) -> tuple[str, str]:

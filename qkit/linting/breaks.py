@@ -1,0 +1,201 @@
+"""What stops a trace, as findings: the rule by the statement at fault, and the cure by its name."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+
+from torch import nn
+
+from qkit.linting.finding import Finding
+from qkit.linting.seen import Break, Site, Traced
+from qkit.linting.source import statement_at, text_at
+
+
+def tracing_findings(seen: Traced, model: nn.Module, *, shown_to_break: bool) -> list[Finding]:
+    """A finding per line that stops the trace, and per line that prints a traced value.
+
+    Parameters
+    ----------
+    seen
+        Of the probe.
+    model
+        Names what the paths are.
+    shown_to_break
+        Whether the plain trace fails as well; if not, the model's own code swallows what it raises there.
+    """
+    found = [_finding(item, seen, model, shown_to_break) for item in seen.breaks]
+    broken = {(f.file, f.line) for f in found}
+    return found + [f for site in sorted(seen.shown) if (f := _printed(site)) is not None and (f.file, f.line) not in broken]
+
+
+@dataclass(frozen=True)
+class _Blame:
+    rule: str
+    what: str
+    cure: str
+
+
+def _finding(item: Break, seen: Traced, model: nn.Module, shown_to_break: bool) -> Finding:
+    statement = statement_at(*item.site) if item.site else None
+    blame = _blame(item, statement)
+    site = item.site
+    if (
+        site is not None
+        and statement is not None
+        and isinstance(statement, (ast.Assert, ast.If, ast.While))
+        and item.kind == "bool"
+    ):
+        site = (site[0], statement.lineno)
+    quoted = f" `{text_at(*site)}`:" if site and text_at(*site) else ""
+    owner = _class_of(model, item.layer)
+    where = f" in {item.function[0]}()" if item.function else f" in {owner}" if owner else ""
+    times = seen.repeats[item.site] if item.site else 0
+    often = f" ({times} times in this batch's pass)" if times > 1 else ""
+    behind = " Nothing behind this line of the module could be looked at." if item.skipped else ""
+    said = f"{quoted} {blame.what}{where}{often}.{behind}".strip()
+    if not shown_to_break:
+        said += " The trace does not end here: the model's own code catches what is raised."
+    severity = "error" if shown_to_break else "warning"
+    file, line = site if site else (None, None)
+    return Finding(blame.rule, severity, said, blame.cure, item.layer, file, line)  # type: ignore[arg-type]
+
+
+def _blame(item: Break, statement: ast.stmt | None) -> _Blame:
+    wrap, leaf = _wrap(item), _leaf(item)
+    what = "a tensor's data" if item.of_data else "a traced shape"
+    if isinstance(statement, ast.Assert):
+        return _Blame(
+            "assert",
+            f"an assert on {what}",
+            f"Take the assert out of the traced code: remove it, or {wrap}{leaf}.",
+        )
+    if item.kind == "bool":
+        instead = (
+            "Compute both and choose with torch.where, or decide in __init__"
+            if item.of_data
+            else "Decide in __init__ from a fixed size, or leave the check out"
+        )
+        return _Blame("data-dependent-control-flow", f"{_construct(statement)} depends on {what}", f"{instead}; or {wrap}{leaf}.")
+    if item.kind == "iter":
+        instead = "Index the parts by fixed numbers, x[:, 0], or use unbind and unpack it into as many names as there are"
+        return _Blame(
+            "data-dependent-control-flow",
+            f"{what} is iterated or unpacked into an unknown number of parts",
+            f"{instead}; or {wrap}{leaf}.",
+        )
+    if item.kind == "index" and _calls(statement, "range"):
+        return _Blame(
+            "data-dependent-control-flow",
+            f"a loop runs over the range of {what}",
+            f"Replace the number by a fixed one, set in __init__, or the loop by one tensor operation; or {wrap}{leaf}.",
+        )
+    if item.kind == "write":
+        return _Blame(
+            "item-assignment",
+            "elements of a traced tensor are assigned",
+            f"Build the result instead: torch.where with a mask, torch.cat of the parts, or masked_fill; or {wrap}{leaf}.",
+        )
+    if item.kind == "run":
+        return _Blame(
+            "untraceable-call",
+            f"this can be traced, but what was traced does not run ({item.error})",
+            f"If an optional argument is left out here, the trace takes it for given: test it in __init__, or {wrap}{leaf}.",
+        )
+    return _Blame("untraceable-call", *_call(item, statement, what, wrap, leaf))
+
+
+def _call(item: Break, statement: ast.stmt | None, what: str, wrap: str, leaf: str) -> tuple[str, str]:
+    if item.kind == "len":
+        line = f'add `torch.fx.wrap("len")` at module level of {item.site[0]}' if item.site else "torch.fx.wrap('len')"
+        return "len() needs a number, and this one is traced", f"Use x.shape[0], or {line}{leaf}."
+    if item.kind in {"int", "float", "round"}:
+        instead = f"Leave {item.kind}() out, shapes are traced as they are" if not item.of_data else "Stay in tensors"
+        return f"{item.kind}() needs a number, and {what} is traced", f"{instead}; or {wrap}{leaf}."
+    if item.kind == "index":
+        return f"an integer is needed, and {what} is traced", f"Replace it by a fixed number, set in __init__; or {wrap}{leaf}."
+    if item.kind == "array":
+        return "numpy is given a traced tensor", f"Use the torch function of the same purpose; or {wrap}{leaf}."
+    if item.kind == "format":
+        return "a traced value is formatted as a number", f"Remove the message; or {wrap}{leaf}."
+    called = _called(statement)
+    error = item.error.replace("LiveProxy", "Proxy").replace("LiveAttribute", "Proxy")
+    if "numpy" in error or "__array" in error:
+        return f"numpy is given a traced tensor ({error})", f"Use the torch function of the same purpose; or {wrap}{leaf}."
+    name = f"{called}() takes concrete values only" if called else "a call takes concrete values only"
+    if called and called.isidentifier() and not item.function and item.site:
+        return f"{name} ({error})", f'Add `torch.fx.wrap("{called}")` at module level of {item.site[0]}{leaf}.'
+    return f"{name} ({error})", f"{wrap[0].upper()}{wrap[1:]}{leaf}."
+
+
+def _wrap(item: Break) -> str:
+    if item.function is not None:
+        name, file = item.function
+        return f'add `torch.fx.wrap("{name}")` at module level of {file}'
+    return "move the lines into a module-level function and decorate it with @torch.fx.wrap"
+
+
+def _leaf(item: Break) -> str:
+    return (
+        f', or keep the module out of the trace with leaf_modules=["{item.layer}"] of qkit.Study (it stays float)'
+        if item.layer
+        else ""
+    )
+
+
+def _class_of(model: nn.Module, path: str) -> str:
+    try:
+        return type(model.get_submodule(path)).__name__
+    except AttributeError:
+        return ""
+
+
+def _construct(statement: ast.stmt | None) -> str:
+    if isinstance(statement, ast.While):
+        return "a while loop"
+    if isinstance(statement, ast.If):
+        return "a branch"
+    for node in ast.walk(statement) if statement is not None else ():
+        if isinstance(node, ast.IfExp):
+            return "a conditional expression"
+        if isinstance(node, ast.comprehension) and node.ifs:
+            return "a comprehension's condition"
+        if isinstance(node, ast.BoolOp) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)):
+            return "and, or, not"
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in {"bool", "any", "all", "min", "max", "sorted"}
+        ):
+            return f"{node.func.id}()"
+    return "a decision"
+
+
+def _calls(statement: ast.stmt | None, name: str) -> bool:
+    return any(
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
+        for node in (ast.walk(statement) if statement is not None else ())
+    )
+
+
+def _called(statement: ast.stmt | None) -> str:
+    """The only function that a statement calls, as it is written; "" if there are several."""
+    calls = [node.func for node in ast.walk(statement) if isinstance(node, ast.Call)] if statement is not None else []
+    return ast.unparse(calls[0]) if len(calls) == 1 else ""
+
+
+def _printed(site: Site) -> Finding | None:
+    statement = statement_at(*site)
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    name = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
+    if name != "print" and name.rpartition(".")[2] not in {"debug", "info", "warning", "warn", "error", "write"}:
+        return None
+    return Finding(
+        "side-effect",
+        "warning",
+        f"`{text_at(*site)}`: {name}() runs once, while tracing, shows a proxy and no numbers, and is not in the graph.",
+        "Remove it, or look at the values with study.capture().",
+        "",
+        site[0],
+        site[1],
+    )

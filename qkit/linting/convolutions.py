@@ -1,0 +1,208 @@
+"""Guidelines for convolutions: batch norm behind them, even channel ranges, small odd kernels, small pools."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from qkit import operations as ops
+from qkit.linting.finding import Finding, moved
+from qkit.linting.net import Net
+
+#: Widest over median range of a depthwise layer's channels that is worth a warning. With one 8-bit step for all, the median
+#: channel then has 127 / 16, 8 steps to either side: half of its bits are gone. The bundled networks' depthwise layers
+#: stay below 7 where training was sound, and lie between 110 and 270 in most layers of the one that collapses in int8.
+DEPTHWISE_SPREAD = 16.0
+
+#: Kernels beyond this and pools from `LARGE_POOL` on are what lite models split into several small ones.
+LARGE_KERNEL = 7
+LARGE_POOL = 5
+
+
+def without_batch_norm(net: Net, gates: Collection[fx.Node]) -> list[Finding]:
+    """Convolutions that no batch norm follows.
+
+    Left out are the layers whose output is the prediction, and those in `gates`: squeeze-and-excitation has a finding of its
+    own. The order is that of the graph: where a batch norm comes only behind a join or an activation, it cannot be folded
+    into the convolution, and a note or a warning says so.
+    """
+    found = []
+    for node in net.calls:
+        if net.is_convolution(node) and node not in gates and not net.feeds_output_alone(node):
+            finding = _without_batch_norm(net, node)
+            if finding is not None:
+                found.append(moved(finding, net.site(node)))
+    return found
+
+
+def _without_batch_norm(net: Net, node: fx.Node) -> Finding | None:
+    readers = net.readers(node)
+    norms = [user for user in readers if net.kind(user) == "batchnorm"]
+    if norms and len(readers) == 1:
+        return None
+    layer = net.layer(node)
+    what = "depthwise convolution" if net.is_depthwise(node) else "convolution"
+    if norms:
+        return Finding(
+            "convolution-without-batchnorm",
+            "warning",
+            f"the {what}'s output is read by its batch norm and by {len(readers) - 1} more, so the norm cannot be "
+            "folded into it.",
+            "Let the others read what comes behind the norm.",
+            layer,
+        )
+    between: list[str] = []
+    for user in net.behind(node):
+        kind = net.kind(user)
+        if kind == "batchnorm":
+            joined = not {"add", "concat"}.isdisjoint(net.kind(n) or "" for n in net.behind(node))
+            return Finding(
+                "convolution-without-batchnorm",
+                "note" if joined else "warning",
+                f"the batch norm comes only behind {', '.join(dict.fromkeys(between)) or 'a join'}: it cannot be folded "
+                f"into the {what}, and "
+                "an integer engine computes it as a scale and an offset of its own.",
+                "In a new architecture put a batch norm right behind each convolution; in a pre-activation network watch the "
+                "range of the joined tensor.",
+                layer,
+            )
+        if kind == "norm":
+            return Finding(
+                "convolution-without-batchnorm",
+                "warning",
+                f"the {what} is normalized by {net.name(user) if user.op != 'call_module' else type(net.module(user)).__name__}, "
+                "which needs the data's statistics at inference and cannot be folded.",
+                "Train with batch norm instead.",
+                layer,
+            )
+        between.append(net.name(user) if user.op != "call_module" else type(net.module(user)).__name__)
+    worst = " Depthwise layers suffer most: nothing evens out their channels' ranges." if net.is_depthwise(node) else ""
+    return Finding(
+        "convolution-without-batchnorm",
+        "warning",
+        f"no batch norm behind the {what}: training does not hold its output's range.{worst}",
+        "Add a batch norm right behind it and retrain; at inference it is folded and costs nothing.",
+        layer,
+    )
+
+
+def spread_depthwise(net: Net) -> list[Finding]:
+    """Depthwise convolutions whose channels' ranges, batch norm folded, spread by more than `DEPTHWISE_SPREAD`."""
+    found = []
+    for node in dict.fromkeys(net.calls):
+        if not net.is_convolution(node) or not net.is_depthwise(node):
+            continue
+        weight = _folded(net, node)
+        if weight is None or not bool(torch.isfinite(weight).all()):
+            continue
+        peaks = weight.abs().flatten(1).amax(1)
+        channels = peaks.numel()
+        used = peaks[peaks > 0]
+        if not used.numel():
+            continue
+        middle, widest = float(used.median()), float(used.max())
+        if widest > DEPTHWISE_SPREAD * middle:
+            steps = 127.0 * middle / widest
+            finding = Finding(
+                "depthwise-spread",
+                "warning",
+                f"the ranges of {channels} channels spread: channel {int(peaks.argmax())} reaches {widest:.3g}, the "
+                "median channel "
+                f"{middle:.3g}, {widest / middle:.0f} times less, batch norm folded. With one 8-bit step for all, the median "
+                f"channel has {steps:.1f} steps to either side.",
+                "Use a step per channel (scheme='int8') or cross-layer equalization; train with weight decay on "
+                "depthwise layers.",
+                net.layer(node),
+            )
+            found.append(moved(finding, net.site(node)))
+    return list(dict.fromkeys(found))
+
+
+def _folded(net: Net, node: fx.Node) -> Tensor | None:
+    """The weight, channels first, with the batch norm that alone reads the convolution folded into it."""
+    weight, module, readers = net.weight(node), net.module(node), net.readers(node)
+    if weight is None:
+        return None
+    norm = net.module(readers[0]) if len(readers) == 1 and net.kind(readers[0]) == "batchnorm" else None
+    if (
+        isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        and isinstance(norm, ops.BATCH_NORMS)
+        and norm.running_var is not None
+    ):
+        weight = fuse_conv_bn_eval(module.eval(), norm.eval()).weight.detach()
+    return weight
+
+
+def kernels_and_pools(net: Net) -> list[Finding]:
+    """Convolution kernels that are large or even, and pools with large windows."""
+    found = []
+    for node in net.calls:
+        weight = net.weight(node) if net.is_convolution(node) else None
+        if weight is not None:
+            found += [moved(f, net.site(node)) for f in _kernel(net, node, tuple(weight.shape[2:]))]
+        window = _window(net, node)
+        if max(window, default=0) >= LARGE_POOL:
+            finding = Finding(
+                "large-pool",
+                "note",
+                f"a pool over {'×'.join(map(str, window))}: several engines pool over 3×3 at most in one go.",
+                "Chain small pools with the same result (two 3×3 max pools of stride 1 are one of 5×5), if your engine "
+                "asks for it.",
+                net.layer(node),
+            )
+            found.append(moved(finding, net.site(node)))
+    return found
+
+
+def _kernel(net: Net, node: fx.Node, kernel: tuple[int, ...]) -> list[Finding]:
+    shown, layer = "×".join(map(str, kernel)), net.layer(node)
+    if max(kernel, default=0) > LARGE_KERNEL:
+        return [
+            Finding(
+                "kernel-size",
+                "note",
+                f"a kernel of {shown}: engines for embedded use are made for up to 7×7.",
+                "Replace it by several small convolutions and retrain, if your engine asks for it.",
+                layer,
+            )
+        ]
+    # an even kernel of the stride's size tiles its input: patches, and upsampling by transposed convolutions
+    stride = getattr(net.module(node), "stride", ops.weighted_arguments(node).get("stride", 1))
+    tiles = tuple(stride) == kernel if isinstance(stride, (tuple, list)) else all(stride == k for k in kernel)
+    if any(k % 2 == 0 for k in kernel) and net.kind(node) == "conv" and not tiles:
+        return [
+            Finding(
+                "kernel-size",
+                "note",
+                f"an even kernel of {shown} has no middle: it needs padding on one side only.",
+                "Use an odd kernel, if your engine asks for it.",
+                layer,
+            )
+        ]
+    return []
+
+
+def _window(net: Net, node: fx.Node) -> tuple[int, ...]:
+    """The window of a pool that slides; () for global pools and all else."""
+    module, name = net.module(node), net.name(node)
+    size: Any = None
+    if isinstance(module, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)):
+        size = module.kernel_size
+    elif node.op == "call_function" and name in {
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool3d",
+    }:
+        size = node.args[1] if len(node.args) > 1 else node.kwargs.get("kernel_size")
+    spatial = net.shape(node)[2:]
+    if size is None or all(n == 1 for n in spatial):
+        return ()
+    window = size if isinstance(size, (tuple, list)) else (size,) * len(spatial)
+    return tuple(k for k in window if isinstance(k, int))

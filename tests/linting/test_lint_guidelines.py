@@ -1,0 +1,216 @@
+"""The guidelines: for every rule a network that breaks it, and one that does not."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import lint_cases as cases
+import pytest
+import torch
+from lint_cases import line_of
+from torch import nn, optim
+
+import qkit
+from qkit import zoo
+from qkit.errors import DataError
+
+X3, X4 = torch.rand(2, 3, 16, 16), torch.rand(2, 4, 8, 8)
+
+
+def layers(result: qkit.Lint, rule: str) -> list[str]:
+    return [f.layer for f in result.of(rule)]
+
+
+def test_convolution_without_batch_norm() -> None:
+    result = qkit.lint(cases.Convolutions(), X3)
+    assert layers(result, "convolution-without-batchnorm") == ["bare", "depthwise"]
+    bare, depthwise = result.of("convolution-without-batchnorm")
+    assert bare.severity == "warning"
+    assert "Depthwise layers suffer most" in depthwise.message
+    assert "Depthwise" not in bare.message
+    assert bare.line == line_of(cases.Convolutions)
+
+
+def test_batch_norm_is_looked_for_in_the_graph_and_not_in_the_order_of_modules() -> None:
+    (found, other) = qkit.lint(cases.NormFirst(), X3).of("convolution-without-batchnorm")
+    assert (found.layer, found.severity) == ("conv", "warning")
+    assert "only behind relu" in found.message
+    assert other.layer == "other"
+
+
+def test_batch_norm_that_cannot_be_folded() -> None:
+    (found,) = qkit.lint(cases.ForkedNorm(), X3).of("convolution-without-batchnorm")
+    assert "and by 1 more" in found.message
+    (found,) = qkit.lint(cases.GroupNormed(), X3).of("convolution-without-batchnorm")
+    assert "GroupNorm" in found.message
+
+
+def test_functional_network() -> None:
+    result = qkit.lint(cases.FunctionalNet(), X3)
+    lines = {f.message.split()[0]: f.line for f in result.of("functional-operation")}
+    marks = {"conv2d": "CONV", "silu": "SILU", "sigmoid": "SWISH", "mul": "SWISH", "cat": "CAT"}
+    assert {name: lines[name] for name in marks} == {n: line_of(cases.FunctionalNet, m) for n, m in marks.items()}
+    activations = [(f.message.split(":")[0], f.line) for f in result.of("replaceable-activation")]
+    assert activations == [("SiLU", line_of(cases.FunctionalNet, "SILU")), ("SiLU", line_of(cases.FunctionalNet, "SWISH"))]
+    assert layers(result, "convolution-without-batchnorm") == [""]
+
+
+def test_squeeze_and_excitation_by_structure() -> None:
+    (found,) = qkit.lint(cases.HomeMadeGate(), X4).of("squeeze-and-excitation")
+    assert "down, up" in found.message
+    assert found.line == line_of(cases.HomeMadeGate)
+    assert not qkit.lint(cases.HomeMadeGate(), X4).of("replaceable-activation")
+    assert not qkit.lint(cases.PlainProduct(), X4).of("squeeze-and-excitation")
+
+
+def test_shared_modules_and_parameters() -> None:
+    found = qkit.lint(cases.Sharing(), X3).of("shared-module")
+    assert [(f.severity, f.layer) for f in found] == [
+        ("warning", "twice"),
+        ("warning", "one"),
+        ("warning", "one"),
+        ("warning", "tied"),
+    ]
+    assert found[0].line == line_of(cases.Sharing)
+    assert "called 2 times" in found[0].message
+    assert "one, other" in found[2].message
+    assert "tied.weight, head.weight" in found[3].message
+
+
+def test_kernels_and_pools() -> None:
+    result = qkit.lint(cases.Kernels(), X3)
+    assert layers(result, "kernel-size") == ["large", "even"]
+    assert layers(result, "large-pool") == ["pool"]
+
+
+def test_depthwise_spread_with_its_figures() -> None:
+    class Depthwise(nn.Sequential):
+        pass
+
+    torch.manual_seed(0)
+    model = Depthwise(nn.Conv2d(8, 8, 3, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    x = torch.rand(1, 8, 8, 8)
+    with torch.no_grad():
+        model[0].weight.fill_(0.5)
+        model[0].weight[7] = 0.0  # a pruned channel is none of the spread
+    assert not qkit.lint(model, x).of("depthwise-spread")
+    with torch.no_grad():
+        model[1].weight[2] = 64.0
+    (found,) = qkit.lint(model, x).of("depthwise-spread")
+    assert found.layer == "0"
+    assert "channel 2 reaches 32" in found.message
+    assert "64 times less" in found.message
+    assert "2.0 steps" in found.message
+
+
+def test_float_layers() -> None:
+    class Sine(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sin(x) + 1
+
+    (found,) = qkit.lint(Sine(), X3).of("float-layer")
+    assert "sin has no integer form" in found.message
+    assert found.line is not None
+    assert not qkit.lint(nn.Sequential(nn.Conv2d(3, 3, 1)), X3).of("float-layer")
+
+
+def test_weights_that_are_not_finite() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
+    assert qkit.lint(model, X3).ok
+    with torch.no_grad():
+        model[0].weight[0, 0] = float("nan")
+    result = qkit.lint(model, X3)
+    assert [(f.rule, f.layer) for f in result.errors] == [("non-finite", "0")]
+    assert "0.weight holds 1 values of 9" in result.errors[0].message
+    assert result.traced
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2_lite", "resnet_small"])
+def test_no_false_alarms_on_sound_bundled_networks(name: str) -> None:
+    result = qkit.lint(zoo.load(name).model, torch.rand(1, 3, 32, 32))
+    assert result.ok
+    assert result.traced
+    assert not result.warnings
+
+
+def test_the_hostile_network_is_told_by_its_depthwise_layers() -> None:
+    model = zoo.load("mobilenet_v2_hostile").model
+    result = qkit.lint(model, torch.rand(1, 3, 32, 32))
+    assert {f.rule for f in result.warnings} == {"depthwise-spread"}
+    assert "features.3.conv.1.0" in layers(result, "depthwise-spread")
+    assert all(model.get_submodule(layer).groups > 1 for layer in layers(result, "depthwise-spread"))
+
+
+#: Torchvision network -> how many findings of each warning rule are true of it.
+FAMILIES = {
+    "resnet18": {},
+    "mobilenet_v2": {},
+    "googlenet": {},
+    "vgg11": {"convolution-without-batchnorm": 8},
+    "vgg11_bn": {},
+    "mobilenet_v3_small": {"squeeze-and-excitation": 9, "replaceable-activation": 19},
+    "regnet_y_400mf": {"squeeze-and-excitation": 16},
+    "shufflenet_v2_x0_5": {},
+    "densenet121": {},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_torchvision_families(name: str, torchvision_models: ModuleType) -> None:
+    arguments = {"init_weights": False} if name in {"googlenet", "vgg11", "vgg11_bn"} else {}
+    model = torchvision_models.get_model(name, weights=None, **arguments)
+    result = qkit.lint(model, torch.rand(1, 3, 64, 64))
+    assert result.ok, str(result)
+    assert result.traced
+    rules = [f.rule for f in result.warnings]
+    assert {rule: rules.count(rule) for rule in set(rules)} == FAMILIES[name], str(result)
+
+
+def test_densenet_normalizes_behind_joins(torchvision_models: ModuleType) -> None:
+    result = qkit.lint(torchvision_models.densenet121(weights=None), torch.rand(1, 3, 64, 64))
+    found = result.of("convolution-without-batchnorm")
+    assert {f.severity for f in found} == {"note"}
+    assert all("only behind" in f.message for f in found)
+
+
+def test_relu6_is_a_note(torchvision_models: ModuleType) -> None:
+    result = qkit.lint(torchvision_models.mobilenet_v2(weights=None), torch.rand(1, 3, 64, 64))
+    assert {f.severity for f in result.of("replaceable-activation")} == {"note"}
+    assert len(result.of("replaceable-activation")) == 35
+
+
+def decay_findings(optimizer: optim.Optimizer, model: nn.Module) -> list[qkit.Finding]:
+    return list(qkit.lint(model, X3, optimizer).of("weight-decay"))
+
+
+def test_weight_decay() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU())
+    assert decay_findings(optim.SGD(model.parameters(), 0.1, weight_decay=1e-4), model) == []
+    (found,) = decay_findings(optim.SGD(model.parameters(), 0.1), model)
+    assert "the optimizer has no weight decay, on 6 parameters" in found.message
+    assert "1 depthwise weights (2.weight)" in found.message
+    assert "2 biases (0.bias, 2.bias)" in found.message
+    (found,) = decay_findings(optim.SGD(model.parameters(), 0.1, weight_decay=1e-5), model)
+    assert "1e-05, less than 0.0001" in found.message
+    groups = [{"params": [model[0].weight, model[2].weight]}, {"params": [model[0].bias, model[2].bias], "weight_decay": 0.0}]
+    without, missing = decay_findings(optim.SGD(groups, 0.1, weight_decay=1e-3), model)
+    assert "group 1 of 2 has no weight decay, on 2 parameters: 2 biases" in without.message
+    assert "does not hold 2 of the model's trainable parameters: 2 norm parameters (1.weight, 1.bias)" in missing.message
+
+
+def test_adaptive_optimizers() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6))
+    (found,) = decay_findings(optim.Adam(model.parameters(), weight_decay=1e-2), model)
+    assert found.severity == "warning"
+    assert "L2 term" in found.message
+    (found,) = decay_findings(optim.AdamW(model.parameters(), weight_decay=1e-2), model)
+    assert found.severity == "note"
+    assert "decoupled" in found.message
+
+
+def test_optimizer_of_another_model() -> None:
+    model, other = nn.Sequential(nn.Conv2d(3, 3, 1)), nn.Linear(2, 2)
+    with pytest.raises(DataError, match="none of them is Sequential's"):
+        qkit.lint(model, X3, optim.SGD(other.parameters(), 0.1))
+    with pytest.raises(DataError, match=r"torch\.optim\.Optimizer, not list"):
+        qkit.lint(model, X3, list(model.parameters()))  # type: ignore[arg-type]
