@@ -19,6 +19,7 @@ from rich.text import Text
 from qkit.diagnosis.verdict import TOLERANCE
 from qkit.errors import QkitError
 from qkit.estimators import METHODS
+from qkit.linting.finding import Lint, where
 from qkit.loading import batches as batches_of
 from qkit.metrics import Interval, Scores
 from qkit.schemes import PRESETS
@@ -37,6 +38,7 @@ console = Console()
 DIAGNOSIS_IMAGES = 256
 
 _STYLES = {"no-degradation": "green", "quantization": "yellow", "not-quantization": "red", "both": "red", "inconclusive": "cyan"}
+_SEVERITIES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 Model = Annotated[str, typer.Option(help="A torchvision name such as resnet50, or package.module:function that makes the model.")]
 Data = Annotated[Path, typer.Option(help="ImageFolder: a folder of images per class, or with train/ and val/ inside.")]
@@ -76,7 +78,8 @@ def _logging(
 def demo(
     out: Out = Path("out/degradation.html"),
     network: Annotated[
-        Literal["mobilenet_v2_hostile", "mobilenet_v2_lite", "resnet_small"], typer.Option(help="The bundled network.")
+        Literal["mobilenet_v2_hostile", "mobilenet_v2_lite", "resnet_small", "vgg_small", "inception_small"],
+        typer.Option(help="The bundled network."),
     ] = "mobilenet_v2_hostile",
     scheme: SchemeName = "int8-per-tensor",
     method: MethodName = "mse",
@@ -181,6 +184,63 @@ def diagnose(
         if found.best is None:
             raise QkitError("no remedy changes the plan, so there is none to save.")
         found.best.save(save_plan)
+
+
+@app.command(name="lint")
+def lint_command(
+    model: Annotated[
+        str, typer.Option(help="A bundled network's name, a torchvision name, or package.module:function that makes the model.")
+    ] = "mobilenet_v2_hostile",
+    weights: Weights = None,
+    input_size: Annotated[
+        str | None, typer.Option(help="The batch's shape; 1x3x224x224, or what the bundled network takes, by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="List every finding, however many are alike.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the findings here, as JSON.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Say what hinders symbolic tracing and what predicts trouble in fixed point; exit code 1 if there are errors."""
+    from qkit.linting import lint
+    from qkit.linting.command import model_and_batch
+
+    _use_threads(threads)
+    network, batch, trained = model_and_batch(model, weights, input_size)
+    found = lint(network, batch)
+    text = json.dumps(found.to_dict(), indent=1)
+    if out is not None:
+        _write(out, text)
+    if as_json:
+        sys.stdout.write(text + "\n")
+    else:
+        if len(found):
+            console.print(_finding_table(found, everything))
+        remarks = [*found.remarks, *([] if trained else ["The weights are random: nothing is known of the ranges of channels."])]
+        console.print(Text("\n".join([*remarks, found.summary()])))
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def _write(out: Path, text: str) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise QkitError(f"{out} cannot be written: {error.strerror or error}.") from error
+
+
+def _finding_table(found: Lint, everything: bool) -> Table:
+    kept, more = (found.findings, {}) if everything else found.shown()
+    table = Table(title=f"Lint of {found.model_name}", show_lines=False)
+    for name in ("severity", "rule", "where", "what, and what to do"):
+        table.add_column(name, overflow="fold")
+    for finding in kept:
+        place = "\n".join(part for part in (finding.layer, where(finding)) if part)
+        cells = (finding.severity, finding.rule, place, f"{finding.message} {finding.cure}")
+        table.add_row(*(Text(cell, _SEVERITIES[finding.severity] if i == 0 else "") for i, cell in enumerate(cells)))
+    for (severity, rule), count in more.items():
+        table.add_row(Text(severity, _SEVERITIES[severity]), Text(rule), "", f"{count} more; --all lists them")
+    return table
 
 
 def _use_threads(threads: int | None) -> None:

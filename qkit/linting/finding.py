@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import sysconfig
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,8 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 #: Lines of one rule that the text shows, by severity, before it counts the rest; the table has them all, errors are never cut.
 MOST_LINES: dict[Severity, int] = {"warning": 5, "note": 2}
+
+_INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib"))
 
 _COLUMNS = ("severity", "rule", "layer", "file", "line", "message", "cure")
 
@@ -209,7 +212,7 @@ class Lint:
 
 
 def where(finding: Finding) -> str:
-    """``file:line`` of a finding, relative to the working directory where that is shorter; "" without a file."""
+    """``file:line`` of a finding, as people read it; "" without a file."""
     return "" if finding.file is None else f"{_shown(finding.file)}:{finding.line}"
 
 
@@ -225,8 +228,9 @@ def moved(finding: Finding, site: tuple[str, int] | None) -> Finding:
 
 
 def _shown(file: str | None) -> str:
+    """The path from the working directory on, or from the folder of installed packages on, where it lies in one of them."""
     path = Path(file or "")
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    for folder in (Path.cwd(), *_INSTALLED):
+        if path.is_relative_to(folder):
+            return str(path.relative_to(folder))
+    return str(path)

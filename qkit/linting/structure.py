@@ -87,8 +87,11 @@ def shared_modules(model: nn.Module, seen: Traced) -> list[Finding]:
 def _called_often(model: nn.Module, seen: Traced) -> list[Finding]:
     often = {path: n for path, n in seen.calls.items() if n > 1 and path and _matters(model.get_submodule(path))}
     sites: dict[str, Site | None] = {}
-    for node in seen.graph.nodes if seen.graph is not None else ():
-        sites[Net.layer(node)] = Net.site(node)
+    if seen.graph is not None:
+        net = Net(seen.graph, model)
+        sites = {net.layer(node): net.site(node) for node in net.calls}
+        computing = [net.layer(node) for node in net.calls if net.kind(node) in _OBSERVED or net.kind(node) is None]
+        often = {path: n for path, n in often.items() if any(f"{layer}.".startswith(f"{path}.") for layer in computing)}
     found = []
     for path, n in often.items():
         if any(path.startswith(f"{other}.") and often[other] == n for other in often):
@@ -210,7 +213,10 @@ def non_finite(model: nn.Module) -> list[Finding]:
     """Weights and statistics that hold NaN or infinity."""
     found = []
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+        # one pass over large weights: a sum is finite only if all its terms are, and where it overflows the terms are counted
+        if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
+            continue
+        bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             message = f"{name} holds {bad} values of {tensor.numel()} that are NaN or infinite: whatever they reach has no score."
             cure = "Load a sound checkpoint, or train again with a smaller rate; quantization is not the trouble here."

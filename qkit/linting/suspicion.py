@@ -44,10 +44,15 @@ class _Reader:
     read: set[tuple[Any, frozenset[str]]] = field(default_factory=set)
     without_source: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        nodes = self.seen.graph.nodes if self.seen.graph is not None else ()
+        # a function under torch.fx.wrap is a node: what is in it is none of the trace's business
+        self.wrapped = {inspect.unwrap(node.target) for node in nodes if node.op == "call_function"}
+
     def function(self, function: Callable[..., Any], traced: Iterable[str], owner: type[nn.Module] | None, path: str) -> None:
         plain, names = inspect.unwrap(function), frozenset(traced)
         code = getattr(plain, "__code__", None)
-        if code is None or (code, names) in self.read or not self.code.owns(code.co_filename):
+        if code is None or plain in self.wrapped or (code, names) in self.read or not self.code.owns(code.co_filename):
             return
         self.read.add((code, names))
         parsed = function_at(plain)
