@@ -16,7 +16,7 @@ from qkit.linting.convolutions import kernels_and_pools, spread_depthwise, witho
 from qkit.linting.finding import Finding, Lint, ordered
 from qkit.linting.net import Net
 from qkit.linting.optimizers import weight_decay
-from qkit.linting.probe import probe
+from qkit.linting.probe import buffers_kept, probe
 from qkit.linting.seen import MISSING, Traced
 from qkit.linting.structure import float_layers, functional_operations, leaving_tensors, non_finite, shared_modules
 from qkit.linting.suspicion import suspicions
@@ -56,10 +56,10 @@ def lint(model: nn.Module, example_inputs: Tensor | tuple[Any, ...], optimizer: 
     remarks: list[str] = []
     devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices), torch.no_grad():
-        torch.manual_seed(0)
-        reference = _run(copied, inputs)
-        torch.manual_seed(0)
-        seen = probe(copied, _fresh(inputs))
+        with buffers_kept(copied):
+            torch.manual_seed(0)
+            reference = _run(copied, inputs)
+        seen = probe(copied, inputs, _fresh)
         graph, refusal = _build(model, inputs)
     findings = _tracing(model, copied, seen, refusal, findings)
     findings += _result(seen, reference)
@@ -152,7 +152,7 @@ def _checked(model: nn.Module, example_inputs: Any) -> tuple[Any, ...]:
             f"{type(model).__name__} is scripted, and scripted code cannot be traced: give the module it was made from."
         )
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    if not any(isinstance(x, Tensor) for x in inputs):
+    if not tensors_in(inputs) and not any(isinstance(x, Tensor) for x in inputs):
         what = ", ".join(type(x).__name__ for x in inputs) or "an empty tuple"
         raise DataError(
             f"example_inputs is one batch, a tensor or a tuple of the model's arguments with tensors in it; got {what}."
@@ -181,9 +181,15 @@ def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     except QkitError:
         raise
     except Exception as error:
+        said = (str(error) or type(error).__name__).splitlines()[0]
         shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
-        raise DataError(f"{type(model).__name__} does not run on the batch it was given ({shapes}): {error}") from error
+        raise DataError(f"{type(model).__name__} does not run on the batch it was given ({shapes}): {said}") from error
 
 
-def _fresh(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
+def _fresh(inputs: Any) -> Any:
+    """The inputs with every tensor copied, also within tuples, lists and dicts: a model may write to what it is given."""
+    if isinstance(inputs, Tensor):
+        return inputs.detach().clone()
+    if isinstance(inputs, dict):
+        return {key: _fresh(value) for key, value in inputs.items()}
+    return type(inputs)(_fresh(value) for value in inputs) if type(inputs) in (tuple, list) else inputs

@@ -8,9 +8,11 @@ that does not help, with the module left out. So one call finds all lines that a
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +27,18 @@ from qkit.tracing import PathTracer, UserCode
 MOST_ROUNDS = 40
 
 
-def probe(model: nn.Module, inputs: tuple[Any, ...]) -> Traced:
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards the buffers hold what they held before: a pass that counts itself shall find the same count again."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
+
+
+def probe(model: nn.Module, inputs: tuple[Any, ...], fresh: Callable[[Any], Any] = copy.deepcopy) -> Traced:
     """Trace `model` (which may be changed: give a copy) and note every line that tracing cannot follow.
 
     Parameters
@@ -34,6 +47,8 @@ def probe(model: nn.Module, inputs: tuple[Any, ...]) -> Traced:
         In evaluation mode; runs on `inputs`.
     inputs
         The example batch.
+    fresh
+        Copies the batch, since a pass may write to it.
     """
     code = UserCode(model)
     answered: set[Site] = set()
@@ -41,8 +56,9 @@ def probe(model: nn.Module, inputs: tuple[Any, ...]) -> Traced:
     found: dict[tuple[BreakKind, Site | None, str], Break] = {}
     seen = Traced()
     for _ in range(MOST_ROUNDS):
-        tracer = Probe(leaves, inputs, code, answered)
-        with torch.no_grad():
+        tracer = Probe(leaves, fresh(inputs), code, answered)
+        torch.manual_seed(0)
+        with torch.no_grad(), buffers_kept(model):
             try:
                 graph: fx.Graph | None = tracer.trace(model)
                 failure = None

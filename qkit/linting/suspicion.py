@@ -167,6 +167,7 @@ class _Walk:
             return self.call(node)
         if isinstance(node, ast.Compare):
             parts = [self.of(part) for part in (node.left, *node.comparators)]
+            self.asks_type(node)
             by_identity = all(isinstance(op, (ast.Is, ast.IsNot, ast.In, ast.NotIn)) for op in node.ops)
             return "traced" if "traced" in parts and not by_identity else None
         if isinstance(node, ast.BoolOp):
@@ -227,17 +228,27 @@ class _Walk:
             self.follow(called, node, given, skip=0)
         return "traced" if any(given) else None
 
+    def asks_type(self, node: ast.Compare) -> None:
+        """``type(x) is Tensor`` is as wrong about a proxy as isinstance."""
+        asked = [
+            n for n in (node.left, *node.comparators) if isinstance(n, ast.Call) and ast.unparse(n.func) == "type" and n.args
+        ]
+        if any(self.of(call.args[0]) == "traced" for call in asked):
+            self.decides_frozen(node)
+
+    def decides_frozen(self, node: ast.expr) -> None:
+        self.add(
+            "frozen-control-flow",
+            f"`{ast.unparse(node)}` falls otherwise while tracing, when the value is a proxy, than when the model runs",
+            node,
+            "Decide in __init__, or test for the other types (isinstance(x, (tuple, list))).",
+        )
+
     def builtin(self, name: str, node: ast.Call, given: list[Taint]) -> Taint:
         first = given[0] if given else None
         if name == "isinstance" and first == "traced" and len(node.args) == 2:
             if _names_tensor(node.args[1], self.function.__globals__):
-                self.add(
-                    "frozen-control-flow",
-                    f"`{ast.unparse(node)}` is False while tracing, since a traced value is a proxy, and True when the "
-                    "model runs",
-                    node,
-                    "Decide in __init__, or test for the other types (isinstance(x, (tuple, list))).",
-                )
+                self.decides_frozen(node)
             return None
         if name == "type" and first == "traced":
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 
 import numpy as np
 import torch
@@ -216,6 +217,22 @@ class Checking(nn.Module):
         return x + 1
 
 
+class AskingType(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if type(x) is Tensor else x  # BLAME
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 2 if self.passes > 0 else x
+        self.passes += 1
+        return x if x.sum() > 0 else -x
+
+
 class Printing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         print("mean", x.mean())  # BLAME
@@ -368,3 +385,92 @@ class Kernels(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.small(self.pool(self.patch(self.even(self.large(x)))))
+
+
+class StarLoop(nn.Module):
+    def forward(self, *xs: Tensor) -> Tensor:
+        return sum(x * 2 for x in xs)
+
+
+class MathSqrt(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / math.sqrt(x.shape[-1])
+
+
+class MaxOfShape(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * max(x.shape)
+
+
+class UnpackingTheRest(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        n, *_ = x.shape
+        return x.reshape(n, -1)
+
+
+class Resizing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(F.max_pool2d(x, 2), size=x.shape[2:])
+
+
+class Arange(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.arange(x.shape[-1])
+
+
+class Chained(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if 0 < x.mean() < 1 else x
+
+
+class Contained(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if x.shape[1] in (3, 4) else x
+
+
+class ByType(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if x.dtype == torch.float32 else x
+
+
+class IndexingAList(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * [1.0, 2.0, 3.0, 4.0][x.shape[1]]
+
+
+class NestedFunction(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        def turned(y: Tensor) -> Tensor:
+            return y if y.sum() > 0 else -y
+
+        return turned(x)
+
+
+class Formatting(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        self.said = f"{x.mean():.3f}"
+        return x
+
+
+class Listing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(list(x.split(1, 1)), 1)
+
+
+class Recursing(nn.Module):
+    def step(self, x: Tensor, n: int) -> Tensor:
+        return x if n == 0 else self.step(x + 1, n - 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step(x, 3)
+
+
+class Vmapped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(lambda a: a * 2)(x)
+
+
+CONSTRUCTS = (
+    *(StarLoop, MathSqrt, MaxOfShape, UnpackingTheRest, Resizing, Arange, Chained, Contained, ByType, IndexingAList),
+    *(NestedFunction, Formatting, Listing, Recursing, Vmapped),
+)

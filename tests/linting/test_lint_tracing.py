@@ -101,9 +101,10 @@ def test_lines_that_the_batch_does_not_reach_are_warnings() -> None:
     assert tracing(qkit.lint(Outer(careful), X)) == [("error", "assert", line_of(cases.Unreached))]
 
 
-def test_isinstance_is_false_while_tracing_and_the_result_shows_it() -> None:
-    result = qkit.lint(cases.Checking(), X)
-    assert ("warning", "frozen-control-flow", line_of(cases.Checking)) in tracing(result)
+@pytest.mark.parametrize("kind", [cases.Checking, cases.AskingType], ids=lambda kind: kind.__name__)
+def test_types_fall_otherwise_while_tracing_and_the_result_shows_it(kind: type[nn.Module]) -> None:
+    result = qkit.lint(kind(), X)
+    assert ("warning", "frozen-control-flow", line_of(kind)) in tracing(result)
     (error,) = result.errors
     assert error.rule == "different-result"
 
@@ -123,6 +124,25 @@ def test_what_passes_and_is_still_suspicious_is_a_warning(kind: type[nn.Module],
     assert tracing(qkit.lint(kind(), X)) == [("warning", rule, line_of(kind))]
 
 
+def test_a_model_that_counts_its_passes_is_no_other_result() -> None:
+    model = cases.Counting()
+    assert [f.rule for f in qkit.lint(model, X).errors] == ["data-dependent-control-flow"]
+    assert model.passes == 0
+
+
+@pytest.mark.parametrize("kind", cases.CONSTRUCTS, ids=lambda kind: kind.__name__)
+def test_lint_and_the_plain_trace_agree(kind: type[nn.Module]) -> None:
+    """Whether it traces, and the first line that is in the way."""
+    result = qkit.lint(kind(), X)
+    line = None
+    try:
+        trace(kind().eval())
+    except GraphError as error:
+        line = error.line
+    assert result.traced is (line is None)
+    assert line in [f.line for f in result.errors] or (line is None and result.ok), str(result)
+
+
 def test_errors_that_the_model_swallows_are_told() -> None:
     result = qkit.lint(cases.Trying(), X)
     assert ("warning", "frozen-control-flow", line_of(cases.Trying)) in tracing(result)
@@ -136,7 +156,7 @@ def test_an_optional_argument_is_taken_for_given() -> None:
 
 def test_a_scripted_part_is_left_out() -> None:
     result = qkit.lint(Outer(torch.jit.script(cases.Writing())), X)
-    assert len(result.remarks) or result.ok
+    assert result.ok or any("Left out" in remark for remark in result.remarks)
 
 
 def test_the_wrap_that_the_cure_names_cures(tmp_path, monkeypatch) -> None:
