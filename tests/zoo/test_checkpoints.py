@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from qkit.errors import QkitError
+from qkit.graph import build as build_graph
 from qkit.zoo import build, checkpoints, load, load_torchvision, names
 from qkit.zoo.train import RECIPES, top1
 
@@ -55,6 +56,25 @@ def test_resnet_is_torchvisions_with_fewer_channels() -> None:
     assert isinstance(model, models.ResNet)
     assert list(model.state_dict()) == list(models.resnet18().state_dict())
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_vgg_is_torchvisions_features_without_joins() -> None:
+    model = build("vgg_small")
+    models = load_torchvision().models
+    assert isinstance(model, models.VGG)
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    steps = build_graph(model.eval(), (torch.zeros(1, 3, 32, 32),)).steps
+    assert [step.kind for step in steps].count("conv") == 7
+    assert not {step.kind for step in steps} & {"add", "concat", "float"}
+    assert all(len(step.inputs) <= 1 for step in steps)
+
+
+def test_inception_has_a_tap_at_each_concatenation() -> None:
+    model = build("inception_small")
+    graph = build_graph(model.eval(), (torch.zeros(1, 3, 32, 32),))
+    joins = {step.tap: len(step.inputs) for step in graph.steps if step.kind == "concat"}
+    assert joins == {f"inception{name}:cat": 4 for name in ("3a", "3b", "4a", "4b")}
+    assert not any(step.kind == "float" for step in graph.steps)
 
 
 def test_building_is_seeded_and_leaves_the_global_generator_alone() -> None:

@@ -24,7 +24,7 @@ def test_the_hostile_network_loses_points_per_tensor_and_none_in_16_bits(method:
     assert abs(found.loss("per channel").value) <= 0.01
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2_lite", "resnet_small"])
+@pytest.mark.parametrize("name", ["mobilenet_v2_lite", "resnet_small", "vgg_small", "inception_small"])
 def test_the_others_quantize_well(name: str) -> None:
     found = scores(name, "mse")
     for lane in ("int16", "per tensor", "per channel"):
