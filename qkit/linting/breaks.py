@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import sys
 from dataclasses import dataclass
 
 from torch import nn
@@ -111,19 +113,24 @@ def _call(item: Break, statement: ast.stmt | None, what: str, wrap: str, leaf: s
         return "len() needs a number, and this one is traced", f"Use x.shape[0], or {line}{leaf}."
     if item.kind in {"int", "float", "round"}:
         instead = f"Leave {item.kind}() out, shapes are traced as they are" if not item.of_data else "Stay in tensors"
-        return f"{item.kind}() needs a number, and {what} is traced", f"{instead}; or {wrap}{leaf}."
+        return f"{item.kind}() needs a number, and is given {what}", f"{instead}; or {wrap}{leaf}."
     if item.kind == "index":
-        return f"an integer is needed, and {what} is traced", f"Replace it by a fixed number, set in __init__; or {wrap}{leaf}."
+        return f"an integer is needed, and {what} is given", f"Replace it by a fixed number, set in __init__; or {wrap}{leaf}."
     if item.kind == "array":
         return "numpy is given a traced tensor", f"Use the torch function of the same purpose; or {wrap}{leaf}."
     if item.kind == "format":
         return "a traced value is formatted as a number", f"Remove the message; or {wrap}{leaf}."
+    if isinstance(statement, ast.Raise):
+        return (
+            f"this is raised while tracing and not when the model runs ({item.error})",
+            f"A decision above falls otherwise for a traced value: take the check out; or {wrap}{leaf}.",
+        )
     called = _called(statement)
     error = item.error.replace("LiveProxy", "Proxy").replace("LiveAttribute", "Proxy")
     if "numpy" in error or "__array" in error:
         return f"numpy is given a traced tensor ({error})", f"Use the torch function of the same purpose; or {wrap}{leaf}."
     name = f"{called}() takes concrete values only" if called else "a call takes concrete values only"
-    if called and called.isidentifier() and not item.function and item.site:
+    if item.site and not item.function and _is_global_function(item.site[0], called):
         return f"{name} ({error})", f'Add `torch.fx.wrap("{called}")` at module level of {item.site[0]}{leaf}.'
     return f"{name} ({error})", f"{wrap[0].upper()}{wrap[1:]}{leaf}."
 
@@ -182,6 +189,12 @@ def _called(statement: ast.stmt | None) -> str:
     """The only function that a statement calls, as it is written; "" if there are several."""
     calls = [node.func for node in ast.walk(statement) if isinstance(node, ast.Call)] if statement is not None else []
     return ast.unparse(calls[0]) if len(calls) == 1 else ""
+
+
+def _is_global_function(file: str, name: str) -> bool:
+    """Whether the name is that of a function in the module of that file, as torch.fx.wrap needs it."""
+    owners = [module for module in list(sys.modules.values()) if getattr(module, "__file__", None) == file]
+    return any(inspect.isroutine(getattr(module, name, None)) for module in owners if name.isidentifier())
 
 
 def _printed(site: Site) -> Finding | None:

@@ -69,6 +69,7 @@ def test_a_module_that_nothing_helps_is_left_out_and_what_is_behind_is_still_fou
     found = [(f.layer, f.line) for f in result.errors]
     assert found == [("a", line_of(cases.Asserting)), ("b", line_of(cases.Opaque)), ("c", line_of(cases.Branching))]
     assert "Nothing behind this line" in result.errors[1].message
+    assert "raised while tracing and not when the model runs" in result.errors[1].message
     assert any("Left out" in remark and "b" in remark for remark in result.remarks)
 
 
