@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 #: A more specific cause is believed if its remedy recovers this share of what the most effective one does.
 _ALMOST = 0.7
+#: A specific cause is believed rather than too few bits if its remedy recovers this share of what 16 bits do.
+_HALF = 0.5
 #: Remedies to combine at most.
 _ROUNDS = 6
 
@@ -179,17 +181,23 @@ def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
     draft.harmless = _harmless(where, ratios, tolerance)
     why = {tensor: candidates(found[tensor]) for tensor in suspects(where, ratios)}
     _bias_width(bench, plan, draft)
-    draft.causes += _confirm(bench, plan, why, {place.tensor: place for place in where}, tolerance)
+    confirmed = _confirm(bench, plan, why, {place.tensor: place for place in where})
+    draft.causes += [_believed(options) for options in confirmed]
     everywhere = _everywhere(found)
-    if not draft.causes:
-        draft.causes += _confirm_everywhere(bench, plan, everywhere)
+    draft.causes += _confirm_everywhere(bench, plan, everywhere, draft.causes)
     draft.causes.sort(key=_rank)
-    _combine(bench, plan, [c.remedy for c in draft.causes], everywhere, tolerance, draft)
+    named = [cause.remedy for cause in draft.causes]
+    # what was confirmed at a tensor beside the believed cause may be the remedy that it takes in the end
+    others = [cause.remedy for options in confirmed for _, cause in options if cause.remedy not in named]
+    _combine(bench, plan, [*named, *others], everywhere, tolerance, draft)
 
 
-def _rank(cause: Cause) -> tuple[bool, float]:
+def _rank(cause: Cause) -> tuple[bool, bool, float]:
+    """Outside quantization first, then by the gain in the whole network; where that is chance, by the gain alone."""
     quantization = cause.remedy.kind != "fix-input"
-    return quantization, -max((x.value for x in (cause.gain, cause.alone_gain) if x is not None), default=0.0)
+    if cause.gain is not None and cause.gain.low > 0.0:
+        return quantization, False, -cause.gain.value
+    return quantization, True, -(cause.alone_gain.value if cause.alone_gain is not None else 0.0)
 
 
 def _at_sixteen_bits(plan: Plan) -> Plan:
@@ -237,9 +245,9 @@ def _bias_width(bench: Bench, plan: Plan, draft: _Draft) -> None:
 
 
 def _confirm(
-    bench: Bench, plan: Plan, why: Mapping[str, list[Candidate]], where: Mapping[str, Place], tolerance: float
-) -> list[Cause]:
-    """Put every candidate to its intervention, alone and in the whole plan; at most one cause a tensor is left."""
+    bench: Bench, plan: Plan, why: Mapping[str, list[Candidate]], where: Mapping[str, Place]
+) -> list[list[tuple[float, Cause]]]:
+    """Put every candidate to its intervention, alone and in the whole plan: a tensor's confirmed ones with their effect."""
     trials = {(tensor, i): c for tensor, listed in why.items() for i, c in enumerate(listed)}
     whole = {key: c.remedy.plan(plan) for key, c in trials.items()}
     alone = {key: c.remedy.plan(plan.only([key[0]])) for key, c in trials.items()}
@@ -260,9 +268,16 @@ def _confirm(
                 cause = Cause(c.kind, c.layer, c.tensor, c.evidence, c.remedy, gain, place.alone, own)
                 options.append((effect.value, cause))
         if options:
-            most = max(value for value, _ in options)
-            found.append(next(cause for value, cause in options if value >= _ALMOST * most))
+            found.append(options)
     return found
+
+
+def _believed(options: Sequence[tuple[float, Cause]]) -> Cause:
+    """The most specific cause that explains enough; more bits recover more than any rule, so they are asked for less."""
+    specific = [value for value, cause in options if cause.kind != "insufficient-bits"]
+    most = max(value for value, _ in options)
+    bar = min(_ALMOST * max(specific, default=most), most) if max(specific, default=0.0) >= _HALF * most else _ALMOST * most
+    return next(cause for value, cause in options if value >= bar)
 
 
 def _everywhere(found: Mapping[str, Subject]) -> dict[str, list[Candidate]]:
@@ -284,15 +299,24 @@ def _together(listed: Sequence[Candidate]) -> Remedy:
     return Remedy(kind, "", f"{kind} at all {len(listed)} tensors that it fits.", grids, corrections=corrections)
 
 
-def _confirm_everywhere(bench: Bench, plan: Plan, everywhere: Mapping[str, list[Candidate]]) -> list[Cause]:
-    remedies = {kind: _together(listed) for kind, listed in everywhere.items()}
+def _confirm_everywhere(
+    bench: Bench, plan: Plan, everywhere: Mapping[str, list[Candidate]], local: Sequence[Cause]
+) -> list[Cause]:
+    """A cause in many tensors at once, where no local one explains half of the loss: its remedy on all of them together."""
+    loss = bench.gain(FLOAT, plan).value
+    explained = max((cause.gain.value for cause in local if cause.gain is not None), default=0.0)
+    if explained >= _HALF * loss:
+        return []
+    # 16 bits everywhere are the int16 lane over again: a cause only where there is no other
+    kinds = [kind for kind in everywhere if kind != "sixteen-bit-layer" or not local]
+    remedies = {kind: _together(everywhere[kind]) for kind in kinds}
     plans = {kind: remedy.plan(plan) for kind, remedy in remedies.items()}
     bench.scores({**plans, "plan": plan}, plan, what="remedies everywhere")
     options = []
     for kind, remedy in remedies.items():
         gain = bench.gain(plans[kind], plan)
-        if gain.low > 0.0:
-            worst = everywhere[kind][0]
+        worst = everywhere[kind][0]
+        if gain.low > 0.0 and gain.value > explained and all(worst.kind != cause.kind for cause in local):
             evidence = f"no tensor is confirmed by itself, all {len(everywhere[kind])} together are. The first: {worst.evidence}"
             options.append(Cause(worst.kind, "", worst.tensor, evidence, remedy, gain))
     if not options:

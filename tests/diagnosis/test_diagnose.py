@@ -101,6 +101,48 @@ def test_too_few_bits_are_named(resnet: Case) -> None:
     assert found.best_loss.value <= 0.01
 
 
+def test_a_weight_that_stands_out_is_clipped(resnet: Case) -> None:
+    model = copy.deepcopy(resnet.model)
+    norm, conv = model.get_submodule("layer2.0.bn1"), model.get_submodule("layer2.0.conv2")
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert isinstance(conv, nn.Conv2d)
+    with torch.no_grad():
+        # a channel that is never active: float does not see what its weights are
+        norm.weight[5], norm.bias[5] = 0.0, -1.0
+        conv.weight[2, 5, 1, 1] = 300.0 * conv.weight.abs().max()
+    found = study_of(resnet, model).diagnose(**QUIET)
+    assert found.verdict.name == "quantization"
+    top = found.causes[0]
+    assert (top.kind, top.layer, top.remedy.kind) == ("weight-outlier", "layer2.0.conv2", "clip-weights")
+    assert found.best_loss is not None
+    assert found.best_loss.value <= 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "following", "tap"),
+    [
+        ("resnet_small", "layer2.0.bn1", "layer2.0.conv2", "layer2.0.conv1"),
+        ("mobilenet_v2_lite", "features.4.conv.0.1", "features.4.conv.1.0", "features.4.conv.0.0"),
+    ],
+)
+def test_a_channel_out_of_proportion_is_equalized(name: str, norm: str, following: str, tap: str) -> None:
+    case = zoo.load(name)
+    model = copy.deepcopy(case.model)
+    before, after = model.get_submodule(norm), model.get_submodule(following)
+    assert isinstance(before, nn.BatchNorm2d)
+    assert isinstance(after, nn.Conv2d)
+    with torch.no_grad():
+        before.weight[3] *= 3000.0
+        before.bias[3] *= 3000.0
+        (after.weight[:, 3] if after.groups == 1 else after.weight[3]).div_(3000.0)
+    found = study_of(case, model).diagnose(**QUIET)
+    assert found.verdict.name == "quantization"
+    top = found.causes[0]
+    assert (top.kind, top.layer, top.remedy.kind) == ("activation-channel-imbalance", tap, "cross-layer-equalization")
+    assert found.best_loss is not None
+    assert found.best_loss.value <= 0.01
+
+
 def test_biases_too_narrow_are_named(resnet: Case) -> None:
     narrow = replace(qkit.PRESETS["int8-per-tensor"], bias_bits=6)
     found = study_of(resnet, scheme=narrow).diagnose(**QUIET)
