@@ -140,7 +140,7 @@ def make_plan(
             grids[step.name] = activation_grid(
                 seen[step.name], spec, special.get(step.name, general), step.channel_axis, percentile
             )
-    return Plan(grids, scheme.bias_bits, scheme.name)
+    return Plan(grids, scheme.bias_bits, scheme.name, accumulator_bits=scheme.accumulator_bits)
 
 
 def saturations(graph: Graph, plan: Plan) -> dict[str, int]:

@@ -19,10 +19,13 @@ from torch import Tensor
 from qkit.errors import DataError, PlanError
 from qkit.graph import Graph
 from qkit.layout import dense, without_gaps
-from qkit.numerics import QuantParams, fake_quantize_, quantize_bias
+from qkit.numerics import QuantParams, fake_quantize_, quantize_bias, wrap_around
 from qkit.operations import UNBOUNDED
 from qkit.plan import FLOAT, Plan
 from qkit.steps import Step
+
+#: Kinds of steps whose sums run up in an accumulator.
+ACCUMULATING = frozenset({"conv", "conv-transpose", "linear"})
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,12 @@ class Decision:
     bias_scale: tuple[QuantParams, QuantParams, int] | None
     output: QuantParams | None
     correction: tuple[float, ...] | None = None
+    accumulator: tuple[QuantParams, QuantParams, int] | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Hashable content."""
-        return self.weight, self.bias_scale, self.output, self.correction
+        return self.weight, self.bias_scale, self.output, self.correction, self.accumulator
 
     @property
     def is_float(self) -> bool:
@@ -98,13 +102,16 @@ def decide(step: Step, plan: Plan, graph: Graph) -> Decision:
     """What the plan says for a step."""
     output = plan.params(step.name) if step.quantized else None
     weight = plan.params(step.weight)
-    bias_scale = None
-    if weight is not None and step.bias is not None and plan.bias_bits is not None:
+    bias_scale = accumulator = None
+    if weight is not None and not (plan.bias_bits is None and plan.accumulator_bits is None):
         source = plan.params(graph.steps[step.inputs[0]].tap)
-        if source is not None and source.axis is None:
-            bias_scale = (source, weight, plan.bias_bits)
+        if source is not None and source.axis is None and weight.axis in (None, step.weight_axis):
+            if step.bias is not None and plan.bias_bits is not None:
+                bias_scale = (source, weight, plan.bias_bits)
+            if step.kind in ACCUMULATING and plan.accumulator_bits is not None:
+                accumulator = (source, weight, plan.accumulator_bits)
     corrected = weight is not None and step.bias is not None
-    return Decision(weight, bias_scale, output, plan.corrections.get(step.name) if corrected else None)
+    return Decision(weight, bias_scale, output, plan.corrections.get(step.name) if corrected else None, accumulator)
 
 
 def finish_value(step: Step, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None) -> Tensor:
@@ -313,7 +320,12 @@ def _run_step(
 def _compute(step: Step, operands: tuple[Value, ...], decision: Decision, shared: _Operands) -> Any:
     values = [operand.data for operand in operands]
     if step.weight is not None:
-        return step.call(values[0], shared.weight(decision), shared.bias(decision))
+        y = step.call(values[0], shared.weight(decision), shared.bias(decision))
+        if decision.accumulator is not None:
+            source, weight, bits = decision.accumulator
+            scale = source.scale.double() * weight.scale.double()
+            y = wrap_around(y, scale, bits, None if weight.axis is None else step.channel_axis)
+        return y
     if step.kind == "float":
         values = [v.contiguous() if isinstance(v, Tensor) else v for v in values]
     if step.kind == "input" and values[0].ndim == 4:

@@ -300,6 +300,29 @@ def saturated_biases(bias: Tensor, scale: Tensor, bits: int) -> int:
     return int(((codes < -limit) | (codes > limit - 1)).sum())
 
 
+def wrap_around(y: Tensor, scale: Tensor, bits: int, axis: int | None) -> Tensor:
+    """Sums as a two's complement accumulator of `bits` at that scale holds them: what it cannot hold wraps around.
+
+    Only the end of a sum is looked at, which is exact: overflows on the way cancel in arithmetic modulo ``2**bits``.
+
+    Parameters
+    ----------
+    y
+        Sums as real numbers, float32; returned as they are where none overflows.
+    scale
+        Of the accumulator, () or along `axis` of `y`.
+    """
+    step = scale.to(y.device).double()
+    if axis is not None:
+        shape = [1] * y.ndim
+        shape[axis] = -1
+        step = step.view(shape)
+    turns = ((y.double() / step).round_() + 2.0 ** (bits - 1)).div_(2.0**bits).floor_()
+    if not bool(turns.any()):
+        return y
+    return (y.double() - turns.mul_(2.0**bits) * step).to(y.dtype)
+
+
 def _require_float32(x: Tensor, name: str) -> None:
     if x.dtype != torch.float32:
         raise DataError(f"{name} is {x.dtype}; qkit quantizes torch.float32. Convert it with .float() first.")

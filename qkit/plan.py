@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -102,12 +102,20 @@ class Plan:
         Shown in tables.
     corrections
         By tap name, what is added to the biases of a layer whose weight is quantized, one number a channel: bias correction.
+    accumulator_bits
+        Width of the accumulators of convolutions and linear layers whose input and weight both are quantized, the input with
+        one scale; they wrap around. None for ones that never overflow.
     """
 
     grids: Mapping[str, Grid] = field(default_factory=dict)
     bias_bits: int | None = None
     name: str = "float"
     corrections: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    accumulator_bits: int | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the tensors that have a grid."""
+        return iter(self.grids)
 
     def __getitem__(self, tensor: str) -> Grid:
         if tensor not in self.grids:
@@ -122,13 +130,13 @@ class Plan:
         return None if grid is None else grid.params
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Plan) or self.bias_bits != other.bias_bits:
+        if not isinstance(other, Plan) or self.bias_bits != other.bias_bits or self.accumulator_bits != other.accumulator_bits:
             return False
         return dict(self.corrections) == dict(other.corrections) and not self.diff(other)
 
     def __hash__(self) -> int:
         grids = ((name, grid.params) for name, grid in sorted(self.grids.items()))
-        return hash((self.bias_bits, *sorted(self.corrections.items()), *grids))
+        return hash((self.bias_bits, self.accumulator_bits, *sorted(self.corrections.items()), *grids))
 
     def with_grid(self, tensor: str, grid: Grid) -> Plan:
         """A new plan in which the tensor has that grid."""
@@ -200,6 +208,7 @@ class Plan:
             "bias_bits": self.bias_bits,
             "grids": grids,
             **({"corrections": corrections} if corrections else {}),
+            **({} if self.accumulator_bits is None else {"accumulator_bits": self.accumulator_bits}),
         }
 
     @classmethod
@@ -223,12 +232,15 @@ class Plan:
             bias_bits = _check(data["bias_bits"], (int, type(None)), "bias_bits")
             if bias_bits is not None and not 2 <= bias_bits <= 64:
                 raise PlanError(f"its bias_bits is {bias_bits!r}, which is not 2 to 64.")
+            accumulator_bits = _check(data.get("accumulator_bits"), (int, type(None)), "accumulator_bits")
+            if accumulator_bits is not None and not 8 <= accumulator_bits <= 64:
+                raise PlanError(f"its accumulator_bits is {accumulator_bits!r}, which is not 8 to 64.")
             corrections = {}
             for name, values in data.get("corrections", {}).items():
                 corrections[name] = tuple(float(_check(v, (int, float), "correction")) for v in values)
                 if not all(map(math.isfinite, corrections[name])):
                     raise PlanError("its correction is not finite.")
-            return cls(grids, bias_bits, _check(data["name"], str, "name"), corrections)
+            return cls(grids, bias_bits, _check(data["name"], str, "name"), corrections, accumulator_bits)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, PlanError) as error:
             raise PlanError(f"the plan's entry {name!r} is corrupt: {error!r}. Calibrate and save the plan again.") from error
 
@@ -258,9 +270,9 @@ class Plan:
         weights = sum(grid.weight for grid in self.grids.values())
         if not self.grids:
             return f"Plan({self.name!r}, everything in float)"
-        return (
-            f"Plan({self.name!r}: {len(self.grids) - weights} taps, {weights} weights, {self.bias_bits or 'float'} bits of bias)"
-        )
+        taps = len(self.grids) - weights
+        sums = "" if self.accumulator_bits is None else f", accumulators of {self.accumulator_bits} bits"
+        return f"Plan({self.name!r}: {taps} taps, {weights} weights, {self.bias_bits or 'float'} bits of bias{sums})"
 
 
 #: The plan that leaves everything in float.

@@ -24,6 +24,9 @@ class Scheme:
     overrides
         Rules by tap or weight name (``features.0.0``, ``features.0.0.weight``) which win over the two general ones;
         None there leaves that tensor in float.
+    accumulator_bits
+        Width of the accumulators of convolutions and linear layers, which wrap around (two's complement); None for ones that
+        never overflow. Engines with 8-bit products mostly have 32.
     """
 
     name: str
@@ -31,6 +34,11 @@ class Scheme:
     activation: QuantSpec | None
     bias_bits: int | None = 32
     overrides: Mapping[str, QuantSpec | None] = field(default_factory=dict)
+    accumulator_bits: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.accumulator_bits is not None and not 8 <= self.accumulator_bits <= 64:
+            raise PlanError(f"accumulator_bits={self.accumulator_bits}: give 8 to 64, or None for one that never overflows.")
 
     def spec(self, tensor: str, *, weight: bool) -> QuantSpec | None:
         """The rule for the tensor of that name."""
@@ -39,7 +47,11 @@ class Scheme:
         return self.weight if weight else self.activation
 
     def at_bits(self, bits: int, name: str | None = None) -> Scheme:
-        """The same rules with weights and activations at another width; the bias keeps pace (64 bits above 8)."""
+        """The same rules with weights and activations at another width.
+
+        The bias keeps pace (64 bits above 8), and so does an accumulator: it grows by as many bits as the products do, so that
+        it overflows at another width where it does at this one.
+        """
 
         def wide(spec: QuantSpec | None) -> QuantSpec | None:
             return None if spec is None else replace(spec, bits=bits)
@@ -51,7 +63,14 @@ class Scheme:
             activation=wide(self.activation),
             bias_bits=None if self.bias_bits is None else (32 if bits <= 8 else 64),
             overrides={key: wide(spec) for key, spec in self.overrides.items()},
+            accumulator_bits=self._accumulator_at(bits),
         )
+
+    def _accumulator_at(self, bits: int) -> int | None:
+        if self.accumulator_bits is None:
+            return None
+        growth = sum(bits - spec.bits for spec in (self.weight, self.activation) if spec is not None)
+        return min(max(self.accumulator_bits + growth, 8), 64)
 
     def __repr__(self) -> str:
         return f"Scheme({self.name!r})"

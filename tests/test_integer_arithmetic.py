@@ -37,6 +37,8 @@ SCHEMES = {
     "affine weights": Scheme("affine weights", AFFINE, AFFINE),
     "affine weights per channel": Scheme("affine weights per channel", replace(AFFINE, per_channel=True), AFFINE),
     "unsigned": Scheme("unsigned", PRESETS["int8"].weight, QuantSpec(bits=8, symmetric=False, signed=False)),
+    "accumulators of 14 bits": replace(PRESETS["int8"], name="14", accumulator_bits=14),
+    "accumulators of 15 bits, per tensor": replace(PRESETS["int8-per-tensor"], name="15", accumulator_bits=15),
     "int16 power of two": PRESETS["int8-power-of-two"].at_bits(16),
     "int16 affine weights": Scheme("affine", replace(AFFINE, bits=16), replace(AFFINE, bits=16), 64),
 }
@@ -82,18 +84,21 @@ def convolve(x: np.ndarray, w: np.ndarray, stride: int, padding: int, groups: in
 
 
 def weighted(
-    x: np.ndarray, source: QuantParams, layer: nn.Module, weight: np.ndarray, params: QuantParams, out: QuantParams, bits: int
+    x: np.ndarray, source: QuantParams, layer: nn.Module, weight: np.ndarray, params: QuantParams, out: QuantParams, plan: Plan
 ) -> Exact:
     """A convolution or linear layer: integer sum, integer bias on the same grid, one multiplier per channel."""
     step = source.scale.double().numpy() * params.scale.double().numpy() * np.ones(weight.shape[0])
     bias = np.rint(layer.bias.detach().double().numpy() / step)
-    bias = np.clip(bias, -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1).astype(np.int64)
+    bias = np.clip(bias, -(2.0 ** (plan.bias_bits - 1)), 2.0 ** (plan.bias_bits - 1) - 1).astype(np.int64)
     if isinstance(layer, nn.Linear):
         sums, magnitude, shape = x @ weight.T, np.abs(x) @ np.abs(weight.T), (1, -1)
     else:
         how = layer.stride[0], layer.padding[0], layer.groups
         sums, magnitude, shape = convolve(x, weight, *how), convolve(np.abs(x), np.abs(weight), *how), (1, -1, 1, 1)
     sums, magnitude = sums + bias.reshape(shape), magnitude + np.abs(bias).reshape(shape)
+    if plan.accumulator_bits is not None:
+        half = 2 ** (plan.accumulator_bits - 1)
+        sums = (sums + half) % (2 * half) - half
     multiplier = (step / float(out.scale)).reshape(shape)
     return Exact(sums * multiplier, (np.sqrt(weight[0].size) + 3) * UNIT * magnitude * multiplier, int(magnitude.max()))
 
@@ -123,7 +128,7 @@ def exact_layer(model: Mixed, tap: str, values: Mapping[str, Tensor], plan: Plan
     grid = plan.grids[f"{tap}.weight"].params
     assert weight is not None
     return weighted(
-        x.reshape(len(x), -1) if tap == "classify" else x, p, layer, integers(weight, grid), grid, out, plan.bias_bits
+        x.reshape(len(x), -1) if tap == "classify" else x, p, layer, integers(weight, grid), grid, out, plan
     )
 
 
@@ -252,6 +257,15 @@ def test_max_pool_moves_codes_and_changes_none(scheme: str) -> None:
     pooled = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))[:, :, ::2, ::2].max((4, 5)).reshape(2, -1)
     differing = integers(output, params) + int(params.zero_point) != pooled
     assert differing.sum() <= 1
+
+
+def test_narrow_accumulators_wrap_around() -> None:
+    """What the comparison with wrapped integer sums compares is not the plain lane."""
+    _, graph, plan, _, x = setting("accumulators of 14 bits", 3)
+    lanes = {str(bits): replace(plan, accumulator_bits=bits) for bits in (14, 32, None)}
+    outputs = run_lanes(graph, [Lane(name, each) for name, each in lanes.items()], (x,))
+    assert torch.equal(outputs["32"], outputs["None"])
+    assert not torch.equal(outputs["14"], outputs["None"])
 
 
 def test_bias_saturates_where_its_integer_is_too_narrow() -> None:

@@ -162,15 +162,20 @@ bounds = st.floats(width=32, allow_nan=False, allow_infinity=False)
     entries=st.dictionaries(st.text(min_size=1, max_size=8), st.tuples(specs, bounds, bounds, st.booleans()), max_size=5),
     channels=st.lists(st.floats(0.0, 1e6), min_size=1, max_size=6),
     bias_bits=st.sampled_from([None, 8, 32, 64]),
+    accumulator_bits=st.sampled_from([None, 8, 24, 64]),
     name=st.text(max_size=8),
 )
 @settings(deadline=None, max_examples=150)
-def test_json_both_ways_is_exact(entries, channels: list[float], bias_bits: int | None, name: str) -> None:
+def test_json_both_ways_is_exact(
+    entries, channels: list[float], bias_bits: int | None, accumulator_bits: int | None, name: str
+) -> None:
     grids = {k: Grid(s, s.params(min(a, b), max(a, b)), "mse", w) for k, (s, a, b, w) in entries.items()}
-    plan = Plan({**grids, "w": channel_grid(*channels)}, bias_bits, name)
+    plan = Plan({**grids, "w": channel_grid(*channels)}, bias_bits, name, accumulator_bits=accumulator_bits)
+    assert list(plan) == [*grids, "w"]
     again = Plan.from_dict(json.loads(json.dumps(plan.to_dict(), allow_nan=False)))
     assert again == plan
     assert (again.name, again.bias_bits, list(again.grids)) == (name, bias_bits, list(plan.grids))
+    assert again.accumulator_bits == accumulator_bits
     for tensor, mine in again.grids.items():
         theirs = plan[tensor]
         assert mine == theirs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -127,3 +128,13 @@ def test_power_of_two_scales_are_exact_powers_per_channel_too() -> None:
     assert len(exponent.unique()) > 2
     assert bool((params.hi >= peaks).all())
     assert bool((params.hi < 2 * peaks * 1.0001).all())
+
+
+def test_an_accumulator_keeps_its_headroom_at_another_width() -> None:
+    scheme = replace(PRESETS["int8"], accumulator_bits=20)
+    assert scheme.at_bits(16).accumulator_bits == 36
+    assert scheme.at_bits(8).accumulator_bits == 20
+    assert PRESETS["int8"].at_bits(16).accumulator_bits is None
+    assert replace(PRESETS["int4-weights"], accumulator_bits=20).at_bits(16).accumulator_bits == 40
+    with pytest.raises(PlanError, match="8 to 64"):
+        replace(scheme, accumulator_bits=4)
