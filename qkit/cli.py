@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -17,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qkit.diagnosis.verdict import TOLERANCE
-from qkit.errors import QkitError
+from qkit.errors import DataError, QkitError
 from qkit.estimators import METHODS
 from qkit.linting.finding import Lint, where
 from qkit.loading import batches as batches_of
@@ -170,7 +171,9 @@ def diagnose(
             limit=limit,
         )  # fmt: skip
     study = Study(case.model, case.calibration, case.evaluation, scheme=scheme, expected=case.expected, device=device)
-    study.calibrate(method)
+    with contextlib.suppress(DataError):
+        # what is not finite the diagnosis names; whatever else is wrong with the data it raises again
+        study.calibrate(method)
     console.print(f"[bold]{case.name}[/bold]: {cost(study, batches=batches, budget=budget)}", highlight=False)
     begun = time.perf_counter()
     found = study.diagnose(tolerance=tolerance, batches=batches, budget=budget)

@@ -104,7 +104,10 @@ class Study:
         if isinstance(model, nn.Module) and model.training:
             self._remark("The model was handed over in training mode; it is analysed in evaluation mode.")
         self.graph: Graph = build(model, example.inputs, device=device, leaf_modules=leaf_modules)
-        check_weights(self.graph)
+        try:
+            check_weights(self.graph)
+        except DataError as error:
+            self._remark(f"{error} Nothing can be calibrated or scored; study.diagnose() says where it comes from.")
         if self.graph.deviation > DEVIATION:
             self._remark(
                 f"The folded graph differs from the model by {self.graph.deviation:.1e} relative: distrust it until you know why."
@@ -152,6 +155,7 @@ class Study:
     def observe(self, *, batches: int | None = None, progress: bool = True) -> Mapping[str, Observation]:
         """Histograms of every tap on the calibration data: one float pass, kept for all later calibrations."""
         if not self._observed or batches is not None:
+            check_weights(self.graph)
             seen = observe(self.graph, self.calibration, limit=batches, progress=progress)
             self._observed.clear()
             self._observed.update(seen)
@@ -282,6 +286,7 @@ class Study:
 
     def _score(self, plans: Mapping[str, Plan], limit: int | None, progress: bool) -> tuple[dict[str, np.ndarray], bool]:
         """Scores of the plans, and whether all batches were taken (not after an interrupt)."""
+        check_weights(self.graph)
         rows: list[dict[str, np.ndarray]] = []
         lanes = [Lane(name, plan) for name, plan in plans.items()]
         if self.metric == "agreement" and "float" not in plans:

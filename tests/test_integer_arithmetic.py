@@ -127,9 +127,7 @@ def exact_layer(model: Mixed, tap: str, values: Mapping[str, Tensor], plan: Plan
         layer = fuse_conv_bn_eval(layer, getattr(model, f"{tap}_norm"))
     grid = plan.grids[f"{tap}.weight"].params
     assert weight is not None
-    return weighted(
-        x.reshape(len(x), -1) if tap == "classify" else x, p, layer, integers(weight, grid), grid, out, plan
-    )
+    return weighted(x.reshape(len(x), -1) if tap == "classify" else x, p, layer, integers(weight, grid), grid, out, plan)
 
 
 BOUNDS = {"stem": (0.0, 6.0), "depthwise": (0.0, np.inf), ":add": (0.0, np.inf)}

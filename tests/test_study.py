@@ -265,13 +265,18 @@ def test_an_interrupted_evaluation_keeps_its_batches_says_so_and_is_not_taken_fo
     assert made.evaluate(progress=False).n == 64
 
 
-def test_a_model_that_does_not_trace_or_holds_nan_is_refused_at_once() -> None:
+def test_a_model_that_holds_nan_is_said_at_once_and_gives_no_score() -> None:
     broken = mixed_network()
     with torch.no_grad():
         broken.side.weight[0, 0, 0, 0] = float("nan")
-    with pytest.raises(DataError, match=r"side.weight.*1 of 288 elements"):
-        Study(broken, *data())
+    made = Study(broken, *data())
+    assert "side.weight" in made.remarks[0]
+    for attempt in (made.calibrate, made.observe, made.evaluate, made.capture, made.sensitivity, made.verdict):
+        with pytest.raises(DataError, match=r"side.weight.*1 of 288 elements"):
+            attempt(progress=False)
 
+
+def test_a_model_that_does_not_trace_is_refused_at_once() -> None:
     class Branch(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x if x.sum() > 0 else -x

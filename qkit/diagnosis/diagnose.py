@@ -13,11 +13,13 @@ import torch
 from qkit.diagnosis.candidates import Candidate, Cause
 from qkit.diagnosis.causes import Subject, candidates
 from qkit.diagnosis.experiments import Bench, OutOfBudgetError
+from qkit.diagnosis.finite import non_finite
 from qkit.diagnosis.gate import gate
 from qkit.diagnosis.localize import Place, noise, places, subjects, suspects
 from qkit.diagnosis.remedies import Remedy
 from qkit.diagnosis.result import Decomposition, Diagnosis
-from qkit.diagnosis.verdict import TOLERANCE, Verdict, amount, judge
+from qkit.diagnosis.verdict import TOLERANCE, Verdict, amount, degraded, judge
+from qkit.diagnosis.widths import accumulator_overflow, bias_width
 from qkit.lanes import Lane, run_lanes
 from qkit.loading import batches as batches_of
 from qkit.metrics import NAMED, Interval, Scores
@@ -61,19 +63,21 @@ class Cost:
 
 
 def cost(study: Study, *, batches: int | None = None, budget: int | None = None) -> Cost:
-    """Estimate from one timed batch of the quantized lane; lanes share front parts, hence half a pass an evaluation."""
+    """Estimate from one timed batch of the float lane; nothing is calibrated for it.
+
+    A quantized lane takes about one and a half of it, and lanes share front parts, hence half a pass an evaluation.
+    """
     count = batches_of(study.evaluation, batches).__length_hint__() or 1
-    plan = study.plan
     batch = next(iter(batches_of(study.evaluation)))
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
-        run_lanes(study.graph, [Lane("plan", plan)], batch.inputs)
+        run_lanes(study.graph, [Lane("float")], batch.inputs)
         seconds.append(time.perf_counter() - start)
-    evaluations = 2 * len(plan.grids) + 120
+    evaluations = 2 * (len(study.graph.taps) + len(study.graph.weights)) + 120
     if budget is not None:
         evaluations = min(evaluations, budget)
-    return Cost(evaluations, 0.6 * evaluations * count * min(seconds))
+    return Cost(evaluations, 0.9 * evaluations * count * min(seconds))
 
 
 def diagnose(
@@ -109,27 +113,30 @@ def diagnose(
 
 
 def _diagnose(study: Study, tolerance: float, batches: int | None, budget: int | None, progress: bool) -> Diagnosis:
-    plan = study.plan
     logger.info("diagnosis: %s", cost(study, batches=batches, budget=budget))
+    if broken := non_finite(study, batches):
+        return _not_a_number(study, broken)
+    plan = study.plan
     bench = Bench(study, batches, budget, progress)
     gated = gate(study, limit=batches, tolerance=tolerance)
     lanes = {"float": FLOAT, "int16": study.lane("int16"), "int8": plan}
     bench.budget = None if budget is None else max(budget, len(lanes))
     scores = Scores(study.metric_name, bench.scores(lanes, FLOAT, what="float, 16 and 8 bits"))
-    measured = [cause for cause in gated if cause.kind != "unquantized-layer"]
     findings = [cause for cause in gated if cause.kind == "unquantized-layer"]
+    draft = _Draft(causes=[cause for cause in gated if cause.kind != "unquantized-layer"])
     verdict = judge(scores, tolerance=tolerance, expected=study.expected)
-    verdict = _settle(verdict, measured, scores, tolerance)
-    draft = _Draft(causes=list(measured))
-    if verdict.name in ("quantization", "both") and not any(cause.kind == "calibration-mismatch" for cause in measured):
-        try:
-            _explain(bench, plan, tolerance, draft)
-        except OutOfBudgetError as stop:
-            draft.remarks.append(f"The budget of {budget} evaluations ended before {stop}: raise budget= for the rest.")
-        except KeyboardInterrupt:
-            draft.remarks.append("Interrupted: what was found until then.")
-    else:
-        draft.best, draft.remedies = _fixed(plan, measured)
+    try:
+        draft.causes += accumulator_overflow(bench, plan)
+        base = _put_right(plan, draft)
+        if draft.causes:
+            verdict = _settle(bench, verdict, draft.causes, plan, base, tolerance)
+        clips = verdict.name == "not-quantization" and not draft.causes and degraded(scores.loss("int8"), tolerance)
+        if verdict.name in ("quantization", "both") or clips:
+            _explain(bench, base, tolerance, draft)
+    except OutOfBudgetError as stop:
+        draft.remarks.append(f"The budget of {budget} evaluations ended before {stop}: raise budget= for the rest.")
+    except KeyboardInterrupt:
+        draft.remarks.append("Interrupted: what was found until then.")
     best = draft.best
     best_loss = bench.gain(FLOAT, best) if best is not None and best in bench.known else None
     qat = _qat(verdict, best_loss, tolerance, study.metric_name in NAMED)
@@ -140,25 +147,38 @@ def _diagnose(study: Study, tolerance: float, batches: int | None, budget: int |
     )  # fmt: skip
 
 
-def _settle(verdict: Verdict, causes: Sequence[Cause], scores: Scores, tolerance: float) -> Verdict:
-    """The verdict in the light of what the gate confirmed."""
-    if not causes:
-        return verdict
+def _not_a_number(study: Study, causes: Sequence[Cause]) -> Diagnosis:
+    """Where there are no numbers, there is nothing to measure."""
+    first = causes[0]
+    verdict = Verdict("not-quantization", f"the network does not compute numbers: {first.evidence} No lane was run.", None, None)
+    qat = _qat(verdict, None, 0.0, True)
+    remedies = tuple(cause.remedy for cause in causes)
+    return Diagnosis(verdict, tuple(causes), (), (), None, None, remedies, None, None, qat, (), 0, 0, study.metric_name)
+
+
+def _put_right(plan: Plan, draft: _Draft) -> Plan:
+    """The plan with what the gate can put right by itself; what it can not is the user's to do first."""
+    draft.remedies += [cause.remedy for cause in draft.causes]
+    for cause in draft.causes:
+        plan = draft.best = cause.remedy.plan(plan) if cause.remedy.changes else plan
+    if not any(cause.remedy.changes for cause in draft.causes):
+        draft.best = None
+    return plan
+
+
+def _settle(bench: Bench, verdict: Verdict, causes: Sequence[Cause], plan: Plan, base: Plan, tolerance: float) -> Verdict:
+    """The verdict in the light of what the gate confirmed: whether quantization costs something beside that."""
+    lanes = {"float": FLOAT, "int16": bench.study.lane("int16"), "int8": plan}
+    if base != plan:
+        lanes |= {"int16": _at_sixteen_bits(base), "int8": base}
+    beside = judge(
+        Scores(bench.study.metric_name, bench.scores(lanes, what="what the gate found, put right")), tolerance=tolerance
+    )
     named = ", ".join(cause.kind for cause in causes)
-    mismatch = next((c for c in causes if c.kind == "calibration-mismatch"), None)
-    loss = scores.loss("int8").value
-    if mismatch is not None and mismatch.gain is not None:
-        loss -= mismatch.gain.value
-    on_top = loss > tolerance and scores.loss("int8", against="int16").low > 0 and scores.loss("int16").value <= tolerance
-    name = "both" if on_top else "not-quantization"
-    return replace(verdict, name=name, reason=f"something is wrong before quantization ({named}). {verdict.reason}")  # type: ignore[arg-type]
-
-
-def _fixed(plan: Plan, causes: Sequence[Cause]) -> tuple[Plan | None, list[Remedy]]:
-    remedies = [cause.remedy for cause in causes if cause.remedy.changes]
-    for remedy in remedies:
-        plan = remedy.plan(plan)
-    return (plan if remedies else None), [cause.remedy for cause in causes]
+    right = "With that put right, " if base != plan else "Beside that, "
+    name = "both" if beside.name in ("quantization", "both") else "not-quantization"
+    reason = f"something is wrong before quantization ({named}). {right}{beside.reason}"
+    return replace(verdict, name=name, reason=reason)  # type: ignore[arg-type]
 
 
 def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
@@ -180,7 +200,7 @@ def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
     draft.interaction = bench.gain(FLOAT, plan).value - sum(place.alone.value for place in where)
     draft.harmless = _harmless(where, ratios, tolerance)
     why = {tensor: candidates(found[tensor]) for tensor in suspects(where, ratios)}
-    _bias_width(bench, plan, draft)
+    draft.causes += bias_width(bench, plan)
     confirmed = _confirm(bench, plan, why, {place.tensor: place for place in where})
     draft.causes += [_believed(options) for options in confirmed]
     everywhere = _everywhere(found)
@@ -189,7 +209,8 @@ def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
     named = [cause.remedy for cause in draft.causes]
     # what was confirmed at a tensor beside the believed cause may be the remedy that it takes in the end
     others = [cause.remedy for options in confirmed for _, cause in options if cause.remedy not in named]
-    _combine(bench, plan, [*named, *others], everywhere, tolerance, draft)
+    todo = [remedy for remedy in (*named, *others) if remedy not in draft.remedies]
+    _combine(bench, plan, todo, everywhere, tolerance, draft)
 
 
 def _rank(cause: Cause) -> tuple[bool, bool, float]:
@@ -207,7 +228,15 @@ def _at_sixteen_bits(plan: Plan) -> Plan:
         spec = replace(grid.spec, bits=16, power_of_two=False)
         params = spec.params(grid.params.lo, grid.params.hi, axis=grid.params.axis)
         grids[name] = replace(grid, spec=spec, params=params, method="manual")
-    return Plan(grids, None if plan.bias_bits is None else 64, f"{plan.name}, 16-bit steps")
+    sums = plan.accumulator_bits
+    if sums is not None:
+        # as many bits wider as the products are, at the narrowest of either kind
+        narrowest = [
+            min((g.spec.bits for g in plan.grids.values() if g.weight is weight), default=16) for weight in (True, False)
+        ]
+        sums = min(sums + sum(max(16 - bits, 0) for bits in narrowest), 64)
+    bias_bits = None if plan.bias_bits is None else 64
+    return replace(plan, grids=grids, bias_bits=bias_bits, name=f"{plan.name}, 16-bit steps", accumulator_bits=sums)
 
 
 def _harmless(where: Sequence[Place], ratios: Mapping[str, float], tolerance: float) -> list[tuple[str, float]]:
@@ -215,33 +244,6 @@ def _harmless(where: Sequence[Place], ratios: Mapping[str, float], tolerance: fl
     noisiest = sorted(ratios, key=ratios.__getitem__)[:5]
     costless = {p.tensor for p in where if p.alone.value <= tolerance and not p.suspect}
     return [(tensor, ratios[tensor]) for tensor in noisiest if tensor in costless]
-
-
-def _bias_width(bench: Bench, plan: Plan, draft: _Draft) -> None:
-    """`bias-width`: the loss without quantized biases, and the layer that explains most of it."""
-    if plan.bias_bits is None:
-        return
-    wide = replace(plan, bias_bits=64)
-    if wide == plan:
-        return
-    bench.scores({"wide": wide, "plan": plan}, plan, what="wider biases")
-    gain = bench.gain(wide, plan)
-    if gain.low <= 0.0:
-        return
-    graph = bench.study.graph
-    pairs = {}
-    for step in graph.steps:
-        source = graph.steps[step.inputs[0]].tap if step.inputs and step.bias is not None else None
-        if source in plan.grids and step.weight in plan.grids:
-            pairs[step.layer] = plan.only([source, step.weight])  # type: ignore[list-item]
-    wides = {layer: replace(p, bias_bits=64) for layer, p in pairs.items()}
-    bench.scores(pairs, FLOAT, what="biases, layer by layer")
-    bench.scores(wides, FLOAT, what="wider biases, layer by layer")
-    losses = {layer: bench.gain(wides[layer], pairs[layer]) for layer in pairs}
-    layer = max(losses, key=lambda name: losses[name].value, default="")
-    evidence = f"with {plan.bias_bits} bits the biases cost score, most of it at {layer}; with 64 bits they do not."
-    remedy = Remedy("wider-bias", "", "Give the biases 32 bits.", bias_bits=64 if plan.bias_bits >= 32 else 32)
-    draft.causes.append(Cause("bias-width", layer, layer, evidence, remedy, gain, None, losses.get(layer)))
 
 
 def _confirm(

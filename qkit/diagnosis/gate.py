@@ -219,17 +219,23 @@ def _same_mistake(study: Study, limit: int | None, tolerance: float) -> list[Cau
 
 
 def unquantized(study: Study, limit: int | None, tolerance: float) -> list[Cause]:
-    """Operations that stay float in every lane, as a finding without a gain."""
-    return [
-        _cause(
-            "unquantized-layer",
-            step.layer,
-            f"{step.name} runs in float in every lane" + (f": {step.note}" if step.note else "."),
-            "Check what the engine does there; no figure of the lanes tells.",
-        )
+    """Operations that stay float in every lane, and tensors without a grid in the study's plan: findings without a gain."""
+    cure = "Check what the engine does there; no figure of the lanes tells."
+    found = [
+        _cause("unquantized-layer", step.layer, f"{step.name} runs in float in every lane: {step.note or 'no grid.'}", cure)
         for step in study.graph.steps
         if step.kind == "float" and step.shape
     ]
+    plan, graph = study.plan, study.graph
+    cure = "Give it a grid if the engine does: look at the scheme's overrides, and at the plan if it was edited."
+    for what, tensors in (("weights", list(graph.weights)), ("activations", list(graph.taps))):
+        bare = [tensor for tensor in tensors if tensor not in plan.grids]
+        if len(bare) == len(tensors) > 0:
+            found.append(_cause("unquantized-layer", "", f"the plan leaves all {what} in float.", cure))
+        else:
+            evidence = "has no grid in the plan and stays float."
+            found += [_cause("unquantized-layer", graph.step(t).layer, f"{t} {evidence}", cure) for t in bare]
+    return found
 
 
 def _on(study: Study, batch: Batch) -> tuple[Any, ...]:

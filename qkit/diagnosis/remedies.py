@@ -39,6 +39,8 @@ class Remedy:
         The width of the biases that it sets, None for no change.
     corrections
         What it adds to the biases, by tap.
+    accumulator_bits
+        The width of the accumulators that it sets, None for no change.
     """
 
     kind: RemedyKind
@@ -47,11 +49,12 @@ class Remedy:
     grids: Mapping[str, Grid] = field(default_factory=dict)
     bias_bits: int | None = None
     corrections: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    accumulator_bits: int | None = None
 
     @property
     def changes(self) -> bool:
         """Whether it changes a plan at all."""
-        return bool(self.grids or self.corrections) or self.bias_bits is not None
+        return bool(self.grids or self.corrections) or self.bias_bits is not None or self.accumulator_bits is not None
 
     @property
     def cost(self) -> int:
@@ -62,8 +65,10 @@ class Remedy:
         """The base plan with this change."""
         known = {name: grid for name, grid in self.grids.items() if name in base.grids}
         bits = base.bias_bits if self.bias_bits is None else self.bias_bits
+        sums = base.accumulator_bits if self.accumulator_bits is None else self.accumulator_bits
         corrections = {**base.corrections, **self.corrections}
-        return replace(base, grids={**base.grids, **known}, bias_bits=bits, corrections=corrections)
+        grids = {**base.grids, **known}
+        return replace(base, grids=grids, bias_bits=bits, corrections=corrections, accumulator_bits=sums)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings."""
@@ -72,6 +77,7 @@ class Remedy:
             "layer": self.layer,
             "text": self.text,
             "bias_bits": self.bias_bits,
+            "accumulator_bits": self.accumulator_bits,
             "corrections": {name: list(values) for name, values in self.corrections.items()},
             "grids": {name: grid.to_dict() for name, grid in self.grids.items()},
         }

@@ -134,7 +134,7 @@ class Diagnosis:
                 gain += f" in the whole network, and {alone}"
             where = f" at {cause.layer}" if cause.layer else ""
             found.append(f"{number}. {cause.kind}{where}: {cause.evidence} {cause.remedy.text}{gain and gain + '.'}")
-        if self.verdict.name in ("quantization", "both") and not self.causes:
+        if self.verdict.name in ("quantization", "both", "not-quantization") and not self.causes:
             found.append("No single cause was confirmed.")
         found += [f"Said, not measured: {c.kind} at {c.layer}: {c.evidence}" for c in self.findings[:5]]
         if self.harmless:

@@ -29,15 +29,15 @@ class Verdict:
     reason
         One or two sentences with the figures.
     wide, narrow
-        Loss of the 16-bit and of the 8-bit lane against float, with paired intervals.
+        Loss of the 16-bit and of the 8-bit lane against float, with paired intervals; None where no lane could be run.
     samples_needed
         For "inconclusive": about how many samples would tell.
     """
 
     name: VerdictName
     reason: str
-    wide: Interval
-    narrow: Interval
+    wide: Interval | None
+    narrow: Interval | None
     samples_needed: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -45,8 +45,8 @@ class Verdict:
         return {
             "verdict": self.name,
             "reason": self.reason,
-            "loss16": self.wide.to_dict(),
-            "loss8": self.narrow.to_dict(),
+            "loss16": None if self.wide is None else self.wide.to_dict(),
+            "loss8": None if self.narrow is None else self.narrow.to_dict(),
             "samples_needed": self.samples_needed,
         }
 
@@ -104,6 +104,11 @@ def judge(
         "calibration data, the graph and the engine."
     )
     return Verdict("not-quantization", reason, loss_wide, loss_narrow)
+
+
+def degraded(loss: Interval, tolerance: float = TOLERANCE) -> bool:
+    """Whether more than the tolerance is lost, and that is no chance."""
+    return _state(loss, tolerance) == "degraded"
 
 
 def _state(loss: Interval, tolerance: float) -> Literal["degraded", "close", "unclear"]:

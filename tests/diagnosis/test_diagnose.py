@@ -256,3 +256,85 @@ def test_diagnosis_reads_and_survives_json(hostile: Case) -> None:
     assert "weight-channel-imbalance" in repr(found)
     assert "<table" in found._repr_html_()
     assert all("nan" not in line for line in found.lines())
+
+
+@pytest.mark.parametrize("tensor", ["layer2.0.conv1.weight", "layer2.0.bn1.running_var", "layer2.0.bn1.bias"])
+def test_a_broken_checkpoint_is_named(resnet: Case, tensor: str) -> None:
+    model = copy.deepcopy(resnet.model)
+    with torch.no_grad():
+        model.state_dict()[tensor][1] = float("nan")
+    study = qkit.Study(model, resnet.calibration, resnet.evaluation)
+    assert any("NaN or infinite" in remark for remark in study.remarks)
+    with pytest.raises(qkit.QkitError, match="NaN or infinite"):
+        study.calibrate(progress=False)
+    with pytest.raises(qkit.QkitError, match="NaN or infinite"):
+        study.evaluate(("float",), progress=False)
+    found = study.diagnose(**QUIET)
+    assert found.verdict.name == "not-quantization"
+    assert (found.causes[0].kind, found.causes[0].tensor) == ("non-finite", tensor)
+    assert (found.verdict.wide, found.verdict.narrow, found.best) == (None, None, None)
+    assert tensor in str(found)
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_a_negative_variance_is_named_by_the_folded_layer(resnet: Case) -> None:
+    model = copy.deepcopy(resnet.model)
+    with torch.no_grad():
+        model.state_dict()["layer2.0.bn1.running_var"][1] = -1.0
+    found = qkit.Study(model, resnet.calibration, resnet.evaluation).diagnose(**QUIET)
+    assert (found.causes[0].kind, found.causes[0].layer) == ("non-finite", "layer2.0.conv1")
+    assert "running variance" in found.causes[0].remedy.text
+
+
+class Rooted(nn.Module):
+    """Takes a root that is imaginary where the image is dark."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.sqrt(self.stem(x)).mean((2, 3)))
+
+
+def test_values_that_are_none_are_named_where_they_arise() -> None:
+    images = [(torch.randn(8, 1, 8, 8), torch.randint(0, 3, (8,))) for _ in range(2)]
+    found = qkit.Study(Rooted().eval(), images, images).diagnose(progress=False)
+    assert found.causes[0].kind == "non-finite"
+    assert found.causes[0].tensor not in ("input", "stem", "head")
+    broken = [(x.clone(), y) for x, y in images]
+    broken[1][0][3] = float("inf")
+    found = qkit.Study(nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten()).eval(), images, broken).diagnose(progress=False)
+    assert (found.causes[0].tensor, found.verdict.name) == ("input", "not-quantization")
+    assert "evaluation" in found.causes[0].evidence
+
+
+def test_an_accumulator_that_wraps_around_is_named(resnet: Case) -> None:
+    scheme = replace(qkit.PRESETS["int8"], name="narrow", accumulator_bits=15)
+    study = study_of(resnet, scheme=scheme)
+    found = study.diagnose(**QUIET)
+    assert found.verdict.name == "not-quantization"
+    top = found.causes[0]
+    assert (top.kind, top.remedy.kind) == ("accumulator-overflow", "fix-input")
+    assert top.gain is not None
+    assert top.gain.low > 0.0
+    assert found.best_loss is not None
+    assert found.best_loss.value <= 0.01
+    fixed = study.apply(top.remedy)
+    assert fixed.plan.accumulator_bits is not None
+    unbounded = fixed.with_plan(replace(fixed.plan, accumulator_bits=None))
+    plans = {"fixed": fixed.plan, "unbounded": unbounded.plan}
+    scores = fixed.evaluate(plans, batches=4, progress=False)
+    assert scores.loss("fixed", against="unbounded").value == 0.0
+    quiet = study_of(resnet, scheme=replace(scheme, accumulator_bits=32)).diagnose(**QUIET)
+    assert not quiet.causes
+
+
+def test_tensors_that_the_plan_leaves_out_are_said(resnet: Case) -> None:
+    base = qkit.PRESETS["int8-per-tensor"]
+    scheme = replace(base, name="gap", overrides={"layer2.0.conv1": None})
+    found = study_of(resnet, scheme=scheme).diagnose(**QUIET)
+    assert [(f.kind, f.layer) for f in found.findings] == [("unquantized-layer", "layer2.0.conv1")]
+    found = study_of(resnet, scheme=replace(base, name="no weights", weight=None)).diagnose(**QUIET)
+    assert ["the plan leaves all weights in float." in f.evidence for f in found.findings] == [True]

@@ -1,0 +1,99 @@
+"""Integer widths beside the grids: biases and accumulators that are too narrow, found by widening them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from qkit.diagnosis.candidates import Cause
+from qkit.diagnosis.experiments import Bench, OutOfBudgetError
+from qkit.diagnosis.remedies import Remedy
+from qkit.graph import Graph
+from qkit.lanes import ACCUMULATING, Decision, decide, quantize_weight
+from qkit.metrics import Interval
+from qkit.plan import FLOAT, Plan
+
+
+def bias_width(bench: Bench, plan: Plan) -> list[Cause]:
+    """`bias-width`: the loss without narrow biases, and the layer that explains most of it."""
+    if plan.bias_bits is None or plan.bias_bits >= 64:
+        return []
+
+    def wide(narrow: Plan) -> Plan:
+        return replace(narrow, bias_bits=64)
+
+    bench.scores({"wide": wide(plan), "plan": plan}, plan, what="wider biases")
+    gain = bench.gain(wide(plan), plan)
+    if gain.low <= 0.0:
+        return []
+    layer, own = _where(bench, plan, wide, lambda decision: decision.bias_scale is not None)
+    most = f", most of it at {layer}" if layer else ""
+    evidence = f"with {plan.bias_bits} bits the biases cost score{most}; with 64 bits they do not."
+    remedy = Remedy("wider-bias", "", "Give the biases 32 bits.", bias_bits=64 if plan.bias_bits >= 32 else 32)
+    return [Cause("bias-width", layer, layer, evidence, remedy, gain, None, own)]
+
+
+def accumulator_overflow(bench: Bench, plan: Plan) -> list[Cause]:
+    """`accumulator-overflow`: what accumulators without end gain, and the layer that explains most of it."""
+    if plan.accumulator_bits is None:
+        return []
+
+    def wide(narrow: Plan) -> Plan:
+        return replace(narrow, accumulator_bits=None)
+
+    bench.scores({"wide": wide(plan), "plan": plan}, plan, what="wider accumulators")
+    gain = bench.gain(wide(plan), plan)
+    if gain.low <= 0.0:
+        return []
+    layer, own = _where(bench, plan, wide, lambda decision: decision.accumulator is not None)
+    needed = needed_accumulator(bench.study.graph, plan)
+    most = f", most of all in {layer}" if layer else ""
+    evidence = f"sums beyond {plan.accumulator_bits} bits wrap around{most}; in accumulators without end the score comes back."
+    text = f"Accumulate in {needed} bits: no sum that these weights and grids can make is greater."
+    remedy = Remedy("fix-input", "", text, accumulator_bits=needed)
+    return [Cause("accumulator-overflow", layer, layer, evidence, remedy, gain, None, own)]
+
+
+def needed_accumulator(graph: Graph, plan: Plan) -> int:
+    """Bits of a signed accumulator that holds whatever inputs on their grids can sum up to, in every layer.
+
+    The greatest sum of a channel is that of the magnitudes of its weights' codes, times the greatest of an input code less
+    the zero point, plus the bias.
+    """
+    bits = 2
+    for step in graph.steps:
+        source = plan.params(graph.steps[step.inputs[0]].tap) if step.kind in ACCUMULATING else None
+        weight = plan.params(step.weight)
+        if source is None or weight is None or step.weight is None or source.axis is not None:
+            continue
+        axis = step.weight_axis or 0
+        grid = weight.scale.double()
+        codes = quantize_weight(graph.weights[step.weight], weight).double().cpu().movedim(axis, 0).flatten(1).abs().sum(1) / grid
+        reach = int((source.qmin - source.zero_point).abs().max().maximum((source.qmax - source.zero_point).abs().max()))
+        sums = codes * reach
+        if step.bias is not None:
+            sums = sums + graph.biases[step.bias].double().cpu().abs() / (source.scale.double() * grid)
+        bits = max(bits, math.ceil(math.log2(float(sums.max()) + 1.0)) + 1)
+    return min(bits, 64)
+
+
+def _where(
+    bench: Bench, plan: Plan, wide: Callable[[Plan], Plan], affects: Callable[[Decision], bool]
+) -> tuple[str, Interval | None]:
+    """The layer that gains most of its own from being widened, with that gain; "" where the budget does not reach so far."""
+    graph = bench.study.graph
+    pairs = {}
+    for step in graph.steps:
+        source = graph.steps[step.inputs[0]].tap if step.weight is not None and step.inputs else None
+        if source is not None and step.weight is not None and affects(decide(step, plan, graph)):
+            pairs[step.layer] = plan.only([source, step.weight])
+    wides = {layer: wide(pair) for layer, pair in pairs.items()}
+    try:
+        bench.scores(pairs, FLOAT, what="integer widths, layer by layer")
+        bench.scores(wides, FLOAT, what="integer widths, layer by layer")
+    except OutOfBudgetError:
+        return "", None
+    gains = {layer: bench.gain(wides[layer], pairs[layer]) for layer in pairs}
+    layer = max(gains, key=lambda name: gains[name].value, default="")
+    return layer, gains.get(layer)
