@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from qkit.capture import capture
 from qkit.diagnosis.causes import Subject
 from qkit.diagnosis.experiments import Bench
 from qkit.lanes import Lane, quantize_weight, run_lanes
@@ -20,6 +19,8 @@ from qkit.steps import Step
 
 #: Suspects to put to interventions, and to look at by noise alone where no tensor stands out by its score.
 SUSPECTS, BY_NOISE = 12, 6
+#: Values of a channel to take a percentile of.
+_SAMPLED = 8192
 
 
 @dataclass(frozen=True)
@@ -45,34 +46,32 @@ def subjects(bench: Bench, plan: Plan) -> dict[str, Subject]:
     """Every tensor of the plan, by name, in execution order."""
     study = bench.study
     seen = study.observe(progress=bench.progress)
-    floats = capture(study.graph, study.calibration, {}, limit=1, progress=False).floats
-    crest = {}
-    for name, sums in floats.items():
-        rms = np.sqrt(np.maximum(sums.squared / sums.count, 1e-300))
-        crest[name] = np.maximum(np.abs(sums.least), np.abs(sums.greatest)) / rms
-    means = _channel_means(bench)
+    means, typical = _channels(bench)
     found = {}
     for tensor, grid in plan.grids.items():
         step = study.graph.step(tensor)
         if tensor == step.weight:
             output = seen[step.name].histogram.mean_square ** 0.5 if step.name in seen else 0.0
             mean = means.get(step.inputs[0])
-            found[tensor] = Subject(study.graph, step, tensor, grid, seen, plan, source_mean=mean, output_deviation=output)
+            found[tensor] = Subject(study.graph, step, tensor, grid, seen, plan, typical, mean, output)
         else:
-            found[tensor] = Subject(study.graph, step, tensor, grid, seen, plan, crest.get(step.name))
+            found[tensor] = Subject(study.graph, step, tensor, grid, seen, plan, typical)
     return found
 
 
-def _channel_means(bench: Bench) -> dict[int, Tensor]:
-    """Mean of every step's channels on the first calibration batch, float64 (C,), by step."""
+def _channels(bench: Bench) -> tuple[dict[int, Tensor], dict[str, np.ndarray]]:
+    """Of the first calibration batch: mean of every step's channels, float64 (C,) by step, and `typical` by tap (`Subject`)."""
     graph = bench.study.graph
     batch = next(iter(batches(bench.study.calibration)))
     taps: dict[str, Tensor] = {}
+    typical: dict[str, np.ndarray] = {}
 
     def look(step: Step, values: Mapping[str, Tensor]) -> None:
         value = values["float"]
         if value.ndim > 1:
-            taps[step.name] = value.movedim(step.channel_axis, 0).flatten(1).double().mean(1).cpu()
+            rows = value.movedim(step.channel_axis, 0).flatten(1)
+            taps[step.name] = rows.double().mean(1).cpu()
+            typical[step.name] = _typical(rows)
 
     run_lanes(graph, [Lane("float")], batch.inputs, observe=look)
     means: dict[int, Tensor] = {}
@@ -80,7 +79,16 @@ def _channel_means(bench: Bench) -> dict[int, Tensor]:
         # what shares a tap's grid is taken to share its means, unless it moves the channels: max pooling raises them a little
         if step.tap in taps and step.shape[1:2] == graph.step(step.tap).shape[1:2]:
             means[step.index] = taps[step.tap]
-    return means
+    return means, typical
+
+
+def _typical(rows: Tensor) -> np.ndarray:
+    """99th percentile of the magnitudes other than 0 of every row, float64 (C,); 0 for a row without."""
+    few = rows[:, :: max(1, rows.shape[1] // _SAMPLED)].abs().sort(1).values
+    zeros = (few == 0).sum(1)
+    last = few.shape[1] - 1
+    at = (zeros + ((few.shape[1] - zeros - 1).clamp(min=0) * 0.99).long()).clamp(max=last)
+    return np.asarray(few.gather(1, at[:, None])[:, 0].double().cpu())
 
 
 def noise(subject: Subject) -> float:

@@ -10,6 +10,6 @@ __all__ = ["Subject", "candidates"]
 def candidates(subject: Subject) -> list[Candidate]:
     """All candidates of a tensor, the most specific first: the order in which they are believed where several are confirmed."""
     found: list[Candidate] = []
-    for family in (ranges, grids, weights, activations, joins, biases):
+    for family in (ranges, grids, weights, joins, activations, biases):
         found += family.candidates(subject)
     return [*found, *grids.last_resort(subject)]

@@ -10,36 +10,72 @@ from qkit.diagnosis.candidates import Candidate, CauseKind
 from qkit.diagnosis.causes.subject import Subject, spread
 from qkit.diagnosis.remedies import Remedy
 
-#: Peak over root mean square of a channel beyond which its peak is called rare; ReLU'd Gaussian data of 1e6 elements reach 7.
-_RARE = 12.0
+#: A channel's greatest value is called rare if it exceeds what 99 % of the channel stay below so many times.
+_RARE = 3.0
 
 
 def candidates(subject: Subject) -> list[Candidate]:
-    """`activation-outlier` and `activation-channel-imbalance`."""
-    if subject.is_weight or subject.grid.params.axis is not None:
+    """`activation-outlier` and `activation-channel-imbalance`.
+
+    An outlier stands out of its own channel, an imbalance is a whole channel that stands out of the tensor. Where a join or
+    a pooling only hands them on, the tap that they come from is named, and both are treated.
+    """
+    tensor = subject.tensor
+    if subject.is_weight or subject.grid.params.axis is not None or tensor not in subject.typical:
         return []
-    grid, step, tensor = subject.grid, subject.step, subject.tensor
-    found: list[Candidate] = []
-    peaks = subject.channel_peaks
-    channel, ratio = int(np.argmax(peaks)), spread(peaks)
-    crest = float(subject.crest[channel]) if subject.crest is not None and len(subject.crest) == len(peaks) else 0.0
+    lineage = subject.lineage
+    origin = lineage[-1]
+    # a join of many channels does not tell whether a value is rare, the tap that it comes from does
+    where = origin.name if origin.name in subject.typical else tensor
+    typical, seen = subject.typical[where], subject.seen[where]
+    peaks = np.maximum(np.abs(seen.channel_min), np.abs(seen.channel_max)).astype(float)
+    if len(peaks) != len(typical) or not peaks.any():
+        return []
+    channel = int(np.argmax(peaks))
+    rare = peaks[channel] > _RARE * typical[channel] > 0.0
+    found = _clips(subject, peaks, typical, channel, rare=rare)
+    ratio = spread(subject.typical[tensor])
+    if rare or (ratio > 3.0 and len(peaks) > 1):
+        kind: CauseKind = "activation-outlier" if rare else "activation-channel-imbalance"
+        passing = f", and {tensor} hands it on" if where != tensor else ""
+        evidence = f"channel {channel} of {where} reaches {peaks[channel]:.3g}, {{}}{passing}."
+        evidence = evidence.format(
+            f"where 99 % of it stay below {typical[channel]:.3g}"
+            if rare
+            else f"{peaks[channel] / max(float(np.median(subject.channel_peaks)), 1e-30):.3g} times as far as the median channel"
+        )
+        if not rare and (even := subject.equalization("activations")) is not None:
+            found.append(Candidate(kind, origin.layer, where, evidence, even))
+        grids = subject.at_bits(16, lineage)
+        remedy = Remedy("sixteen-bit-layer", origin.layer, f"Keep {' and '.join(grids)} in 16 bits.", grids)
+        found.append(Candidate(kind, origin.layer, where, evidence, remedy))
+    return found
+
+
+def _clips(subject: Subject, peaks: np.ndarray, typical: np.ndarray, channel: int, *, rare: bool) -> list[Candidate]:
+    """Narrower ranges: one by least error, and where rare values outweigh all others in that, one that leaves them out."""
+    found = []
+    grid, lineage = subject.grid, subject.lineage
+    origin = lineage[-1]
+    reach = float(max(-grid.params.lo, grid.params.hi))
     clipped = subject.regrid(grid.spec)
     now, then = subject.histogram.error(grid.params), subject.histogram.error(clipped.params)
-    rare = crest > _RARE
+    figures = f"channel {channel} of {origin.name} reaches {peaks[channel]:.4g}, 99 % of it stay below {typical[channel]:.4g}"
     if now.total > 1.5 * then.total:
-        evidence = (
-            f"{tensor} reaches {peaks[channel]:.4g}, {crest:.0f} times the root mean square of its channel; a range of "
-            f"{float(clipped.params.lo):.4g} to {float(clipped.params.hi):.4g} has {now.total / then.total:.1f} times less error."
-        )
-        text = f"Clip {tensor} at {float(clipped.params.lo):.4g} to {float(clipped.params.hi):.4g}."
-        remedy = Remedy("clip-activation", step.layer, text, {tensor: clipped})
-        found.append(Candidate("activation-outlier", step.layer, tensor, evidence, remedy))
-    if ratio > 3.0 and len(peaks) > 1:
-        kind: CauseKind = "activation-outlier" if rare else "activation-channel-imbalance"
-        evidence = f"channel {channel} of {tensor} reaches {ratio:.3g} times as far as the median channel."
-        if not rare and (even := subject.equalization("activations")) is not None:
-            found.append(Candidate(kind, step.layer, tensor, evidence, even))
-        wide = subject.regrid(replace(grid.spec, bits=16), "minmax")
-        remedy = Remedy("sixteen-bit-layer", step.layer, f"Keep {tensor} in 16 bits.", {tensor: wide})
-        found.append(Candidate(kind, step.layer, tensor, evidence, remedy))
+        low, high = float(clipped.params.lo), float(clipped.params.hi)
+        evidence = f"{figures}; a range of {low:.4g} to {high:.4g} has {now.total / then.total:.1f} times less error."
+        remedy = Remedy("clip-activation", subject.step.layer, f"Clip {subject.tensor} at {low:.4g} to {high:.4g}.", {
+            subject.tensor: clipped
+        })  # fmt: skip
+        found.append(Candidate("activation-outlier", origin.layer, origin.name, evidence, remedy))
+    bound = 1.5 * float(subject.typical[subject.tensor].max())
+    if rare and 0.0 < bound < 0.67 * reach:
+        grids = {}
+        for step in lineage:
+            old = subject.plan.grids[step.name]
+            ends = max(float(old.params.lo), -bound), min(float(old.params.hi), bound)
+            grids[step.name] = replace(old, params=old.spec.params(*ends), method="manual")
+        text = f"Clip {' and '.join(grids)} at {bound:.4g}."
+        remedy = Remedy("clip-activation", origin.layer, text, grids)
+        found.append(Candidate("activation-outlier", origin.layer, origin.name, f"{figures}.", remedy))
     return found

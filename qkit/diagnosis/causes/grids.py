@@ -41,6 +41,5 @@ def last_resort(subject: Subject) -> list[Candidate]:
     error = subject.histogram.error(subject.grid.params) if subject.grid.params.axis is None else None
     noise = "" if error is None else f" (signal to noise {error.sqnr:.1f} dB)"
     evidence = f"{tensor} has {spec.bits} bits{noise}, and no other range or rule at that width recovers the loss."
-    wide = subject.regrid(replace(spec, bits=16), "minmax")
-    remedy = Remedy("sixteen-bit-layer", step.layer, f"Keep {tensor} in 16 bits.", {tensor: wide})
+    remedy = Remedy("sixteen-bit-layer", step.layer, f"Keep {tensor} in 16 bits.", subject.at_bits(16))
     return [Candidate("insufficient-bits", step.layer, tensor, evidence, remedy)]

@@ -2,33 +2,67 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from qkit.diagnosis.candidates import Candidate
 from qkit.diagnosis.causes.subject import Subject
 from qkit.diagnosis.remedies import Remedy
+from qkit.histogram import RangeError
+from qkit.lanes import quantize_weight
+from qkit.numerics import QuantParams
 
 
 def candidates(subject: Subject) -> list[Candidate]:
-    """`range-too-narrow` and `range-too-wide`, for grids with one range."""
+    """`range-too-narrow` and `range-too-wide`, for grids with one range and for weights with one a channel."""
     grid = subject.grid
-    if grid.params.axis is not None:
+    if grid.params.axis is not None and not subject.is_weight:
         return []
-    hist = subject.histogram
-    best = subject.regrid(grid.spec)
-    whole = subject.regrid(grid.spec, "minmax")
-    now, then = hist.error(grid.params), hist.error(best.params)
-    lo, hi = float(grid.params.lo), float(grid.params.hi)
-    span, wanted, seen = hi - lo, float(best.params.hi - best.params.lo), float(whole.params.hi - whole.params.lo)
-    covers = f"the grid covers {lo:.4g} to {hi:.4g}, the tensor holds {hist.min:.4g} to {hist.max:.4g}"
+    best, whole = subject.regrid(grid.spec), subject.regrid(grid.spec, "minmax")
+    if grid.params.axis != best.params.axis:
+        return []
+    now, then = _error(subject, grid.params), _error(subject, best.params)
+    span, wanted, seen = (_span(g.params) for g in (grid, best, whole))
     step, tensor = subject.step, subject.tensor
-    if span < 0.9 * wanted and now.clipping > now.rounding and now.total > 1.2 * then.total:
-        text = f"Widen the range of {tensor} to {float(best.params.lo):.4g} to {float(best.params.hi):.4g}."
+    channel = None if grid.params.axis is None else int((span / seen - 1.0).abs().argmax())
+    covers = f"the grid covers {_ends(grid.params, channel)}, the tensor holds {_ends(whole.params, channel)}"
+    if channel is not None:
+        covers = f"in channel {channel} {covers}"
+    fit = _ends(best.params, channel) if channel is None else "of every channel by least error"
+    if bool((span < 0.9 * wanted).any()) and now.clipping > now.rounding and now.total > 1.2 * then.total:
         share = now.clipping / now.total
         evidence = f"{covers}; {now.clipped:.2%} of the elements are clipped, and clipping is {share:.0%} of its error."
-        remedy = Remedy("widen-range", step.layer, text, {tensor: best})
-        return [Candidate("range-too-narrow", step.layer, tensor, evidence, remedy)]
-    if span > 1.3 * seen and now.total > 1.2 * then.total:
-        text = f"Calibrate the range of {tensor} anew: {float(best.params.lo):.4g} to {float(best.params.hi):.4g}."
-        evidence = f"{covers}: {seen / span:.0%} of its codes' range is ever reached."
-        remedy = Remedy("recalibrate", step.layer, text, {tensor: best})
-        return [Candidate("range-too-wide", step.layer, tensor, evidence, remedy)]
+        text = f"Widen the range of {tensor}: {fit}."
+        return [
+            Candidate("range-too-narrow", step.layer, tensor, evidence, Remedy("widen-range", step.layer, text, {tensor: best}))
+        ]
+    if bool((span > 1.3 * seen).any()) and now.total > 1.2 * then.total:
+        evidence = f"{covers}: {float((seen / span).min()):.0%} of its codes' range is ever reached."
+        text = f"Calibrate the range of {tensor} anew: {fit}."
+        return [
+            Candidate("range-too-wide", step.layer, tensor, evidence, Remedy("recalibrate", step.layer, text, {tensor: best}))
+        ]
     return []
+
+
+def _span(params: QuantParams) -> Tensor:
+    return params.hi - params.lo
+
+
+def _ends(params: QuantParams, channel: int | None) -> str:
+    low, high = (float(end if channel is None else end[channel]) for end in (params.lo, params.hi))
+    return f"{low:.4g} to {high:.4g}"
+
+
+def _error(subject: Subject, params: QuantParams) -> RangeError:
+    """Of a grid, on a tap's histogram or on a weight's own values."""
+    if params.axis is None:
+        return subject.histogram.error(params)
+    weight = subject.weight.cpu().double()
+    shape = [-1 if d == params.axis else 1 for d in range(weight.ndim)]
+    half = params.scale.double().view(shape) / 2
+    outside = (weight < params.lo.view(shape) - half) | (weight > params.hi.view(shape) + half)
+    squared = (quantize_weight(subject.weight, params).cpu().double() - weight).square()
+    count = weight.numel()
+    clipping = float(squared[outside].sum()) / count
+    rounding = float(squared.sum()) / count - clipping
+    return RangeError(rounding, clipping, float(outside.double().mean()), float(weight.square().mean()))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +16,9 @@ from qkit.histogram import Histogram
 from qkit.numerics import QuantSpec
 from qkit.plan import Grid, Plan
 from qkit.steps import Step
+
+#: Kinds of steps that hand the greatest values of an input on, more or less as they are.
+_PASSING = frozenset({"concat", "add", "pool", "resize", "activation"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +37,8 @@ class Subject:
         Observations of all taps.
     plan
         All grids.
-    crest
-        Of a tap's channels: greatest magnitude over root mean square, float64 (C,); None for weights.
+    typical
+        Of every tap's channels, float64 (C,): the magnitude that 99 % of the values other than 0 stay below.
     source_mean
         For weights: mean of every channel of the layer's input, float64 (C_in,); None if not observed.
     output_deviation
@@ -48,7 +51,7 @@ class Subject:
     grid: Grid
     seen: Mapping[str, Observation]
     plan: Plan
-    crest: np.ndarray | None = None
+    typical: Mapping[str, np.ndarray]
     source_mean: Tensor | None = None
     output_deviation: float = 0.0
 
@@ -80,6 +83,33 @@ class Subject:
             return np.asarray(np.maximum(np.abs(seen.channel_min), np.abs(seen.channel_max)), float)
         axis = self.step.weight_axis or 0
         return np.asarray(self.weight.movedim(axis, 0).flatten(1).abs().amax(1).cpu().double())
+
+    @property
+    def lineage(self) -> tuple[Step, ...]:
+        """The tap's step, and before it those whose greatest values only pass through here, the origin last."""
+        found = [self.step]
+        while found[-1].kind in _PASSING:
+            sources = (self.graph.steps[i].tap for i in found[-1].inputs)
+            reach = {tap: self.reach(tap) for tap in sources if tap is not None and tap in self.seen and tap in self.plan.grids}
+            widest = max(reach, key=reach.__getitem__, default=None)
+            if widest is None or reach[widest] < 0.8 * self.reach(found[-1].name):
+                break
+            found.append(self.graph.step(widest))
+        return tuple(found)
+
+    def reach(self, tap: str) -> float:
+        """Greatest magnitude seen at a tap."""
+        return max(abs(self.seen[tap].histogram.min), abs(self.seen[tap].histogram.max))
+
+    def at_bits(self, bits: int, steps: Sequence[Step] = ()) -> dict[str, Grid]:
+        """Grids of that width by the same rule: of this tensor, or of the steps' taps."""
+        if self.is_weight or not steps:
+            return {self.tensor: self.regrid(replace(self.grid.spec, bits=bits), "minmax")}
+        grids = {}
+        for step in steps:
+            spec = replace(self.plan.grids[step.name].spec, bits=bits)
+            grids[step.name] = activation_grid(self.seen[step.name], spec, "minmax", step.channel_axis)
+        return grids
 
     def regrid(self, spec: QuantSpec, method: str = "mse") -> Grid:
         """The tensor's grid by another rule, its range chosen anew from what was seen."""

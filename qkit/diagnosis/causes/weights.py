@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from qkit.diagnosis.candidates import Candidate, CauseKind
 from qkit.diagnosis.causes.subject import Subject, spread
 from qkit.diagnosis.remedies import Remedy
+
+#: An element is an outlier if it is so many times as large as the rest of its channel.
+_TIMES = 2.5
 
 
 def candidates(subject: Subject) -> list[Candidate]:
@@ -17,26 +21,27 @@ def candidates(subject: Subject) -> list[Candidate]:
     An outlier stands out of its own channel, an imbalance is a whole channel that stands out of the tensor; where a clip
     costs too much, the remedy of an outlier is a step per channel as well.
     """
-    if not subject.is_weight:
+    if not subject.is_weight or subject.grid.params.axis not in (None, subject.step.weight_axis):
         return []
     found: list[Candidate] = []
     grid, step, tensor = subject.grid, subject.step, subject.tensor
     peaks = subject.channel_peaks
-    outlier = _standing_out(subject)
+    rest = _without_outliers(subject)
+    stands_out = peaks > _TIMES * rest
+    # on one range for all, only the widest channel's outlier matters
+    outlier = bool(stands_out[int(np.argmax(peaks))] if grid.params.axis is None else stands_out.any())
     kind: CauseKind = "weight-outlier" if outlier else "weight-channel-imbalance"
-    channel = int(np.argmax(peaks))
+    channel = int(np.argmax(peaks / rest)) if outlier else int(np.argmax(peaks))
     if outlier:
-        times, bound = outlier
+        times = peaks[channel] / rest[channel]
         evidence = f"channel {channel} of {tensor} has an element {times:.3g} times as large as the next."
-        if grid.params.axis is None:
-            # not by least error: one element far out outweighs all others there, whether the network needs it or not
-            rest = max(bound, float(np.delete(peaks, channel).max()))
-            low = -rest if float(grid.params.lo) < 0.0 else 0.0
-            clipped = replace(grid, params=grid.spec.params(low, rest), method="manual")
-            remedy = Remedy("clip-weights", step.layer, f"Clip {tensor} at {rest:.4g}.", {tensor: clipped})
-        else:
-            clipped = subject.regrid(grid.spec)
-            remedy = Remedy("clip-weights", step.layer, f"Clip the channels of {tensor} by least error.", {tensor: clipped})
+        # not by least error: one element far out outweighs all others there, whether the network needs it or not
+        bounds = np.where(stands_out, rest, peaks)
+        bound = torch.from_numpy(bounds) if grid.params.axis is not None else torch.tensor(bounds.max())
+        low = torch.where(grid.params.lo < 0.0, -bound, 0.0)
+        clipped = replace(grid, params=grid.spec.params(low, bound, axis=grid.params.axis), method="manual")
+        where = f"at {float(bound):.4g}" if bound.ndim == 0 else f"in {int(stands_out.sum())} channels"
+        remedy = Remedy("clip-weights", step.layer, f"Clip the outliers of {tensor} {where}.", {tensor: clipped})
         found.append(Candidate(kind, step.layer, tensor, evidence, remedy))
     else:
         ratio = spread(peaks)
@@ -50,13 +55,10 @@ def candidates(subject: Subject) -> list[Candidate]:
     return found
 
 
-def _standing_out(subject: Subject) -> tuple[float, float] | None:
-    """How many times the largest element exceeds the rest of its channel, and the greatest of those; None if no outlier."""
+def _without_outliers(subject: Subject) -> np.ndarray:
+    """Of every output channel the greatest magnitude but for the largest hundredth, at least one element; float64 (C,)."""
     axis = subject.step.weight_axis or 0
-    weight = subject.weight.movedim(axis, 0).flatten(1).abs()
-    row = weight[int(weight.amax(1).argmax())].sort(descending=True).values
-    if len(row) < 3 or len(weight) < 2:
-        return None
-    rest = float(row[max(1, len(row) // 100)])
-    times = float(row[0]) / max(rest, 1e-30)
-    return (times, rest) if times > 2.5 else None
+    rows = subject.weight.movedim(axis, 0).flatten(1).abs().sort(1, descending=True).values.cpu().double()
+    if rows.shape[1] < 3:
+        return np.asarray(rows[:, 0])
+    return np.asarray(rows[:, max(1, rows.shape[1] // 100)].clamp(min=1e-30))

@@ -1,0 +1,164 @@
+"""Whether the float pass can be relied on: the same twice, and the traced and folded graph the same as the model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qkit.diagnosis.candidates import Cause, CauseKind
+from qkit.diagnosis.remedies import Remedy
+from qkit.graph import Graph
+from qkit.lanes import Frontier, Lane, run_lanes, run_to
+from qkit.loading import Batch, batches
+from qkit.metrics import Interval, paired_interval, score_batch
+from qkit.steps import Step
+
+if TYPE_CHECKING:
+    from qkit.study import Study
+
+#: Relative difference of two float results that rounding in another order explains.
+_SAME = 1e-4
+
+
+def nondeterminism(study: Study) -> list[Cause]:
+    """Two float passes of one batch differ; names the operation behind the first tap that does."""
+    batch = next(iter(batches(study.evaluation)))
+    passes: list[dict[str, float]] = []
+    with torch.random.fork_rng():
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            sums: dict[str, float] = {}
+
+            def look(step: Step, values: Any, sums: dict[str, float] = sums) -> None:
+                sums[step.name] = float(values["float"].double().square().sum())
+
+            output = run_lanes(study.graph, [Lane("float")], batch.inputs, observe=look)["float"]
+            if isinstance(output, Tensor):
+                sums["output"] = float(output.double().square().sum())
+            passes.append(sums)
+    first, second = passes
+    name = next((n for n, value in first.items() if abs(value - second[n]) > _SAME * max(abs(value), 1e-30)), None)
+    if name is None:
+        return []
+    source = _unseen_source(study.graph, name, first)
+    layer = "" if source is None else source.layer
+    evidence = f"two float passes of the same batch differ from {name} on."
+    dropping = [s for s in study.graph.steps if s.kind == "float" and "dropout" in s.name.lower()]
+    if dropping:
+        cure = "Let dropout follow the mode of its module: training=self.training, and call model.eval()."
+        return [_cause("train-mode", dropping[0].layer, f"{evidence} {dropping[0].name} drops in evaluation mode.", cure)]
+    cure = f"Make the forward pass of {layer or name} repeatable in evaluation mode: no dropout, no noise."
+    return [_cause("nondeterminism", layer, evidence, cure)]
+
+
+def _unseen_source(graph: Graph, name: str, seen: Mapping[str, float]) -> Step | None:
+    """The earliest operation without a tap that leads to that tap or the output from taps alike; else the tap's own step."""
+    step = next((s for s in graph.steps if s.name == name), graph.steps[-1])
+    found, todo = step, list(step.inputs)
+    while todo:
+        source = graph.steps[todo.pop()]
+        if source.name in seen:
+            continue
+        if source.kind == "float" and (found is step or source.index < found.index):
+            found = source
+        todo += source.inputs
+    return found if found.layer or found is not step else step
+
+
+def graph_differs(study: Study, limit: int | None) -> list[Cause]:
+    """The traced and folded graph and the model disagree; names the layer at which they part."""
+    worst = study.graph.deviation
+    model = copy.deepcopy(study.model).eval()
+    batch = next(iter(batches(study.evaluation)))
+    if worst <= _SAME and not _second_pass_differs(study, model, batch):
+        return []
+    scores = module_scores(model, study, limit), study.evaluate(("float",), batches=limit, progress=False).lanes["float"]
+    apart = paired_interval(*scores)
+    layer = _parting(study, copy.deepcopy(study.model).eval(), batch)
+    at = f", from {layer} on" if layer else ""
+    evidence = (
+        f"the folded graph's output differs from the model's by {worst:.1e} relative{at}; the model itself scores "
+        f"{float(scores[0].mean()):.4g}, the graph {float(scores[1].mean()):.4g}."
+    )
+    cure = (
+        f"Look at the forward code of {layer or 'the model'} for what a trace can not see: hooks, patched methods, state, data."
+    )
+    gain = apart if abs(apart.value) > 0.0 else None
+    return [_cause("graph-transform", layer, evidence, cure, gain)]
+
+
+def _second_pass_differs(study: Study, model: nn.Module, batch: Batch) -> bool:
+    """Whether the model answers another batch otherwise than the graph: the trace was compared on a single one."""
+    with torch.no_grad(), torch.random.fork_rng():
+        theirs = model(*on_device(study, batch))
+    ours = run_lanes(study.graph, [Lane("float")], batch.inputs)["float"]
+    if not (isinstance(theirs, Tensor) and isinstance(ours, Tensor)):
+        return False
+    return float((ours - theirs).abs().max()) > _SAME * max(float(theirs.abs().max()), 1e-30)
+
+
+def _parting(study: Study, model: nn.Module, batch: Batch) -> str:
+    """Path of the first layer whose result is another in the graph than in the model; "" where none is found.
+
+    Layers with weights are looked at, each by what it is handed: where that differs, the layer that it comes from is the one.
+    """
+    graph = study.graph
+    given: dict[str, Tensor] = {}
+    handles = []
+    for name, module in model.named_modules():
+
+        def keep(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+            if args and isinstance(args[0], Tensor):
+                given.setdefault(name, args[0].detach().clone())
+
+        handles.append(module.register_forward_pre_hook(keep))
+    with torch.no_grad(), torch.random.fork_rng():
+        model(*on_device(study, batch))
+    for handle in handles:
+        handle.remove()
+    at: Frontier | None = None
+    last = ""
+    for step in graph.steps:
+        if step.weight is None or step.layer not in given:
+            continue
+        at = run_to(graph, Lane("float"), batch.inputs, step.index, start=at)
+        ours, theirs = at.values[step.inputs[0]].data, given[step.layer]
+        if ours.shape == theirs.shape and float((ours - theirs).abs().max()) > _SAME * max(float(theirs.abs().max()), 1e-30):
+            return _giver(graph, step) or last
+        last = step.layer
+    return last
+
+
+def _giver(graph: Graph, step: Step) -> str:
+    """Layer of the nearest step with weights before this one."""
+    todo = [graph.steps[step.inputs[0]]]
+    while todo:
+        source = todo.pop(0)
+        if source.weight is not None or source.kind == "float":
+            return source.layer
+        todo += [graph.steps[i] for i in source.inputs]
+    return ""
+
+
+def on_device(study: Study, batch: Batch) -> tuple[Any, ...]:
+    device = next(study.model.parameters(), torch.zeros(0)).device
+    return tuple(x.to(device) if isinstance(x, Tensor) else x for x in batch.inputs)
+
+
+def module_scores(model: nn.Module, study: Study, limit: int | None) -> np.ndarray:
+    """Per-sample scores of a module itself, not of a lane."""
+    rows = []
+    with torch.no_grad(), torch.random.fork_rng():
+        for batch in batches(study.evaluation, limit):
+            output = model(*on_device(study, batch))
+            rows.append(score_batch(study.metric, output, batch.targets, output, batch.size))
+    return np.concatenate(rows)
+
+
+def _cause(kind: CauseKind, layer: str, evidence: str, cure: str, gain: Interval | None = None) -> Cause:
+    return Cause(kind, layer, layer, evidence, Remedy("fix-input", layer, cure), gain)
