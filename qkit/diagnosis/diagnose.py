@@ -122,8 +122,8 @@ def _diagnose(study: Study, tolerance: float, batches: int | None, budget: int |
     lanes = {"float": FLOAT, "int16": study.lane("int16"), "int8": plan}
     bench.budget = None if budget is None else max(budget, len(lanes))
     scores = Scores(study.metric_name, bench.scores(lanes, FLOAT, what="float, 16 and 8 bits"))
-    findings = [cause for cause in gated if cause.kind == "unquantized-layer"]
-    draft = _Draft(causes=[cause for cause in gated if cause.kind != "unquantized-layer"])
+    findings = [cause for cause in gated if _is_finding(cause)]
+    draft = _Draft(causes=[cause for cause in gated if not _is_finding(cause)])
     verdict = judge(scores, tolerance=tolerance, expected=study.expected)
     try:
         draft.causes += accumulator_overflow(bench, plan)
@@ -145,6 +145,11 @@ def _diagnose(study: Study, tolerance: float, batches: int | None, budget: int |
         tuple(draft.remedies), best, best_loss, qat, tuple(draft.remarks),
         bench.samples, bench.spent, study.metric_name,
     )  # fmt: skip
+
+
+def _is_finding(cause: Cause) -> bool:
+    """Whether it is said and not measured."""
+    return cause.kind == "unquantized-layer" or (cause.kind == "calibration-mismatch" and cause.gain is None)
 
 
 def _not_a_number(study: Study, causes: Sequence[Cause]) -> Diagnosis:
@@ -183,6 +188,7 @@ def _settle(bench: Bench, verdict: Verdict, causes: Sequence[Cause], plan: Plan,
 
 def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
     """Where, why and what to do, into the draft as it becomes known."""
+    before = list(draft.causes)
     at16 = _at_sixteen_bits(plan)
     parts = {"weights": plan.weights_only(), "activations": plan.activations_only(), "clipping": at16}
     bench.scores({**parts, "float": FLOAT, "plan": plan}, what="weights, activations, clipping")
@@ -204,8 +210,9 @@ def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
     confirmed = _confirm(bench, plan, why, {place.tensor: place for place in where})
     draft.causes += [_believed(options) for options in confirmed]
     everywhere = _everywhere(found)
-    draft.causes += _confirm_everywhere(bench, plan, everywhere, draft.causes)
-    draft.causes.sort(key=_rank)
+    draft.causes += _confirm_everywhere(bench, plan, everywhere, draft.causes[len(before) :])
+    # what was found before quantization stays first and in its order: each would mislead what comes after it
+    draft.causes = [*before, *sorted(draft.causes[len(before) :], key=_rank)]
     named = [cause.remedy for cause in draft.causes]
     # what was confirmed at a tensor beside the believed cause may be the remedy that it takes in the end
     others = [cause.remedy for options in confirmed for _, cause in options if cause.remedy not in named]
@@ -213,12 +220,11 @@ def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
     _combine(bench, plan, todo, everywhere, tolerance, draft)
 
 
-def _rank(cause: Cause) -> tuple[bool, bool, float]:
-    """Outside quantization first, then by the gain in the whole network; where that is chance, by the gain alone."""
-    quantization = cause.remedy.kind != "fix-input"
+def _rank(cause: Cause) -> tuple[bool, float]:
+    """By the gain in the whole network; where that is chance, by the gain alone."""
     if cause.gain is not None and cause.gain.low > 0.0:
-        return quantization, False, -cause.gain.value
-    return quantization, True, -(cause.alone_gain.value if cause.alone_gain is not None else 0.0)
+        return False, -cause.gain.value
+    return True, -(cause.alone_gain.value if cause.alone_gain is not None else 0.0)
 
 
 def _at_sixteen_bits(plan: Plan) -> Plan:

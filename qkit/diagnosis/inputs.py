@@ -55,19 +55,22 @@ def inputs_differ(study: Study, limit: int | None, tolerance: float) -> list[Cau
             f"channel means of the evaluation inputs are {_brief(here.mean)}, of the calibration inputs {_brief(there.mean)}; "
             f"deviations {_brief(here.deviation)} and {_brief(there.deviation)}."
         )
-        gain = _gain_of_inputs(study, limit, lambda x: _match(x, here, there))
-        if gain.low > 0.0 and gain.value > tolerance:
-            cure = "Prepare the evaluation inputs as the calibration inputs (and the training's) were."
-            return [_cause(figures, cure, gain)]
+        like = {"in the other order": _flipped(_as_it_is), "brought to those figures": lambda x: _match(x, here, there)}
+        gains = {name: _gain_of_inputs(study, limit, change) for name, change in like.items()}
+        best = max(gains, key=lambda name: gains[name].value)
+        if gains[best].low > 0.0 and gains[best].value > tolerance:
+            cure = f"Prepare the evaluation inputs as the calibration inputs (and the training's) were; here, channels {best}."
+            return [_cause(figures, cure, gains[best])]
         seen = observe(study.graph, study.evaluation, limit=limit, progress=False)
         again = make_plan(study.graph, seen, study.scheme, **study.methods)
         scores = study.evaluate({"now": study.plan, "then": again}, batches=limit, progress=False)
         recovered = scores.loss("now", against="then")
+        cure = "Calibrate on inputs that are prepared as those of the evaluation."
         if recovered.low > 0.0:
-            cure = "Calibrate on inputs that are prepared as those of the evaluation."
             remedy = Remedy("recalibrate", "", cure, dict(again.grids))
             return [Cause("calibration-mismatch", "input", "input", figures, remedy, recovered)]
-        return []
+        # too different to be silent about, and without a loss that is more than chance
+        return [Cause("calibration-mismatch", "input", "input", figures, Remedy("fix-input", "input", cure))]
     return _wrong_alike(study, limit, tolerance)
 
 
@@ -181,6 +184,10 @@ def _first_pair(study: Study) -> tuple[nn.Conv2d, nn.BatchNorm2d] | None:
     return conv, norm  # type: ignore[return-value]
 
 
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
 def _affine(factor: float, offset: Tensor) -> Change:
     return lambda x: factor * x + offset.to(x)[:, None, None]
 
@@ -227,10 +234,7 @@ def _statistics(loader: Iterable[Any], limit: int | None) -> Statistics | None:
 
 
 def _match(x: Tensor, here: Statistics, there: Statistics) -> Tensor:
-    """Images with the statistics `here` given those of `there`: in another channel order if that alone does it, else affinely."""
-    channels = len(here.mean)
-    if channels == 3 and np.allclose(here.mean[::-1], there.mean, atol=0.25 * float(there.deviation.min())):
-        return x.flip(1)
+    """Images with the statistics `here` given those of `there`."""
     scale = torch.from_numpy(there.deviation / here.deviation).to(x)[:, None, None]
     start, goal = (torch.from_numpy(s.mean).to(x)[:, None, None] for s in (here, there))
     return (x - start) * scale + goal

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,7 +79,7 @@ def graph_differs(study: Study, limit: int | None) -> list[Cause]:
         return []
     scores = module_scores(model, study, limit), study.evaluate(("float",), batches=limit, progress=False).lanes["float"]
     apart = paired_interval(*scores)
-    layer = _parting(study, copy.deepcopy(study.model).eval(), batch)
+    layer = _parting(study, limit)
     at = f", from {layer} on" if layer else ""
     evidence = (
         f"the folded graph's output differs from the model's by {worst:.1e} relative{at}; the model itself scores "
@@ -102,47 +102,79 @@ def _second_pass_differs(study: Study, model: nn.Module, batch: Batch) -> bool:
     return float((ours - theirs).abs().max()) > _SAME * max(float(theirs.abs().max()), 1e-30)
 
 
-def _parting(study: Study, model: nn.Module, batch: Batch) -> str:
+def _parting(study: Study, limit: int | None) -> str:
     """Path of the first layer whose result is another in the graph than in the model; "" where none is found.
 
     Layers with weights are looked at, each by what it is handed: where that differs, the layer that it comes from is the one.
+    Batch after batch, since a model that keeps a state may part from the graph late.
     """
-    graph = study.graph
-    given: dict[str, Tensor] = {}
-    handles = []
-    for name, module in model.named_modules():
+    model = copy.deepcopy(study.model).eval()
+    paths = {module: name for name, module in model.named_modules()}
+    given: dict[str, list[Tensor]] = {}
+    made: list[Tensor] = []
 
-        def keep(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-            if args and isinstance(args[0], Tensor):
-                given.setdefault(name, args[0].detach().clone())
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if args and isinstance(args[0], Tensor):
+            given.setdefault(paths[module], []).append(args[0].detach().clone())
+        if isinstance(output, Tensor):
+            made.append(output.detach().clone())
 
-        handles.append(module.register_forward_pre_hook(keep))
-    with torch.no_grad(), torch.random.fork_rng():
-        model(*on_device(study, batch))
+    handles = [module.register_forward_hook(keep) for module in model.modules()]
+    parted = ""
+    for batch in batches(study.evaluation, limit):
+        given.clear()
+        made.clear()
+        with torch.no_grad(), torch.random.fork_rng():
+            model(*on_device(study, batch))
+        if parted := _parting_of(study.graph, batch, given, made):
+            break
     for handle in handles:
         handle.remove()
+    return parted
+
+
+def _parting_of(graph: Graph, batch: Batch, given: Mapping[str, list[Tensor]], made: Sequence[Tensor]) -> str:
+    """`_parting` on one batch: what every module was given there, call by call, and all that modules made."""
+    ours: dict[int, Tensor] = {}
+
+    def look(step: Step, values: Mapping[str, Tensor]) -> None:
+        ours[step.index] = values["float"].clone()
+
+    run_lanes(graph, [Lane("float")], batch.inputs, observe=look)
     at: Frontier | None = None
-    last = ""
+    last: Step | None = None
     for step in graph.steps:
-        if step.weight is None or step.layer not in given:
+        if step.weight is None or not given.get(step.layer):
             continue
         at = run_to(graph, Lane("float"), batch.inputs, step.index, start=at)
-        ours, theirs = at.values[step.inputs[0]].data, given[step.layer]
-        if ours.shape == theirs.shape and float((ours - theirs).abs().max()) > _SAME * max(float(theirs.abs().max()), 1e-30):
-            return _giver(graph, step) or last
-        last = step.layer
-    return last
+        if _differ(at.values[step.inputs[0]].data, given[step.layer].pop(0)):
+            sources = _givers(graph, step)
+            # of several that a join brings together, the one whose result no module made
+            return next((s.layer for s in sources if s.index in ours and not _among(ours[s.index], made)), sources[0].layer)
+        last = step
+    if last is not None and last.index in ours and not _among(ours[last.index], made):
+        return last.layer
+    return ""
 
 
-def _giver(graph: Graph, step: Step) -> str:
-    """Layer of the nearest step with weights before this one."""
-    todo = [graph.steps[step.inputs[0]]]
+def _differ(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.shape != theirs.shape or float((ours - theirs).abs().max()) > _SAME * max(float(theirs.abs().max()), 1e-30)
+
+
+def _among(ours: Tensor, made: Sequence[Tensor]) -> bool:
+    return any(ours.shape == theirs.shape and not _differ(ours, theirs) for theirs in made)
+
+
+def _givers(graph: Graph, step: Step) -> list[Step]:
+    """The nearest steps with weights, or in float, before this one; the first step where there are none."""
+    found, todo = [], [graph.steps[step.inputs[0]]]
     while todo:
         source = todo.pop(0)
         if source.weight is not None or source.kind == "float":
-            return source.layer
-        todo += [graph.steps[i] for i in source.inputs]
-    return ""
+            found.append(source)
+        else:
+            todo += [graph.steps[i] for i in source.inputs]
+    return found or [graph.steps[0]]
 
 
 def on_device(study: Study, batch: Batch) -> tuple[Any, ...]:

@@ -32,7 +32,7 @@ def candidates(subject: Subject) -> list[Candidate]:
     if len(peaks) != len(typical) or not peaks.any():
         return []
     channel = int(np.argmax(peaks))
-    rare = peaks[channel] > _RARE * typical[channel] > 0.0
+    rare = bool(peaks[channel] > _RARE * typical[channel])
     found = _clips(subject, peaks, typical, channel, rare=rare)
     ratio = spread(subject.typical[tensor])
     if rare or (ratio > 3.0 and len(peaks) > 1):

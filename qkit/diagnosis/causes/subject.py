@@ -38,7 +38,7 @@ class Subject:
     plan
         All grids.
     typical
-        Of every tap's channels, float64 (C,): the magnitude that 99 % of the values other than 0 stay below.
+        Of every tap's channels, float64 (C,): the magnitude that 99 % of the values stay below.
     source_mean
         For weights: mean of every channel of the layer's input, float64 (C_in,); None if not observed.
     output_deviation
