@@ -208,7 +208,7 @@ def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
     why = {tensor: candidates(found[tensor]) for tensor in suspects(where, ratios)}
     draft.causes += bias_width(bench, plan)
     confirmed = _confirm(bench, plan, why, {place.tensor: place for place in where})
-    draft.causes += [_believed(options) for options in confirmed]
+    draft.causes += _once([_believed(options) for options in confirmed])
     everywhere = _everywhere(found)
     draft.causes += _confirm_everywhere(bench, plan, everywhere, draft.causes[len(before) :])
     # what was found before quantization stays first and in its order: each would mislead what comes after it
@@ -286,6 +286,16 @@ def _believed(options: Sequence[tuple[float, Cause]]) -> Cause:
     most = max(value for value, _ in options)
     bar = min(_ALMOST * max(specific, default=most), most) if max(specific, default=0.0) >= _HALF * most else _ALMOST * most
     return next(cause for value, cause in options if value >= bar)
+
+
+def _once(causes: Sequence[Cause]) -> list[Cause]:
+    """What several tensors show of one cause, at its origin and where it is handed on, by the one that gains most."""
+    best: dict[tuple[str, str], Cause] = {}
+    for cause in causes:
+        known = best.get((cause.kind, cause.tensor))
+        if known is None or _rank(cause) < _rank(known):
+            best[cause.kind, cause.tensor] = cause
+    return list(best.values())
 
 
 def _everywhere(found: Mapping[str, Subject]) -> dict[str, list[Candidate]]:

@@ -7,11 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from qkit.diagnosis.candidates import Candidate, CauseKind
-from qkit.diagnosis.causes.subject import Subject, spread
+from qkit.diagnosis.causes.subject import EVEN, Subject, spread
 from qkit.diagnosis.remedies import Remedy
-
-#: A channel's greatest value is called rare if it exceeds what 99 % of the channel stay below so many times.
-_RARE = 3.0
 
 
 def candidates(subject: Subject) -> list[Candidate]:
@@ -27,23 +24,20 @@ def candidates(subject: Subject) -> list[Candidate]:
     origin = lineage[-1]
     # a join of many channels does not tell whether a value is rare, the tap that it comes from does
     where = origin.name if origin.name in subject.typical else tensor
-    typical, seen = subject.typical[where], subject.seen[where]
-    peaks = np.maximum(np.abs(seen.channel_min), np.abs(seen.channel_max)).astype(float)
-    if len(peaks) != len(typical) or not peaks.any():
+    peaks, typical = subject.peaks_of(where), subject.typical[where]
+    if len(peaks) != len(typical) or not peaks.any() or subject.mismatch(origin) is not None:
         return []
-    channel = int(np.argmax(peaks))
-    rare = bool(peaks[channel] > _RARE * typical[channel])
+    channel, rare = subject.rare(where)
     found = _clips(subject, peaks, typical, channel, rare=rare)
     ratio = spread(subject.typical[tensor])
-    if rare or (ratio > 3.0 and len(peaks) > 1):
+    if rare or (ratio > EVEN and len(peaks) > 1):
         kind: CauseKind = "activation-outlier" if rare else "activation-channel-imbalance"
         passing = f", and {tensor} hands it on" if where != tensor else ""
-        evidence = f"channel {channel} of {where} reaches {peaks[channel]:.3g}, {{}}{passing}."
-        evidence = evidence.format(
-            f"where 99 % of it stay below {typical[channel]:.3g}"
-            if rare
-            else f"{peaks[channel] / max(float(np.median(subject.channel_peaks)), 1e-30):.3g} times as far as the median channel"
+        times = peaks[channel] / max(float(np.median(subject.channel_peaks)), 1e-30)
+        against = (
+            f"where 99 % of it stay below {typical[channel]:.3g}" if rare else f"{times:.3g} times as far as the median channel"
         )
+        evidence = f"channel {channel} of {where} reaches {peaks[channel]:.3g}, {against}{passing}."
         if not rare and (even := subject.equalization("activations")) is not None:
             found.append(Candidate(kind, origin.layer, where, evidence, even))
         grids = subject.at_bits(16, lineage)

@@ -19,6 +19,13 @@ from qkit.steps import Step
 
 #: Kinds of steps that hand the greatest values of an input on, more or less as they are.
 _PASSING = frozenset({"concat", "add", "pool", "resize", "activation"})
+_JOINS = frozenset({"add", "concat"})
+#: Inputs of a join are apart if one reaches so many times as far as another.
+_APART = 4.0
+#: A channel's greatest value is called rare if it exceeds what 99 % of the channel stay below so many times.
+_RARE = 3.0
+#: Channels are even if the widest is at most so many times as wide as the median one.
+EVEN = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,16 +86,18 @@ class Subject:
     def channel_peaks(self) -> np.ndarray:
         """Greatest magnitude of every channel, float64 (C,)."""
         if not self.is_weight:
-            seen = self.observation
-            return np.asarray(np.maximum(np.abs(seen.channel_min), np.abs(seen.channel_max)), float)
+            return self.peaks_of(self.step.name)
         axis = self.step.weight_axis or 0
         return np.asarray(self.weight.movedim(axis, 0).flatten(1).abs().amax(1).cpu().double())
 
     @property
     def lineage(self) -> tuple[Step, ...]:
-        """The tap's step, and before it those whose greatest values only pass through here, the origin last."""
+        """The tap's step, and before it those whose greatest values only pass through here, the origin last.
+
+        A join of inputs that differ as wholes is itself the origin.
+        """
         found = [self.step]
-        while found[-1].kind in _PASSING:
+        while found[-1].kind in _PASSING and self.mismatch(found[-1]) is None:
             sources = (self.graph.steps[i].tap for i in found[-1].inputs)
             reach = {tap: self.reach(tap) for tap in sources if tap is not None and tap in self.seen and tap in self.plan.grids}
             widest = max(reach, key=reach.__getitem__, default=None)
@@ -100,6 +109,32 @@ class Subject:
     def reach(self, tap: str) -> float:
         """Greatest magnitude seen at a tap."""
         return max(abs(self.seen[tap].histogram.min), abs(self.seen[tap].histogram.max))
+
+    def mismatch(self, step: Step) -> tuple[str, str] | None:
+        """The inputs of a join that reach least and furthest, if all channels of the latter reach far; None otherwise.
+
+        Single channels or values that stand out of an input are that input's fault, not the join's.
+        """
+        if step.kind not in _JOINS:
+            return None
+        sources = (self.graph.steps[i].tap for i in step.inputs)
+        reach = {tap: self.reach(tap) for tap in sources if tap is not None and tap in self.typical}
+        if len(reach) < 2 or min(reach.values()) <= 0.0:
+            return None
+        small, large = min(reach, key=reach.__getitem__), max(reach, key=reach.__getitem__)
+        even = spread(self.typical[large]) <= EVEN and not self.rare(large)[1]
+        return (small, large) if even and reach[large] > _APART * reach[small] else None
+
+    def rare(self, tap: str) -> tuple[int, bool]:
+        """The channel that reaches furthest, and whether few of its values do."""
+        peaks, typical = self.peaks_of(tap), self.typical[tap]
+        channel = int(np.argmax(peaks))
+        return channel, len(peaks) == len(typical) and bool(peaks[channel] > _RARE * typical[channel])
+
+    def peaks_of(self, tap: str) -> np.ndarray:
+        """Greatest magnitude of a tap's channels, float64 (C,)."""
+        seen = self.seen[tap]
+        return np.asarray(np.maximum(np.abs(seen.channel_min), np.abs(seen.channel_max)), float)
 
     def at_bits(self, bits: int, steps: Sequence[Step] = ()) -> dict[str, Grid]:
         """Grids of that width by the same rule: of this tensor, or of the steps' taps."""
