@@ -124,7 +124,14 @@ def build(
             shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
             raise DataError(f"{type(model).__name__} does not run on the batch it was given ({shapes}): {error}") from error
         make_pure(traced)
-        values = Recorder(traced).record(inputs)
+        try:
+            values = Recorder(traced).record(inputs)
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise GraphError(
+                f"{type(model).__name__} runs, its trace does not ({error}): its forward decides by an argument that the batch "
+                "leaves out, which a trace takes as given. Pass all arguments in the batch, or wrap the model in one without "
+                "that choice."
+            ) from error
         builder = Builder(traced, values)
         steps = builder.build()
         graph = Graph(steps, builder.weights, builder.biases, type(model).__name__, target, last_use=_last_use(steps))

@@ -215,8 +215,18 @@ class Study:
         other._prefix = None
         return other
 
+    @property
+    def _width(self) -> int | None:
+        """Bits of the scheme, of the narrower ones where weights and activations differ."""
+        return min((spec.bits for spec in (self.scheme.weight, self.scheme.activation) if spec is not None), default=None)
+
+    @property
+    def narrow(self) -> str:
+        """Name of the lane that is compared with 16 bits: the study's own, such as "int8", or that at 8 bits where it is wide."""
+        return f"int{self._width}" if self._width is not None and self._width < 16 else "int8"
+
     def lane(self, name: str) -> Plan:
-        """The plan of a lane by name: "float", the study's own at its width ("int8"), its scheme at another width
+        """The plan of a lane by name: "float", the study's own at its narrowest width ("int8"), its scheme at another width
         ("int16", "int4"), or a preset's name.
 
         Raises
@@ -226,8 +236,7 @@ class Study:
         """
         if name == "float":
             return FLOAT
-        widths = {spec.bits for spec in (self.scheme.weight, self.scheme.activation) if spec is not None}
-        if name == self.scheme.name or (len(widths) == 1 and name == f"int{min(widths)}"):
+        if name in (self.scheme.name, f"int{self._width}"):
             return self.plan
         if name not in self._plans:
             if name.startswith("int") and name[3:].isdigit():
@@ -243,7 +252,9 @@ class Study:
             self._plans[name] = make_plan(self.graph, self.observe(), scheme, **self.methods)
         return self._plans[name]
 
-    def _resolve(self, lanes: Lanes) -> dict[str, Plan]:
+    def _resolve(self, lanes: Lanes | None) -> dict[str, Plan]:
+        if lanes is None:
+            lanes = ("float", "int16", self.narrow)
         if isinstance(lanes, Mapping):
             return dict(lanes)
         if isinstance(lanes, str):
@@ -252,7 +263,7 @@ class Study:
 
     def capture(
         self,
-        lanes: Lanes = ("float", "int16", "int8"),
+        lanes: Lanes | None = None,
         *,
         batches: int | None = 1,
         data: Literal["evaluation", "calibration"] = "evaluation",
@@ -261,7 +272,10 @@ class Study:
         memory_budget: int = MEMORY_BUDGET,
         progress: bool = True,
     ) -> Capture:
-        """Every tap in the lanes: error table, and tensors with their codes. See :func:`qkit.capture.capture`."""
+        """Every tap in the lanes: error table, and tensors with their codes. See :func:`qkit.capture.capture`.
+
+        The lanes are float, int16 and the study's own (`narrow`) where none are named.
+        """
         plans = {name: plan for name, plan in self._resolve(lanes).items() if name != "float"}
         loader = {"evaluation": self.evaluation, "calibration": self.calibration}.get(data)
         if loader is None:
@@ -270,9 +284,10 @@ class Study:
             self.graph, loader, plans, limit=batches, keep=keep, folder=folder, memory_budget=memory_budget, progress=progress
         )
 
-    def evaluate(self, lanes: Lanes = ("float", "int16", "int8"), *, batches: int | None = None, progress: bool = True) -> Scores:
+    def evaluate(self, lanes: Lanes | None = None, *, batches: int | None = None, progress: bool = True) -> Scores:
         """Scores of the lanes on the evaluation data, in lockstep; plans scored before are not run again.
 
+        The lanes are float, int16 and the study's own (`narrow`) where none are named.
         An interrupt keeps the batches finished so far, and says so.
         """
         plans = self._resolve(lanes)
@@ -332,18 +347,22 @@ class Study:
         self,
         mode: Mode = "only",
         *,
-        lane: str | Plan = "int8",
+        lane: str | Plan | None = None,
         layers: Sequence[str] | None = None,
         batches: int | None = None,
         progress: bool = True,
     ) -> Sensitivity:
-        """Score every layer quantized alone ("only") or spared ("except"). See :func:`qkit.sensitivity.sweep`."""
-        plan = lane if isinstance(lane, Plan) else self.lane(lane)
+        """Score every layer quantized alone ("only") or spared ("except"), in the study's own lane where none is named.
+
+        See :func:`qkit.sensitivity.sweep`.
+        """
+        plan = lane if isinstance(lane, Plan) else self.lane(lane or self.narrow)
         return sweep(self.graph, self.evaluation, plan, mode, self.metric, layers=layers, limit=batches, progress=progress)
 
     def verdict(self, *, tolerance: float = TOLERANCE, batches: int | None = None, progress: bool = True) -> Verdict:
-        """Is it quantization? From the float, 16-bit and 8-bit lanes on the evaluation data."""
-        return judge(self.evaluate(batches=batches, progress=progress), tolerance=tolerance, expected=self.expected)
+        """Is it quantization? From float, 16 bits and the study's own lane (`narrow`) on the evaluation data."""
+        scores = self.evaluate(batches=batches, progress=progress)
+        return judge(scores, narrow=self.narrow, tolerance=tolerance, expected=self.expected)
 
     def diagnose(
         self, *, tolerance: float = TOLERANCE, batches: int | None = None, budget: int | None = None, progress: bool = True

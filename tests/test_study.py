@@ -300,3 +300,26 @@ def test_results_show_themselves_and_are_plain_data() -> None:
         json.dumps(result.to_dict(), allow_nan=False)
     json.dumps(made.verdict(progress=False).to_dict(), allow_nan=False)
     json.dumps(made.plan.to_dict(), allow_nan=False)
+
+
+def test_a_scheme_of_two_widths_is_judged_by_its_own_lane() -> None:
+    made = study(scheme="int4-weights")
+    assert made.narrow == "int4"
+    assert made.lane("int4") == made.plan
+    assert list(made.evaluate(progress=False).lanes) == ["float", "int16", "int4"]
+    assert "int4 loses" in made.verdict(progress=False).reason
+    assert study(scheme="int8-weights-int16-activations").lane("int8").grids["stem"].spec.bits == 16
+    assert study(scheme="int16").narrow == "int8"
+
+
+def test_a_trace_that_does_not_run_says_why() -> None:
+    class Optional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
+            return self.conv(x) * scale if scale is not None else self.conv(x)
+
+    with pytest.raises(GraphError, match="leaves out"):
+        Study(Optional().eval(), *data())

@@ -119,18 +119,19 @@ def _diagnose(study: Study, tolerance: float, batches: int | None, budget: int |
     plan = study.plan
     bench = Bench(study, batches, budget, progress)
     gated = gate(study, limit=batches, tolerance=tolerance)
-    lanes = {"float": FLOAT, "int16": study.lane("int16"), "int8": plan}
+    narrow = _own(study)
+    lanes = {"float": FLOAT, "int16": study.lane("int16"), narrow: plan}
     bench.budget = None if budget is None else max(budget, len(lanes))
     scores = Scores(study.metric_name, bench.scores(lanes, FLOAT, what="float, 16 and 8 bits"))
     findings = [cause for cause in gated if _is_finding(cause)]
     draft = _Draft(causes=[cause for cause in gated if not _is_finding(cause)])
-    verdict = judge(scores, tolerance=tolerance, expected=study.expected)
+    verdict = judge(scores, narrow=narrow, tolerance=tolerance, expected=study.expected)
     try:
         draft.causes += accumulator_overflow(bench, plan)
         base = _put_right(plan, draft)
         if draft.causes:
             verdict = _settle(bench, verdict, draft.causes, plan, base, tolerance)
-        clips = verdict.name == "not-quantization" and not draft.causes and degraded(scores.loss("int8"), tolerance)
+        clips = verdict.name == "not-quantization" and not draft.causes and degraded(scores.loss(narrow), tolerance)
         if verdict.name in ("quantization", "both") or clips:
             _explain(bench, base, tolerance, draft)
     except OutOfBudgetError as stop:
@@ -145,6 +146,11 @@ def _diagnose(study: Study, tolerance: float, batches: int | None, budget: int |
         tuple(draft.remedies), best, best_loss, qat, tuple(draft.remarks),
         bench.samples, bench.spent, study.metric_name,
     )  # fmt: skip
+
+
+def _own(study: Study) -> str:
+    """Name of the study's own lane: its width, or the scheme's name where that is 16 bits or more."""
+    return study.narrow if study.lane(study.narrow) == study.plan else study.scheme.name
 
 
 def _is_finding(cause: Cause) -> bool:
@@ -173,9 +179,10 @@ def _put_right(plan: Plan, draft: _Draft) -> Plan:
 
 def _settle(bench: Bench, verdict: Verdict, causes: Sequence[Cause], plan: Plan, base: Plan, tolerance: float) -> Verdict:
     """The verdict in the light of what the gate confirmed: whether quantization costs something beside that."""
-    lanes = {"float": FLOAT, "int16": bench.study.lane("int16"), "int8": plan}
+    narrow = _own(bench.study)
+    lanes = {"float": FLOAT, "int16": bench.study.lane("int16"), narrow: plan}
     if base != plan:
-        lanes |= {"int16": _at_sixteen_bits(base), "int8": base}
+        lanes |= {"int16": _at_sixteen_bits(base), narrow: base}
     beside = judge(
         Scores(bench.study.metric_name, bench.scores(lanes, what="what the gate found, put right")), tolerance=tolerance
     )

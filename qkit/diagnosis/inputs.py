@@ -84,6 +84,8 @@ def _wrong_alike(study: Study, limit: int | None, tolerance: float) -> list[Caus
     if gains[best].low <= 0.0 or gains[best].value <= tolerance:
         return []
     evidence = f"undoing what may have gone wrong with the images ({best}) raises the float score."
+    if "contrast" in best:
+        evidence += " So would other statistics of the first batch norm, and of that alone: the two cannot be told apart."
     return [_cause(evidence, f"Look at the loaders: {best}.", gains[best])]
 
 

@@ -73,6 +73,7 @@ def judge(
     share = scores.metric in NAMED
     at_wide = f"{wide} loses {amount(loss_wide, share)}"
     at_narrow = f"{narrow} loses {amount(loss_narrow, share)}"
+    bits = "8 bits" if narrow == "int8" else f"the bits of {narrow}"
     base = scores["float"]
     if expected is not None and not base.low - tolerance <= expected <= base.high + tolerance:
         found, wanted = (f"{x:.2%}" if share else f"{x:.4g}" for x in (base.value, expected))
@@ -90,17 +91,17 @@ def judge(
     if state_wide == "close":
         if state_narrow == "close":
             return Verdict("no-degradation", f"{at_wide} and {at_narrow}: both are close to float.", loss_wide, loss_narrow)
-        reason = f"16 bits are close to float and 8 bits are not ({at_wide}, {at_narrow}): it is quantization."
+        reason = f"16 bits are close to float and {bits} are not ({at_wide}, {at_narrow}): it is quantization."
         return Verdict("quantization", reason, loss_wide, loss_narrow)
     further = scores.loss(narrow, against=wide)
     if _state(further, tolerance) == "degraded":
         reason = (
-            f"16 bits are degraded too ({at_wide}), so something other than rounding is wrong; 8 bits lose a further "
+            f"16 bits are degraded too ({at_wide}), so something other than rounding is wrong; {bits} lose a further "
             f"{amount(further, share)}, which is quantization on top."
         )
         return Verdict("both", reason, loss_wide, loss_narrow)
     reason = (
-        f"16 bits are degraded as well as 8 ({at_wide}, {at_narrow}): it is not rounding. Look at ranges that clip, the "
+        f"16 bits are degraded as well as {bits} ({at_wide}, {at_narrow}): it is not rounding. Look at ranges that clip, the "
         "calibration data, the graph and the engine."
     )
     return Verdict("not-quantization", reason, loss_wide, loss_narrow)

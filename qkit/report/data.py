@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 #: Most batches that the table of layers is made of: its figures settle long before the scores do.
 CAPTURE_BATCHES = 4
-WIDE, NARROW = "int16", "int8"
+WIDE = "int16"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +73,8 @@ class Report:
         Versions and machine; scheme, calibration and amounts of data.
     reproduce
         The calls that give this report again.
+    narrow
+        Name of the lane that the verdict compares with 16 bits.
     """
 
     title: str
@@ -92,6 +94,7 @@ class Report:
     environment: dict[str, Any]
     settings: dict[str, Any]
     reproduce: str
+    narrow: str = "int8"
 
     def to_dict(self) -> dict[str, Any]:
         """What strict JSON can hold: infinities as "inf" and "-inf", missing figures as None; frames by row name."""
@@ -173,20 +176,20 @@ def make(
         raise QkitError(f"batches={batches}: a report needs at least one evaluation batch, or None for all.")
     seen = study.observe(progress=progress)
     study.plan  # noqa: B018  # calibrates from what was just observed
-    lanes = _lanes(study)
+    lanes = {name: study.lane(name) for name in ("float", WIDE, study.narrow)}
     scores = study.evaluate(tuple(lanes), batches=batches, progress=progress)
     verdict = study.verdict(tolerance=tolerance, batches=batches, progress=progress)
     captured = study.capture(tuple(lanes), batches=min(batches or CAPTURE_BATCHES, CAPTURE_BATCHES), progress=progress)
     layers = _layers(captured)
-    narrow = lanes[NARROW]
+    narrow = lanes[study.narrow]
     swept = None
     why = "not measured (sensitivity=False)"
     if sensitivity and narrow.grids:
         swept = study.sensitivity("only", lane=narrow, batches=batches, progress=progress).table()
-        why = "each layer alone in the int8 lane's grids"
+        why = f"each layer alone in the {study.narrow} lane's grids"
     elif sensitivity:
-        why = "not measured: the int8 lane quantizes nothing"
-    rules = worst_layers.choose(layers, NARROW, swept, worst)
+        why = f"not measured: the {study.narrow} lane quantizes nothing"
+    rules = worst_layers.choose(layers, study.narrow, swept, worst)
     percent = isinstance(study.metric, str) and study.metric in NAMED
     graph = study.graph
     return Report(
@@ -219,16 +222,8 @@ def make(
         environment=_environment(study),
         settings=_settings(study, batches, captured.samples, scores.n) | {"sensitivity": why},
         reproduce=_reproduce(study, title, batches, worst, sensitivity, tolerance) + _reproduce_diagnosis(diagnosis),
+        narrow=study.narrow,
     )
-
-
-def _lanes(study: Study) -> dict[str, Plan]:
-    """The lanes of the verdict, and the study's own plan where it is neither of them."""
-    lanes = {name: study.lane(name) for name in ("float", WIDE, NARROW)}
-    if study.plan not in lanes.values():
-        own = study.scheme.name
-        lanes[own if own not in lanes else f"{own} (own plan)"] = study.plan
-    return lanes
 
 
 def _layers(captured: Capture) -> pd.DataFrame:
@@ -250,11 +245,6 @@ def _remarks(study: Study, lanes: dict[str, Plan], scores: Scores, captured: Cap
     remarks = []
     if study.metric == "agreement" and not any("agreement" in remark for remark in study.remarks):
         remarks.append("The score is agreement with the float lane, not accuracy: float agrees with itself by definition.")
-    if study.plan not in (lanes[WIDE], lanes[NARROW]):
-        remarks.append(
-            f"The verdict compares 16 with 8 bits; the study's own plan, scheme {study.scheme.name!r}, is the last lane of the "
-            "tables."
-        )
     if captured.samples < scores.n:
         remarks.append(f"Scores are measured on {scores.n} samples, the figures of layers and weights on {captured.samples}.")
     edited = [name for name, grid in study.plan.grids.items() if grid.method == "manual"]

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from qkit.report.data import NARROW, WIDE, Report
+from qkit.report.data import WIDE, Report
 from qkit.report.formats import Units, number
 from qkit.report.words import MOST_BARS
 
@@ -94,8 +94,8 @@ def short(name: str, most: int = _LONGEST_NAME) -> str:
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
 
 
-def _colour(lane: str) -> str:
-    return {WIDE: WIDE_COLOUR, NARROW: NARROW_COLOUR}.get(lane, OTHER)
+def _colour(report: Report, lane: str) -> str:
+    return {WIDE: WIDE_COLOUR, report.narrow: NARROW_COLOUR}.get(lane, OTHER)
 
 
 def losses(report: Report, *, ax: Axes) -> Axes:
@@ -108,7 +108,7 @@ def losses(report: Report, *, ax: Axes) -> Axes:
         value, low, high = (units.factor * float(report.scores[c][lane]) for c in ("loss", "loss low", "loss high"))
         ends = [value - low, high - value]
         bounded = [end if math.isfinite(end) else 0.0 for end in ends]
-        ax.errorbar(value, i, xerr=np.array([bounded]).T, fmt="o", ms=6, capsize=4, lw=1.6, color=_colour(lane))
+        ax.errorbar(value, i, xerr=np.array([bounded]).T, fmt="o", ms=6, capsize=4, lw=1.6, color=_colour(report, lane))
         text = units.loss(value / units.factor) + (" (interval unbounded)" if bounded != ends else "")
         ax.annotate(text, (value, i), (0, 8), textcoords="offset points", ha="center")
     ax.set_yticks(range(len(report.lanes)), [short(lane, 24) for lane in report.lanes])
@@ -130,7 +130,7 @@ def depth(report: Report, *, ax: Axes) -> Axes:
     x = np.arange(len(names))
     weights = [(i, w) for i, w in enumerate(report.layers["tap", "weight"]) if w in report.weights.index]
     series: list[tuple[str, str, np.ndarray, np.ndarray]] = []
-    for lane in [lane for lane in report.lanes if lane in (WIDE, NARROW)] or list(report.lanes):
+    for lane in [lane for lane in report.lanes if lane in (WIDE, report.narrow)] or list(report.lanes):
         series += [(lane, figure, x, _finite(report.layers[lane, figure])) for figure in ("sqnr", "local sqnr")]
         if (lane, "sqnr") in report.weights:
             own = _finite([report.weights.loc[w, (lane, "sqnr")] for _, w in weights])
@@ -148,7 +148,7 @@ def depth(report: Report, *, ax: Axes) -> Axes:
     said = {"sqnr": "accumulated", "local sqnr": "local", "weight": "weight alone"}
     for lane, figure, at, v in series:
         shown = np.where(np.isposinf(v), top, np.where(np.isneginf(v), bottom, v))
-        ax.plot(at, shown, color=_colour(lane), label=f"{lane}, {said[figure]}", **looks[figure])
+        ax.plot(at, shown, color=_colour(report, lane), label=f"{lane}, {said[figure]}", **looks[figure])
     if np.isposinf(values).any():
         ax.axhline(top, color=MUTED, lw=0.6, ls=":")
         ax.annotate("∞: no error", (0, top), (3, 3), xycoords=("axes fraction", "data"), textcoords="offset points", color=MUTED)
@@ -188,7 +188,7 @@ def sensitivity(report: Report, *, ax: Axes) -> Axes:
     ax.set_yticks(y, [short(str(name)) for name in top.index], fontsize=8)
     ax.set_ylim(len(top) - 0.4, -0.6)
     unit = f" in {units.points}" if units.points else ""
-    ax.set_xlabel(f"loss with this layer alone in int8{unit}; shaded: within the tolerance")
+    ax.set_xlabel(f"loss with this layer alone in {report.narrow}{unit}; shaded: within the tolerance")
     ax.grid(axis="x")
     return ax
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qkit.report.data import NARROW, Report
+from qkit.report.data import Report
 from qkit.report.formats import Units
 from qkit.report.words import MOST_BARS
 
@@ -97,8 +97,8 @@ def _sensitivity(report: Report) -> str:
     count = "1 layer" if len(swept) == 1 else f"{len(swept)} layers"
     lost = "excludes a loss of none" if sure <= 1 else "exclude a loss of none"
     return (
-        f"Loss with one layer in {NARROW} and all others in float. {shown}Each 95 % interval stands for itself: of {count}, "
-        f"{by_chance} by chance. {found} {lost}."
+        f"Loss with one layer in {report.narrow} and all others in float. {shown}Each 95 % interval stands for itself: "
+        f"of {count}, {by_chance} by chance. {found} {lost}."
     )
 
 
@@ -106,7 +106,7 @@ def _worst(report: Report) -> str:
     if report.worst:
         return (
             "Chosen by turns: the layer that loses most when it alone is quantized (as far as its interval excludes none), and "
-            f"the layer with the lowest local SQNR in {NARROW}. What follows describes them; a cause is only what an "
+            f"the layer with the lowest local SQNR in {report.narrow}. What follows describes them; a cause is only what an "
             "intervention on that layer confirms."
         )
-    return f"There is none to show: no layer has an error in {NARROW}, or none was asked for."
+    return f"There is none to show: no layer has an error in {report.narrow}, or none was asked for."

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qkit.report.data import NARROW, WIDE, Report
+from qkit.report.data import WIDE, Report
 from qkit.report.formats import NOTHING, Units, decibels, is_missing, number, share
 
 
@@ -83,14 +83,14 @@ def layers(report: Report, *, lanes: Sequence[str] | None = None, minor: bool = 
         (lane, *figure)
         for lane in lanes
         for figure in _LANE_FIGURES
-        if minor or not (figure[3] or (lane != NARROW and "sqnr" not in figure[0]))
+        if minor or not (figure[3] or (lane != report.narrow and "sqnr" not in figure[0]))
     ]
     units = Units(percent=report.metric["percent"])
     swept = report.sensitivity
     columns = [Column("#"), Column("layer", words=True), Column("kind", words=True), Column("shape", words=True)]
     if swept is not None:
         columns.append(Column(f"loss alone ({units.points})" if units.points else "loss alone"))
-    columns += [Column(head, lane, is_minor or lane != NARROW) for lane, _, head, _, is_minor in shown]
+    columns += [Column(head, lane, is_minor or lane != report.narrow) for lane, _, head, _, is_minor in shown]
     if minor:
         columns += [Column(head, "float", True) for head in ("min", "max", "rms")] + [Column("MACs", "", True)]
     table = Table(tuple(columns))
@@ -175,12 +175,12 @@ def facts(report: Report, entry: dict[str, Any]) -> list[tuple[str, str]]:
     if report.sensitivity is not None and entry["tap"] in report.sensitivity.index:
         alone = report.sensitivity.loc[entry["tap"]]
         found.append(("Loss alone", units.amount(alone["loss"], alone["loss low"], alone["loss high"])))
-    for lane in (NARROW, WIDE):
+    for lane in (report.narrow, WIDE):
         here = row[lane]
         found.append(
             (f"SQNR in {lane}", f"local {decibels(here['local sqnr'])} dB, accumulated {decibels(here['sqnr'])} dB")
         )  # fmt: skip
-    found += _grid_facts(row[NARROW], entry)
+    found += _grid_facts(row[report.narrow], entry)
     least, greatest = number(row["float", "min"]), number(row["float", "max"])
     text = f"{least} to {greatest} on the evaluation data"
     if entry["histogram"]:
@@ -236,6 +236,6 @@ def rules(report: Report, entry: dict[str, Any]) -> str:
     """Why the layer is among the worst, in words."""
     words = {
         "alone loss": "it loses score when it alone is quantized, and the interval of that loss excludes none",
-        "local sqnr": f"its local SQNR in {NARROW} is among the lowest",
+        "local sqnr": f"its local SQNR in {report.narrow} is among the lowest",
     }
     return "; ".join(words[rule] for rule in entry["rules"])

@@ -208,9 +208,11 @@ def test_options_out_of_range_are_refused(study, options):
         make(study, progress=False, **options)
 
 
-def test_studys_own_plan_is_a_lane_of_its_own():
-    made = make(tiny_study(scheme="int8-weights-int16-activations"), sensitivity=False, worst=1, progress=False)
-    assert made.lanes == ("int16", "int8", "int8-weights-int16-activations")
-    assert any("own plan" in remark for remark in made.remarks)
-    own = made.layers["int8-weights-int16-activations"]
-    assert (own["scale"].astype(float) < made.layers["int8"]["scale"].astype(float)).all()
+def test_the_lane_that_is_judged_is_the_studys_own():
+    study = tiny_study(scheme="int4-weights")
+    made = make(study, sensitivity=True, worst=1, progress=False)
+    assert (made.lanes, made.narrow) == (("int16", "int4"), "int4")
+    assert "int4" in made.verdict["reason"]
+    assert "int4 lane" in made.settings["sensitivity"]
+    assert made.worst[0]["tap"] in made.layers.index
+    assert study.lane("int4") == study.plan
