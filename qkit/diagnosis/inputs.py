@@ -76,7 +76,9 @@ def inputs_differ(study: Study, limit: int | None, tolerance: float) -> list[Cau
 
 def _wrong_alike(study: Study, limit: int | None, tolerance: float) -> list[Cause]:
     """Both sets prepared alike and wrongly: float tells, once the images are changed back."""
-    changes = _to_first_norm(study, limit) or _usual_mistakes(study, limit, tolerance)
+    changes = _to_first_norm(study, limit)
+    if changes is None:
+        changes = _usual_mistakes(study, limit, tolerance)
     if not changes:
         return []
     gains = {name: _gain_of_inputs(study, limit, change) for name, change in changes.items()}
@@ -107,16 +109,17 @@ def _usual_mistakes(study: Study, limit: int | None, tolerance: float) -> dict[s
     }
 
 
-def _to_first_norm(study: Study, limit: int | None) -> dict[str, Change]:
+def _to_first_norm(study: Study, limit: int | None) -> dict[str, Change] | None:
     """Changes of brightness and contrast that give the first batch norm the statistics that it has kept from training.
 
     The first convolution is linear, so its outputs' means and variances tell of the images' alone. They are tried where
     three numbers a channel of the image, and one for contrast, explain what dozens of channels behind it show: statistics of
-    that norm that are stale for a reason of its own would not lie in so small a space. Empty where they fit as they are.
+    that norm that are stale for a reason of its own would not lie in so small a space. Empty where the images fit as they are;
+    None where there is no such norm, or its statistics are explained otherwise.
     """
     pair = _first_pair(study)
     if pair is None:
-        return {}
+        return None
     conv, norm = pair
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -138,21 +141,23 @@ def _to_first_norm(study: Study, limit: int | None) -> dict[str, Change]:
     deviation = spread.sqrt()
     used = (variance > 1e-6 * variance.max()) & (spread > 1e-6 * spread.max())
     if int(used.sum()) <= 2 * conv.in_channels:
-        return {}
+        return None
     contrast = float((spread / variance)[used].log().median().div(2).exp())
     before = _misfit(mean, variance, goal, spread, used)
+    if before <= _MISFIT:
+        return {}
     found: dict[str, Change] = {}
     for sign in (1.0, -1.0):
         factor = sign * contrast
         short = goal - (factor * (mean - bias) + bias)
         offset = torch.linalg.lstsq((added / deviation[:, None])[used], (short / deviation)[used, None]).solution[:, 0]
         after = _misfit(goal - short + added @ offset, factor**2 * variance, goal, spread, used)
-        if before > _MISFIT and after < 0.25 * before:
+        if after < 0.25 * before:
             name = f"contrast times {factor:.3g}, brightness plus {_brief(offset.numpy())}"
             found[name] = _affine(factor, offset)
     if found:
         found |= {f"{name}, channels in the other order": _flipped(change) for name, change in list(found.items())}
-    return found
+    return found or None
 
 
 def _misfit(mean: Tensor, variance: Tensor, goal: Tensor, spread: Tensor, used: Tensor) -> float:
