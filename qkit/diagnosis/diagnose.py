@@ -210,7 +210,8 @@ def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
             draft.remarks.append(f"The budget allowed {room} of {len(ranking)} tensors to be tried alone: the noisiest ones.")
             ranking = ranking[:room]
     where = places(bench, plan, ranking)
-    draft.interaction = bench.gain(FLOAT, plan).value - sum(place.alone.value for place in where)
+    if len(where) == len(found):
+        draft.interaction = bench.gain(FLOAT, plan).value - sum(place.alone.value for place in where)
     draft.harmless = _harmless(where, ratios, tolerance)
     why = {tensor: candidates(found[tensor]) for tensor in suspects(where, ratios)}
     draft.causes += bias_width(bench, plan)

@@ -153,7 +153,7 @@ def _to_first_norm(study: Study, limit: int | None) -> dict[str, Change] | None:
         offset = torch.linalg.lstsq((added / deviation[:, None])[used], (short / deviation)[used, None]).solution[:, 0]
         after = _misfit(goal - short + added @ offset, factor**2 * variance, goal, spread, used)
         if after < 0.25 * before:
-            name = f"contrast times {factor:.3g}, brightness plus {_brief(offset.numpy())}"
+            name = f"contrast times about {factor:.2g}, brightness plus about {_brief(offset.numpy())}"
             found[name] = _affine(factor, offset)
     if found:
         found |= {f"{name}, channels in the other order": _flipped(change) for name, change in list(found.items())}

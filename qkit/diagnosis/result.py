@@ -10,7 +10,7 @@ import pandas as pd
 
 from qkit.diagnosis.candidates import Cause
 from qkit.diagnosis.remedies import Remedy
-from qkit.diagnosis.verdict import Verdict, amount
+from qkit.diagnosis.verdict import TOLERANCE, Verdict, amount
 from qkit.metrics import NAMED, Interval
 from qkit.plan import Plan
 
@@ -53,7 +53,7 @@ class Diagnosis:
     parts
         Where the loss comes from; None if nothing is lost or the budget did not reach so far.
     interaction
-        The whole loss less the sum of the tensors' own losses; far from zero, tensors act together.
+        The whole loss less the sum of the tensors' own losses; far from zero, tensors act together. None if not all were tried.
     remedies
         Combined, cheapest first, in the order of application.
     best
@@ -127,6 +127,8 @@ class Diagnosis:
                 f"Weights alone lose {amount(p.weights, share)}, activations alone {amount(p.activations, share)}, the same "
                 f"ranges with 16-bit steps {amount(p.clipping, share)}."
             )
+        if self.interaction is not None and abs(self.interaction) > TOLERANCE:
+            found.append(self._interaction(share))
         for number, cause in enumerate(self.causes, 1):
             gain = "" if cause.gain is None else f" It gains {amount(cause.gain, share)}"
             if cause.alone is not None and cause.alone_gain is not None:
@@ -144,6 +146,17 @@ class Diagnosis:
             steps = "; ".join(f"{r.kind}" + (f" at {r.layer}" if r.layer else " everywhere") for r in self.remedies)
             found.append(f"What to do, in this order: {steps}.")
         return [*found, self.qat, *self.remarks]
+
+    def _interaction(self, share: bool) -> str:
+        """What the tensors lose one by one beside what they lose together."""
+        assert self.interaction is not None
+        more = self.interaction > 0
+        unit, factor = ("points", 100.0) if share else ("of score", 1.0)
+        apart = f"{factor * abs(self.interaction):.1f} {unit} {'more' if more else 'less'}"
+        return (
+            f"Together the tensors lose {apart} than the sum of what each loses alone: their errors "
+            f"{'meet' if more else 'overlap'}, so gains of single remedies do not add up."
+        )
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

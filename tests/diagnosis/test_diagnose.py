@@ -338,3 +338,81 @@ def test_tensors_that_the_plan_leaves_out_are_said(resnet: Case) -> None:
     assert [(f.kind, f.layer) for f in found.findings] == [("unquantized-layer", "layer2.0.conv1")]
     found = study_of(resnet, scheme=replace(base, name="no weights", weight=None)).diagnose(**QUIET)
     assert ["the plan leaves all weights in float." in f.evidence for f in found.findings] == [True]
+
+
+def test_errors_that_do_not_add_up_are_said(hostile: Case) -> None:
+    found = study_of(hostile).diagnose(**QUIET)
+    assert found.interaction is not None
+    assert found.parts is not None
+    assert ("do not add up" in str(found)) == (abs(found.interaction) > 0.01)
+    few = study_of(hostile).diagnose(**QUIET, budget=60)
+    assert few.interaction is None, "a sum over some of the tensors is none over all"
+
+
+def test_a_weights_outlier_in_every_channel_is_clipped_per_channel(resnet: Case) -> None:
+    model = copy.deepcopy(resnet.model)
+    norm, conv = model.get_submodule("layer2.0.bn1"), model.get_submodule("layer2.0.conv2")
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert isinstance(conv, nn.Conv2d)
+    with torch.no_grad():
+        norm.weight[5], norm.bias[5] = 0.0, -1.0
+        conv.weight[:, 5, 1, 1] = 300.0 * conv.weight.abs().amax((1, 2, 3))
+    found = study_of(resnet, model, scheme="int8").diagnose(**QUIET)
+    top = found.causes[0]
+    assert (top.kind, top.layer, top.remedy.kind) == ("weight-outlier", "layer2.0.conv2", "clip-weights")
+    assert found.best_loss is not None
+    assert found.best_loss.value <= 0.01
+
+
+@pytest.mark.parametrize(("factor", "kind"), [(0.02, "range-too-narrow"), (300.0, "range-too-wide")])
+def test_a_weights_range_per_channel_that_does_not_fit_is_named(resnet: Case, factor: float, kind: str) -> None:
+    sound = study_of(resnet, scheme="int8")
+    name = "layer2.0.conv1.weight"
+    hi = sound.plan[name].params.hi
+    found = sound.with_plan(sound.plan.with_range(name, -factor * hi, factor * hi)).diagnose(**QUIET)
+    assert (found.causes[0].kind, found.causes[0].tensor) == (kind, name)
+    assert found.best_loss is not None
+    assert found.best_loss.value <= 0.01
+
+
+@pytest.mark.parametrize(("rarity", "kind"), [(4.5, "activation-outlier"), (0.0, "activation-channel-imbalance")])
+def test_rare_values_are_told_from_a_wide_channel(resnet: Case, rarity: float, kind: str) -> None:
+    model = copy.deepcopy(resnet.model)
+    norm, conv = model.get_submodule("layer2.0.bn1"), model.get_submodule("layer2.0.conv2")
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert isinstance(conv, nn.Conv2d)
+    with torch.no_grad():
+        # what exceeds so many deviations passes the activation, a thousand times as large as other channels; nobody reads it
+        norm.weight[5], norm.bias[5] = 3000.0, -3000.0 * rarity
+        conv.weight[:, 5] = 0.0
+    study = study_of(resnet, model, scheme="int8", expected=None)
+    study.calibrate("minmax", progress=False)
+    found = study.diagnose(**QUIET)
+    assert found.verdict.name == "quantization"
+    assert (found.causes[0].kind, found.causes[0].layer) == (kind, "layer2.0.conv1")
+    assert found.causes[0].remedy.kind == ("clip-activation" if rarity else "sixteen-bit-layer")
+    assert found.best_loss is not None
+    assert found.best_loss.value <= 0.01
+
+
+def test_images_prepared_wrongly_for_both_are_told_by_the_first_norm_without_an_expected_score(resnet: Case) -> None:
+    dim = [changed(loader, lambda x: 0.3 * x + 1.5) for loader in (resnet.calibration, resnet.evaluation)]
+    study = study_of(resnet, calibration=dim[0], evaluation=dim[1], expected=None)
+    found = study.diagnose(**QUIET)
+    assert found.verdict.name in ("not-quantization", "both")
+    assert found.causes[0].kind == "preprocessing"
+    assert "contrast times" in found.causes[0].evidence
+    assert not study_of(resnet, expected=None).diagnose(**QUIET).causes
+
+
+def test_the_layer_at_which_graph_and_model_part_is_named(resnet: Case) -> None:
+    model = copy.deepcopy(resnet.model).eval()
+
+    def twice(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return 2.0 * output + 1.0
+
+    model.get_submodule("layer2.0.conv2").register_forward_hook(twice)
+    found = study_of(resnet, model).diagnose(**QUIET)
+    assert found.causes[0].kind == "graph-transform"
+    assert found.causes[0].layer == "layer2.0.conv2"
+    assert "hooks" in found.causes[0].remedy.text
