@@ -168,12 +168,11 @@ def _not_a_number(study: Study, causes: Sequence[Cause]) -> Diagnosis:
 
 
 def _put_right(plan: Plan, draft: _Draft) -> Plan:
-    """The plan with what the gate can put right by itself; what it can not is the user's to do first."""
+    """The plan with what the gate can put right by itself; what it cannot is the user's to do first."""
     draft.remedies += [cause.remedy for cause in draft.causes]
-    for cause in draft.causes:
-        plan = draft.best = cause.remedy.plan(plan) if cause.remedy.changes else plan
-    if not any(cause.remedy.changes for cause in draft.causes):
-        draft.best = None
+    for remedy in draft.remedies:
+        if remedy.changes:
+            plan = draft.best = remedy.plan(plan)
     return plan
 
 
@@ -183,9 +182,8 @@ def _settle(bench: Bench, verdict: Verdict, causes: Sequence[Cause], plan: Plan,
     lanes = {"float": FLOAT, "int16": bench.study.lane("int16"), narrow: plan}
     if base != plan:
         lanes |= {"int16": _at_sixteen_bits(base), narrow: base}
-    beside = judge(
-        Scores(bench.study.metric_name, bench.scores(lanes, what="what the gate found, put right")), tolerance=tolerance
-    )
+    scores = Scores(bench.study.metric_name, bench.scores(lanes, what="what the gate found, put right"))
+    beside = judge(scores, narrow=narrow, tolerance=tolerance)
     named = ", ".join(cause.kind for cause in causes)
     right = "With that put right, " if base != plan else "Beside that, "
     name = "both" if beside.name in ("quantization", "both") else "not-quantization"

@@ -63,7 +63,7 @@ def test_hostile_network_is_explained_and_fixed(hostile: Case) -> None:
     assert study.plan != fixed.plan, "the study itself is untouched"
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2_lite", "resnet_small"])
+@pytest.mark.parametrize("name", ["mobilenet_v2_lite", "resnet_small", "vgg_small", "inception_small"])
 def test_sound_networks_raise_no_alarm(name: str) -> None:
     found = study_of(zoo.load(name)).diagnose(**QUIET)
     assert found.verdict.name == "no-degradation"
@@ -101,14 +101,21 @@ def test_too_few_bits_are_named(resnet: Case) -> None:
     assert found.best_loss.value <= 0.01
 
 
-def test_a_weight_that_stands_out_is_clipped(resnet: Case) -> None:
-    model = copy.deepcopy(resnet.model)
+def with_a_channel_nobody_hears(case: Case) -> tuple[nn.Module, nn.BatchNorm2d, nn.Conv2d]:
+    """A copy of the network in which channel 5 is never active in front of the convolution that is returned."""
+    model = copy.deepcopy(case.model)
     norm, conv = model.get_submodule("layer2.0.bn1"), model.get_submodule("layer2.0.conv2")
     assert isinstance(norm, nn.BatchNorm2d)
     assert isinstance(conv, nn.Conv2d)
     with torch.no_grad():
-        # a channel that is never active: float does not see what its weights are
         norm.weight[5], norm.bias[5] = 0.0, -1.0
+    return model, norm, conv
+
+
+def test_a_weight_that_stands_out_is_clipped(resnet: Case) -> None:
+    model, _, conv = with_a_channel_nobody_hears(resnet)
+    with torch.no_grad():
+        # float does not see what its weights are
         conv.weight[2, 5, 1, 1] = 300.0 * conv.weight.abs().max()
     found = study_of(resnet, model).diagnose(**QUIET)
     assert found.verdict.name == "quantization"
@@ -350,12 +357,8 @@ def test_errors_that_do_not_add_up_are_said(hostile: Case) -> None:
 
 
 def test_a_weights_outlier_in_every_channel_is_clipped_per_channel(resnet: Case) -> None:
-    model = copy.deepcopy(resnet.model)
-    norm, conv = model.get_submodule("layer2.0.bn1"), model.get_submodule("layer2.0.conv2")
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert isinstance(conv, nn.Conv2d)
+    model, _, conv = with_a_channel_nobody_hears(resnet)
     with torch.no_grad():
-        norm.weight[5], norm.bias[5] = 0.0, -1.0
         conv.weight[:, 5, 1, 1] = 300.0 * conv.weight.abs().amax((1, 2, 3))
     found = study_of(resnet, model, scheme="int8").diagnose(**QUIET)
     top = found.causes[0]
@@ -377,10 +380,7 @@ def test_a_weights_range_per_channel_that_does_not_fit_is_named(resnet: Case, fa
 
 @pytest.mark.parametrize(("rarity", "kind"), [(2.2, "activation-outlier"), (0.0, "activation-channel-imbalance")])
 def test_rare_values_are_told_from_a_wide_channel(resnet: Case, rarity: float, kind: str) -> None:
-    model = copy.deepcopy(resnet.model)
-    norm, conv = model.get_submodule("layer2.0.bn1"), model.get_submodule("layer2.0.conv2")
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert isinstance(conv, nn.Conv2d)
+    model, norm, conv = with_a_channel_nobody_hears(resnet)
     with torch.no_grad():
         # what exceeds so many deviations passes the activation, a thousand times as large as other channels; nobody reads it
         norm.weight[5], norm.bias[5] = 3000.0, -3000.0 * rarity
@@ -416,3 +416,11 @@ def test_the_layer_at_which_graph_and_model_part_is_named(resnet: Case) -> None:
     assert found.causes[0].kind == "graph-transform"
     assert found.causes[0].layer == "layer2.0.conv2"
     assert "hooks" in found.causes[0].remedy.text
+
+
+def test_a_fault_of_the_inputs_is_named_under_a_scheme_of_two_widths(resnet: Case) -> None:
+    dim = changed(resnet.evaluation, lambda x: 0.2 * x - 2.0)
+    found = study_of(resnet, evaluation=dim, scheme="int4-weights").diagnose(**QUIET)
+    assert found.causes[0].kind == "preprocessing"
+    assert found.verdict.name in ("not-quantization", "both")
+    assert "int4 loses" in found.verdict.reason
