@@ -9,7 +9,8 @@ import os
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,19 @@ def _prepare() -> None:
     warnings.simplefilter("ignore")
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """`_prepare` for a while, in a process that goes on with other things."""
+    threads, level = torch.get_num_threads(), logging.root.manager.disable
+    try:
+        with warnings.catch_warnings():
+            _prepare()
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        logging.disable(level)
+
+
 def _line(spec: CaseSpec) -> str:
     return json.dumps(run_case(spec), default=float)
 
@@ -207,8 +221,8 @@ def _end_line(out: Path) -> None:
 
 def _results(todo: Sequence[CaseSpec], jobs: int) -> Any:
     if jobs <= 1:
-        _prepare()
-        yield from (_line(spec) for spec in tqdm(todo, unit="case"))
+        with _quiet():
+            yield from (_line(spec) for spec in tqdm(todo, unit="case"))
         return
     # threads are fixed before torch starts in the workers
     os.environ["OMP_NUM_THREADS"] = "1"

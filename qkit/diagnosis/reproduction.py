@@ -85,9 +85,7 @@ def graph_differs(study: Study, limit: int | None) -> list[Cause]:
         f"the folded graph's output differs from the model's by {worst:.1e} relative{at}; the model itself scores "
         f"{float(scores[0].mean()):.4g}, the graph {float(scores[1].mean()):.4g}."
     )
-    cure = (
-        f"Look at the forward code of {layer or 'the model'} for what a trace can not see: hooks, patched methods, state, data."
-    )
+    cure = f"Look at the forward code of {layer or 'the model'} for what a trace cannot see: hooks, patched methods, state."
     gain = apart if abs(apart.value) > 0.0 else None
     return [_cause("graph-transform", layer, evidence, cure, gain)]
 
