@@ -15,6 +15,12 @@ CauseKind = Literal[
     "nondeterminism", "graph-transform", "engine-mismatch", "trace-alignment", "accumulator-overflow", "unquantized-layer",
 ]  # fmt: skip
 
+#: Kinds of causes that lie outside quantization.
+OUTSIDE: frozenset[CauseKind] = frozenset((
+    "calibration-mismatch", "train-mode", "batchnorm-statistics", "preprocessing", "non-finite", "nondeterminism",
+    "graph-transform", "engine-mismatch", "trace-alignment", "accumulator-overflow", "unquantized-layer",
+))  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Candidate:

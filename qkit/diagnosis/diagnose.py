@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from qkit.diagnosis.candidates import Candidate, Cause
@@ -22,7 +23,7 @@ from qkit.diagnosis.verdict import TOLERANCE, Verdict, amount, degraded, judge
 from qkit.diagnosis.widths import accumulator_overflow, bias_width
 from qkit.lanes import Lane, run_lanes
 from qkit.loading import batches as batches_of
-from qkit.metrics import NAMED, Interval, Scores
+from qkit.metrics import NAMED, Interval, Scores, paired_interval
 from qkit.plan import FLOAT, Plan
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class _Draft:
     causes: list[Cause] = field(default_factory=list)
     harmless: list[tuple[str, float]] = field(default_factory=list)
     parts: Decomposition | None = None
-    interaction: float | None = None
+    interaction: Interval | None = None
     remedies: list[Remedy] = field(default_factory=list)
     best: Plan | None = None
     remarks: list[str] = field(default_factory=list)
@@ -209,7 +210,7 @@ def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
             ranking = ranking[:room]
     where = places(bench, plan, ranking)
     if len(where) == len(found):
-        draft.interaction = bench.gain(FLOAT, plan).value - sum(place.alone.value for place in where)
+        draft.interaction = _interaction(bench, plan, [place.tensor for place in where])
     draft.harmless = _harmless(where, ratios, tolerance)
     why = {tensor: candidates(found[tensor]) for tensor in suspects(where, ratios)}
     draft.causes += bias_width(bench, plan)
@@ -224,6 +225,13 @@ def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
     others = [cause.remedy for options in confirmed for _, cause in options if cause.remedy not in named]
     todo = [remedy for remedy in (*named, *others) if remedy not in draft.remedies]
     _combine(bench, plan, todo, everywhere, tolerance, draft)
+
+
+def _interaction(bench: Bench, plan: Plan, tensors: Sequence[str]) -> Interval:
+    """The loss of all tensors together less the sum of each one's own, sample by sample."""
+    exact = bench.known[FLOAT]
+    apart = sum((exact - bench.known[plan.only([tensor])] for tensor in tensors), np.zeros_like(exact))
+    return paired_interval(exact - bench.known[plan], apart)
 
 
 def _rank(cause: Cause) -> tuple[bool, float]:

@@ -53,7 +53,8 @@ class Diagnosis:
     parts
         Where the loss comes from; None if nothing is lost or the budget did not reach so far.
     interaction
-        The whole loss less the sum of the tensors' own losses; far from zero, tensors act together. None if not all were tried.
+        The whole loss less the sum of the tensors' own losses, paired; away from zero, tensors act together. None if not all
+        tensors were tried.
     remedies
         Combined, cheapest first, in the order of application.
     best
@@ -73,7 +74,7 @@ class Diagnosis:
     findings: tuple[Cause, ...]
     harmless: tuple[tuple[str, float], ...]
     parts: Decomposition | None
-    interaction: float | None
+    interaction: Interval | None
     remedies: tuple[Remedy, ...]
     best: Plan | None
     best_loss: Interval | None
@@ -108,7 +109,7 @@ class Diagnosis:
             "findings": [c.to_dict() for c in self.findings],
             "harmless": [{"tap": tap, "sqnr": sqnr} for tap, sqnr in self.harmless],
             "parts": None if self.parts is None else self.parts.to_dict(),
-            "interaction": self.interaction,
+            "interaction": None if self.interaction is None else self.interaction.to_dict(),
             "remedies": [r.to_dict() for r in self.remedies],
             "best_loss": None if self.best_loss is None else self.best_loss.to_dict(),
             "qat": self.qat,
@@ -127,8 +128,8 @@ class Diagnosis:
                 f"Weights alone lose {amount(p.weights, share)}, activations alone {amount(p.activations, share)}, the same "
                 f"ranges with 16-bit steps {amount(p.clipping, share)}."
             )
-        if self.interaction is not None and abs(self.interaction) > TOLERANCE:
-            found.append(self._interaction(share))
+        if self.interaction is not None and (together := interaction_words(self.interaction, share)):
+            found.append(together)
         for number, cause in enumerate(self.causes, 1):
             gain = "" if cause.gain is None else f" It gains {amount(cause.gain, share)}"
             if cause.alone is not None and cause.alone_gain is not None:
@@ -147,17 +148,6 @@ class Diagnosis:
             found.append(f"What to do, in this order: {steps}.")
         return [*found, self.qat, *self.remarks]
 
-    def _interaction(self, share: bool) -> str:
-        """What the tensors lose one by one beside what they lose together."""
-        assert self.interaction is not None
-        more = self.interaction > 0
-        unit, factor = ("points", 100.0) if share else ("of score", 1.0)
-        apart = f"{factor * abs(self.interaction):.1f} {unit} {'more' if more else 'less'}"
-        return (
-            f"Together the tensors lose {apart} than the sum of what each loses alone: their errors "
-            f"{'meet' if more else 'overlap'}, so gains of single remedies do not add up."
-        )
-
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
@@ -169,3 +159,14 @@ class Diagnosis:
         return "".join(f"<p>{html.escape(line)}</p>" for line in self.lines()) + str(
             self.table().to_html(float_format="{:.4f}".format, index=False) if self.causes else ""
         )
+
+
+def interaction_words(interaction: Interval, share: bool) -> str:
+    """Tensors whose errors do not add up, in a sentence; "" where it is chance or less than the tolerance."""
+    if abs(interaction.value) <= TOLERANCE or interaction.low <= 0.0 <= interaction.high:
+        return ""
+    how = "their errors meet, and do more than" if interaction.value > 0 else "their errors overlap, and do less than"
+    return (
+        f"What all tensors lose together and the sum of what each loses alone are {amount(interaction, share)} apart: {how} add "
+        "up. Gains of single remedies do not add up either."
+    )

@@ -17,6 +17,7 @@ import torch
 
 import qkit
 from qkit.capture import Capture
+from qkit.diagnosis.candidates import OUTSIDE
 from qkit.diagnosis.verdict import TOLERANCE, Verdict
 from qkit.errors import QkitError
 from qkit.metrics import NAMED, Scores
@@ -179,6 +180,9 @@ def make(
     lanes = {name: study.lane(name) for name in ("float", WIDE, study.narrow)}
     scores = study.evaluate(tuple(lanes), batches=batches, progress=progress)
     verdict = study.verdict(tolerance=tolerance, batches=batches, progress=progress)
+    if diagnosis is not None and any(cause.kind in OUTSIDE for cause in diagnosis.causes):
+        # the lanes alone do not see what the gate has found
+        verdict = diagnosis.verdict
     captured = study.capture(tuple(lanes), batches=min(batches or CAPTURE_BATCHES, CAPTURE_BATCHES), progress=progress)
     layers = _layers(captured)
     narrow = lanes[study.narrow]

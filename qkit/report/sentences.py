@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from qkit.diagnosis.result import interaction_words
+from qkit.metrics import Interval
 from qkit.report.data import Report
 from qkit.report.formats import Units
 from qkit.report.words import MOST_BARS
@@ -60,6 +62,9 @@ def _diagnosis(report: Report) -> str:
         )
     else:
         text += "No cause was confirmed."
+    if found["interaction"] is not None:
+        together = interaction_words(Interval(**found["interaction"]), report.metric["percent"])
+        text += f" {together}" if together else ""
     return text
 
 

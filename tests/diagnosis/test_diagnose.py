@@ -347,11 +347,23 @@ def test_tensors_that_the_plan_leaves_out_are_said(resnet: Case) -> None:
     assert ["the plan leaves all weights in float." in f.evidence for f in found.findings] == [True]
 
 
+def found_alone(case: Case) -> dict[str, float]:
+    """What every tensor of the plan loses alone, each scored by a study of its own."""
+    study = study_of(case)
+    plans = {tensor: study.plan.only([tensor]) for tensor in study.plan}
+    scores = study.evaluate({"float": qkit.FLOAT, **plans}, batches=4, progress=False)
+    return {tensor: scores.loss(tensor).value for tensor in plans}
+
+
 def test_errors_that_do_not_add_up_are_said(hostile: Case) -> None:
     found = study_of(hostile).diagnose(**QUIET)
     assert found.interaction is not None
     assert found.parts is not None
-    assert ("do not add up" in str(found)) == (abs(found.interaction) > 0.01)
+    alone = sum(found_alone(hostile).values())
+    assert found.verdict.narrow is not None
+    assert found.interaction.value == pytest.approx(found.verdict.narrow.value - alone)
+    beyond_chance = not found.interaction.low <= 0.0 <= found.interaction.high
+    assert ("do not add up either" in str(found)) == (beyond_chance and abs(found.interaction.value) > 0.01)
     few = study_of(hostile).diagnose(**QUIET, budget=60)
     assert few.interaction is None, "a sum over some of the tensors is none over all"
 

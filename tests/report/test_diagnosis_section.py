@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,21 @@ def test_section_is_in_every_form(causes: tuple[Cause, ...], tmp_path: Path) -> 
         assert "a.&lt;b&gt;" in page
     assert len(json.loads(data)["diagnosis"]["causes"]) == len(causes)
     assert "on 64 samples" in made.reproduce
+
+
+def test_what_the_gate_found_and_errors_that_do_not_add_up_are_said(tmp_path: Path) -> None:
+    base = found(replace(CAUSE, kind="preprocessing"))
+    apart = Interval(-0.3, -0.4, -0.2, 64)
+    verdict = replace(base.verdict, name="both", reason="something is wrong before quantization.")
+    made = make(
+        tiny_study(), sensitivity=False, worst=1, progress=False, diagnosis=replace(base, verdict=verdict, interaction=apart)
+    )
+    assert made.verdict["verdict"] == "both", "the lanes alone do not see what the gate has found"
+    text = write(made, tmp_path / "report.md").read_text()
+    assert "something is wrong before quantization." in text
+    assert "-30.0 points [-40.0, -20.0] apart: their errors overlap" in text
+    chance = replace(base, interaction=Interval(-0.3, -0.7, 0.1, 64))
+    assert "add up" not in str(chance)
 
 
 def test_without_a_diagnosis_there_is_no_section(tmp_path: Path) -> None:
