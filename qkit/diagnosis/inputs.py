@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,7 @@ def inputs_differ(study: Study, limit: int | None, tolerance: float) -> list[Cau
             f"deviations {_brief(here.deviation)} and {_brief(there.deviation)}."
         )
         like = {"in the other order": _flipped(_as_it_is), "brought to those figures": lambda x: _match(x, here, there)}
-        gains = {name: _gain_of_inputs(study, limit, change) for name, change in like.items()}
+        gains = _gains_of_inputs(study, limit, like)
         best = max(gains, key=lambda name: gains[name].value)
         if gains[best].low > 0.0 and gains[best].value > tolerance:
             cure = f"Prepare the evaluation inputs as the calibration inputs (and the training's) were; here, channels {best}."
@@ -81,7 +81,7 @@ def _wrong_alike(study: Study, limit: int | None, tolerance: float) -> list[Caus
         changes = _usual_mistakes(study, limit, tolerance)
     if not changes:
         return []
-    gains = {name: _gain_of_inputs(study, limit, change) for name, change in changes.items()}
+    gains = _gains_of_inputs(study, limit, changes)
     best = max(gains, key=lambda name: gains[name].value)
     if gains[best].low <= 0.0 or gains[best].value <= tolerance:
         return []
@@ -123,8 +123,8 @@ def _to_first_norm(study: Study, limit: int | None) -> dict[str, Change] | None:
     conv, norm = pair
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    sums, squares, count, size = torch.zeros(conv.out_channels), torch.zeros(conv.out_channels), 0, (1, 1)
-    sums, squares = sums.double(), squares.double()
+    sums = squares = torch.zeros(conv.out_channels, dtype=torch.float64)
+    count, size = 0, (1, 1)
     with torch.no_grad():
         for batch in batches(study.evaluation, limit):
             images = on_device(study, batch)[0]
@@ -207,16 +207,18 @@ def _cause(evidence: str, cure: str, gain: Interval) -> Cause:
     return Cause("preprocessing", "input", "input", evidence, Remedy("fix-input", "input", cure), gain)
 
 
-def _gain_of_inputs(study: Study, limit: int | None, change: Callable[[Tensor], Tensor]) -> Interval:
-    """What float scores more if the images are changed so."""
-    before, after = [], []
+def _gains_of_inputs(study: Study, limit: int | None, changes: Mapping[str, Change]) -> dict[str, Interval]:
+    """What float scores more if the images are changed so, by name."""
+    before: list[np.ndarray] = []
+    after: dict[str, list[np.ndarray]] = {name: [] for name in changes}
     for batch in batches(study.evaluation, limit):
-        images = tuple(change(x) if isinstance(x, Tensor) and x.ndim == 4 else x for x in batch.inputs)
         as_it_is = run_lanes(study.graph, [Lane("float")], batch.inputs)["float"]
-        changed = run_lanes(study.graph, [Lane("float")], images)["float"]
         before.append(score_batch(study.metric, as_it_is, batch.targets, as_it_is, batch.size))
-        after.append(score_batch(study.metric, changed, batch.targets, as_it_is, batch.size))
-    return paired_interval(np.concatenate(after), np.concatenate(before))
+        for name, change in changes.items():
+            images = tuple(change(x) if isinstance(x, Tensor) and x.ndim == 4 else x for x in batch.inputs)
+            changed = run_lanes(study.graph, [Lane("float")], images)["float"]
+            after[name].append(score_batch(study.metric, changed, batch.targets, as_it_is, batch.size))
+    return {name: paired_interval(np.concatenate(rows), np.concatenate(before)) for name, rows in after.items()}
 
 
 def _images(loader: Iterable[Any], limit: int | None) -> Iterator[Tensor]:

@@ -45,8 +45,7 @@ def nondeterminism(study: Study) -> list[Cause]:
     name = next((n for n, value in first.items() if abs(value - second[n]) > _SAME * max(abs(value), 1e-30)), None)
     if name is None:
         return []
-    source = _unseen_source(study.graph, name, first)
-    layer = "" if source is None else source.layer
+    layer = _unseen_source(study.graph, name, first).layer
     evidence = f"two float passes of the same batch differ from {name} on."
     dropping = [s for s in study.graph.steps if s.kind == "float" and "dropout" in s.name.lower()]
     if dropping:
@@ -56,7 +55,7 @@ def nondeterminism(study: Study) -> list[Cause]:
     return [_cause("nondeterminism", layer, evidence, cure)]
 
 
-def _unseen_source(graph: Graph, name: str, seen: Mapping[str, float]) -> Step | None:
+def _unseen_source(graph: Graph, name: str, seen: Mapping[str, float]) -> Step:
     """The earliest operation without a tap that leads to that tap or the output from taps alike; else the tap's own step."""
     step = next((s for s in graph.steps if s.name == name), graph.steps[-1])
     found, todo = step, list(step.inputs)
@@ -67,7 +66,7 @@ def _unseen_source(graph: Graph, name: str, seen: Mapping[str, float]) -> Step |
         if source.kind == "float" and (found is step or source.index < found.index):
             found = source
         todo += source.inputs
-    return found if found.layer or found is not step else step
+    return found
 
 
 def graph_differs(study: Study, limit: int | None) -> list[Cause]:
@@ -95,9 +94,7 @@ def _second_pass_differs(study: Study, model: nn.Module, batch: Batch) -> bool:
     with torch.no_grad(), torch.random.fork_rng():
         theirs = model(*on_device(study, batch))
     ours = run_lanes(study.graph, [Lane("float")], batch.inputs)["float"]
-    if not (isinstance(theirs, Tensor) and isinstance(ours, Tensor)):
-        return False
-    return float((ours - theirs).abs().max()) > _SAME * max(float(theirs.abs().max()), 1e-30)
+    return isinstance(theirs, Tensor) and isinstance(ours, Tensor) and _differ(ours, theirs)
 
 
 def _parting(study: Study, limit: int | None) -> str:
