@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from qkit.errors import DataError, PlanError
 from qkit.estimators import Method, Observation, activation_grid, check_method, weight_grid
@@ -20,6 +19,7 @@ from qkit.lanes import Lane, decide, run_lanes
 from qkit.loading import batches
 from qkit.numerics import saturated_biases
 from qkit.plan import Grid, Plan
+from qkit.progress import track
 from qkit.schemes import Scheme
 from qkit.steps import Step
 
@@ -48,7 +48,7 @@ def observe(graph: Graph, loader: Iterable[Any], *, limit: int | None = None, pr
 
     done = 0
     try:
-        for batch in tqdm(batches(loader, limit), desc="calibrating", unit="batch", disable=not progress, leave=False):
+        for batch in track(batches(loader, limit), "calibrating", unit="batch", show=progress):
             run_lanes(graph, [Lane("float")], batch.inputs, observe=look)
             done += 1
     except KeyboardInterrupt:

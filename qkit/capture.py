@@ -15,7 +15,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from qkit.errors import DataError, QkitError
 from qkit.graph import Graph
@@ -24,6 +23,7 @@ from qkit.loading import batches
 from qkit.measure import ErrorSums, FloatSums, decibels, describe, local_error, measure
 from qkit.numerics import QuantParams, dequantize, quantize
 from qkit.plan import Plan
+from qkit.progress import track
 from qkit.steps import Step
 
 logger = logging.getLogger(__name__)
@@ -467,7 +467,7 @@ def capture(
         raise QkitError("the float lane is always there: do not name a plan 'float'.")
     result = Capture(graph, plans, Store(frozenset(names), None if folder is None else Path(folder), memory_budget))
     try:
-        for batch in tqdm(batches(loader, limit), desc="capturing", unit="batch", disable=not progress, leave=False):
+        for batch in track(batches(loader, limit), "capturing", unit="batch", show=progress):
             result.run(batch.inputs, batch.size)
     except KeyboardInterrupt:
         if result.samples == 0:

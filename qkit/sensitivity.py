@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from qkit.errors import DataError, QkitError
 from qkit.graph import Graph
@@ -21,6 +20,7 @@ from qkit.lanes import Frontier, Lane, run_lanes, run_to
 from qkit.loading import Batch, batches
 from qkit.metrics import Interval, MetricFunction, mean_interval, paired_interval, score_batch
 from qkit.plan import FLOAT, Plan
+from qkit.progress import Bar
 from qkit.steps import Step
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def sweep(
     bases: list[np.ndarray] = []
     source = batches(loader, limit)
     total = source.__length_hint__() * len(lanes) or None
-    bar = tqdm(total=total, desc=f"sensitivity ({mode})", unit="layer", disable=not progress, leave=False)
+    bar = Bar(f"sensitivity ({mode})", total, unit="layer", show=progress)
     try:
         for batch in source:
             reference = run_lanes(graph, [Lane("float")], batch.inputs)["float"] if metric == "agreement" else None
@@ -198,7 +198,7 @@ def _starts(graph: Graph, steps: Sequence[Step]) -> list[int]:
 
 
 def run_from_base(
-    graph: Graph, batch: Batch, base: Plan, lanes: Sequence[tuple[int, Lane]], budget: int, bar: Any
+    graph: Graph, batch: Batch, base: Plan, lanes: Sequence[tuple[int, Lane]], budget: int, bar: Bar
 ) -> dict[str, Any]:
     """Outputs of the base and of all lanes by name, the lanes in groups, each from the base's values where it starts.
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from qkit.calibration import check_weights, make_plan, observe, saturations
 from qkit.capture import MEMORY_BUDGET, Capture, capture
@@ -22,7 +21,8 @@ from qkit.lanes import Lane, run_lanes
 from qkit.loading import batches
 from qkit.metrics import Interval, MetricFunction, Scores, mean_interval, score_batch
 from qkit.plan import FLOAT, Plan
-from qkit.rescore import Prefix, first_difference, prefix
+from qkit.progress import track
+from qkit.rescore import Effect, Prefix, agree, first_difference, prefix
 from qkit.schemes import PRESETS, Scheme, scheme_of
 from qkit.sensitivity import Mode, Sensitivity, sweep
 
@@ -308,9 +308,7 @@ class Study:
             lanes.append(Lane("float"))
         whole = True
         try:
-            for batch in tqdm(
-                batches(self.evaluation, limit), desc="evaluating", unit="batch", disable=not progress, leave=False
-            ):
+            for batch in track(batches(self.evaluation, limit), "evaluating", unit="batch", show=progress):
                 outputs = run_lanes(self.graph, lanes, batch.inputs)
                 reference = outputs.get("float")
                 rows.append({n: score_batch(self.metric, outputs[n], batch.targets, reference, batch.size) for n in plans})
@@ -334,14 +332,38 @@ class Study:
             first = first_difference(self.graph, self.plan, plan)
             if first is None:
                 return self.evaluate({"plan": self.plan}, batches=batches, progress=False)["plan"]
-            kept = self._prefix
-            if kept is None or kept.plan is not self.plan or kept.index > first or self._prefix_limit != batches:
-                kept = prefix(self.graph, self.evaluation, self.plan, first, self.metric, limit=batches)
-            elif kept.index < first:
-                kept = kept.advanced(first)
-            self._prefix, self._prefix_limit = kept, batches
-            self._cache[plan, batches] = kept.scores(plan)
+            self._cache[plan, batches] = self._prefix_at(first, plan, batches).scores(plan)
         return mean_interval(self._cache[plan, batches])
+
+    def effect(self, tensor: str, plan: Plan | None = None, *, batches: int | None = None) -> Effect:
+        """What the plan makes of a tap (or of the tap behind a weight), of the output and of the score; computed from there on.
+
+        A further plan that differs from this one at that tensor alone, as while its range is being tuned, costs only what lies
+        behind it.
+        """
+        plan = self.plan if plan is None else plan
+        index = self.graph.step(tensor).index
+        found = self._prefix_at(index, plan, batches, errors=True).effect(plan)
+        self._cache[plan, batches] = found.scores
+        return found
+
+    def _prefix_at(self, index: int, plan: Plan, batches: int | None, *, errors: bool = False) -> Prefix:
+        """The kept prefix, advanced to that step, where the plan can start from it; else a new one."""
+        kept = self._prefix
+        if (
+            kept is None
+            or kept.index > index
+            or self._prefix_limit != batches
+            or (errors and not kept.has_errors)
+            or not agree(self.graph, kept.plan, plan, index)
+        ):
+            check_weights(self.graph)
+            base = self.plan if agree(self.graph, self.plan, plan, index) else plan
+            kept = prefix(self.graph, self.evaluation, base, index, self.metric, limit=batches, errors=errors)
+        elif kept.index < index:
+            kept = kept.advanced(index)
+        self._prefix, self._prefix_limit = kept, batches
+        return kept
 
     def sensitivity(
         self,

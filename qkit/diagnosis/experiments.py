@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from qkit.lanes import Lane, run_lanes
 from qkit.loading import batches
 from qkit.metrics import Interval, paired_interval, score_batch
 from qkit.plan import FLOAT, Plan
+from qkit.progress import Bar
 from qkit.rescore import first_difference
 from qkit.sensitivity import MEMORY_BUDGET, run_from_base
 
@@ -79,7 +79,7 @@ class Bench:
         rows: list[list[np.ndarray]] = [[] for _ in order]
         source = batches(self.study.evaluation, self.limit)
         total = source.__length_hint__() * len(lanes) or None
-        with tqdm(total=total, desc=what, unit="lane", disable=not self.progress, leave=False) as bar:
+        with Bar(what, total, unit="lane", show=self.progress) as bar:
             for batch in source:
                 reference = run_lanes(graph, [Lane("float")], batch.inputs)["float"] if metric == "agreement" else None
                 outputs = run_from_base(graph, batch, base, lanes, MEMORY_BUDGET, bar)

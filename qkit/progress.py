@@ -1,0 +1,74 @@
+"""Progress of long work: a bar in the terminal or notebook, or whoever listens; the listener can stop the work.
+
+A widget runs long work in a thread, where no bar can be drawn and no interrupt from the keyboard arrives. It listens
+instead: every step is reported to it, and it stops the work by raising KeyboardInterrupt, which the work treats as it treats
+the keyboard's: what is finished by then is kept where that makes sense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from operator import length_hint
+from types import TracebackType
+from typing import TypeVar
+
+from tqdm.auto import tqdm
+
+T = TypeVar("T")
+
+#: ``listener(what, done, total)``; total is None where it is not known.
+Listener = Callable[[str, int, "int | None"], None]
+
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Report all progress of this thread to `listener` rather than to bars; what it raises ends the work."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+class Bar:
+    """Progress of one piece of work; a context manager."""
+
+    def __init__(self, what: str, total: int | None, *, unit: str, show: bool = True) -> None:
+        self._what, self._total, self._done = what, total, 0
+        self._listener = _listener.get()
+        self._bar = None if self._listener else tqdm(total=total, desc=what, unit=unit, disable=not show, leave=False)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._listener is not None:
+            self._listener(self._what, self._done, self._total)
+
+    def update(self, count: int = 1) -> None:
+        """So many more are done."""
+        self._done += count
+        self._tell()
+        if self._bar is not None:
+            self._bar.update(count)
+
+    def close(self) -> None:
+        """The work is over, finished or not."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def track(items: Iterable[T], what: str, *, unit: str, show: bool = True) -> Iterator[T]:
+    """The items, one after the other, with progress; as many as `items` says that it has are expected."""
+    with Bar(what, length_hint(items) or None, unit=unit, show=show) as bar:
+        for item in items:
+            yield item
+            bar.update()
