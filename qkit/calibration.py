@@ -15,7 +15,7 @@ from qkit.estimators import Method, Observation, activation_grid, check_method, 
 from qkit.graph import Graph
 from qkit.histogram import Histogram
 from qkit.histogram import observe as observe_tensor
-from qkit.lanes import Lane, decide, run_lanes
+from qkit.lanes import Lane, decide, run_lanes, run_to
 from qkit.loading import batches
 from qkit.numerics import saturated_biases
 from qkit.plan import Grid, Plan
@@ -58,6 +58,24 @@ def observe(graph: Graph, loader: Iterable[Any], *, limit: int | None = None, pr
     if done == 0:
         raise DataError("the calibration loader gave no batch: pass at least one (about 100 images are usual).")
     return {name: tally.observation(done) for name, tally in tallies.items()}
+
+
+def observe_channels(
+    graph: Graph, loader: Iterable[Any], tap: str, *, limit: int | None = None, progress: bool = True
+) -> list[Histogram]:
+    """A histogram for every channel of one tap over the loader, for grids with one scale per channel.
+
+    An interrupt ends it without a result.
+    """
+    step = graph.step(tap)
+    parts: list[list[Histogram]] = []
+    for batch in track(batches(loader, limit), "counting per channel", unit="batch", show=progress):
+        value = run_to(graph, Lane("float"), batch.inputs, step.index + 1).values[step.index].data
+        rows = value.movedim(step.channel_axis, 0) if value.ndim > 1 else value[:, None]
+        parts.append([Histogram.of(row.contiguous(), name=tap) for row in rows])
+    if not parts:
+        raise DataError("the calibration loader gave no batch: pass at least one.")
+    return [Histogram.merge(channel) for channel in zip(*parts, strict=True)]
 
 
 class _Tally:

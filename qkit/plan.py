@@ -142,28 +142,44 @@ class Plan:
         """A new plan in which the tensor has that grid."""
         return replace(self, grids={**self.grids, tensor: grid})
 
-    def with_range(self, tensor: str, lo: float | Tensor, hi: float | Tensor) -> Plan:
-        """A new plan in which the tensor's grid covers ``[lo, hi]`` by its own rule.
+    def with_range(
+        self, tensor: str, lo: float | Tensor, hi: float | Tensor, *, spec: QuantSpec | None = None, axis: int | None = None
+    ) -> Plan:
+        """A new plan in which the tensor's grid covers ``[lo, hi]``, by its own rule or by another.
 
         Per-channel grids take (C,) bounds, or two numbers for all channels.
+
+        Parameters
+        ----------
+        spec
+            The rule; the tensor's own if there is none.
+        axis
+            Channel axis, where a rule per channel takes the place of one per tensor.
 
         Raises
         ------
         PlanError
-            If the plan has no such tensor, or the range is empty or not finite.
+            If the plan has no such tensor, the range is empty or not finite, or the axis or the number of channels is missing.
         """
         old = self[tensor]
+        rule = old.spec if spec is None else spec
+        # a weight without an output-channel axis has one grid, whatever the rule
+        per_channel = old.params.axis is not None if spec is None else spec.per_channel
+        if axis is None:
+            axis = old.params.axis
         low, high = torch.as_tensor(lo, dtype=torch.float64), torch.as_tensor(hi, dtype=torch.float64)
-        if old.params.axis is not None:
-            channels = old.params.scale.numel()
+        if per_channel:
+            if axis is None:
+                raise PlanError(f"{tensor} has had one grid so far: say along which axis= its channels lie.")
+            channels = old.params.scale.numel() if old.params.axis is not None else max(low.numel(), high.numel())
             low, high = (bound.expand(channels) if bound.ndim == 0 else bound for bound in (low, high))
             if low.shape != (channels,) or high.shape != (channels,):
                 raise PlanError(f"{tensor} has {channels} channels; its range needs one number or {channels}.")
         try:
-            params = old.spec.params(low, high, axis=old.params.axis)
+            params = rule.params(low, high, axis=axis if per_channel else None)
         except PlanError as error:
             raise PlanError(f"{tensor}: {error}") from error
-        return self.with_grid(tensor, replace(old, params=params, method="manual"))
+        return self.with_grid(tensor, replace(old, spec=rule, params=params, method="manual"))
 
     def where(self, keep: Callable[[str, Grid], bool], name: str | None = None) -> Plan:
         """A new plan with only those grids for which ``keep(tensor, grid)`` holds."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from qkit.diagnosis.remedies import Remedy
     from qkit.diagnosis.result import Diagnosis
     from qkit.report import Report
+    from qkit.widgets import Tuner
 
 logger = logging.getLogger(__name__)
 
@@ -416,6 +417,12 @@ class Study:
         report = make(self, **options)
         write(report, path)
         return report
+
+    def tune(self, tensor: str | None = None, *, batches: int | None = None) -> Tuner:
+        """A widget to tune a tap's or weight's range with the mouse. See :class:`qkit.widgets.Tuner`."""
+        from qkit.widgets import Tuner
+
+        return Tuner(self, tensor, batches=batches)
 
     def __repr__(self) -> str:
         plan = "not calibrated" if self._plan is None else repr(self._plan)

@@ -37,7 +37,7 @@ COLOURS = {
 }
 INK, MUTED, LINES, PAGE, WIDE_COLOUR, NARROW_COLOUR, OTHER, BAD, GOOD = (light for light, _ in COLOURS.values())
 
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "qkit",
     "font.size": 9.0,
@@ -67,7 +67,7 @@ _FLOOR_MARGIN = 4.0
 
 def picture(draw: Callable[..., Axes], *args: Any, width: float, height: float) -> str:
     """A figure of so many inches with one picture in it, as SVG in a data URI."""
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(width, height), facecolor="none", layout="constrained")
         draw(*args, ax=figure.add_subplot())
         buffer = io.StringIO()

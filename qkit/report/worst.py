@@ -11,6 +11,8 @@ import torch
 
 from qkit.estimators import Observation
 from qkit.graph import Graph
+from qkit.histogram import Histogram
+from qkit.numerics import QuantParams
 from qkit.plan import Grid, Plan
 from qkit.steps import Step
 
@@ -52,25 +54,14 @@ def describe(graph: Graph, plan: Plan, name: str, seen: Mapping[str, Observation
         "kind": step.kind,
         "layer": step.layer,
         "note": step.note,
-        "grid": None if grid is None else _grid(grid),
+        "grid": None if grid is None else describe_grid(grid),
         "histogram": None,
         "grid_error": None,
         "weight": _weight(graph, plan, step),
     }
     if name in seen:
         histogram = seen[name].histogram
-        lo, hi = histogram.min, histogram.max
-        if grid is not None:
-            lo, hi = min(lo, float(grid.params.lo.min())), max(hi, float(grid.params.hi.max()))
-        counts, edges = histogram.linear(BINS, lo, hi)
-        entry["histogram"] = {
-            "elements": histogram.total,
-            "zeros": histogram.zeros,
-            "min": histogram.min,
-            "max": histogram.max,
-            "counts": np.round(counts, 3).tolist(),
-            "edges": edges.tolist(),
-        }
+        entry["histogram"] = describe_histogram(histogram, None if grid is None else grid.params)
         if grid is not None and grid.params.axis is None:
             error = histogram.error(grid.params)
             parts = ("rounding", "clipping", "clipped", "sqnr")
@@ -78,7 +69,24 @@ def describe(graph: Graph, plan: Plan, name: str, seen: Mapping[str, Observation
     return entry
 
 
-def _grid(grid: Grid) -> dict[str, Any]:
+def describe_histogram(histogram: Histogram, params: QuantParams | None) -> dict[str, Any]:
+    """Counts in equal bins over all values and the whole grid."""
+    lo, hi = histogram.min, histogram.max
+    if params is not None:
+        lo, hi = min(lo, float(params.lo.min())), max(hi, float(params.hi.max()))
+    counts, edges = histogram.linear(BINS, lo, hi)
+    return {
+        "elements": histogram.total,
+        "zeros": histogram.zeros,
+        "min": histogram.min,
+        "max": histogram.max,
+        "counts": np.round(counts, 3).tolist(),
+        "edges": edges.tolist(),
+    }
+
+
+def describe_grid(grid: Grid) -> dict[str, Any]:
+    """The grid's numbers; with a scale per channel the widest and the least."""
     params = grid.params
     return {
         "method": grid.method,
@@ -115,6 +123,6 @@ def _weight(graph: Graph, plan: Plan, step: Step) -> dict[str, Any] | None:
     if grid is not None:
         scale = grid.params.scale.double()
         steps = scale if scale.ndim == 0 else scale[order]
-        entry["grid"] = _grid(grid) | {"scales": None if scale.ndim == 0 else steps.tolist()}
+        entry["grid"] = describe_grid(grid) | {"scales": None if scale.ndim == 0 else steps.tolist()}
         entry["vanished"] = int(((peaks[order] <= steps / 2) & (peaks[order] > 0)).sum())
     return entry

@@ -1,0 +1,195 @@
+"""The frame of every widget: its parts, a line for progress with a button to cancel, errors in place, and a static stand-in.
+
+Where there is no front end (a code host, nbconvert, a test) and in a saved notebook without a kernel, a picture and a table
+stand in. They are outputs of their own beside the live widget, since a front end that finds no kernel shows nothing of
+an output that holds a widget; the live widget hides them, and they follow its state.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import io
+import traceback
+from collections.abc import Callable
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
+
+import ipywidgets
+import matplotlib.style
+import pandas as pd
+import traitlets
+from matplotlib.figure import Figure
+
+from qkit.errors import QkitError
+from qkit.report.pictures import STYLE
+from qkit.widgets.canvas import Canvas, es_module
+from qkit.widgets.work import Worker
+
+P = ParamSpec("P")
+S = TypeVar("S", bound="Panel")
+
+#: Seconds without a change after which the static stand-in is drawn anew.
+_QUIET = 1.5
+_DPI = 110
+
+
+def shown(method: Callable[Concatenate[S, P], Any]) -> Callable[Concatenate[S, P], None]:
+    """A callback whose exceptions appear in the panel; elsewhere the front end would swallow them."""
+
+    @functools.wraps(method)
+    def call(self: S, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            self.clear_error()
+            method(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001  # a callback has no caller who could see it
+            self.show_error(error)
+
+    return call
+
+
+def row(*children: ipywidgets.Widget, **layout: str) -> ipywidgets.Box:
+    """Widgets side by side that wrap where there is no room."""
+    return ipywidgets.Box(children, layout=ipywidgets.Layout(**{"flex_flow": "row wrap", "align_items": "center", **layout}))
+
+
+def button(text: str, tooltip: str, *, icon: str = "", width: str = "auto") -> ipywidgets.Button:
+    """A button with the words that a pointer held over it shows."""
+    return ipywidgets.Button(description=text, tooltip=tooltip, icon=icon, layout=ipywidgets.Layout(width=width))
+
+
+class Frame(Canvas):
+    """Invisible: tells the page that the widget lives, so that its static stand-in hides."""
+
+    _esm = es_module("frame")
+    stand_in = traitlets.Unicode().tag(sync=True)
+
+
+class Panel(ipywidgets.VBox):
+    """A composite widget; see the module."""
+
+    _count: ClassVar[int] = 0
+
+    def __init__(self, *children: ipywidgets.Widget) -> None:
+        Panel._count += 1
+        self._stand_in = f"qkit-static-{Panel._count}-{id(self):x}"
+        self._bar = ipywidgets.FloatProgress(min=0.0, max=1.0, layout=ipywidgets.Layout(width="160px"))
+        self._doing = ipywidgets.Label()
+        self._cancel = button("cancel", "Stop at the next step and keep what there is", icon="stop")
+        self._cancel.on_click(lambda _: self.cancel())
+        self._working = row(self._bar, self._doing, self._cancel)
+        self._working.layout.visibility = "hidden"
+        self._error = ipywidgets.HTML()
+        self._displays: dict[str, Any] = {}
+        self._timer: Any = None
+        self.worker = Worker(self._progress, self.show_error)
+        frame = Frame(stand_in=self._stand_in)
+        super().__init__([frame, *children, self._working, self._error])
+        self.add_class("qkit-panel")
+
+    # what the widgets fill in
+
+    def draw(self, figure: Figure) -> None:
+        """The static picture, drawn into the figure."""
+        raise NotImplementedError
+
+    def summary(self) -> pd.DataFrame:
+        """The static table."""
+        raise NotImplementedError
+
+    # progress, cancelling, errors
+
+    def work(self, what: str, function: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Run the function in the background and hand its result to `done`."""
+        self.clear_error()
+        self.worker.start(what, function, done)
+
+    def cancel(self) -> None:
+        """Stop what runs in the background."""
+        self._doing.value = "stopping …"
+        self.worker.cancel()
+
+    def wait(self, timeout: float = 600.0) -> None:
+        """Block until the work in the background is done, as in a script or a notebook that is run as a whole."""
+        self.worker.wait(timeout)
+
+    def _progress(self, what: str, share: float | None) -> None:
+        self._working.layout.visibility = "visible" if what else "hidden"
+        self._doing.value = what and (f"{what} …" if share is None else f"{what}: {100 * share:.0f} %")
+        self._bar.value = share or 0.0
+        if not what:
+            self.changed()
+
+    def show_error(self, error: Exception) -> None:
+        """Say it under the widget: qkit's own errors as their sentence, others with their traceback to unfold."""
+        words = html.escape(str(error) if isinstance(error, QkitError) else f"{type(error).__name__}: {error}")
+        trace = ""
+        if not isinstance(error, QkitError):
+            lines = html.escape("".join(traceback.format_exception(error)))
+            trace = f"<details><summary>traceback</summary><pre>{lines}</pre></details>"
+        self._error.value = f'<div class="qkit-error" role="alert">{words}{trace}</div>'
+
+    def clear_error(self) -> None:
+        """Nothing is wrong."""
+        if self._error.value:
+            self._error.value = ""
+
+    @property
+    def error(self) -> str:
+        """The error that is shown, as HTML; "" for none."""
+        return str(self._error.value)
+
+    # the static stand-in
+
+    def changed(self) -> None:
+        """The state is another: the stand-in follows once it is quiet."""
+        if not self._displays:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.worker.later(_QUIET, self._update_stand_in)
+
+    def png(self) -> bytes:
+        """The static picture."""
+        with matplotlib.style.context(["default", STYLE]):
+            figure = Figure(figsize=(8.4, 3.4), layout="constrained", facecolor="white", dpi=_DPI)
+            self.draw(figure)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+    def _table(self) -> str:
+        return str(self.summary().to_html(float_format="{:.4g}".format, border=0, na_rep="–"))
+
+    def _bundles(self) -> dict[str, dict[str, Any]]:
+        return {
+            "picture": {"image/png": self.png(), "text/plain": repr(self)},
+            "table": {"text/html": f'<div class="{self._stand_in}">{self._table()}</div>', "text/plain": self.summary().to_string()},
+        }
+
+    def _update_stand_in(self) -> None:
+        if self.worker.busy:
+            return
+        for name, bundle in self._bundles().items():
+            self._displays[name].update(bundle, raw=True)
+
+    def _ipython_display_(self, **_: Any) -> None:
+        from IPython.display import display
+
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
+        display({"application/vnd.jupyter.widget-view+json": view, "text/plain": repr(self)}, raw=True)
+        self._displays = {
+            name: display(bundle, raw=True, display_id=f"{self._stand_in}-{name}") for name, bundle in self._bundles().items()
+        }
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        """Widget, picture, table and text, for whoever asks for a bundle rather than a display."""
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
+        return {
+            "application/vnd.jupyter.widget-view+json": view,
+            "image/png": self.png(),
+            "text/html": self._table(),
+            "text/plain": repr(self),
+        }
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"

@@ -1,0 +1,282 @@
+// The range tuner's plot: histogram, integer grid, ranges of the methods, two handles, and a table of figures.
+import { decades, floats, follow, guarded, label, make, sender, surface, ticks } from "./common.js";
+
+const HEIGHT = 300;
+const [LEFT, RIGHT, BOTTOM] = [58, 14, 58];
+const ROW = 14;
+
+export default {
+  render({ model, el }) {
+    el.classList.add("qkit");
+    const plot = make("div", { class: "qkit-plot" });
+    const figures = make("table", { class: "qkit-figures" });
+    el.append(plot, figures);
+
+    let drag = null; // { end, value }: where a handle is held, ahead of the kernel
+    let live = null; // the kernel's last answer while a handle is held
+    const moved = new Map(); // when the handle was where a message says that it is
+    const outbox = sender(model, (seq) => moved.set(seq, performance.now()));
+
+    const grid = () => (live ? live.grid : model.get("grid"));
+    const view = () => model.get("view");
+    const top = () => 8 + ROW * Math.max(1, model.get("mark_rows"));
+    const x = (value, width) => {
+      const [lo, hi] = view();
+      return LEFT + ((value - lo) / (hi - lo)) * (width - LEFT - RIGHT);
+    };
+    const value = (pixel, width) => {
+      const [lo, hi] = view();
+      return lo + ((pixel - LEFT) / (width - LEFT - RIGHT)) * (hi - lo);
+    };
+    const held = (end) => (drag && drag.end === end ? drag.value : grid()[end]);
+
+    const drawBars = (c, width, bottom, colours) => {
+      const counts = floats(model.get("counts"));
+      const peak = Math.max(counts.reduce((a, b) => Math.max(a, b), 0), 1);
+      const log = model.get("log");
+      const height = bottom - top();
+      const y = log
+        ? (n) => bottom - (Math.log10(Math.max(n, 0.5) / 0.5) / Math.log10((peak * 2) / 0.5)) * height
+        : (n) => bottom - (n / (peak * 1.05)) * height;
+      c.textAlign = "right";
+      c.textBaseline = "middle";
+      for (const n of log ? decades(1, peak * 2) : ticks(0, peak, 4)) {
+        c.strokeStyle = colours.lines;
+        c.beginPath();
+        c.moveTo(LEFT, y(n));
+        c.lineTo(width - RIGHT, y(n));
+        c.stroke();
+        c.fillStyle = colours.ink;
+        c.fillText(label(n), LEFT - 6, y(n));
+      }
+      c.fillStyle = colours.wide;
+      c.globalAlpha = 0.62;
+      const bar = (width - LEFT - RIGHT) / counts.length;
+      counts.forEach((n, i) => {
+        if (n > 0) c.fillRect(LEFT + i * bar, y(n), Math.max(bar, 1), bottom - y(n));
+      });
+      c.globalAlpha = 1;
+    };
+
+    const drawClipped = (c, width, bottom, colours) => {
+      const { lo, hi, scale } = grid();
+      c.fillStyle = colours.bad;
+      c.globalAlpha = 0.14;
+      const [left, right] = [x(lo - scale / 2, width), x(hi + scale / 2, width)];
+      if (left > LEFT) c.fillRect(LEFT, top(), Math.min(left, width - RIGHT) - LEFT, bottom - top());
+      if (right < width - RIGHT) c.fillRect(Math.max(right, LEFT), top(), width - RIGHT - Math.max(right, LEFT), bottom - top());
+      c.globalAlpha = 1;
+    };
+
+    const drawGrid = (c, width, bottom, colours) => {
+      const { lo, hi, scale, codes } = grid();
+      const clamp = (p) => Math.min(Math.max(p, LEFT), width - RIGHT);
+      c.strokeStyle = c.fillStyle = colours.narrow;
+      c.fillRect(clamp(x(lo, width)), bottom + 1, Math.max(clamp(x(hi, width)) - clamp(x(lo, width)), 1), 2);
+      const step = (scale / (view()[1] - view()[0])) * (width - LEFT - RIGHT);
+      const every = step > 0 ? 2 ** Math.max(0, Math.ceil(Math.log2(4 / step))) : 1;
+      c.beginPath();
+      if (every < codes) {
+        const first = Math.ceil(Math.max(lo, view()[0]) / (scale * every) - 1e-9);
+        const last = Math.floor(Math.min(hi, view()[1]) / (scale * every) + 1e-9);
+        for (let k = first; k <= last; k += 1) {
+          const at = Math.round(x(k * every * scale, width)) + 0.5;
+          c.moveTo(at, bottom + 3);
+          c.lineTo(at, bottom + 10);
+        }
+      }
+      c.stroke();
+      c.fillStyle = colours.narrow;
+      c.textAlign = "right";
+      c.textBaseline = "top";
+      c.fillText(every === 1 ? "grid" : `grid /${every}`, LEFT - 6, bottom + 1);
+    };
+
+    const drawMarks = (c, width, bottom, colours) => {
+      c.textBaseline = "alphabetic";
+      for (const mark of model.get("marks")) {
+        const y = 6 + ROW * (mark.row + 1) - 4;
+        c.strokeStyle = c.fillStyle = colours.mark;
+        for (const end of [mark.lo, mark.hi]) {
+          const at = x(end, width);
+          if (at < LEFT - 1 || at > width - RIGHT + 1) continue;
+          c.beginPath();
+          c.setLineDash([2, 3]);
+          c.moveTo(at, y);
+          c.lineTo(at, bottom);
+          c.stroke();
+          c.setLineDash([]);
+          c.beginPath();
+          c.arc(at, y - 1, 2.5, 0, 7);
+          c.fill();
+        }
+        const at = Math.min(Math.max(x(mark.hi, width), LEFT), width - RIGHT);
+        const wide = c.measureText(mark.label).width;
+        c.textAlign = at - wide - 8 > LEFT ? "right" : "left";
+        c.fillText(mark.label, c.textAlign === "right" ? at - 6 : at + 6, y + 3);
+      }
+      const ghost = model.get("ghost");
+      if (ghost.lo === undefined) return;
+      c.strokeStyle = colours.other;
+      c.lineWidth = 1.5;
+      c.setLineDash([6, 4]);
+      for (const end of [ghost.lo, ghost.hi]) {
+        const at = x(end, width);
+        if (at < LEFT - 1 || at > width - RIGHT + 1) continue;
+        c.beginPath();
+        c.moveTo(at, top());
+        c.lineTo(at, bottom);
+        c.stroke();
+      }
+      c.setLineDash([]);
+      c.lineWidth = 1;
+    };
+
+    // what a drag leaves alone lies on a canvas of its own
+    const board = surface(el, plot, HEIGHT, (c, width, height, colours) => {
+      const bottom = height - BOTTOM;
+      drawBars(c, width, bottom, colours);
+      drawMarks(c, width, bottom, colours);
+      c.strokeStyle = colours.muted;
+      c.strokeRect(LEFT, bottom + 0.5, width - LEFT - RIGHT, 0);
+      c.fillStyle = colours.ink;
+      c.textAlign = "center";
+      c.textBaseline = "top";
+      for (const tick of ticks(...view(), Math.max(3, Math.floor(width / 110)))) c.fillText(label(tick), x(tick, width), bottom + 13);
+      c.fillText(model.get("axis"), (LEFT + width - RIGHT) / 2, bottom + 31);
+      c.save();
+      c.translate(11, (top() + bottom) / 2);
+      c.rotate(-Math.PI / 2);
+      c.fillText(model.get("log") ? "elements (log)" : "elements", 0, -6);
+      c.restore();
+      over.redraw();
+    });
+    const over = surface(el, plot, HEIGHT, (c, width, height, colours) => {
+      const bottom = height - BOTTOM;
+      drawClipped(c, width, bottom, colours);
+      drawGrid(c, width, bottom, colours);
+      for (const end of ["lo", "hi"]) place(end, width, bottom);
+    });
+    over.canvas.classList.add("qkit-over");
+
+    const place = (end, width, bottom) => {
+      const node = handles[end];
+      const at = held(end);
+      const [lo, hi] = view();
+      node.style.left = `${Math.min(Math.max(x(at, width), LEFT), width - RIGHT)}px`;
+      node.style.top = `${top()}px`;
+      node.style.height = `${bottom - top()}px`;
+      node.style.opacity = at < lo - 1e-9 * (hi - lo) || at > hi + 1e-9 * (hi - lo) ? 0.35 : 1;
+      node.setAttribute("aria-valuenow", at);
+      node.setAttribute("aria-valuetext", label(+at.toPrecision(4)));
+    };
+
+    const move = (end, to, event) => {
+      const bounded = end === "lo" ? Math.min(to, 0) : Math.max(to, 0);
+      drag = { end, value: bounded };
+      outbox.send({ event, end, value: bounded });
+      over.redraw();
+    };
+
+    const handles = {};
+    for (const end of ["lo", "hi"]) {
+      const name = end === "lo" ? "lower end of the range" : "upper end of the range";
+      const node = make("div", { class: "qkit-handle", role: "slider", tabindex: "0", "aria-label": name, "data-end": end });
+      handles[end] = node;
+      plot.append(node);
+      const at = (event) => value(event.clientX - plot.getBoundingClientRect().left, board.canvas.clientWidth);
+      node.addEventListener("pointerdown", (event) => {
+        if (event.button !== 0 || model.get("locked")) return;
+        node.setPointerCapture(event.pointerId);
+        node.focus();
+        drag = { end, value: grid()[end] };
+        event.preventDefault();
+      });
+      node.addEventListener(
+        "pointermove",
+        guarded(el, (event) => {
+          if (!node.hasPointerCapture(event.pointerId) || !drag) return;
+          const [lo, hi] = view();
+          move(end, Math.min(Math.max(at(event), lo), hi), "drag");
+        }),
+      );
+      const let_go = guarded(el, (event) => {
+        if (!drag) return;
+        if (node.hasPointerCapture(event.pointerId)) node.releasePointerCapture(event.pointerId);
+        move(end, drag.value, "release");
+      });
+      node.addEventListener("pointerup", let_go);
+      node.addEventListener("pointercancel", let_go);
+      node.addEventListener(
+        "keydown",
+        guarded(el, (event) => {
+          if (model.get("locked")) return;
+          const steps = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10 }[event.key];
+          const ends = { Home: end === "lo" ? model.get("extremes")[0] : 0, End: end === "lo" ? 0 : model.get("extremes")[1] };
+          if (steps === undefined && ends[event.key] === undefined) return;
+          event.preventDefault();
+          event.stopPropagation();
+          const stride = model.get("stride") * (event.shiftKey ? 10 : 1);
+          move(end, steps === undefined ? ends[event.key] : held(end) + steps * stride, "drag");
+        }),
+      );
+      node.addEventListener("keyup", (event) => {
+        if (drag && !event.key.startsWith("Shift")) move(end, drag.value, "release");
+      });
+      node.addEventListener("blur", () => {
+        if (drag) move(end, drag.value, "release");
+      });
+    }
+
+    const list = guarded(el, (rows) => {
+      const heads = ["", "now", ...(rows.some((row) => row.length > 2) ? ["before"] : [])];
+      while (figures.rows.length > rows.length + 1) figures.deleteRow(-1);
+      [heads, ...rows].forEach((row, i) => {
+        const line = figures.rows[i] || figures.insertRow();
+        while (line.cells.length > heads.length) line.deleteCell(-1);
+        heads.forEach((_, k) => {
+          const cell = line.cells[k] || line.appendChild(document.createElement(i && k ? "td" : "th"));
+          const text = row[k] ?? "";
+          if (cell.textContent !== text) cell.textContent = text;
+        });
+      });
+    });
+
+    const answered = guarded(el, (message) => {
+      if (message.event !== "figures") return;
+      const settled = outbox.answer(message.seq);
+      live = message;
+      // the traits follow; until then the answer is what is drawn
+      if (settled && message.released) drag = null;
+      list(message.figures);
+      over.redraw();
+      const detail = { moved: moved.get(message.seq), released: message.released };
+      for (const seq of moved.keys()) if (seq <= message.seq) moved.delete(seq);
+      requestAnimationFrame(() => el.dispatchEvent(new CustomEvent("qkit-painted", { bubbles: true, detail })));
+    });
+    model.on("msg:custom", answered);
+    const unfollow = follow(model, ["counts", "view", "log", "marks", "mark_rows", "ghost", "axis"], board.redraw);
+    const ungrid = follow(model, ["grid"], () => {
+      if (!drag) live = null;
+      over.redraw();
+    });
+    const relist = () => list(model.get("figures"));
+    const unlist = follow(model, ["figures"], relist);
+    const name = () => {
+      board.canvas.setAttribute("aria-label", `histogram of ${model.get("axis")} with the range of its grid`);
+      for (const node of Object.values(handles)) node.style.display = model.get("locked") ? "none" : "";
+    };
+    const unname = follow(model, ["axis", "locked"], name);
+    name();
+    relist();
+    return () => {
+      model.off("msg:custom", answered);
+      unfollow();
+      unlist();
+      ungrid();
+      unname();
+      board.destroy();
+      over.destroy();
+    };
+  },
+};

@@ -1,0 +1,54 @@
+"""Figures as the widgets write them."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from qkit.editing import Figures
+from qkit.metrics import NAMED, Interval
+from qkit.report.formats import Units, decibels, number, share
+
+
+def figure_rows(now: Figures, before: Figures | None = None) -> list[list[str]]:
+    """The figures of a range, a row for each; with `before` the figures of another range in a third column."""
+    columns = [
+        {
+            "SQNR of this range": f"{decibels(f.sqnr)} dB",
+            "clipped": share(f.clipped),
+            "rounding error (rms)": number(f.rounding, 3),
+            "clipping error (rms)": number(f.clipping, 3),
+            "steps used": f"{f.used} of {f.steps}",
+        }
+        for f in (now, *([] if before is None else [before]))
+    ]
+    return [[name, *(column[name] for column in columns)] for name in columns[0]]
+
+
+def units(metric: str) -> Units:
+    """How scores of this metric read."""
+    return Units(percent=metric in NAMED)
+
+
+def score_words(score: Interval, metric: str) -> str:
+    """A score with its interval."""
+    u = units(metric)
+    return f"{u.score(score.value)} [{u.interval(score.low, score.high)}]"
+
+
+def change_words(change: Interval, metric: str) -> str:
+    """A gain or loss with sign and paired interval."""
+    u = units(metric)
+    ends = f"{u.loss(change.low, sign=True)} to {u.loss(change.high, sign=True)}"
+    return " ".join(part for part in (u.loss(change.value, sign=True), u.points, f"[{ends}]") if part)
+
+
+def facts(rows: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> str:
+    """A small table as HTML, its first column being names."""
+
+    def cells(row: Sequence[str], tag: str) -> str:
+        rest = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row[1:])
+        return f'<tr><th scope="row">{html.escape(row[0])}</th>{rest}</tr>'
+
+    head = cells(heads, "th") if heads else ""
+    return f'<table class="qkit-facts">{head}{"".join(cells(row, "td") for row in rows)}</table>'
