@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from qkit.diagnosis.remedies import Remedy
     from qkit.diagnosis.result import Diagnosis
     from qkit.report import Report
-    from qkit.widgets import Tuner
+    from qkit.widgets import Explorer, Tuner
 
 logger = logging.getLogger(__name__)
 
@@ -423,6 +423,12 @@ class Study:
         from qkit.widgets import Tuner
 
         return Tuner(self, tensor, batches=batches)
+
+    def explore(self, capture: Capture | None = None, *, batches: int = 1) -> Explorer:
+        """A widget to look at the network layer by layer. See :class:`qkit.widgets.Explorer`."""
+        from qkit.widgets import Explorer
+
+        return Explorer(self, capture=capture, batches=batches)
 
     def __repr__(self) -> str:
         plan = "not calibrated" if self._plan is None else repr(self._plan)

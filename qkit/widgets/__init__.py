@@ -10,6 +10,7 @@ try:
 except ImportError as error:
     raise MissingExtra("qkit's widgets need anywidget and ipywidgets: pip install 'qkit[widgets]'.") from error
 
+from qkit.widgets.explorer import Explorer
 from qkit.widgets.tuner import Tuner
 
-__all__ = ["Tuner"]
+__all__ = ["Explorer", "Tuner"]

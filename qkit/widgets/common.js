@@ -129,7 +129,7 @@ export function numeric(value) {
  * Sends messages with a running number, at most `flying` of them unanswered; of those that wait, the last one wins. The
  * other side answers with the number. `leaving(seq)` is called for each that is sent.
  */
-export function sender(model, leaving, flying = 5) {
+export function sender(model, leaving, flying = 4) {
   let sent = 0;
   let answered = 0;
   let waiting = null;

@@ -149,15 +149,11 @@ export default {
       c.rotate(-Math.PI / 2);
       c.fillText(model.get("log") ? "elements (log)" : "elements", 0, -6);
       c.restore();
-      over.redraw();
-    });
-    const over = surface(el, plot, HEIGHT, (c, width, height, colours) => {
-      const bottom = height - BOTTOM;
       drawClipped(c, width, bottom, colours);
       drawGrid(c, width, bottom, colours);
       for (const end of ["lo", "hi"]) place(end, width, bottom);
     });
-    over.canvas.classList.add("qkit-over");
+    const over = board;
 
     const place = (end, width, bottom) => {
       const node = handles[end];

@@ -1,0 +1,155 @@
+"""Feature maps of one image in every lane, with their differences from float, the worst channels first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ipywidgets
+import matplotlib
+import numpy as np
+import traitlets
+from torch import Tensor
+
+from qkit.capture import TapCapture
+from qkit.errors import QkitError
+from qkit.measure import decibels as ratio
+from qkit.report.formats import decibels
+from qkit.widgets.canvas import Canvas, es_module
+from qkit.widgets.panel import button, row
+
+#: Channels that the list offers; the others are reached by none of them being worse.
+MOST_CHANNELS = 512
+
+
+@dataclass(frozen=True, eq=False)
+class ImageMaps:
+    """One image at one tap.
+
+    Attributes
+    ----------
+    lanes
+        float32 (C, H, W) by lane name, float first. A tensor with fewer dimensions has H = 1; one without positions is one
+        channel that holds all.
+    ranking
+        Channels, the least signal to quantization noise ratio first, by the last lane's.
+    sqnr
+        That ratio in dB by lane but float, float64 (C,).
+    """
+
+    lanes: dict[str, np.ndarray]
+    ranking: np.ndarray
+    sqnr: dict[str, np.ndarray]
+
+
+def image_maps(tap: TapCapture, image: int, axis: int) -> ImageMaps:
+    """The maps of one of the captured images.
+
+    Raises
+    ------
+    QkitError
+        If there is no such image.
+    """
+    samples = len(next(iter(tap.lanes.values())).values)
+    if not 0 <= image < samples:
+        raise QkitError(f"image {image} was not captured: there are 0 to {samples - 1}.")
+    lanes = {name: _planes(lane.values[image], axis - 1) for name, lane in tap.lanes.items()}
+    exact = lanes["float"].astype(np.float64)
+    signal = (exact**2).sum((1, 2))
+    noise = {name: ((planes - exact) ** 2).sum((1, 2)) for name, planes in lanes.items() if name != "float"}
+    figures = {name: ratio(signal, power) for name, power in noise.items()}
+    last = list(figures)[-1]
+    # among channels without signal those with more noise come first
+    order = np.lexsort((-noise[last], figures[last]))
+    return ImageMaps(lanes, order, figures)
+
+
+def _planes(value: Tensor, axis: int) -> np.ndarray:
+    if value.ndim <= 1:
+        return value.reshape(1, 1, -1).float().numpy()
+    planes = value.movedim(axis, 0).float()
+    planes = planes[:, None] if planes.ndim == 2 else planes.flatten(1, -2) if planes.ndim > 3 else planes
+    return np.ascontiguousarray(planes.contiguous().numpy())
+
+
+class MapPlot(Canvas):
+    """Maps on shared colour scales."""
+
+    _esm = es_module("maps")
+    #: float32 (M, H, W)
+    maps = traitlets.Bytes(b"").tag(sync=True)
+    shape = traitlets.List([0, 0]).tag(sync=True)
+    titles = traitlets.List([]).tag(sync=True)
+    #: for each map its ends, and whether it is a difference
+    scales = traitlets.List([]).tag(sync=True)
+    #: two tables of 256 colours, safe for the colour-blind: values, differences
+    colours = traitlets.Bytes(b"").tag(sync=True)
+
+
+def _colours() -> bytes:
+    tables = [matplotlib.colormaps[name](np.arange(256))[:, :3] for name in ("cividis", "PuOr_r")]
+    return np.round(255 * np.concatenate(tables)).astype(np.uint8).tobytes()
+
+
+class FeatureMaps(ipywidgets.VBox):
+    """The maps with what chooses image and channel."""
+
+    def __init__(self) -> None:
+        self.plot = MapPlot(colours=_colours())
+        self.image = ipywidgets.BoundedIntText(0, min=0, max=0, description="image", layout=ipywidgets.Layout(width="150px"))
+        self.channel = ipywidgets.Dropdown(description="channel", layout=ipywidgets.Layout(width="min(330px, 100%)"))
+        self._back = button("", "the channel before in this list", icon="arrow-left")
+        self._forth = button("", "the next channel in this list", icon="arrow-right")
+        self._back.on_click(lambda _: self._step(-1))
+        self._forth.on_click(lambda _: self._step(1))
+        self._tap: TapCapture | None = None
+        self._axis = 1
+        self._found: ImageMaps | None = None
+        self.image.observe(lambda _: self._ranked(), "value")
+        self.channel.observe(lambda _: self._drawn(), "value")
+        super().__init__([row(self.image, self.channel, self._back, self._forth), self.plot])
+
+    def show(self, tap: TapCapture, axis: int) -> None:
+        """The captured tensors of a tap, whose channels run along `axis`; the worst channel is chosen."""
+        self._tap, self._axis = tap, axis
+        self.image.max = len(next(iter(tap.lanes.values())).values) - 1
+        self._ranked()
+
+    @property
+    def maps(self) -> ImageMaps | None:
+        """What is shown."""
+        return self._found
+
+    def _ranked(self) -> None:
+        if self._tap is None:
+            return
+        self._found = found = image_maps(self._tap, self.image.value, self._axis)
+        last = list(found.sqnr)[-1]
+        listed = found.ranking[:MOST_CHANNELS]
+        whole = len(found.ranking) == 1
+        self.channel.options = [
+            (f"{'all' if whole else channel}: {decibels(found.sqnr[last][channel])} dB in {last}", int(channel)) for channel in listed
+        ]
+        self.channel.value = int(listed[0])
+        self._drawn()
+
+    def _step(self, by: int) -> None:
+        at = self.channel.index
+        if at is not None:
+            self.channel.index = min(max(at + by, 0), len(self.channel.options) - 1)
+
+    def _drawn(self) -> None:
+        found = self._found
+        if found is None or self.channel.value is None:
+            return
+        exact = found.lanes["float"][self.channel.value]
+        planes = [lane[self.channel.value] for lane in found.lanes.values()]
+        others = [name for name in found.lanes if name != "float"]
+        apart = [found.lanes[name][self.channel.value] - exact for name in others]
+        low, high = (float(bound) for bound in (np.min(planes), np.max(planes)))
+        reach = max((float(np.abs(d).max()) for d in apart), default=0.0)
+        with self.plot.hold_sync():
+            self.plot.maps = np.stack([*planes, *apart]).astype(np.float32).tobytes()
+            self.plot.shape = list(exact.shape)
+            self.plot.titles = [*found.lanes, *(f"{name} − float" for name in others)]
+            self.plot.scales = [[low, high, False]] * len(planes) + [[-reach, reach, True]] * len(apart)
+
