@@ -146,7 +146,7 @@ def make_plan(
     general: Method = check_method(method)
     weights: Method = check_method(weight_method)
     grids: dict[str, Grid] = {}
-    for step in graph.steps:
+    for step in track(graph.steps, "choosing ranges", unit="layer", show=False):
         if step.weight is not None and (spec := scheme.spec(step.weight, weight=True)) is not None:
             weight = graph.weights[step.weight]
             grids[step.weight] = weight_grid(weight, spec, special.get(step.weight, weights), step.weight_axis, percentile)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from qkit.diagnosis.remedies import Remedy
     from qkit.diagnosis.result import Diagnosis
     from qkit.report import Report
-    from qkit.widgets import Explorer, Tuner
+    from qkit.widgets import CalibrationPanel, Explorer, Guide, Tuner
 
 logger = logging.getLogger(__name__)
 
@@ -204,10 +204,32 @@ class Study:
 
     def with_scheme(self, scheme: str | Scheme) -> Study:
         """A new study under that scheme, calibrated by the same methods; it shares the histograms and scores of this one."""
+        return self.with_calibration(scheme=scheme)
+
+    def with_calibration(
+        self, *, scheme: str | Scheme | None = None, observed: Mapping[str, Observation] | None = None, **methods: Any
+    ) -> Study:
+        """A new study whose ranges are chosen otherwise; it shares the scores of this one.
+
+        Parameters
+        ----------
+        scheme
+            Another one; by default this study's.
+        observed
+            What `qkit.calibration.observe` saw, on other data or fewer batches; by default what this study saw.
+        methods
+            Arguments of `calibrate` that are to differ: ``method``, ``weight_method``, ``percentile``, ``methods``.
+        """
         self.plan  # noqa: B018  # calibrates
+        unknown = sorted(set(methods) - set(self.methods))
+        if unknown:
+            raise QkitError(f"there is no setting {', '.join(unknown)}; the settings are {', '.join(self.methods)}.")
         other = self._copy()
-        other.scheme, other._plans = scheme_of(scheme), {}
-        other._plan = make_plan(self.graph, self.observe(), other.scheme, **self.methods)
+        other.scheme, other._plans = self.scheme if scheme is None else scheme_of(scheme), {}
+        other.methods = {**self.methods, **methods}
+        if observed is not None:
+            other._observed = dict(observed)
+        other._plan = make_plan(self.graph, other.observe(), other.scheme, **other.methods)
         return other
 
     def _copy(self) -> Study:
@@ -429,6 +451,18 @@ class Study:
         from qkit.widgets import Explorer
 
         return Explorer(self, capture=capture, batches=batches)
+
+    def calibration_panel(self, *, batches: int | None = None) -> CalibrationPanel:
+        """A widget to choose how ranges are estimated, and to compare. See :class:`qkit.widgets.CalibrationPanel`."""
+        from qkit.widgets import CalibrationPanel
+
+        return CalibrationPanel(self, batches=batches)
+
+    def guide(self, diagnosis: Diagnosis | None = None, *, tolerance: float = TOLERANCE, batches: int | None = None) -> Guide:
+        """A widget that walks through the diagnosis, with remedies to apply and undo. See :class:`qkit.widgets.Guide`."""
+        from qkit.widgets import Guide
+
+        return Guide(self, diagnosis, tolerance=tolerance, batches=batches)
 
     def __repr__(self) -> str:
         plan = "not calibrated" if self._plan is None else repr(self._plan)

@@ -66,26 +66,31 @@ _FLOOR_MARGIN = 4.0
 
 
 def picture(draw: Callable[..., Axes], *args: Any, width: float, height: float) -> str:
-    """A figure of so many inches with one picture in it, as SVG in a data URI."""
+    """A figure of so many inches with one picture in it, as SVG in a data URI that follows the reader's preference."""
+    light = ";".join(f"--qkit-{name}:{colours[0]}" for name, colours in COLOURS.items())
+    dark = ";".join(f"--qkit-{name}:{colours[1]}" for name, colours in COLOURS.items())
+    rules = f"svg{{{light}}}@media screen and (prefers-color-scheme:dark){{svg{{{dark}}}}}"
+    text = svg(draw, *args, width=width, height=height).replace("<defs>", f"<defs><style>{rules}</style>", 1)
+    return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
+
+
+def svg(draw: Callable[..., Axes], *args: Any, width: float, height: float) -> str:
+    """The same as SVG to be put into a page that sets the colours: variables ``--qkit-`` and a name of `COLOURS`."""
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(width, height), facecolor="none", layout="constrained")
         draw(*args, ax=figure.add_subplot())
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(_themed(buffer.getvalue()).encode()).decode()
+    return _themed(buffer.getvalue())
 
 
-def _themed(svg: str) -> str:
-    """Colours as variables that follow the reader's preference, fonts of the reader's system."""
+def _themed(text: str) -> str:
+    """Colours as variables, fonts of the reader's system."""
     # two digits place a point well enough; words between the tags stay as they are
-    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), svg[svg.index("<svg") :])
-    light = ";".join(f"--{name}:{colours[0]}" for name, colours in COLOURS.items())
-    dark = ";".join(f"--{name}:{colours[1]}" for name, colours in COLOURS.items())
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text[text.index("<svg") :])
     for name, (colour, _) in COLOURS.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    svg = re.sub(r"(font:[^;\"]*?px )[^;\"]*", r"\1system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif", svg)
-    rules = f"svg{{{light}}}@media screen and (prefers-color-scheme:dark){{svg{{{dark}}}}}"
-    return svg.replace("<defs>", f"<defs><style>{rules}</style>", 1)
+        text = text.replace(colour, f"var(--qkit-{name})")
+    return re.sub(r"(font:[^;\"]*?px )[^;\"]*", r"\1system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif", text)
 
 
 def short(name: str, most: int = _LONGEST_NAME) -> str:

@@ -100,3 +100,57 @@ GLOSSARY: Mapping[str, str] = {
     "95 % interval": "Of the same measurement on other samples of this kind, 95 of 100 such intervals would hold the true "
     "value. Losses are compared sample by sample, which makes their intervals narrower than those of two scores suggest.",
 }
+
+#: What a cause means, for somebody who meets it for the first time.
+CAUSES: Mapping[str, str] = {
+    "weight-channel-imbalance": (
+        "The channels of this weight differ widely in their ranges and share one step, which the widest of them sets. The "
+        "narrow channels are left with a few codes, or round to 0 as a whole."
+    ),
+    "weight-outlier": (
+        "Single weights lie far from all others and stretch the range, so that the many in the middle share few codes."
+    ),
+    "activation-outlier": (
+        "Rare values lie far from all others and stretch this tensor's range; the usual values share few codes."
+    ),
+    "activation-channel-imbalance": (
+        "The channels of this tensor differ widely in their ranges and share one step, which the widest sets. A factor "
+        "moved from one layer's weights to the next evens them out without changing the network."
+    ),
+    "range-too-narrow": "The range ends before the values do: what lies beyond is cut to its ends.",
+    "range-too-wide": "The range reaches far beyond the values, and every step of the grid is coarser than it need be.",
+    "bias-shift": (
+        "The rounding errors of this weight do not cancel: they shift the mean of the layer's output, channel by channel. "
+        "A correction of the biases takes the shift back at no cost."
+    ),
+    "signed-grid-on-one-sided-tensor": (
+        "The tensor has one sign only and its grid has two: half of the codes are never used, which is one bit lost."
+    ),
+    "power-of-two-scale": (
+        "The scale has to be a power of two and is rounded up to it, so that up to half of the codes are not used."
+    ),
+    "mismatched-join": (
+        "Tensors of very different ranges meet in one addition or concatenation and share one grid, which is too coarse "
+        "for the smaller of them."
+    ),
+    "bias-width": "The biases have too few bits for the scale of the accumulator: they saturate or are rounded coarsely.",
+    "insufficient-bits": (
+        "Nothing is wrong with the range: the steps of so few bits are too coarse for what this tensor carries."
+    ),
+    "calibration-mismatch": (
+        "The calibration data and the evaluation data do not come from one distribution, so that the ranges fit other "
+        "values than those that are met."
+    ),
+    "train-mode": "Layers that behave otherwise in training, batch norm or dropout, run as in training.",
+    "batchnorm-statistics": "The running statistics of batch norms are not those of the data.",
+    "preprocessing": "The images are not prepared as in training: another scale, mean, order of the colours, or size.",
+    "non-finite": "Numbers are NaN or infinite: what follows is no arithmetic any more.",
+    "nondeterminism": "Two passes over the same inputs differ, so no comparison of lanes means anything.",
+    "graph-transform": "The traced and folded graph does not compute what the model does.",
+    "engine-mismatch": "The engine computes something else than the simulation of the same grids.",
+    "trace-alignment": "Tensors that were compared do not belong together: names, layout or order differ.",
+    "accumulator-overflow": (
+        "Sums exceed the width of the accumulator and wrap around, which ruins them however fine the grids are."
+    ),
+    "unquantized-layer": "This layer runs in float in every lane: what quantizing it would cost is not measured.",
+}

@@ -10,7 +10,9 @@ try:
 except ImportError as error:
     raise MissingExtra("qkit's widgets need anywidget and ipywidgets: pip install 'qkit[widgets]'.") from error
 
+from qkit.widgets.calibration import CalibrationPanel
 from qkit.widgets.explorer import Explorer
+from qkit.widgets.guide import Guide
 from qkit.widgets.tuner import Tuner
 
-__all__ = ["Explorer", "Tuner"]
+__all__ = ["CalibrationPanel", "Explorer", "Guide", "Tuner"]

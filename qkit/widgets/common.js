@@ -90,7 +90,7 @@ export function ticks(lo, hi, count) {
   const rough = (hi - lo) / Math.max(count, 1);
   if (!(rough > 0) || !Number.isFinite(rough)) return [lo];
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].find((m) => m * power >= rough) * power;
+  const step = [1, 2, 2.5, 5, 10].find((m) => m * power >= rough) * power;
   const found = [];
   for (let i = Math.ceil(lo / step - 1e-9); i * step <= hi + step * 1e-9; i += 1) found.push(i * step);
   return found;

@@ -150,20 +150,23 @@ class Explorer(Panel):
                 columns.append(Column(lane + (head or " SQNR"), show, down=down, tip=tip.get(figure, "")))
                 keys.append((lane, figure))
         rows = {
-            str(name): (name, table.loc[name, ("tap", "kind")], table.loc[name, ("tap", "shape")], *(table.loc[name, key] for key in keys))
+            str(name): (
+                name,
+                table.loc[name, ("tap", "kind")],
+                table.loc[name, ("tap", "shape")].replace("x", "×"),
+                *(table.loc[name, key] for key in keys),
+            )
             for name in table.index
         }
         charts: dict[tuple[str, str], list[Line]] = {}
         for figure, head, name, unit, _, _ in figures:
             if name:
-                charts[name, unit] = [
-                    line for i, lane in enumerate(lanes) for line in _lines(lane, figure, head or " SQNR", i)
-                ]
+                charts[name, unit] = [line for i, lane in enumerate(lanes) for line in _lines(lane, figure, head or " SQNR", i)]
         self.table.show(
             columns, rows, charts, limit=f"{lanes[-1]} local", logarithmic=("mean error", "greatest error", "clipped")
         )
         self._note.value = (
-            f'<span class="qkit-note">{capture.samples} evaluation samples. SQNR: accumulated up to the layer; local: the layer\'s own '
+            f'<span class="qkit-note">{capture.samples} evaluation samples. SQNR: accumulated up to the layer; local: its own '
             "quantization on float inputs.</span>"
         )
         self._edited()
@@ -197,7 +200,9 @@ class Explorer(Panel):
                 *([["note", step.note]] if step.note else []),
             ]
         )
-        getattr(self, {"range": "_show_range", "weights per channel": "_show_weights", "feature maps": "_show_maps"}[self._view.value])()
+        getattr(
+            self, {"range": "_show_range", "weights per channel": "_show_weights", "feature maps": "_show_maps"}[self._view.value]
+        )()
 
     def _show_range(self) -> None:
         name = self._tunable(self.selected)
@@ -226,8 +231,16 @@ class Explorer(Panel):
         peaks = np.maximum(np.abs(low), np.abs(high))
         used = peaks[peaks > 0]
         spread = number(float(used.max() / used.min()), 3) if len(used) else NOTHING
-        grid = "stays in float" if params is None else f"{params.bits} bits, {'one step per channel' if params.per_channel else 'one step for all'}"
-        rows = [["weight", f"{step.weight}, {_shape(weight.shape, first=0)}"], ["grid", grid], ["widest by narrowest channel", spread]]
+        grid = (
+            "stays in float"
+            if params is None
+            else f"{params.bits} bits, {'one step per channel' if params.per_channel else 'one step for all'}"
+        )
+        rows = [
+            ["weight", f"{step.weight}, {_shape(weight.shape, first=0)}"],
+            ["grid", grid],
+            ["widest by narrowest channel", spread],
+        ]
         if params is not None:
             lost = int(((peaks <= params.scale.double().numpy() / 2) & (peaks > 0)).sum())
             rows.append(["channels that round to 0 as a whole", f"{lost} of {len(peaks)}"])
@@ -279,7 +292,7 @@ class Explorer(Panel):
                 filled = colour if figure_name == "sqnr" else "white"
                 ax.plot(x, y, style, color=colour, mfc=filled, ms=3.5, lw=1.2 if filled == colour else 0.7, label=label)
         if self.selected in table.index:
-            ax.axvline(table.index.get_loc(self.selected) + 1, color=MUTED, lw=0.8, ls=":")
+            ax.axvline(list(table.index).index(self.selected) + 1, color=MUTED, lw=0.8, ls=":")
         ax.set_xlabel("layer, in the order of execution")
         ax.set_ylabel("SQNR (dB), higher is better")
         ax.grid(axis="y")
@@ -298,7 +311,10 @@ def _lines(lane: str, figure: str, head: str, i: int) -> list[Line]:
     role, shape = _ROLES[i % 3], _SHAPES[i % 3]
     lines = [Line(lane + head, role, shape)]
     if figure == "sqnr":
-        lines = [Line(lane + head, role, shape, label=f"{lane}, accumulated"), Line(f"{lane} local", role, "triangle", True, f"{lane}, local")]
+        lines = [
+            Line(lane + head, role, shape, label=f"{lane}, accumulated"),
+            Line(f"{lane} local", role, "triangle", True, f"{lane}, local"),
+        ]
     return lines
 
 
@@ -308,5 +324,3 @@ def _shape(shape: Any, *, first: int = 1) -> str:
 
 def _part(value: Any) -> str:
     return NOTHING if is_missing(value) else f"{100 * value:.0f} %"
-
-

@@ -1,14 +1,24 @@
-// Shows nothing; hides the static stand-in (a picture and, after it, a table) while the widget lives.
-import {} from "./common.js";
+// Shows nothing; marks the cell's outputs as living, so that the static stand-in (a picture, then a table) hides.
+import { guarded } from "./common.js";
 
 export default {
-  render({ model, el }) {
-    const name = model.get("stand_in");
-    const output = ".jp-OutputArea-child";
-    const rule = document.createElement("style");
-    rule.textContent = `.${name}, ${output}:has(.${name}), ${output}:has(+ ${output} .${name}) { display: none !important; }`;
-    document.head.append(rule);
+  render({ el }) {
     el.style.display = "none";
-    return () => rule.remove();
+    let frame = 0;
+    let outputs = null;
+    const mark = guarded(el, () => {
+      // the front end puts the element into the page after this returns
+      if (!el.isConnected) {
+        frame = requestAnimationFrame(mark);
+        return;
+      }
+      outputs = el.closest(".jp-OutputArea, .output_container, .output");
+      outputs?.classList.add("qkit-live");
+    });
+    mark();
+    return () => {
+      cancelAnimationFrame(frame);
+      outputs?.classList.remove("qkit-live");
+    };
   },
 };

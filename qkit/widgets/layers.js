@@ -123,7 +123,7 @@ export default {
       for (const tick of ticks(1, Math.max(all.length, 1), Math.max(2, Math.floor(width / 90)))) {
         if (Number.isInteger(tick)) c.fillText(`${tick}`, x(tick - 1, width), bottom + 5);
       }
-      c.fillText(endless ? "layer, in the order of execution (at the top edge: no error)" : "layer, in the order of execution", (LEFT + width - RIGHT) / 2, bottom + 21);
+      c.fillText(`${model.get("noun")}, in the order of execution${endless ? " (at the top edge: no error)" : ""}`, (LEFT + width - RIGHT) / 2, bottom + 21);
       c.save();
       c.translate(11, (TOP + bottom) / 2);
       c.rotate(-Math.PI / 2);
@@ -231,7 +231,7 @@ export default {
         });
       }
       body.replaceChildren(...visible.map((i) => lines[i]));
-      count.textContent = visible.length === all.length ? `${all.length} layers` : `${visible.length} of ${all.length} layers`;
+      count.textContent = `${visible.length === all.length ? "" : `${visible.length} of `}${all.length} ${model.get("noun")}s`;
       for (const cell of head.querySelectorAll("th")) {
         const on = cell.dataset.head === model.get("sort_by");
         cell.setAttribute("aria-sort", on ? (model.get("descending") ? "descending" : "ascending") : "none");

@@ -39,9 +39,9 @@ class LayerTable(Canvas):
     """Rows by layer; reports what is chosen, sorted and filtered."""
 
     _esm = es_module("layers")
-    columns = traitlets.List([]).tag(sync=True)
-    rows = traitlets.List([]).tag(sync=True)
-    charts = traitlets.List([]).tag(sync=True)
+    columns: Any = traitlets.List([]).tag(sync=True)
+    rows: Any = traitlets.List([]).tag(sync=True)
+    charts: Any = traitlets.List([]).tag(sync=True)
     chart = traitlets.Int(0).tag(sync=True)
     selected = traitlets.Unicode("").tag(sync=True)
     sort_by = traitlets.Unicode("").tag(sync=True)
@@ -49,6 +49,7 @@ class LayerTable(Canvas):
     filter = traitlets.Unicode("").tag(sync=True)
     limit = traitlets.Float(None, allow_none=True).tag(sync=True)
     limit_column = traitlets.Int(-1).tag(sync=True)
+    noun = traitlets.Unicode("layer").tag(sync=True)
 
     def show(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import ipywidgets
 import matplotlib
@@ -77,10 +78,10 @@ class MapPlot(Canvas):
     _esm = es_module("maps")
     #: float32 (M, H, W)
     maps = traitlets.Bytes(b"").tag(sync=True)
-    shape = traitlets.List([0, 0]).tag(sync=True)
-    titles = traitlets.List([]).tag(sync=True)
+    shape: Any = traitlets.List([0, 0]).tag(sync=True)
+    titles: Any = traitlets.List([]).tag(sync=True)
     #: for each map its ends, and whether it is a difference
-    scales = traitlets.List([]).tag(sync=True)
+    scales: Any = traitlets.List([]).tag(sync=True)
     #: two tables of 256 colours, safe for the colour-blind: values, differences
     colours = traitlets.Bytes(b"").tag(sync=True)
 
@@ -127,7 +128,8 @@ class FeatureMaps(ipywidgets.VBox):
         listed = found.ranking[:MOST_CHANNELS]
         whole = len(found.ranking) == 1
         self.channel.options = [
-            (f"{'all' if whole else channel}: {decibels(found.sqnr[last][channel])} dB in {last}", int(channel)) for channel in listed
+            (f"{'all' if whole else channel}: {decibels(found.sqnr[last][channel])} dB in {last}", int(channel))
+            for channel in listed
         ]
         self.channel.value = int(listed[0])
         self._drawn()
@@ -152,4 +154,3 @@ class FeatureMaps(ipywidgets.VBox):
             self.plot.shape = list(exact.shape)
             self.plot.titles = [*found.lanes, *(f"{name} − float" for name in others)]
             self.plot.scales = [[low, high, False]] * len(planes) + [[-reach, reach, True]] * len(apart)
-

@@ -12,12 +12,11 @@ import html
 import io
 import traceback
 from collections.abc import Callable
-from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import ipywidgets
 import matplotlib.style
 import pandas as pd
-import traitlets
 from matplotlib.figure import Figure
 
 from qkit.errors import QkitError
@@ -41,10 +40,10 @@ def shown(method: Callable[Concatenate[S, P], Any]) -> Callable[Concatenate[S, P
         try:
             self.clear_error()
             method(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001  # a callback has no caller who could see it
+        except Exception as error:  # a callback has no caller who could see it
             self.show_error(error)
 
-    return call
+    return cast("Callable[Concatenate[S, P], None]", call)
 
 
 def row(*children: ipywidgets.Widget, **layout: str) -> ipywidgets.Box:
@@ -61,17 +60,12 @@ class Frame(Canvas):
     """Invisible: tells the page that the widget lives, so that its static stand-in hides."""
 
     _esm = es_module("frame")
-    stand_in = traitlets.Unicode().tag(sync=True)
 
 
 class Panel(ipywidgets.VBox):
     """A composite widget; see the module."""
 
-    _count: ClassVar[int] = 0
-
     def __init__(self, *children: ipywidgets.Widget) -> None:
-        Panel._count += 1
-        self._stand_in = f"qkit-static-{Panel._count}-{id(self):x}"
         self._bar = ipywidgets.FloatProgress(min=0.0, max=1.0, layout=ipywidgets.Layout(width="160px"))
         self._doing = ipywidgets.Label()
         self._cancel = button("cancel", "Stop at the next step and keep what there is", icon="stop")
@@ -82,8 +76,7 @@ class Panel(ipywidgets.VBox):
         self._displays: dict[str, Any] = {}
         self._timer: Any = None
         self.worker = Worker(self._progress, self.show_error)
-        frame = Frame(stand_in=self._stand_in)
-        super().__init__([frame, *children, self._working, self._error])
+        super().__init__([Frame(), *children, self._working, self._error])
         self.add_class("qkit-panel")
 
     # what the widgets fill in
@@ -163,7 +156,10 @@ class Panel(ipywidgets.VBox):
     def _bundles(self) -> dict[str, dict[str, Any]]:
         return {
             "picture": {"image/png": self.png(), "text/plain": repr(self)},
-            "table": {"text/html": f'<div class="{self._stand_in}">{self._table()}</div>', "text/plain": self.summary().to_string()},
+            "table": {
+                "text/html": f'<div class="qkit-static">{self._table()}</div>',
+                "text/plain": self.summary().to_string(),
+            },
         }
 
     def _update_stand_in(self) -> None:
@@ -177,9 +173,7 @@ class Panel(ipywidgets.VBox):
 
         view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
         display({"application/vnd.jupyter.widget-view+json": view, "text/plain": repr(self)}, raw=True)
-        self._displays = {
-            name: display(bundle, raw=True, display_id=f"{self._stand_in}-{name}") for name, bundle in self._bundles().items()
-        }
+        self._displays = {name: display(bundle, raw=True, display_id=True) for name, bundle in self._bundles().items()}
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         """Widget, picture, table and text, for whoever asks for a bundle rather than a display."""

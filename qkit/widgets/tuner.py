@@ -52,14 +52,14 @@ class RangePlot(Canvas):
 
     _esm = es_module("range")
     counts = traitlets.Bytes(b"").tag(sync=True)
-    view = traitlets.List([0.0, 1.0]).tag(sync=True)
+    view: Any = traitlets.List([0.0, 1.0]).tag(sync=True)
     log = traitlets.Bool(True).tag(sync=True)
-    grid = traitlets.Dict({"lo": 0.0, "hi": 1.0, "scale": 1.0, "codes": 2}).tag(sync=True)
-    marks = traitlets.List([]).tag(sync=True)
+    grid: Any = traitlets.Dict({"lo": 0.0, "hi": 1.0, "scale": 1.0, "codes": 2}).tag(sync=True)
+    marks: Any = traitlets.List([]).tag(sync=True)
     mark_rows = traitlets.Int(1).tag(sync=True)
-    ghost = traitlets.Dict({}).tag(sync=True)
-    figures = traitlets.List([]).tag(sync=True)
-    extremes = traitlets.List([0.0, 1.0]).tag(sync=True)
+    ghost: Any = traitlets.Dict({}).tag(sync=True)
+    figures: Any = traitlets.List([]).tag(sync=True)
+    extremes: Any = traitlets.List([0.0, 1.0]).tag(sync=True)
     stride = traitlets.Float(1.0).tag(sync=True)
     axis = traitlets.Unicode("value").tag(sync=True)
     locked = traitlets.Bool(False).tag(sync=True)
@@ -100,7 +100,7 @@ class Tuner(Panel):
         self._channels: dict[str, list[Histogram]] = {}
         self._effects: dict[tuple[str, Plan], Effect] = {}
         self._previous: Plan | None = None
-        self.batches = _batches_for(study, SAMPLES) if batches is None else batches
+        self.batches = batches_for(study, SAMPLES) if batches is None else batches
         if tensor is not None:
             study.plan[tensor]  # says what is near, if it is not there
         self._quiet = False
@@ -125,12 +125,18 @@ class Tuner(Panel):
         self.strip = ChannelStrip()
         self.strip.layout.display = "none"
         self.strip.observe(self._picked, "selected")
-        self._tensors = ipywidgets.Dropdown(options=names, description="tensor", layout=ipywidgets.Layout(width="min(420px, 100%)"))
+        self._tensors = ipywidgets.Dropdown(
+            options=names, description="tensor", layout=ipywidgets.Layout(width="min(420px, 100%)")
+        )
         ipywidgets.link((self, "tensor"), (self._tensors, "value"), (lambda t: t or names[0], lambda t: t))
         self._counts = _toggle(["log", "linear"], "counts", ("Logarithmic axis of counts", "Linear axis of counts"))
-        self._zoom = _toggle(["all values", "the range"], "show", ("Everything that was observed", "The range and a tenth around"))
+        self._zoom = _toggle(
+            ["all values", "the range"], "show", ("Everything that was observed", "The range and a tenth around")
+        )
         self._bits = ipywidgets.BoundedIntText(8, min=2, max=16, description="bits", layout=narrow)
-        self._rule = ipywidgets.Dropdown(options=["affine", "symmetric"], description="grid", layout=ipywidgets.Layout(width="210px"))
+        self._rule = ipywidgets.Dropdown(
+            options=["affine", "symmetric"], description="grid", layout=ipywidgets.Layout(width="210px")
+        )
         self._granularity = ipywidgets.Checkbox(description="per channel", indent=False, layout=narrow)
         self._power = ipywidgets.Checkbox(description="power of two", indent=False, layout=narrow)
         wide = ipywidgets.Layout(width="200px")
@@ -139,7 +145,9 @@ class Tuner(Panel):
         self._methods = {method: button(method, f"The range by {method}") for method in METHODS}
         for method, knob in self._methods.items():
             knob.on_click(lambda _, m=method: self._pressed(m))
-        self._percentile = ipywidgets.BoundedFloatText(99.99, min=50.01, max=100.0, step=0.01, description="percentile", layout=wide)
+        self._percentile = ipywidgets.BoundedFloatText(
+            99.99, min=50.01, max=100.0, step=0.01, description="percentile", layout=wide
+        )
         self._undo = button("undo", "The plan before (not the page's undo)", icon="undo")
         self._redo = button("redo", "The plan that was undone", icon="repeat")
         self._reset = button("reset", "The plan that the study came with; can be undone", icon="refresh")
@@ -147,7 +155,10 @@ class Tuner(Panel):
         self._redo.on_click(lambda _: self._clicked(self.redo))
         self._reset.on_click(lambda _: self._clicked(self.reset))
         self._compare = ipywidgets.ToggleButton(
-            description="compare", tooltip="Show the plan before beside this one", icon="columns", layout=ipywidgets.Layout(width="auto")
+            description="compare",
+            tooltip="Show the plan before beside this one",
+            icon="columns",
+            layout=ipywidgets.Layout(width="auto"),
         )
         self._show_code = ipywidgets.ToggleButton(
             description="copy as code", tooltip="Python that makes this plan", icon="code", layout=ipywidgets.Layout(width="auto")
@@ -229,7 +240,7 @@ class Tuner(Panel):
         found = suggestions(self._origin, self.tensor, self.grid.spec, self._percentile.value)
         if method not in found:
             raise PlanError(f"{method} is not defined for the grid of {self.tensor}; there are {', '.join(found)}.")
-        self._take(self.plan.with_grid(self.tensor, found[method]))  # type: ignore[index]
+        self._take(self.plan.with_grid(self.tensor, found[method]))
 
     def undo(self) -> None:
         """The plan before."""
@@ -494,7 +505,11 @@ class Tuner(Panel):
         if now is None or base is None:
             return
         before = None if self._previous is None else self._effects.get((self.tensor, self._previous))
-        shown_effects = {"now": now, **({"before": before} if before is not None and self._compare.value else {}), "as opened": base}
+        shown_effects = {
+            "now": now,
+            **({"before": before} if before is not None and self._compare.value else {}),
+            "as opened": base,
+        }
         metric = self._origin.metric_name
         rows = [
             ["layer alone (SQNR)", *(f"{decibels(e.local)} dB" for e in shown_effects.values())],
@@ -540,7 +555,7 @@ def _drawn(params: QuantParams) -> dict[str, Any]:
     return {**ends, "scale": float(params.scale), "codes": params.qmax - params.qmin + 1}
 
 
-def _batches_for(study: Study, samples: int) -> int | None:
+def batches_for(study: Study, samples: int) -> int | None:
     """Batches of the evaluation data that hold about so many samples; None for all."""
     first = next(iter(batches_of(study.evaluation)))
     return max(1, -(-samples // first.size))
@@ -557,5 +572,3 @@ def _noisiest(study: Study) -> str:
     if not study.plan.grids:
         raise PlanError("the study's plan quantizes nothing, so there is no range to tune: choose a scheme with grids.")
     return min(ratios, key=ratios.__getitem__) if ratios else next(iter(study.plan.grids))
-
-

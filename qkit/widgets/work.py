@@ -108,7 +108,7 @@ class Worker:
                 _ONE_AT_A_TIME.release()
         except KeyboardInterrupt:
             self._post(lambda: self._finish(job, lambda: None))
-        except Exception as error:  # noqa: BLE001  # whatever a user's model or metric raises is shown, not lost with the thread
+        except Exception as error:  # whatever a user's model or metric raises is shown, not lost with the thread
             kept = error
             self._post(lambda: self._finish(job, lambda: self._fail(kept)))
         else:
@@ -125,7 +125,7 @@ class Worker:
         self._report("", None)
         try:
             deliver()
-        except Exception as error:  # noqa: BLE001  # see above
+        except Exception as error:  # see above
             self._fail(error)
 
     def _post(self, call: Callable[[], None]) -> None:

@@ -167,7 +167,9 @@ def notebook(lab: Server, browser: Browser, *cells: str, width: int = 1200, heig
 
 
 @contextmanager
-def opened(lab: Server, browser: Browser, path: Path, *, width: int = 1200, height: int = 1000, kernel: bool = True) -> Iterator[Notebook]:
+def opened(
+    lab: Server, browser: Browser, path: Path, *, width: int = 1200, height: int = 1000, kernel: bool = True
+) -> Iterator[Notebook]:
     """A notebook that is there, in a page of its own; console errors of the page are collected."""
     context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce", device_scale_factor=1)
     page = context.new_page()

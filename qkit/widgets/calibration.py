@@ -1,0 +1,402 @@
+"""The calibration panel: method, percentile, batches and granularity, what each choice does to the ranges and to the score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from qkit.calibration import observe
+from qkit.editing import channel_histograms, figures
+from qkit.errors import PlanError
+from qkit.estimators import METHODS, Observation
+from qkit.graph import Graph
+from qkit.histogram import Histogram
+from qkit.loading import batches as batches_of
+from qkit.metrics import Scores
+from qkit.plan import Grid, Plan
+from qkit.report.formats import decibels, number, share
+from qkit.report.pictures import NARROW_COLOUR, OTHER
+from qkit.schemes import Scheme
+from qkit.widgets.layers import Column, LayerTable, Line
+from qkit.widgets.panel import Panel, button, row, shown
+from qkit.widgets.tuner import SAMPLES, batches_for
+from qkit.widgets.words import change_words, facts, score_words
+
+if TYPE_CHECKING:
+    from qkit.study import Study
+
+_SAME = "as above"
+_SCHEME = "as the scheme"
+
+
+def tensor_classes(graph: Graph, plan: Plan) -> dict[str, list[str]]:
+    """The plan's tensors by the kind of what makes them: activations by operation, weights by layer."""
+    found: dict[str, list[str]] = {}
+    for step in graph.steps:
+        if step.weight is not None and step.weight in plan.grids:
+            weight = graph.weights[step.weight]
+            depthwise = step.kind == "conv" and weight.shape[1] == 1 < weight.shape[0]
+            names = found.setdefault(f"weights: {'depthwise conv' if depthwise else step.kind}", [])
+            if step.weight not in names:
+                names.append(step.weight)
+        if step.quantized and step.name in plan.grids:
+            found.setdefault(f"activations: {step.kind}", []).append(step.name)
+    return dict(sorted(found.items()))
+
+
+class CalibrationPanel(Panel):
+    """Choose how ranges are estimated, and compare with the plan that the study came with.
+
+    The study stays as it is; `plan` and `study` are the chosen ones.
+
+    Parameters
+    ----------
+    study
+        Calibrated, or about to be.
+    batches
+        Evaluation batches to score on; by default those that hold about 256 samples.
+    """
+
+    def __init__(self, study: Study, *, batches: int | None = None) -> None:
+        self._origin = self._chosen = study
+        self.batches = batches_for(study, SAMPLES) if batches is None else batches
+        self._base = study.plan
+        self._observed: dict[int, Mapping[str, Observation]] = {}
+        self._weights: dict[str, list[Histogram]] = {}
+        self.scores: Scores | None = None
+        self.comparison: pd.DataFrame | None = None
+        self.table = LayerTable(noun="tensor")
+        self._build(study)
+        super().__init__(
+            row(self._method, self._weight_method, self._percentile, self._count),
+            self._by_class,
+            row(self._score, self._compare, self._reset),
+            self._said,
+            self._compared,
+            self.table,
+        )
+        self._show()
+
+    def _build(self, study: Study) -> None:
+        wide = ipywidgets.Layout(width="230px")
+        settings = study.methods or {"method": "mse", "weight_method": "minmax", "percentile": 99.99}
+        self._quiet = False
+        self._method = ipywidgets.Dropdown(options=METHODS, value=settings["method"], description="activations", layout=wide)
+        self._weight_method = ipywidgets.Dropdown(
+            options=METHODS, value=settings["weight_method"], description="weights", layout=wide
+        )
+        self._percentile = ipywidgets.BoundedFloatText(
+            settings["percentile"],
+            min=50.01,
+            max=100.0,
+            step=0.01,
+            description="percentile",
+            layout=wide,
+            continuous_update=False,
+        )
+        total = batches_of(study.calibration).__length_hint__()
+        self.total = total or 1
+        self._count = ipywidgets.BoundedIntText(
+            self.total,
+            min=1,
+            max=total or 10**6,
+            description=f"batches of {total or '?'}",
+            layout=wide,
+            continuous_update=False,
+            style={"description_width": "initial"},
+        )
+        self.classes = tensor_classes(study.graph, study.plan)
+        self.class_controls: dict[str, tuple[ipywidgets.Dropdown, ipywidgets.Dropdown]] = {}
+        lines = []
+        for name, tensors in self.classes.items():
+            method = ipywidgets.Dropdown(options=[_SAME, *METHODS], layout=ipywidgets.Layout(width="160px"))
+            grain = ipywidgets.Dropdown(options=[_SCHEME, "per tensor", "per channel"], layout=ipywidgets.Layout(width="140px"))
+            self.class_controls[name] = method, grain
+            label = ipywidgets.Label(f"{name} ({len(tensors)})", layout=ipywidgets.Layout(width="220px"))
+            lines.append(row(label, method, grain))
+        self._by_class = ipywidgets.Accordion([ipywidgets.VBox(lines)], titles=("method and granularity by kind of tensor",))
+        self._score = button("score", "Score of these ranges on the evaluation data, against the plan as opened", icon="bullseye")
+        self._compare = button("compare methods", "Every method on the same data, with its score", icon="list")
+        self._reset = button("reset", "The choices that the study came with", icon="refresh")
+        self._said, self._compared = ipywidgets.HTML(), ipywidgets.HTML()
+        self._score.on_click(lambda _: self._pressed(self.score))
+        self._compare.on_click(lambda _: self._pressed(self.compare))
+        self._reset.on_click(lambda _: self._pressed(self.reset))
+        self._first = {control: control.value for control in self._controls()}
+        for control in self._first:
+            control.observe(self._changed_by_hand, "value")
+
+    def _controls(self) -> list[Any]:
+        pairs = [control for pair in self.class_controls.values() for control in pair]
+        return [self._method, self._weight_method, self._percentile, self._count, *pairs]
+
+    @property
+    def plan(self) -> Plan:
+        """The plan as chosen."""
+        return self._chosen.plan
+
+    @property
+    def study(self) -> Study:
+        """A study calibrated as chosen."""
+        return self._chosen
+
+    # what one can do with it
+
+    def choose(
+        self,
+        *,
+        method: str | None = None,
+        weight_method: str | None = None,
+        percentile: float | None = None,
+        batches: int | None = None,
+        classes: Mapping[str, tuple[str | None, str | None]] | None = None,
+    ) -> None:
+        """Set controls from code; the ranges follow in the background, see `wait`.
+
+        Parameters
+        ----------
+        classes
+            By name of a class of tensors: method and granularity ("per tensor", "per channel"), None for the general ones.
+
+        Raises
+        ------
+        PlanError
+            If there is no such class.
+        """
+        given = (
+            (self._method, method),
+            (self._weight_method, weight_method),
+            (self._percentile, percentile),
+            (self._count, batches),
+        )
+        self._quiet = True
+        try:
+            for control, value in given:
+                if value is not None:
+                    control.value = value
+            for name, (how, grain) in (classes or {}).items():
+                if name not in self.class_controls:
+                    raise PlanError(f"there is no class {name!r}; the classes are {', '.join(self.class_controls)}.")
+                self.class_controls[name][0].value = how or _SAME
+                self.class_controls[name][1].value = grain or _SCHEME
+        finally:
+            self._quiet = False
+        self._recalibrate()
+
+    def score(self) -> None:
+        """Score the chosen plan and the one as opened, in the background."""
+        plans = {"as opened": self._base, "chosen": self.plan}
+        limit, study = self.batches, self._origin
+        self.work("scoring", lambda: study.evaluate(plans, batches=limit, progress=False), self._scored)
+
+    def compare(self) -> None:
+        """A row for each method, on the same data: least and median SQNR of the ranges, clipped share, score."""
+        seen, scheme, limit = self._seen(), self._scheme(), self.batches
+        settings, origin = self._settings(), self._origin
+
+        def run() -> tuple[dict[str, Plan], Scores]:
+            observed = seen()
+            plans: dict[str, Plan] = {}
+            for method in METHODS:
+                chosen = {**settings, "method": method, "methods": {}}
+                plans[method] = origin.with_calibration(scheme=scheme, observed=observed, **chosen).plan
+            return plans, origin.evaluate({"as opened": self._base, **plans}, batches=limit, progress=False)
+
+        self.work("comparing methods", run, self._show_comparison)
+
+    def reset(self) -> None:
+        """The choices that the study came with."""
+        self._quiet = True
+        try:
+            for control, value in self._first.items():
+                control.value = value
+        finally:
+            self._quiet = False
+        self.worker.cancel()
+        self._take(self._origin)
+
+    # the choices
+
+    @shown
+    def _pressed(self, action: Callable[[], None]) -> None:
+        action()
+
+    @shown
+    def _changed_by_hand(self, _: Any) -> None:
+        if not self._quiet:
+            self._recalibrate()
+
+    def _settings(self) -> dict[str, Any]:
+        special = {
+            t: pair[0].value for name, pair in self.class_controls.items() if pair[0].value != _SAME for t in self.classes[name]
+        }
+        return {
+            "method": self._method.value,
+            "weight_method": self._weight_method.value,
+            "percentile": self._percentile.value,
+            "methods": special,
+        }
+
+    def _scheme(self) -> Scheme:
+        scheme = self._origin.scheme
+        overrides = dict(scheme.overrides)
+        for name, (_, grain) in self.class_controls.items():
+            for tensor in self.classes[name] if grain.value != _SCHEME else ():
+                spec = scheme.spec(tensor, weight=name.startswith("weights"))
+                if spec is not None:
+                    overrides[tensor] = replace(spec, per_channel=grain.value == "per channel")
+        return scheme if overrides == dict(scheme.overrides) else replace(scheme, overrides=overrides)
+
+    def _seen(self) -> Callable[[], Mapping[str, Observation]]:
+        """What makes the observations of so many batches, or hands out those that there are."""
+        count, origin = self._count.value, self._origin
+
+        def observed() -> Mapping[str, Observation]:
+            if count == self.total:
+                return origin.observe(progress=False)
+            if count not in self._observed:
+                self._observed[count] = observe(origin.graph, origin.calibration, limit=count, progress=False)
+            return self._observed[count]
+
+        return observed
+
+    def _recalibrate(self) -> None:
+        seen, scheme, settings, origin = self._seen(), self._scheme(), self._settings(), self._origin
+
+        def run() -> Study:
+            return origin.with_calibration(scheme=scheme, observed=seen(), **settings)
+
+        self.work("choosing ranges", run, self._take)
+
+    def _take(self, study: Study) -> None:
+        self._chosen = study
+        self._said.value = ""
+        self._show()
+        self.changed()
+
+    # what they do
+
+    def _histograms(self, name: str, grid: Grid) -> list[Histogram] | None:
+        """Of the whole calibration data, whatever the number of batches that the ranges come from; None per channel of a tap."""
+        if not grid.weight:
+            return None if grid.params.axis is not None else [self._origin.observe(progress=False)[name].histogram]
+        if name not in self._weights:
+            step = self._origin.graph.step(name)
+            weight = self._origin.graph.weights[name]
+            self._weights[name] = (
+                [Histogram.of(weight)] if step.weight_axis is None else channel_histograms(weight, step.weight_axis)
+            )
+        return self._weights[name] if grid.params.axis is not None else [Histogram.merge(self._weights[name])]
+
+    def _figures(self, name: str, plan: Plan) -> tuple[float, float, float, float]:
+        """Ends, SQNR and clipped share of a tensor's range; NaN where channels of a tap were not counted apart."""
+        grid = plan[name]
+        lo, hi = float(grid.params.lo.min()), float(grid.params.hi.max())
+        histograms = self._histograms(name, grid)
+        if histograms is None:
+            return lo, hi, float("nan"), float("nan")
+        found = figures(histograms, grid.params)
+        return lo, hi, found.sqnr, found.clipped
+
+    def _show(self) -> None:
+        brief = partial(number, digits=4)
+        columns = [
+            Column("tensor", words=True),
+            Column("class", words=True),
+            Column("from, before", brief),
+            Column("to, before", brief),
+            Column("from", brief),
+            Column("to", brief),
+            Column("width, new by old", partial(number, digits=3), tip="1 where the range is the same"),
+            Column("SQNR, before", decibels, tip="of this range on the calibration data, in dB"),
+            Column("SQNR", decibels, tip="of this range on the calibration data, in dB"),
+            Column("clipped, before", share, down=True),
+            Column("clipped", share, down=True),
+        ]
+        rows = {}
+        kinds = {tensor: name for name, tensors in self.classes.items() for tensor in tensors}
+        for name in self._base.grids:
+            before, now = self._figures(name, self._base), self._figures(name, self.plan)
+            width = (now[1] - now[0]) / max(before[1] - before[0], 1e-300)
+            rows[name] = (name, kinds[name], *before[:2], *now[:2], width, before[2], now[2], before[3], now[3])
+        lines = [Line("SQNR, before", "other", "diamond", dash=True), Line("SQNR", "narrow", "circle")]
+        charts = {
+            ("SQNR of the range", "SQNR of the range (dB)"): lines,
+            ("width, new by old", "width of the range, new by old"): [Line("width, new by old", "wide", "circle")],
+            ("clipped", "share clipped"): [
+                Line("clipped, before", "other", "diamond", dash=True),
+                Line("clipped", "narrow", "circle"),
+            ],
+        }
+        self.table.show(columns, rows, charts, limit="SQNR", logarithmic=("width, new by old", "clipped"))
+        changed = len(self._base.diff(self.plan))
+        self._note(f"{changed} of {len(rows)} ranges differ from the plan as opened.")
+
+    def _note(self, text: str) -> None:
+        self._said.value = f'<span class="qkit-note">{text}</span>'
+
+    def _scored(self, scores: Scores) -> None:
+        self.scores = scores
+        metric = scores.metric
+        rows = [[name, score_words(scores[name], metric)] for name in scores.lanes]
+        gain = scores.loss("as opened", against="chosen")
+        text = f"Change: {change_words(gain, metric)}, paired, on {gain.n} evaluation samples."
+        self._said.value = facts(rows) + f'<span class="qkit-note">{text}</span>'
+
+    def _show_comparison(self, found: tuple[dict[str, Plan], Scores]) -> None:
+        plans, scores = found
+        metric = scores.metric
+        lines, records = [], {}
+        for method, plan in plans.items():
+            each = [self._figures(name, plan) for name in plan.grids if not plan[name].weight]
+            ratios = np.array([f[2] for f in each])
+            clipped = np.array([f[3] for f in each])
+            gain, score = scores.loss("as opened", against=method), scores[method]
+            finite = ratios[np.isfinite(ratios)]
+            least, median = (float(f(finite)) if len(finite) else float("nan") for f in (np.min, np.median))
+            most = float(np.nanmax(clipped)) if np.isfinite(clipped).any() else float("nan")
+            lines.append(
+                [method, decibels(least), decibels(median), share(most), score_words(score, metric), change_words(gain, metric)]
+            )
+            records[method] = {
+                "least SQNR": least,
+                "median SQNR": median,
+                "most clipped": most,
+                "score": score.value,
+                "change": gain.value,
+            }
+        self.comparison = pd.DataFrame.from_dict(records, orient="index").rename_axis("method")
+        heads = ["activations by", "least SQNR (dB)", "median SQNR (dB)", "most clipped", metric, "against the plan as opened"]
+        note = f'<span class="qkit-note">{scores[method].n} evaluation samples; the gain is paired.</span>'
+        self._compared.value = facts(lines, heads) + note
+
+    # where there is no front end
+
+    def draw(self, figure: Figure) -> None:
+        """SQNR of every tensor's range, before and now."""
+        ax = figure.add_subplot()
+        names = list(self._base.grids)
+        x = np.arange(1, len(names) + 1)
+        for plan, label, colour, style in ((self._base, "before", OTHER, "d--"), (self.plan, "now", NARROW_COLOUR, "o-")):
+            y = [v if np.isfinite(v) else np.nan for v in (self._figures(name, plan)[2] for name in names)]
+            ax.plot(x, y, style, color=colour, ms=3.5, lw=1.0, label=label)
+        ax.set_xlabel("tensor, in the order of execution")
+        ax.set_ylabel("SQNR of the range (dB)")
+        ax.grid(axis="y")
+        ax.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+    def summary(self) -> pd.DataFrame:
+        """The table of ranges as it reads."""
+        return self.table.frame()
+
+    def __repr__(self) -> str:
+        return (
+            f"CalibrationPanel({self._method.value}, {len(self._base.diff(self.plan))} of {len(self._base.grids)} ranges changed)"
+        )
