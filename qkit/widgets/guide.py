@@ -31,6 +31,7 @@ from qkit.report.words import CAUSES, VERDICTS
 from qkit.report.worst import describe
 from qkit.widgets.panel import Panel, button, row, shown
 from qkit.widgets.words import change_words, facts, score_words, units
+from qkit.widgets.work import STATE
 
 if TYPE_CHECKING:
     from qkit.report.data import Report
@@ -227,10 +228,11 @@ class Guide(Panel):
         self._measure()
 
     def _go(self, history: History) -> None:
-        self.history = history
-        self._update_buttons()
-        self._measure()
-        self.changed()
+        with STATE:
+            self.history = history
+            self._update_buttons()
+            self._measure()
+            self.changed()
 
     def _measure(self) -> None:
         """Scores of the plan as diagnosed, before and now; those known cost nothing."""

@@ -12,6 +12,7 @@ import html
 import io
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import ipywidgets
@@ -22,7 +23,7 @@ from matplotlib.figure import Figure
 from qkit.errors import QkitError
 from qkit.report.pictures import STYLE
 from qkit.widgets.canvas import Canvas, es_module
-from qkit.widgets.work import Worker
+from qkit.widgets.work import STATE, Worker
 
 P = ParamSpec("P")
 S = TypeVar("S", bound="Panel")
@@ -30,6 +31,9 @@ S = TypeVar("S", bound="Panel")
 #: Seconds without a change after which the static stand-in is drawn anew.
 _QUIET = 1.5
 _DPI = 110
+#: Hides the output before the stand-in, the one that holds the widget, where no widget came to life: JupyterLab would say
+#: there that it found no model.
+_NO_WIDGET = ".jp-OutputArea:not(.qkit-live) > .jp-OutputArea-child:has(+ * + * .qkit-static) { display: none; }"
 
 
 def shown(method: Callable[Concatenate[S, P], Any]) -> Callable[Concatenate[S, P], None]:
@@ -38,8 +42,9 @@ def shown(method: Callable[Concatenate[S, P], Any]) -> Callable[Concatenate[S, P
     @functools.wraps(method)
     def call(self: S, *args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            self.clear_error()
-            method(self, *args, **kwargs)
+            with STATE:
+                self.clear_error()
+                method(self, *args, **kwargs)
         except Exception as error:  # a callback has no caller who could see it
             self.show_error(error)
 
@@ -74,7 +79,7 @@ class Panel(ipywidgets.VBox):
         self._working.layout.visibility = "hidden"
         self._error = ipywidgets.HTML()
         self._displays: dict[str, Any] = {}
-        self._timer: Any = None
+        self._age = 0
         self.worker = Worker(self._progress, self.show_error)
         super().__init__([Frame(), *children, self._working, self._error])
         self.add_class("qkit-panel")
@@ -93,8 +98,9 @@ class Panel(ipywidgets.VBox):
 
     def work(self, what: str, function: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Run the function in the background and hand its result to `done`."""
-        self.clear_error()
-        self.worker.start(what, function, done)
+        with STATE:
+            self.clear_error()
+            self.worker.start(what, function, done)
 
     def cancel(self) -> None:
         """Stop what runs in the background."""
@@ -137,9 +143,8 @@ class Panel(ipywidgets.VBox):
         """The state is another: the stand-in follows once it is quiet."""
         if not self._displays:
             return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self.worker.later(_QUIET, self._update_stand_in)
+        self._age += 1
+        self.worker.later(_QUIET, partial(self._update_stand_in, self._age))
 
     def png(self) -> bytes:
         """The static picture."""
@@ -157,15 +162,17 @@ class Panel(ipywidgets.VBox):
         return {
             "picture": {"image/png": self.png(), "text/plain": repr(self)},
             "table": {
-                "text/html": f'<div class="qkit-static">{self._table()}</div>',
+                "text/html": f'<style>{_NO_WIDGET}</style><div class="qkit-static">{self._table()}</div>',
                 "text/plain": self.summary().to_string(),
             },
         }
 
-    def _update_stand_in(self) -> None:
-        if self.worker.busy:
-            return
-        for name, bundle in self._bundles().items():
+    def _update_stand_in(self, age: int) -> None:
+        if age != self._age:
+            return  # it has changed since
+        with STATE:
+            bundles = {} if self.worker.busy else self._bundles()
+        for name, bundle in bundles.items():
             self._displays[name].update(bundle, raw=True)
 
     def _ipython_display_(self, **_: Any) -> None:

@@ -37,6 +37,7 @@ from qkit.widgets.canvas import Canvas, answer, es_module
 from qkit.widgets.panel import Panel, button, row, shown
 from qkit.widgets.strip import ChannelStrip
 from qkit.widgets.words import change_words, facts, figure_rows, score_words
+from qkit.widgets.work import STATE
 
 if TYPE_CHECKING:
     from qkit.study import Study
@@ -45,6 +46,10 @@ if TYPE_CHECKING:
 BARS = 400
 #: Evaluation samples that a score after every release is measured on, unless told otherwise.
 SAMPLES = 256
+_HINT = (
+    "<span class=\"qkit-note\">Figures follow a handle while it moves; when it is let go, the layer's error, the output's and "
+    "the score are measured. Arrow keys move a handle by a step.</span>"
+)
 
 
 class RangePlot(Canvas):
@@ -119,7 +124,7 @@ class Tuner(Panel):
         self.tensor = _noisiest(study) if tensor is None else tensor
 
     def _build(self, names: list[str]) -> None:
-        narrow = ipywidgets.Layout(width="130px")
+        narrow = ipywidgets.Layout(width="100px")
         self.plot = RangePlot()
         self.plot.on_msg(self._gesture)
         self.strip = ChannelStrip()
@@ -133,20 +138,22 @@ class Tuner(Panel):
         self._zoom = _toggle(
             ["all values", "the range"], "show", ("Everything that was observed", "The range and a tenth around")
         )
-        self._bits = ipywidgets.BoundedIntText(8, min=2, max=16, description="bits", layout=narrow)
+        snug = {"description_width": "initial"}
+        self._bits = ipywidgets.BoundedIntText(8, min=2, max=16, description="bits", layout=narrow, style=snug)
         self._rule = ipywidgets.Dropdown(
-            options=["affine", "symmetric"], description="grid", layout=ipywidgets.Layout(width="210px")
+            options=["affine", "symmetric"], description="grid", layout=ipywidgets.Layout(width="150px"), style=snug
         )
-        self._granularity = ipywidgets.Checkbox(description="per channel", indent=False, layout=narrow)
-        self._power = ipywidgets.Checkbox(description="power of two", indent=False, layout=narrow)
-        wide = ipywidgets.Layout(width="200px")
-        self._low = ipywidgets.FloatText(description="from", continuous_update=False, layout=wide)
-        self._high = ipywidgets.FloatText(description="to", continuous_update=False, layout=wide)
+        ticked = ipywidgets.Layout(width="120px")
+        self._granularity = ipywidgets.Checkbox(description="per channel", indent=False, layout=ticked)
+        self._power = ipywidgets.Checkbox(description="power of two", indent=False, layout=ticked)
+        wide = ipywidgets.Layout(width="170px")
+        self._low = ipywidgets.FloatText(description="from", continuous_update=False, layout=wide, style=snug)
+        self._high = ipywidgets.FloatText(description="to", continuous_update=False, layout=wide, style=snug)
         self._methods = {method: button(method, f"The range by {method}") for method in METHODS}
         for method, knob in self._methods.items():
             knob.on_click(lambda _, m=method: self._pressed(m))
         self._percentile = ipywidgets.BoundedFloatText(
-            99.99, min=50.01, max=100.0, step=0.01, description="percentile", layout=wide
+            99.99, min=50.01, max=100.0, step=0.01, description="percentile", layout=wide, style=snug
         )
         self._undo = button("undo", "The plan before (not the page's undo)", icon="undo")
         self._redo = button("redo", "The plan that was undone", icon="repeat")
@@ -282,10 +289,17 @@ class Tuner(Panel):
                 self._show_rule()
 
     @shown
-    def _typed(self, _: Any) -> None:
+    def _typed(self, change: Any) -> None:
         if not self._quiet:
+            # the other end as it is, not as its field rounds it
+            params = self._shown(self.grid.params)
+            low = self._low.value if change["owner"] is self._low else float(params.lo)
+            high = self._high.value if change["owner"] is self._high else float(params.hi)
+            end = "lo" if change["owner"] is self._low else "hi"
+            if self.grid.spec.symmetric and float(params.lo) < 0:
+                low, high = symmetric_ends(self.grid.spec, end, low if end == "lo" else high, low, high)
             try:
-                self.set_range(self._low.value, self._high.value)
+                self.set_range(low, high)
             finally:
                 self._show_rule()
 
@@ -324,18 +338,19 @@ class Tuner(Panel):
         self._go(self.history.then(plan))
 
     def _go(self, history: History) -> None:
-        before, self.history = self.history, history
-        if history.plan != before.plan:
-            self._previous = before.plan
-            self._redrawn()
-            self.changed()
-        if history.at or history.can_redo:
-            self._measure()
+        with STATE:
+            before, self.history = self.history, history
+            if history.plan != before.plan:
+                self._previous = before.plan
+                self._redrawn()
+                self.changed()
+            if history.at or history.can_redo:
+                self._measure()
 
     def _opened(self) -> None:
         self._previous = None
         self.strip.selected = 0
-        self._measured.value = ""
+        self._measured.value = _HINT
         self._redrawn()
 
     def _redrawn(self) -> None:
@@ -405,7 +420,7 @@ class Tuner(Panel):
             self._bits.value, self._power.value = spec.bits, spec.power_of_two
             self._rule.value = "symmetric" if spec.symmetric else "affine"
             self._granularity.value = self.grid.params.axis is not None
-            self._low.value, self._high.value = float(params.lo), float(params.hi)
+            self._low.value, self._high.value = (float(f"{float(end):.6g}") for end in (params.lo, params.hi))
         finally:
             self._quiet = False
 

@@ -1,12 +1,16 @@
 """Long work beside a notebook that stays responsive: in a thread, with progress, cancelled by a button, the latest wins.
 
-The thread only computes. Whatever it has to say is handed to the thread that made the worker, through the running event loop
-where there is one (a Jupyter kernel), or through `Worker.wait`, so that widgets are touched by one thread only.
+The thread only computes. Whatever it has to say is handed to the event loop that the work was started from where there is one
+(a Jupyter kernel), or to `Worker.wait`.
+
+A kernel has more than one such loop: JupyterLab sends what widgets report to a subshell, a thread of its own, so that a
+handle can be dragged while a cell runs. Hence callbacks, deliveries and calls from cells take turns by `STATE`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +23,8 @@ from qkit.progress import listening
 
 #: Passes of two widgets would only take the processor from each other.
 _ONE_AT_A_TIME = threading.Lock()
+#: Held by whoever reads or changes the state of widgets.
+STATE = threading.RLock()
 #: Seconds between two reports of progress.
 _REPORT_EVERY = 0.1
 
@@ -28,8 +34,8 @@ class _Job:
     what: str
     function: Callable[[], Any]
     done: Callable[[Any], None]
+    loop: asyncio.AbstractEventLoop | None
     stopped: threading.Event = field(default_factory=threading.Event)
-    superseded: bool = False
 
 
 class Worker:
@@ -48,10 +54,7 @@ class Worker:
         self._report, self._fail = report, fail
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._job: _Job | None = None
-        try:
-            self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:
-            self._loop = None
+        self._loop = _running_loop()
 
     @property
     def busy(self) -> bool:
@@ -60,10 +63,8 @@ class Worker:
 
     def start(self, what: str, function: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Run ``function()`` in a thread and hand its result to `done`; returns at once."""
-        if self._job is not None:
-            self._job.superseded = True
-            self._job.stopped.set()
-        job = self._job = _Job(what, function, done)
+        self.cancel()
+        job = self._job = _Job(what, function, done, _running_loop() or self._loop)
         self._report(what, None)
         threading.Thread(target=self._run, args=(job,), daemon=True, name=f"qkit {what}").start()
 
@@ -74,17 +75,23 @@ class Worker:
 
     def later(self, seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle | None:
         """Call the function on this thread after a while; never, where there is no event loop."""
-        return None if self._loop is None or self._loop.is_closed() else self._loop.call_later(seconds, function)
+        loop = _running_loop()
+        return None if loop is None else loop.call_later(seconds, function)
 
     def wait(self, timeout: float = 600.0) -> None:
         """Block until nothing runs any more, delivering what there is to say; raises `QkitError` after `timeout` seconds."""
         end = time.monotonic() + timeout
         while self.busy:
+            # an event loop may take what there is to say out of the box just as well: look again now and then
             try:
-                self._inbox.get(timeout=max(end - time.monotonic(), 0.0))()
+                call = self._inbox.get(timeout=0.05)
             except Empty:
+                if time.monotonic() < end:
+                    continue
                 what = self._job.what if self._job is not None else "work"
                 raise QkitError(f"{what} was not done after {timeout:g} s: wait longer, or cancel it.") from None
+            with STATE:
+                call()
 
     def _run(self, job: _Job) -> None:
         last = 0.0
@@ -95,7 +102,7 @@ class Worker:
                 raise KeyboardInterrupt
             if time.monotonic() - last > _REPORT_EVERY:
                 last = time.monotonic()
-                self._post(lambda: self._tell(job, what, done / total if total else None))
+                self._post(job, lambda: self._tell(job, what, done / total if total else None))
 
         try:
             while not _ONE_AT_A_TIME.acquire(timeout=0.05):
@@ -107,12 +114,12 @@ class Worker:
             finally:
                 _ONE_AT_A_TIME.release()
         except KeyboardInterrupt:
-            self._post(lambda: self._finish(job, lambda: None))
+            self._post(job, lambda: self._finish(job, lambda: None))
         except Exception as error:  # whatever a user's model or metric raises is shown, not lost with the thread
             kept = error
-            self._post(lambda: self._finish(job, lambda: self._fail(kept)))
+            self._post(job, lambda: self._finish(job, lambda: self._fail(kept)))
         else:
-            self._post(lambda: self._finish(job, lambda: job.done(result)))
+            self._post(job, lambda: self._finish(job, lambda: job.done(result)))
 
     def _tell(self, job: _Job, what: str, share: float | None) -> None:
         if job is self._job:
@@ -128,14 +135,27 @@ class Worker:
         except Exception as error:  # see above
             self._fail(error)
 
-    def _post(self, call: Callable[[], None]) -> None:
+    def _post(self, job: _Job, call: Callable[[], None]) -> None:
         self._inbox.put(call)
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._drain)
+        for loop in (job.loop, self._loop):
+            # a subshell's loop ends with the page that it belongs to
+            with contextlib.suppress(RuntimeError):
+                if loop is not None:
+                    loop.call_soon_threadsafe(self._drain)
+                    return
 
     def _drain(self) -> None:
         while True:
             try:
-                self._inbox.get_nowait()()
+                call = self._inbox.get_nowait()
             except Empty:
                 return
+            with STATE:
+                call()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -1,0 +1,71 @@
+"""The real JupyterLab and Chromium of the browser tests; what is missing is said, and fails where it is required."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from lab import Notebook, Server
+    from playwright.sync_api import Browser
+
+#: Set by CI: a missing browser is a failure there.
+REQUIRED = os.environ.get("QKIT_REQUIRE_BROWSER") == "1"
+
+
+def missing() -> str:
+    """What the browser tests lack; "" where they can run."""
+    packages = [name for name in ("jupyterlab", "playwright", "nbconvert") if importlib.util.find_spec(name) is None]
+    if packages:
+        return f"{', '.join(packages)} not installed: pip install 'qkit[browser]'"
+    chromium = Path(os.environ.get("QKIT_CHROMIUM", "/usr/bin/chromium"))
+    if not chromium.exists():
+        return f"no Chromium at {chromium}: apt-get install chromium, or name one in QKIT_CHROMIUM"
+    return ""
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """JupyterLab with settings of its own."""
+    if lack := missing():
+        if REQUIRED:
+            pytest.fail(f"the browser tests cannot run: {lack}")
+        pytest.skip(f"BROWSER TESTS LEFT OUT: {lack}")
+    from lab import server
+
+    with server(tmp_path_factory.mktemp("lab") / "root") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser(lab: Server) -> Iterator[Browser]:
+    """Chromium, headless."""
+    from lab import chromium
+
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def notebook(lab: Server, browser: Browser) -> Iterator[Callable[..., Notebook]]:
+    """``notebook(*cells)`` gives a notebook whose cells have run; its page's errors fail the test at the end."""
+    from lab import notebook as open_notebook
+
+    with ExitStack() as stack:
+        books: list[Notebook] = []
+
+        def run(*cells: str, **options: Any) -> Notebook:
+            book = stack.enter_context(open_notebook(lab, browser, *cells, **options))
+            books.append(book)
+            book.run_all()
+            return book
+
+        yield run
+        for book in books:
+            assert book.errors == []

@@ -1,0 +1,334 @@
+"""The widgets in a real JupyterLab in a real Chromium: gestures on the page, state in the kernel, and no console errors.
+
+With ``QKIT_PICTURES=folder`` the pictures of the docs are taken on the way.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("playwright", reason="BROWSER TESTS LEFT OUT: playwright is not installed")
+
+from lab import Notebook, Server, opened
+from playwright.sync_api import Browser, Page, expect
+
+STUDY = """\
+import qkit
+from qkit import zoo
+case = zoo.load("mobilenet_v2_hostile")
+study = qkit.Study(case.model, case.calibration, case.evaluation, metric="top1", scheme="int8-per-tensor")
+study.calibrate(progress=False);"""
+TAP = "features.4.conv.1.0"
+
+Open = Callable[..., Notebook]
+
+
+def pictured(book: Notebook, name: str) -> None:
+    """Take the panel's picture in both themes where the docs ask for it; both are switched to anyway."""
+    folder = os.environ.get("QKIT_PICTURES")
+    for theme in ("dark", "light"):
+        book.theme(theme)
+        book.page.wait_for_timeout(300)
+        if folder:
+            book.page.locator(".qkit-panel").first.screenshot(path=Path(folder) / f"{name}-{theme}.png")
+
+
+def value(book: Notebook, expression: str) -> Any:
+    return ast.literal_eval(book.kernel(expression))
+
+
+def drag(page: Page, end: str, by: float, *, release: bool = True) -> None:
+    handle = page.locator(f".qkit-handle[data-end={end}]")
+    handle.wait_for()
+    box = handle.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + by, y, steps=15)
+    if release:
+        page.mouse.up()
+
+
+def figure(page: Page, name: str) -> str:
+    """A figure of the tuner as the page shows it."""
+    return page.locator(".qkit-figures tr", has=page.get_by_text(name, exact=True)).locator("td").first.inner_text()
+
+
+def cells(page: Page, column: int) -> list[str]:
+    return page.locator(f".qkit-rows tbody tr td:nth-child({column})").all_inner_texts()
+
+
+def test_tuner(notebook: Open) -> None:
+    book = notebook(STUDY, f"tuner = study.tune({TAP!r})\ntuner", height=1150)
+    page = book.page
+    before = value(book, "tuner.figures.sqnr")
+    high = value(book, "float(tuner.grid.params.hi)")
+
+    drag(page, "hi", -320, release=False)
+    # the figures come from the kernel while the handle is held, and the plan stays
+    expect(page.locator(".qkit-figures")).not_to_contain_text(f"{before:.1f} dB")
+    assert value(book, "tuner.history.at") == 0
+    page.mouse.up()
+    book.until("tuner.history.at == 1 and tuner.effect is not None")
+    tuned = value(book, "float(tuner.grid.params.hi)")
+    assert 0 < tuned < 0.8 * high
+    handle = page.locator(".qkit-handle[data-end=hi]")
+    assert float(handle.get_attribute("aria-valuenow") or "nan") == pytest.approx(tuned)
+    assert figure(page, "SQNR of this range") == f"{value(book, 'tuner.figures.sqnr'):.1f} dB"
+    assert figure(page, "steps used") == "256 of 256"
+    # the score after the release is that of a whole evaluation
+    assert value(book, "float(tuner.effect.scores.mean())") == value(
+        book, "study.evaluate({'plan': tuner.plan}, batches=tuner.batches, progress=False)['plan'].value"
+    )
+    expect(page.locator(".qkit-facts")).to_contain_text("top1")
+    expect(page.locator(".qkit-panel")).to_contain_text("paired, on 256 evaluation samples")
+
+    page.get_by_role("button", name="undo").click()
+    book.until("tuner.history.at == 0")
+    assert value(book, "tuner.plan == study.plan")
+    expect(handle).to_have_attribute("aria-valuenow", str(high))
+    page.get_by_role("button", name="redo").click()
+    book.until("tuner.history.at == 1")
+
+    # the keyboard: one step of the grid a press
+    step = value(book, "float(tuner.grid.params.scale)")
+    handle.focus()
+    page.keyboard.press("ArrowLeft")
+    book.until("tuner.history.at == 2")
+    assert value(book, "float(tuner.grid.params.hi)") == pytest.approx(tuned - step, rel=1e-3)
+
+    page.get_by_role("button", name="compare").click()
+    expect(page.locator(".qkit-figures")).to_contain_text("before")
+    page.get_by_role("button", name="copy as code").click()
+    expect(page.locator(".qkit-code pre")).to_contain_text("tuned = study.with_plan(plan)")
+    code = page.locator(".qkit-code pre").inner_text()
+    assert value(book, f"(ns := {{'study': study}}, exec({code!r}, ns), ns['plan'] == tuner.plan)[2]")
+    page.get_by_role("button", name="entropy").click()
+    book.until("tuner.grid.method == 'entropy' and not tuner.worker.busy")
+    pictured(book, "tuner")
+
+
+def test_a_grid_per_channel_is_tuned_channel_by_channel(notebook: Open) -> None:
+    book = notebook(STUDY, f"tuner = study.tune({TAP + '.weight'!r})\ntuner.set_rule(per_channel=True)\ntuner", height=1300)
+    page = book.page
+    page.get_by_role("listbox", name="channels").focus()
+    page.keyboard.press("End")
+    book.until("tuner.channel == len(tuner.grid.params.scale) - 1")
+    before = value(book, "tuner.grid.params.scale.tolist()")
+    drag(page, "hi", -150)
+    book.until("tuner.history.at == 2 and not tuner.worker.busy")
+    after = value(book, "tuner.grid.params.scale.tolist()")
+    assert after[:-1] == before[:-1]
+    assert after[-1] < before[-1]
+    pictured(book, "tuner-per-channel")
+
+
+def test_errors_show_in_place(notebook: Open) -> None:
+    book = notebook(STUDY, f"tuner = study.tune({TAP!r})\ntuner")
+    page = book.page
+    page.locator(".qkit-handle").first.wait_for()
+    # Python's: a range that ends before it begins
+    lower = page.get_by_role("spinbutton", name="from")
+    lower.fill("30")
+    lower.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("its lower bound exceeds its upper bound")
+    expect(lower).to_have_value("0")
+    assert value(book, "tuner.plan == study.plan")
+    page.get_by_role("button", name="minmax").click()
+    expect(page.get_by_role("alert")).to_have_count(0)
+    # JavaScript's: what the plot cannot draw
+    book.kernel("setattr(tuner.plot, 'marks', [None])")
+    expect(page.get_by_role("alert").filter(has_text="drawing failed")).to_be_visible()
+    assert book.errors
+    book.errors.clear()
+
+
+def test_explorer(notebook: Open) -> None:
+    book = notebook(STUDY, "explorer = study.explore()\nexplorer", height=1500)
+    page = book.page
+    book.until("explorer.capture is not None and not explorer.worker.busy")
+    names = value(book, "list(explorer.capture.table().index)")
+    rows = page.locator(".qkit-rows tbody tr")
+    expect(rows).to_have_count(len(names))
+    assert cells(page, 1) == names
+
+    page.get_by_role("button", name="int8 local", exact=False).first.click()
+    book.until("explorer.table.sort_by == 'int8 local' and not explorer.table.descending")
+    worst = value(book, "list(explorer.capture.table()['int8']['local sqnr'].sort_values(kind='stable').index)")
+    assert cells(page, 1) == worst
+    page.get_by_label("filter by name or kind").fill("add")
+    book.until("explorer.table.filter == 'add'")
+    assert set(cells(page, 2)) == {"add"}
+    page.get_by_label("filter by name or kind").fill("")
+
+    # the keyboard walks through the rows, and the layer goes along
+    rows.first.click()
+    book.until(f"explorer.selected == {worst[0]!r}")
+    rows.first.focus()
+    page.keyboard.press("ArrowDown")
+    book.until(f"explorer.selected == {worst[1]!r} and explorer.tuner.tensor == {worst[1]!r}")
+    expect(page.locator(".qkit-rows tr[aria-selected=true]")).to_contain_text(worst[1])
+    pictured(book, "explorer")
+
+    page.get_by_role("button", name="weights per channel").click()
+    book.until("len(explorer.strip.ranges) > 0")
+    expect(page.locator(".qkit-panel")).to_contain_text("widest by narrowest channel")
+
+    page.get_by_role("button", name="feature maps").click()
+    book.until("explorer.maps.maps is not None and not explorer.worker.busy")
+    expect(page.locator(".qkit-maps figure")).to_have_count(5)
+    worst_channel = value(book, "int(explorer.maps.maps.ranking[0])")
+    assert value(book, "explorer.maps.channel.value") == worst_channel
+    page.get_by_label("channel", exact=True).select_option(index=3)
+    book.until("explorer.maps.channel.value == int(explorer.maps.maps.ranking[3])")
+    assert value(
+        book,
+        "explorer.maps.plot.maps == __import__('numpy').concatenate([*(l[explorer.maps.channel.value] for l in explorer.maps.maps.lanes.values()),"
+        " *(l[explorer.maps.channel.value] - explorer.maps.maps.lanes['float'][explorer.maps.channel.value]"
+        " for n, l in explorer.maps.maps.lanes.items() if n != 'float')]).astype('f4').tobytes()",
+    )
+    pictured(book, "feature-maps")
+
+
+def test_calibration_panel(notebook: Open) -> None:
+    book = notebook(STUDY, "panel = study.calibration_panel()\npanel", height=1400)
+    page = book.page
+    page.locator(".qkit-rows tbody tr").first.wait_for()
+    page.get_by_label("activations", exact=True).select_option("entropy")
+    book.until("panel.plan != study.plan and not panel.worker.busy")
+    assert value(book, "panel.plan == study.with_calibration(method='entropy').plan")
+    expect(page.locator(".qkit-panel")).to_contain_text("ranges differ from the plan as opened")
+    page.get_by_role("button", name="score", exact=False).first.click()
+    book.until("panel.scores is not None and not panel.worker.busy")
+    page.get_by_role("button", name="compare methods").click()
+    book.until("panel.comparison is not None and not panel.worker.busy")
+    expect(page.locator(".qkit-facts").last).to_contain_text("moving-average")
+    pictured(book, "calibration")
+    page.get_by_role("button", name="reset").click()
+    book.until("panel.plan == study.plan")
+
+
+def test_guide(notebook: Open) -> None:
+    book = notebook(STUDY, "guide = study.guide(batches=2)\nguide", height=1000)
+    page = book.page
+    book.until("guide.diagnosis is not None and not guide.worker.busy", timeout=120)
+    expect(page.get_by_role("heading", name="Is anything wrong before quantization?")).to_be_visible()
+    page.get_by_role("button", name="next").click()
+    expect(page.get_by_role("heading", name="Is it quantization?")).to_be_visible()
+    expect(page.locator(".qkit-picture svg")).to_be_visible()
+    pictured(book, "guide")
+    steps = value(book, "len(guide.steps)")
+    titles = value(book, "[s.title for s in guide.steps]")
+    page.locator(".qkit-panel select").first.select_option(index=titles.index("what to do"))
+    book.until(f"guide.step == {titles.index('what to do')}")
+
+    before = value(book, "guide.scores['now'].value")
+    page.get_by_role("button", name="apply").first.click()
+    book.until("len(guide.applied) == 1 and not guide.worker.busy")
+    assert value(book, "guide.scores['now'].value") > before + 0.3
+    expect(page.locator(".qkit-panel")).to_contain_text("The last step: +")
+    pictured(book, "guide-applied")
+    page.get_by_role("button", name="undo").click()
+    book.until("not guide.applied and not guide.worker.busy and guide.plan == study.plan")
+    assert value(book, "guide.scores['now'].value") == before
+
+    for _ in range(steps - 1 - titles.index("what to do")):
+        page.get_by_role("button", name="next").click()
+    page.get_by_role("button", name="write the report").click()
+    book.until("__import__('pathlib').Path('degradation.html').exists()", timeout=120)
+    expect(page.get_by_role("link", name="degradation.html")).to_be_visible()
+
+
+def test_long_work_is_cancelled_and_leaves_the_page_alive(notebook: Open) -> None:
+    book = notebook(STUDY, "guide = study.guide()\nguide", f"tuner = study.tune({TAP!r})\ntuner", height=1300)
+    page = book.page
+    cancel = page.get_by_role("button", name="cancel").first
+    expect(cancel).to_be_visible()
+    assert value(book, "guide.worker.busy")
+    # the diagnosis computes in its thread; gestures of another widget are answered all the same
+    before = page.locator(".qkit-figures").inner_text()
+    drag(page, "hi", -200, release=False)
+    expect(page.locator(".qkit-figures")).not_to_have_text(before)
+    assert value(book, "guide.worker.busy")
+    page.mouse.up()
+    cancel.click()
+    book.until("not guide.worker.busy")
+    book.until("not tuner.worker.busy and tuner.effect is not None")
+    assert value(book, "guide.error") == ""
+
+
+def test_a_saved_notebook(notebook: Open, lab: Server, browser: Browser) -> None:
+    book = notebook(STUDY, f"tuner = study.tune({TAP!r})\ntuner", height=1100)
+    page = book.page
+    page.locator(".qkit-handle").first.wait_for()
+    stand_in = page.locator(".qkit-static")
+    expect(stand_in).to_have_count(1)
+    expect(stand_in).to_be_hidden()
+    drag(page, "hi", -250)
+    book.until("tuner.history.at == 1 and tuner.effect is not None")
+    high = value(book, "float(tuner.grid.params.hi)")
+    expect(stand_in).to_contain_text(f"{high:.6g}", use_inner_text=False)  # the stand-in follows, hidden
+    saved = book.save()
+    outputs = [output["data"] for output in saved["cells"][1]["outputs"]]
+    assert [next(iter(data)) for data in outputs] == ["application/vnd.jupyter.widget-view+json", "image/png", "text/html"]
+
+    # the same kernel, the page loaded again: alive as before
+    page.reload()
+    page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext")
+    handle = page.locator(".qkit-handle[data-end=hi]")
+    expect(handle).to_have_attribute("aria-valuenow", str(high), timeout=20_000)
+    page.evaluate("async () => { await jupyterapp.shell.currentWidget.sessionContext.ready; }")
+    drag(page, "hi", -60)
+    book.until("tuner.history.at == 2")
+    book.shut_down()
+    book.errors.clear()  # the page lost its kernel
+
+    with opened(lab, browser, book.path, kernel=False) as still:
+        still.page.locator(".qkit-static").wait_for()
+        expect(still.page.locator(".qkit-static")).to_contain_text(f"{high:.6g}")
+        picture = still.page.locator(".jp-RenderedImage img")
+        expect(picture).to_be_visible()
+        assert still.page.evaluate("() => document.querySelector('.jp-RenderedImage img').naturalWidth") > 600
+        expect(still.page.get_by_text("model not found")).to_be_hidden()
+
+
+def test_nbconvert_shows_picture_and_table(notebook: Open) -> None:
+    from nbconvert import HTMLExporter
+
+    book = notebook(STUDY, f"tuner = study.tune({TAP!r})\ntuner")
+    book.page.locator(".qkit-handle").first.wait_for()
+    book.save()
+    page, _ = HTMLExporter().from_filename(str(book.path))
+    assert page.count("data:image/png") == 1
+    assert "SQNR of this range" in page
+
+
+@pytest.mark.parametrize("width", [700, 1600])
+def test_widths(notebook: Open, width: int) -> None:
+    book = notebook(
+        STUDY,
+        "capture = study.capture(progress=False)\nexplorer = study.explore(capture)\nexplorer",
+        "panel = study.calibration_panel()\npanel",
+        width=width,
+    )
+    page = book.page
+    page.locator(".qkit-rows tbody tr").first.wait_for()
+    page.wait_for_timeout(500)
+    over = page.evaluate(
+        """() => [...document.querySelectorAll('.qkit-panel, .qkit-plot, .qkit-tools')]
+            .filter(e => e.scrollWidth > e.clientWidth + 2).map(e => [e.className, e.scrollWidth, e.clientWidth])"""
+    )
+    assert over == []
+    drawn = page.locator(".qkit-plot canvas").first.bounding_box()
+    assert drawn is not None
+    assert drawn["width"] > 0.6 * width
+    folder = os.environ.get("QKIT_PICTURES")
+    if folder and width == 700:
+        page.locator(".qkit-panel").first.screenshot(path=Path(folder) / "explorer-narrow.png")
