@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_ARGS ?=
+QKIT_CHROMIUM ?= /usr/bin/chromium
+export QKIT_CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench zoo clean
+.PHONY: help demo test test-all browser pictures lint bench zoo clean
 
 help:
 	@echo "make demo      float, int16 and int8 on the bundled network; writes out/degradation.html"
 	@echo "make test      the tests but the slow ones (make test-all: those too)"
+	@echo "make pictures  the widgets' pictures in docs/widgets, taken by their tests"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     speed and memory as ratios of a float pass"
 	@echo "make zoo       train the bundled networks again (minutes)"
@@ -25,11 +28,23 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/qkit demo --out out/degradation.html
 
-test: $(READY)
+test: $(READY) browser
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-all: $(READY)
+test-all: $(READY) browser
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# the widgets are tested in Chromium; where it is not there and cannot be installed, their tests are left out, and say so
+browser:
+	@test -x $(QKIT_CHROMIUM) || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing Chromium for the widgets' tests"; apt-get update -qq && apt-get install -y -qq chromium >/dev/null; \
+	  fi; }; \
+	test -x $(QKIT_CHROMIUM) || echo "NO CHROMIUM at $(QKIT_CHROMIUM): the widgets' browser tests are left out (apt-get install chromium)"
+
+pictures: $(READY) browser
+	mkdir -p docs/widgets
+	QKIT_PICTURES=docs/widgets $(BIN)/python -m pytest tests/widgets/test_browser.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

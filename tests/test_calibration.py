@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from qkit import calibration
-from qkit.calibration import check_weights, make_plan, observe, saturations
+from qkit.calibration import check_weights, make_plan, observe, observe_channels, saturations
 from qkit.errors import DataError, GraphError, PlanError
 from qkit.estimators import Observation
 from qkit.graph import Graph, build
+from qkit.histogram import Histogram
+from qkit.lanes import Lane, run_lanes
 from qkit.numerics import QuantSpec
 from qkit.schemes import PRESETS, Scheme
 from qkit.study import Study
@@ -353,3 +355,122 @@ def test_biases_that_saturate_are_said(caplog: pytest.LogCaptureFixture) -> None
     assert study.remarks[-1] == "Biases saturate at 32 bits in 0: 1 in all."
     assert study.remarks[-1] in caplog.text
     assert not saturations(study.graph, study.lane("int16")), "64 bits hold it"
+
+
+# A histogram for every channel
+
+
+def activations(graph: Graph, images: list[Tensor]) -> dict[str, list[Tensor]]:
+    """Every tap's values by batch, in float."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in graph.taps}
+    for batch in images:
+        run_lanes(graph, [Lane("float")], (batch,), observe=lambda step, values: seen[step.name].append(values["float"].clone()))
+    return seen
+
+
+def same_counts(found: Histogram, values: Tensor) -> None:
+    """Those of one histogram of all the values, which are numpy's."""
+    whole = Histogram.of(values.contiguous())
+    np.testing.assert_array_equal(found.keys, whole.keys)
+    np.testing.assert_array_equal(found.counts, whole.counts)
+    np.testing.assert_array_equal(found.lows, whole.lows)
+    assert (found.min, found.max) == (whole.min, whole.max) == (float(values.min()), float(values.max()))
+    assert found.total == values.numel()
+    keys, counts = np.unique(values.contiguous().numpy().reshape(-1).view(np.uint32) >> 16, return_counts=True)
+    np.testing.assert_array_equal(np.sort(found.keys), keys)
+    np.testing.assert_array_equal(found.counts[np.argsort(found.keys)], counts)
+
+
+def test_channel_histograms_are_of_every_channel_over_all_batches(images: list[Tensor], graph: Graph) -> None:
+    truth = activations(graph, images)
+    whole = observe(graph, images, progress=False)
+    for tap in graph.taps:
+        found = observe_channels(graph, images, tap, progress=False)
+        values = torch.cat(truth[tap])
+        assert len(found) == values.shape[1]
+        for channel, histogram in enumerate(found):
+            same_counts(histogram, values[:, channel])
+        np.testing.assert_array_equal([h.min for h in found], whole[tap].channel_min)
+        np.testing.assert_array_equal([h.max for h in found], whole[tap].channel_max)
+        assert Histogram.merge(found).to_dict() == whole[tap].histogram.to_dict(), "together they are the tensor's"
+
+
+def test_channel_histograms_are_of_what_hooks_see(model: Small, images: list[Tensor], graph: Graph) -> None:
+    for tap, batches in hooked(model, images).items():
+        values = torch.cat(batches)
+        for channel, histogram in enumerate(observe_channels(graph, images, tap, progress=False)):
+            assert histogram.total == values[:, channel].numel()
+            close = {"rel": 1e-4, "abs": 1e-4 * float(values.abs().max())}
+            assert histogram.min == pytest.approx(float(values[:, channel].min()), **close)
+            assert histogram.max == pytest.approx(float(values[:, channel].max()), **close)
+            assert histogram.mean == pytest.approx(float(values[:, channel].double().mean()), **close)
+
+
+def test_the_channels_of_linear_layers_come_last_wherever_they_are() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.wide, self.head = nn.Conv1d(5, 6, 1), nn.Linear(7, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.wide(self.conv(x)).mean(1))
+
+    batches = [torch.randn(n, 5, 7) for n in (3, 2)]
+    graph = build(Tokens().eval(), batches[0])
+    truth = activations(graph, batches)
+    for tap, axis, channels in (("conv", 1, 6), ("wide", 2, 4), ("head", 1, 3)):
+        found = observe_channels(graph, batches, tap, progress=False)
+        assert len(found) == channels
+        for channel, histogram in enumerate(found):
+            same_counts(histogram, torch.cat(truth[tap]).select(axis, channel))
+
+
+def test_channels_of_some_batches_with_or_without_targets(images: list[Tensor], graph: Graph) -> None:
+    labelled = [(x, torch.zeros(len(x), dtype=torch.long)) for x in images]
+    found = observe_channels(graph, labelled, "project", limit=2, progress=False)
+    values = torch.cat(activations(graph, images[:2])["project"])
+    for channel, histogram in enumerate(found):
+        same_counts(histogram, values[:, channel])
+
+
+def test_only_the_steps_up_to_the_tap_are_computed_for_its_channels(images: list[Tensor], graph: Graph) -> None:
+    costs = []
+    for tap in ("input", "conv", "deep", "project"):
+        with FlopCounterMode(display=False) as counter:
+            observe_channels(graph, images, tap, progress=False)
+        costs.append(counter.get_total_flops())
+    macs = [graph.step(tap).macs for tap in ("conv", "deep", "project")]
+    assert costs == [0, *(2 * 12 * int(total) for total in np.cumsum(macs))]
+
+
+def test_no_channels_without_batches_or_of_no_tap(images: list[Tensor], graph: Graph) -> None:
+    with pytest.raises(DataError, match="the calibration loader gave no batch"):
+        observe_channels(graph, [], "conv", progress=False)
+    with pytest.raises(GraphError, match="no tap 'nowhere'"):
+        observe_channels(graph, images, "nowhere", progress=False)
+    images[1][0, 0, 0, 0] = float("nan")
+    with pytest.raises(DataError, match="input: 1 of 1024 elements are NaN"):
+        observe_channels(graph, images, "input", progress=False)
+
+
+def test_an_interrupt_gives_no_channels(images: list[Tensor], graph: Graph) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        observe_channels(graph, Interrupted(images, 2), "conv", progress=False)
+
+
+def test_channels_of_a_tap_that_nothing_reads() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.side, self.head = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            unused = self.side(x) + 1.0  # noqa: F841
+            return self.head(x)
+
+    x = torch.randn(4, 3, 5, 5)
+    graph = build(Idle().eval(), x)
+    found = observe_channels(graph, [x], ":add", progress=False)
+    assert len(found) == 2
+    for channel, histogram in enumerate(found):
+        same_counts(histogram, activations(graph, [x])[":add"][0][:, channel])

@@ -79,6 +79,101 @@ def test_with_range_per_channel(plan: Plan) -> None:
         plan.with_range("features.0.weight", torch.zeros(2), torch.ones(2))
 
 
+def test_with_range_by_another_rule(plan: Plan) -> None:
+    rule = QuantSpec(4, signed=False, power_of_two=True)
+    changed = plan.with_range("features.0", 0.0, 3.0, spec=rule)
+    grid = changed["features.0"]
+    assert grid.spec is rule
+    assert grid.params == rule.params(0.0, 3.0)
+    assert (float(grid.params.scale), grid.params.qmin, grid.params.qmax) == (0.25, 0, 15)
+    assert (grid.method, grid.weight) == ("manual", False)
+    assert list(plan.diff(changed)) == ["features.0"]
+    assert (changed.name, changed.bias_bits, list(changed.grids)) == (plan.name, plan.bias_bits, list(plan.grids))
+    assert plan["features.0"] == grid_of(plan, "features.0"), "the plan itself stays"
+    again = changed.with_range("features.0", 0.0, 1.0)
+    assert again["features.0"].spec is rule, "from then on it is the tensor's own"
+    weight = plan.with_range("head.weight", -1.0, 1.0, spec=QuantSpec(3))["head.weight"]
+    assert weight.weight
+    assert (weight.params.qmin, weight.params.qmax) == (-4, 3)
+
+
+def grid_of(plan: Plan, tensor: str) -> Grid:
+    """By a plan of its own."""
+    return Plan.from_dict(plan.to_dict())[tensor]
+
+
+def test_with_range_from_one_grid_to_one_per_channel_needs_the_axis(plan: Plan) -> None:
+    rule = QuantSpec(8, signed=True, per_channel=True)
+    high = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    with pytest.raises(PlanError, match=r"^head\.weight has had one grid so far: say along which axis="):
+        plan.with_range("head.weight", -high, high, spec=rule)
+    for axis in (0, 1):
+        grid = plan.with_range("head.weight", -high, high, spec=rule, axis=axis)["head.weight"]
+        assert grid.params == rule.params(-high, high, axis=axis)
+        assert (grid.params.axis, grid.spec, grid.weight) == (axis, rule, True)
+        assert grid.params.scale.tolist() == pytest.approx([v / 127 for v in (1, 2, 3, 4)])
+    half = plan.with_range("head.weight", -1.0, high, spec=rule, axis=0)["head.weight"]
+    assert half.params == rule.params(-torch.ones(4), high, axis=0), "one number serves all channels"
+    affine = QuantSpec(8, symmetric=False, per_channel=True)
+    assert plan.with_range("input", -1.0, high, spec=affine, axis=1)["input"].params == affine.params(
+        -torch.ones(4), high, axis=1
+    )
+    changed = plan.with_range("head.weight", -high, high, spec=rule, axis=1)
+    assert changed.with_range("head.weight", -0.5, 0.5)["head.weight"].params.axis == 1, "known from then on"
+
+
+def test_with_range_per_channel_cannot_tell_how_many_channels_there_are_from_two_numbers(plan: Plan) -> None:
+    with pytest.raises(PlanError, match=r"^head\.weight"):
+        plan.with_range("head.weight", -1.0, 1.0, spec=QuantSpec(8, per_channel=True), axis=0)
+
+
+def test_with_range_of_a_weight_that_cannot_have_channels_under_a_rule_that_has(plan: Plan) -> None:
+    """As calibration leaves a transposed convolution in groups: its rule says per channel, and it has one grid."""
+    rule = QuantSpec(8, signed=True, per_channel=True)
+    one = plan.with_grid("head.weight", Grid(rule, rule.params(-1.0, 1.0), "minmax", weight=True))
+    assert one.with_range("head.weight", -0.5, 0.5)["head.weight"].params == rule.params(-0.5, 0.5)
+    assert one.with_range("head.weight", -0.5, 0.5, spec=rule)["head.weight"].params == rule.params(-0.5, 0.5)
+
+
+def test_with_range_from_a_grid_per_channel_to_one(plan: Plan) -> None:
+    rule = QuantSpec(8, symmetric=False)
+    changed = plan.with_range("features.0.weight", -0.5, 0.25, spec=rule)
+    assert changed["features.0.weight"].params == rule.params(-0.5, 0.25)
+    assert changed["features.0.weight"].weight
+    assert list(plan.diff(changed)) == ["features.0.weight"]
+    with pytest.raises(PlanError, match=r"^features\.0\.weight: "):
+        plan.with_range("features.0.weight", -torch.ones(3), torch.ones(3), spec=rule)
+    back = changed.with_range(
+        "features.0.weight", -0.5, torch.tensor([0.1, 0.2, 0.3]), spec=plan["features.0.weight"].spec, axis=0
+    )
+    assert back["features.0.weight"].params.axis == 0
+
+
+@pytest.mark.parametrize("spec", [None, QuantSpec(4, per_channel=True), QuantSpec(8, symmetric=False, per_channel=True)])
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(torch.zeros(2), torch.ones(2)), (torch.zeros(3), torch.ones(4)), (0.0, torch.ones(4)), (torch.zeros(1), 1.0),
+     (torch.zeros(3, 1), torch.ones(3, 1))],
+)  # fmt: skip
+def test_with_range_refuses_another_number_of_channels(plan: Plan, spec: QuantSpec | None, low, high) -> None:
+    for axis in (None, 0):
+        with pytest.raises(PlanError, match=r"^features\.0\.weight has 3 channels; its range needs one number or 3"):
+            plan.with_range("features.0.weight", low, high, spec=spec, axis=axis)
+
+
+def test_with_range_refuses_bounds_of_different_numbers_of_channels(plan: Plan) -> None:
+    rule = QuantSpec(8, per_channel=True)
+    for low, high in ((torch.zeros(2), torch.ones(3)), (torch.zeros(3, 2), torch.ones(3, 2))):
+        with pytest.raises(PlanError, match=r"^head\.weight has \d channels"):
+            plan.with_range("head.weight", low, high, spec=rule, axis=0)
+    with pytest.raises(PlanError, match=r"^head\.weight: the range .* is empty"):
+        plan.with_range("head.weight", torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0]), spec=rule, axis=0)
+    with pytest.raises(PlanError, match=r"^features\.0\.weight: the range .* is not finite"):
+        plan.with_range("features.0.weight", -1.0, torch.tensor([1.0, math.inf, 1.0]), spec=rule)
+    with pytest.raises(PlanError, match="no grid for 'tail'"):
+        plan.with_range("tail", -1.0, 1.0, spec=QuantSpec(8), axis=0)
+
+
 @pytest.mark.parametrize(("low", "high"), [(1.0, 0.0), (math.nan, 1.0), (0.0, math.inf), (torch.zeros(2), torch.ones(2))])
 def test_an_impossible_range_names_the_tensor(plan: Plan, low, high) -> None:
     with pytest.raises(PlanError, match=r"^head: "):

@@ -217,13 +217,8 @@ def test_an_error_within_resets_the_listener(error: type[BaseException], bars: B
 @pytest.mark.parametrize("stop", [0, 1, 3])
 def test_an_interrupting_listener_ends_the_work(stop: int) -> None:
     heard, seen = Recorder(stop), []
-
-    def work() -> None:
-        for item in track(range(5), "walking", unit="item"):
-            seen.append(item)
-
     with listening(heard), pytest.raises(KeyboardInterrupt):
-        work()
+        seen.extend(track(range(5), "walking", unit="item"))
     assert seen == list(range(stop))
     assert heard.reports == [("walking", n, 5) for n in range(stop + 1)]
 
@@ -412,7 +407,7 @@ def test_a_stopped_effect_leaves_the_study_as_good_as_new(study: Study, stage: s
     with listening(heard), pytest.raises(KeyboardInterrupt):
         study.effect("stem", study.plan.with_range("stem", 0.0, 0.3))
     assert heard.whats[-1] == stage
-    assert not bars.made or all(bar["disable"] for bar in bars.made)
+    assert all(bar["disable"] for bar in bars.made)
     for tensor, plan in (("side", first), (":cat", second)):
         mine, other = study.effect(tensor, plan), fresh().effect(tensor, plan)
         assert (mine.local, mine.layer, mine.output) == (other.local, other.layer, other.output)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,10 +22,11 @@ import qkit.rescore
 from qkit.calibration import make_plan, observe
 from qkit.errors import DataError, QkitError
 from qkit.graph import Graph, build
-from qkit.lanes import Lane, run_lanes
+from qkit.lanes import Lane, run_lanes, run_to
 from qkit.plan import FLOAT, Plan
-from qkit.rescore import first_difference, prefix
+from qkit.rescore import Effect, agree, first_difference, prefix
 from qkit.schemes import PRESETS
+from qkit.steps import Step
 from qkit.study import Study
 
 SAMPLES = 10
@@ -195,3 +200,314 @@ def test_an_empty_loader_is_an_error() -> None:
     graph, plan, _ = setting()
     with pytest.raises(DataError, match="gave no batch"):
         prefix(graph, [], plan, 3, margin)
+
+
+# What an edit does to the tap, to the output and to the score
+
+
+TENSORS = [*READS, "stem.weight", "depthwise.weight", "project.weight", "side.weight", "classify.weight"]
+
+
+def decibels(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """Signal to noise of (exact, other), summed in float64 over all of them."""
+    signal = sum(float(a.double().square().sum()) for a, _ in pairs)
+    noise = sum(float((b.double() - a.double()).square().sum()) for a, b in pairs)
+    return math.inf if noise == 0 else 10 * math.log10(signal / noise)
+
+
+def by_hand(plan: Plan, tensor: str) -> tuple[float, float, float]:
+    """Local, layer and output figures from whole runs of three lanes."""
+    graph, _, batches = setting()
+    tap = graph.step(tensor).name
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {"local": [], "edited": []}
+    ends = []
+
+    def look(step: Step, values: Any) -> None:
+        if step.name == tap:
+            for lane, pairs in seen.items():
+                pairs.append((values["float"].clone(), values[lane].clone()))
+
+    for x, _ in batches:
+        lanes = [Lane("float"), Lane("local", plan, reads="float"), Lane("edited", plan)]
+        outputs = run_lanes(graph, lanes, (x,), observe=look)
+        ends.append((outputs["float"], outputs["edited"]))
+    return decibels(seen["local"]), decibels(seen["edited"]), decibels(ends)
+
+
+def fresh_study(metric: Any = margin) -> Study:
+    _, _, batches = setting()
+    study = Study(mixed_network(), batches, batches, metric=metric)
+    study.calibrate("minmax", progress=False)
+    return study
+
+
+def captured(study: Study, plan: Plan) -> pd.DataFrame:
+    return study.capture({"edited": plan}, batches=None, progress=False).table()["edited"]
+
+
+def same_effect(found: Effect, expected: Effect) -> None:
+    assert found.tap == expected.tap
+    assert (found.local, found.layer, found.output) == pytest.approx((expected.local, expected.layer, expected.output), abs=1e-6)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+@pytest.mark.parametrize("tensor", TENSORS)
+def test_an_effect_is_what_whole_runs_show(tensor: str) -> None:
+    study = fresh_study()
+    edited = edits(study.plan)[tensor]
+    found = study.effect(tensor, edited)
+    tap = study.graph.step(tensor).name
+    table = captured(study, edited)
+    assert found.tap == tap
+    assert found.local == pytest.approx(table.loc[tap, "local sqnr"], abs=1e-3)
+    assert found.layer == pytest.approx(table.loc[tap, "sqnr"], abs=1e-3)
+    assert found.output == pytest.approx(table.loc["classify", "sqnr"], abs=1e-3)
+    assert (found.local, found.layer, found.output) == pytest.approx(by_hand(edited, tensor), abs=1e-3)
+    assert np.array_equal(found.scores, whole(edited))
+    assert study.score(edited).value == found.scores.mean()
+    assert study.evaluate({"edited": edited}, progress=False)["edited"] == study.score(edited)
+    # and the edit does something: other figures than before it
+    assert study.effect(tensor).local < 100
+    assert found.local != study.effect(tensor).local
+
+
+def test_the_effect_without_an_edit_is_that_of_the_studys_own_lane() -> None:
+    study = fresh_study()
+    table = study.capture(("float", "int8"), batches=None, progress=False).table()["int8"]
+    for tensor in TENSORS:
+        found = study.effect(tensor)
+        tap = study.graph.step(tensor).name
+        assert (found.local, found.layer) == pytest.approx((table.loc[tap, "local sqnr"], table.loc[tap, "sqnr"]), abs=1e-3)
+        assert found.output == pytest.approx(table.loc["classify", "sqnr"], abs=1e-3)
+        assert np.array_equal(found.scores, whole(study.plan))
+    assert study.effect("input").local == study.effect("input").layer, "nothing comes before it"
+    assert study.effect("classify").layer == study.effect("classify").output
+
+
+def test_a_plan_that_does_nothing_has_no_error() -> None:
+    study = fresh_study()
+    for tensor in ("input", ":add", "classify.weight"):
+        found = study.effect(tensor, FLOAT)
+        assert (found.local, found.layer, found.output) == (math.inf,) * 3
+        assert np.array_equal(found.scores, whole(FLOAT))
+    late = study.plan.only(["classify"])
+    found = study.effect("stem", late)
+    assert (found.local, found.layer) == (math.inf, math.inf)
+    assert found.output == pytest.approx(by_hand(late, "stem")[2], abs=1e-3)
+
+
+def test_an_effect_over_some_batches() -> None:
+    study = fresh_study()
+    edited = edits(study.plan)["side"]
+    found = study.effect("side", edited, batches=2)
+    assert np.array_equal(found.scores, whole(edited)[:8])
+    table = study.capture({"edited": edited}, batches=2, progress=False).table()["edited"]
+    assert found.layer == pytest.approx(table.loc["side", "sqnr"], abs=1e-3)
+    assert np.array_equal(study.effect("side", edited).scores, whole(edited)), "another number of batches is another prefix"
+    same_effect(study.effect("side", edited, batches=2), found)
+
+
+def test_effects_in_any_order_are_those_of_a_new_study() -> None:
+    """The tensor moves on, stays and moves back, scores come between, and earlier edits stay in the plan."""
+    study = fresh_study()
+    changed = edits(study.plan)
+    for tensor in ("project", "side.weight", "side", "stem", "classify", "input", ":cat", "stem.weight", ":cat"):
+        same_effect(study.effect(tensor, changed[tensor]), fresh_study().effect(tensor, changed[tensor]))
+        assert study.score(changed["average"]).value == whole(changed["average"]).mean()
+    both = changed["stem"].with_grid("side", changed["side"].grids["side"])
+    for tensor in ("side", ":cat", "stem", "side"):
+        found = study.effect(tensor, both)
+        assert (found.local, found.layer, found.output) == pytest.approx(by_hand(both, tensor), abs=1e-3)
+        assert np.array_equal(found.scores, whole(both))
+    again = both.with_range("classify", -0.1, 0.1)
+    same_effect(study.effect("classify", again), fresh_study().effect("classify", again))
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=20)
+def test_any_walk_of_edits_has_the_figures_of_whole_runs(data: st.DataObject) -> None:
+    study = fresh_study()
+    plan = study.plan
+    for tensor in data.draw(st.lists(st.sampled_from(TENSORS), min_size=1, max_size=4), label="tensors"):
+        grid, factor = plan.grids[tensor].params, data.draw(st.sampled_from([0.25, 0.5, 2.0]), label="factor")
+        plan = plan.with_range(tensor, grid.lo * factor, grid.hi * factor)
+        found = study.effect(tensor, plan)
+        assert (found.local, found.layer, found.output) == pytest.approx(by_hand(plan, tensor), abs=1e-3)
+        assert np.array_equal(found.scores, whole(plan))
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """How often each step was computed within."""
+    executed: Counter[str] = Counter()
+    with monkeypatch.context() as patched:
+        patched.setattr(qkit.rescore, "run_lanes", lambda *a, **k: run_lanes(*a, **k, executed=executed))
+        patched.setattr(qkit.rescore, "run_to", lambda *a, **k: run_to(*a, **k, executed=executed))
+        yield executed
+
+
+@pytest.mark.parametrize("tensor", ["input", "stem.weight", "depthwise", ":add", ":cat", "classify"])
+def test_further_edits_of_a_tensor_compute_nothing_before_it(tensor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = fresh_study()
+    graph, _, batches = setting()
+    index, grid = graph.step(tensor).index, study.plan.grids[tensor].params
+    study.effect(tensor)
+    for factor in (0.9, 0.7, 0.3):
+        edited = study.plan.with_range(tensor, grid.lo * factor, grid.hi * factor)
+        with counted(monkeypatch) as executed:
+            found = study.effect(tensor, edited)
+        # the tap's own step in float, alone and with what it inherits; whatever follows once
+        expected = Counter({s.name: len(batches) for s in graph.steps[index:]})
+        expected[graph.steps[index].name] = 3 * len(batches)
+        assert executed == expected
+        assert np.array_equal(found.scores, whole(edited))
+    with counted(monkeypatch) as executed:
+        study.score(edited)
+    assert not executed, "the effect's scores are kept"
+
+
+def test_a_later_tensor_starts_from_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = fresh_study()
+    graph, _, batches = setting()
+    study.effect("project", edits(study.plan)["project"])
+    here, there = graph.step("project").index, graph.step(":cat").index
+    with counted(monkeypatch) as executed:
+        study.effect(":cat", edits(study.plan)[":cat"])
+    between = {s.name: 2 * len(batches) for s in graph.steps[here:there]}  # in float and in the plan's lane
+    assert {name: executed[name] for name in between} == between
+    assert not set(executed) & {s.name for s in graph.steps[:here]}
+    assert executed["classify"] == len(batches)
+    with counted(monkeypatch) as executed:
+        study.score(study.plan.with_range("average", 0.0, 0.1))
+    assert set(executed) == {s.name for s in graph.steps[graph.step(":cat").index :]}, "a score takes the effect's values"
+
+
+def test_an_earlier_tensor_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = fresh_study()
+    graph, _, _ = setting()
+    study.effect("classify")
+    edited = edits(study.plan)["stem"]
+    with counted(monkeypatch) as executed:
+        found = study.effect("stem", edited)
+    assert set(executed) == {s.name for s in graph.steps}
+    same_effect(found, fresh_study().effect("stem", edited))
+
+
+def test_a_prefix_made_for_scores_alone_has_no_effect() -> None:
+    graph, plan, batches = setting()
+    index = graph.step("side").index
+    alone = prefix(graph, batches, plan, index, margin)
+    assert not alone.has_errors
+    with pytest.raises(QkitError, match="errors=True"):
+        alone.effect(plan)
+    with pytest.raises(QkitError, match="errors=True"):
+        alone.advanced(index + 1).effect(plan)
+    both = prefix(graph, batches, plan, index, margin, errors=True)
+    assert both.has_errors
+    assert both.nbytes == 2 * alone.nbytes
+    assert np.array_equal(both.scores(plan), alone.scores(plan))
+
+
+def test_a_score_before_does_not_spoil_the_effect() -> None:
+    study = fresh_study()
+    edited = edits(study.plan)["side"]
+    study.score(edited)
+    same_effect(study.effect("side", edited), fresh_study().effect("side", edited))
+
+
+@pytest.mark.parametrize("tensor", ["depthwise", ":cat", "classify.weight"])
+def test_an_advanced_prefix_has_the_same_effect(tensor: str) -> None:
+    graph, plan, batches = setting()
+    edited, index = edits(plan)[tensor], graph.step(tensor).index
+    direct = prefix(graph, batches, plan, index, margin, errors=True).effect(edited)
+    for start in range(index):
+        same_effect(prefix(graph, batches, plan, start, margin, errors=True).advanced(index).effect(edited), direct)
+
+
+def test_an_effect_on_agreement_and_on_inputs_without_targets() -> None:
+    graph, plan, batches = setting()
+    study = Study(mixed_network(), [x for x, _ in batches])
+    study.calibrate("minmax", progress=False)
+    edited = plan.with_range("stem", 0.0, 1.0)
+    x = torch.cat([x for x, _ in batches])
+    expected = mixed_network()(x).argmax(1) == run_lanes(graph, [Lane("e", edited)], (x,))["e"].argmax(1)
+    assert np.array_equal(study.effect("stem", edited).scores, expected.double())
+    assert 0 < study.effect("stem", edited).scores.mean() < 1
+
+
+def test_an_output_of_several_tensors_is_judged_as_a_whole() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.one, self.two = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            x = self.body(x).relu()
+            return {"one": self.one(x), "rest": (self.two(x) * 30,)}
+
+    draw = torch.Generator().manual_seed(4)
+    x = torch.randn(6, 3, 8, 8, generator=draw)
+    batches = [(part, torch.zeros(len(part))) for part in x.split(3)]
+    study = Study(Heads().eval(), batches, batches, metric=lambda out, _: out["one"].mean((1, 2, 3)))
+    study.calibrate("minmax", progress=False)
+    edited = study.plan.with_range("body", 0.0, 0.4)
+    pairs = []
+    for part, _ in batches:
+        outputs = run_lanes(study.graph, [Lane("float"), Lane("edited", edited)], (part,))
+        exact, other = outputs["float"], outputs["edited"]
+        pairs += [(exact["one"], other["one"]), (exact["rest"][0], other["rest"][0])]
+    assert study.effect("body", edited).output == pytest.approx(decibels(pairs), abs=1e-3)
+
+
+def test_a_layer_used_twice_is_edited_from_its_first_use_on() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(self.conv(x).relu())).mean((2, 3))
+
+    x = torch.randn(6, 3, 8, 8)
+    batches = [(part, torch.arange(len(part))) for part in x.split(3)]
+    study = Study(Twice().eval(), batches, batches, metric=margin)
+    study.calibrate("minmax", progress=False)
+    edited = study.plan.with_range("conv.weight", -0.05, 0.05)
+    found = study.effect("conv.weight", edited)
+    outputs = [run_lanes(study.graph, [Lane("edited", edited)], (part,))["edited"] for part, _ in batches]
+    expected = torch.cat([margin(out, y) for out, (_, y) in zip(outputs, batches, strict=True)])
+    assert np.array_equal(found.scores, expected.double())
+    table = captured(study, edited)
+    assert found.tap == "conv"
+    assert (found.local, found.layer) == pytest.approx((table.loc["conv", "local sqnr"], table.loc["conv", "sqnr"]), abs=1e-3)
+
+
+def test_the_effect_at_a_tap_that_nothing_reads() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.side, self.head = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            unused = self.side(x) + 1.0  # noqa: F841
+            return self.head(x).mean((2, 3))
+
+    x = torch.randn(4, 3, 5, 5)
+    study = Study(Idle().eval(), [x])
+    study.calibrate("minmax", progress=False)
+    assert ":add" in study.graph.taps
+    table = study.capture({"now": study.plan}, batches=None, progress=False).table()["now"]
+    found = study.effect(":add")
+    assert (found.local, found.layer) == pytest.approx((table.loc[":add", "local sqnr"], table.loc[":add", "sqnr"]), abs=1e-3)
+
+
+def test_where_two_plans_agree() -> None:
+    graph, plan, _ = setting()
+    last = len(graph.steps)
+    for tensor, edited in edits(plan).items():
+        first = first_reader(graph, tensor)
+        assert [index for index in range(last + 1) if agree(graph, plan, edited, index)] == list(range(first + 1))
+        assert agree(graph, edited, plan, first)
+    assert agree(graph, plan, Plan.from_dict(plan.to_dict()), last)
+    assert agree(graph, plan, FLOAT, 0)
+    assert not agree(graph, plan, FLOAT, 1)

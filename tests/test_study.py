@@ -15,7 +15,8 @@ import torch
 from small_networks import mixed_network
 from torch import Tensor, nn
 
-from qkit import FLOAT, DataError, GraphError, QkitError, Study
+from qkit import FLOAT, DataError, GraphError, PlanError, QkitError, Study
+from qkit.calibration import make_plan, observe
 from qkit.schemes import PRESETS
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -158,6 +159,145 @@ def test_new_studies_share_what_is_known_and_leave_the_old_one() -> None:
     assert (calibration.passes, evaluation.passes) == (0, passes)
     with pytest.raises(GraphError, match="no tap"):
         made.with_plan(other.plan.with_grid("nowhere", plan.grids["stem"]))
+
+
+def test_another_scheme_is_calibrated_by_the_same_methods() -> None:
+    made = study(scheme="int8-per-tensor")
+    made.calibrate("percentile", weight_method="mse", percentile=99.0, methods={"stem": "mse"}, progress=False)
+    for scheme in ("int8-symmetric", PRESETS["int8"].at_bits(6, "int6")):
+        for other in (made.with_scheme(scheme), made.with_calibration(scheme=scheme)):
+            own = study(scheme=scheme)
+            own.calibrate("percentile", weight_method="mse", percentile=99.0, methods={"stem": "mse"}, progress=False)
+            assert other.plan == own.plan
+            assert other.plan.name == other.scheme.name == own.scheme.name
+            assert {t: g.method for t, g in other.plan.grids.items()} == {t: g.method for t, g in own.plan.grids.items()}
+            assert other.methods == made.methods
+            assert other.narrow == own.narrow
+    with pytest.raises(QkitError, match="there is no scheme 'int7ish'"):
+        made.with_scheme("int7ish")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "mse"},
+        {"method": "entropy", "weight_method": "mse"},
+        {"method": "percentile"},
+        {"method": "percentile", "percentile": 95.0},
+        {"method": "percentile", "weight_method": "percentile", "percentile": 90.0},
+        {"methods": {"stem": "percentile", "side.weight": "mse"}, "percentile": 80.0},
+    ],
+    ids=str,
+)
+def test_other_methods_give_the_plan_that_calibrating_by_them_gives(settings: dict[str, Any]) -> None:
+    made, own = study(), study()
+    before, plan = made.plan.to_dict(), made.plan
+    other = made.with_calibration(**settings)
+    assert other.plan == own.calibrate(**{"method": "minmax", **settings}, progress=False)
+    assert other.methods == own.methods
+    assert other.scheme is made.scheme
+    assert other.plan != plan
+    assert made.plan is plan
+    assert made.plan.to_dict() == before
+    assert made.methods == {"method": "minmax", "weight_method": "minmax", "percentile": 99.99, "methods": None}
+
+
+def test_settings_that_are_not_named_stay_as_they_were() -> None:
+    made = study()
+    made.calibrate("mse", weight_method="mse", percentile=97.0, progress=False)
+    first = made.with_calibration(method="percentile")
+    assert first.methods == {"method": "percentile", "weight_method": "mse", "percentile": 97.0, "methods": None}
+    second = first.with_calibration(percentile=90.0).with_calibration(scheme="int8")
+    expected = {"method": "percentile", "weight_method": "mse", "percentile": 90.0}
+    assert second.plan == make_plan(made.graph, made.observe(), PRESETS["int8"], **expected)
+    assert second.with_plan(made.plan).with_calibration().plan == second.plan, "whatever plan it has"
+    assert made.with_calibration().plan == made.plan
+
+
+@pytest.mark.parametrize("setting", [{"bits": 4}, {"progress": False}, {"batches": 1}, {"method": "mse", "weightmethod": "mse"}])
+def test_a_setting_that_there_is_not_is_named(setting: dict[str, Any]) -> None:
+    name = list(setting)[-1]
+    with pytest.raises(
+        QkitError, match=f"there is no setting {name}; the settings are method, weight_method, percentile, methods"
+    ):
+        study().with_calibration(**setting)
+
+
+def test_calibrations_that_fail_leave_the_study_alone() -> None:
+    made = study()
+    plan, methods = made.plan, dict(made.methods)
+    for wrong in (
+        {"method": "best"},
+        {"method": "percentile", "percentile": 3.0},
+        {"methods": {"stem": "best"}},
+        {"scheme": "no"},
+    ):
+        with pytest.raises(PlanError):
+            made.with_calibration(**wrong)
+    with pytest.raises(GraphError, match="no tap 'nowhere'"):
+        made.with_calibration(methods={"nowhere": "mse"})
+    assert made.plan is plan
+    assert made.methods == methods
+
+
+def test_ranges_from_other_observations() -> None:
+    made = study()
+    few = observe(made.graph, made.calibration, limit=1, progress=False)
+    loud = observe(made.graph, [(x * 3.0, y) for x, y in data()[0]], progress=False)
+    for seen in (few, loud):
+        other = made.with_calibration(observed=seen)
+        assert other.plan == make_plan(made.graph, seen, made.scheme, method="minmax")
+        assert other.plan != made.plan
+        assert other.with_calibration(method="mse").plan == make_plan(made.graph, seen, made.scheme, method="mse")
+        assert other.lane("int16") == make_plan(made.graph, seen, made.scheme.at_bits(16), method="minmax")
+    assert float(other.plan["input"].params.hi) == pytest.approx(3 * float(made.plan["input"].params.hi), rel=0.01)
+    assert made.calibrate("minmax", progress=False) == study().plan, "this study still knows what it saw"
+    assert made.lane("int16") == study().lane("int16")
+    short = dict(few)
+    del short["side"]
+    with pytest.raises(PlanError, match="side was not observed"):
+        made.with_calibration(observed=short)
+
+
+def test_the_lanes_of_other_widths_go_by_the_new_settings() -> None:
+    made = study()
+    wide, narrow = made.lane("int16"), made.lane("int4")
+    for settings in ({"method": "moving-average"}, {"method": "percentile", "percentile": 90.0}):
+        other = made.with_calibration(**settings)
+        for name, bits, mine in (("int16", 16, wide), ("int4", 4, narrow)):
+            assert other.lane(name) == make_plan(made.graph, made.observe(), made.scheme.at_bits(bits), **settings)
+            assert other.lane(name) != mine
+            assert made.lane(name) is mine
+        assert other.lane("int8") is other.plan
+        assert other.lane("int8-symmetric") == make_plan(made.graph, made.observe(), PRESETS["int8-symmetric"], **settings)
+    spread = made.with_calibration(scheme="int8")
+    assert spread.lane("int16") == make_plan(made.graph, made.observe(), PRESETS["int8"].at_bits(16), method="minmax")
+
+
+def test_a_new_calibration_shares_what_is_known_and_scores_its_own_plan() -> None:
+    made = coarse()
+    made.evaluate(progress=False)
+    calibration, evaluation = Counting(data()[0]), Counting(data()[1])
+    made.calibration, made.evaluation = calibration, evaluation
+    made.effect("side", made.plan.with_range("side", -0.5, 0.5))
+    passes = evaluation.passes
+    other = made.with_calibration(method="mse")
+    assert (calibration.passes, evaluation.passes) == (0, passes)
+    assert other.evaluate(("float",), progress=False)["float"] == made.evaluate(("float",), progress=False)["float"]
+    assert evaluation.passes == passes, "the float scores are known"
+    own = coarse()
+    own.calibrate("mse", progress=False)
+    assert other.evaluate(progress=False).table().equals(own.evaluate(progress=False).table())
+    edited = other.plan.with_range("side", -0.5, 0.5)
+    assert other.score(edited) == coarse().evaluate({"edited": edited}, progress=False)["edited"]
+    assert calibration.passes == 0
+
+
+def test_a_study_without_a_plan_is_calibrated_first() -> None:
+    made = Study(mixed_network(), *data(), scheme="int8-per-tensor")
+    other = made.with_calibration(weight_method="percentile")
+    assert made.methods["method"] == other.methods["method"] == "mse"
+    assert other.plan == make_plan(made.graph, made.observe(), made.scheme, method="mse", weight_method="percentile")
 
 
 def test_scores_of_edited_plans_equal_whole_evaluations_wherever_the_edit_moves() -> None:

@@ -1,6 +1,13 @@
 // Shows nothing; marks the cell's outputs as living, so that the static stand-in (a picture, then a table) hides.
 import { guarded } from "./common.js";
 
+/** Widgets inside widgets mark the same outputs: the last one to go takes the mark along. */
+function count(outputs, change) {
+  const alive = Number(outputs.dataset.qkitAlive ?? 0) + change;
+  outputs.dataset.qkitAlive = alive;
+  outputs.classList.toggle("qkit-live", alive > 0);
+}
+
 export default {
   render({ el }) {
     el.style.display = "none";
@@ -13,12 +20,12 @@ export default {
         return;
       }
       outputs = el.closest(".jp-OutputArea, .output_container, .output");
-      outputs?.classList.add("qkit-live");
+      if (outputs) count(outputs, 1);
     });
     mark();
     return () => {
       cancelAnimationFrame(frame);
-      outputs?.classList.remove("qkit-live");
+      if (outputs) count(outputs, -1);
     };
   },
 };

@@ -31,6 +31,7 @@ S = TypeVar("S", bound="Panel")
 #: Seconds without a change after which the static stand-in is drawn anew.
 _QUIET = 1.5
 _DPI = 110
+_MOST_ROWS = 40
 #: Hides the output before the stand-in, the one that holds the widget, where no widget came to life: JupyterLab would say
 #: there that it found no model.
 _NO_WIDGET = ".jp-OutputArea:not(.qkit-live) > .jp-OutputArea-child:has(+ * + * .qkit-static) { display: none; }"
@@ -156,7 +157,12 @@ class Panel(ipywidgets.VBox):
         return buffer.getvalue()
 
     def _table(self) -> str:
-        return str(self.summary().to_html(float_format="{:.4g}".format, border=0, na_rep="–"))
+        whole = self.summary()
+        table = whole.head(_MOST_ROWS).to_html(float_format="{:.4g}".format, border=0, na_rep="–")
+        left = len(whole) - _MOST_ROWS
+        return f'<div style="overflow:auto;white-space:nowrap">{table}</div>' + (
+            f"<p>… and {left} more rows</p>" if left > 0 else ""
+        )
 
     def _bundles(self) -> dict[str, dict[str, Any]]:
         return {

@@ -132,8 +132,10 @@ export default {
       c.lineWidth = 1;
     };
 
-    // what a drag leaves alone lies on a canvas of its own
-    const board = surface(el, plot, HEIGHT, (c, width, height, colours) => {
+    // what a drag leaves alone is drawn once, and copied from then on
+    const still = document.createElement("canvas");
+    let drawn = "";
+    const drawStill = (c, width, height, colours) => {
       const bottom = height - BOTTOM;
       drawBars(c, width, bottom, colours);
       drawMarks(c, width, bottom, colours);
@@ -144,16 +146,29 @@ export default {
       c.textBaseline = "top";
       for (const tick of ticks(...view(), Math.max(3, Math.floor(width / 110)))) c.fillText(label(tick), x(tick, width), bottom + 13);
       c.fillText(model.get("axis"), (LEFT + width - RIGHT) / 2, bottom + 31);
-      c.save();
       c.translate(11, (top() + bottom) / 2);
       c.rotate(-Math.PI / 2);
       c.fillText(model.get("log") ? "elements (log)" : "elements", 0, -6);
-      c.restore();
-      drawClipped(c, width, bottom, colours);
-      drawGrid(c, width, bottom, colours);
-      for (const end of ["lo", "hi"]) place(end, width, bottom);
+    };
+    const board = surface(el, plot, HEIGHT, (c, width, height, colours) => {
+      const key = JSON.stringify([c.canvas.width, c.canvas.height, colours]);
+      if (key !== drawn) {
+        [still.width, still.height] = [c.canvas.width, c.canvas.height];
+        const context = still.getContext("2d");
+        context.setTransform(c.getTransform());
+        context.font = c.font;
+        drawStill(context, width, height, colours);
+        drawn = key;
+      }
+      c.drawImage(still, 0, 0, width, height);
+      drawClipped(c, width, height - BOTTOM, colours);
+      drawGrid(c, width, height - BOTTOM, colours);
+      for (const end of ["lo", "hi"]) place(end, width, height - BOTTOM);
     });
-    const over = board;
+    const redrawn = () => {
+      drawn = "";
+      board.redraw();
+    };
 
     const place = (end, width, bottom) => {
       const node = handles[end];
@@ -171,7 +186,7 @@ export default {
       const bounded = end === "lo" ? Math.min(to, 0) : Math.max(to, 0);
       drag = { end, value: bounded };
       outbox.send({ event, end, value: bounded });
-      over.redraw();
+      board.redraw();
     };
 
     const handles = {};
@@ -245,16 +260,16 @@ export default {
       // the traits follow; until then the answer is what is drawn
       if (settled && message.released) drag = null;
       list(message.figures);
-      over.redraw();
+      board.redraw();
       const detail = { moved: moved.get(message.seq), released: message.released };
       for (const seq of moved.keys()) if (seq <= message.seq) moved.delete(seq);
       requestAnimationFrame(() => el.dispatchEvent(new CustomEvent("qkit-painted", { bubbles: true, detail })));
     });
     model.on("msg:custom", answered);
-    const unfollow = follow(model, ["counts", "view", "log", "marks", "mark_rows", "ghost", "axis"], board.redraw);
+    const unfollow = follow(model, ["counts", "view", "log", "marks", "mark_rows", "ghost", "axis"], redrawn);
     const ungrid = follow(model, ["grid"], () => {
       if (!drag) live = null;
-      over.redraw();
+      board.redraw();
     });
     const relist = () => list(model.get("figures"));
     const unlist = follow(model, ["figures"], relist);
@@ -272,7 +287,6 @@ export default {
       ungrid();
       unname();
       board.destroy();
-      over.destroy();
     };
   },
 };

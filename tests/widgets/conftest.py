@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 REQUIRED = os.environ.get("QKIT_REQUIRE_BROWSER") == "1"
 
 
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """Let fixtures know whether their test failed."""
+    report = yield
+    if report.when == "call":
+        item.stash[FAILED] = report.failed
+    return report
+
+
 def missing() -> str:
     """What the browser tests lack; "" where they can run."""
     packages = [name for name in ("jupyterlab", "playwright", "nbconvert") if importlib.util.find_spec(name) is None]
@@ -53,7 +65,7 @@ def browser(lab: Server) -> Iterator[Browser]:
 
 
 @pytest.fixture
-def notebook(lab: Server, browser: Browser) -> Iterator[Callable[..., Notebook]]:
+def notebook(lab: Server, browser: Browser, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Notebook]]:
     """``notebook(*cells)`` gives a notebook whose cells have run; its page's errors fail the test at the end."""
     from lab import notebook as open_notebook
 
@@ -67,5 +79,11 @@ def notebook(lab: Server, browser: Browser) -> Iterator[Callable[..., Notebook]]
             return book
 
         yield run
-        for book in books:
-            assert book.errors == []
+        failed = request.node.stash.get(FAILED, False)
+        for i, book in enumerate(books):
+            if failed:
+                # what the page looked like, for whoever reads the failure
+                book.page.screenshot(path=tmp_path / f"page{i}.png")
+                print(f"the page: {tmp_path / f'page{i}.png'}; its errors: {book.errors}")
+            else:
+                assert book.errors == []

@@ -3,95 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from playwright.sync_api import Browser, Page, sync_playwright
 
-CHROMIUM = os.environ.get("QKIT_CHROMIUM", "/usr/bin/chromium")
-_FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync"
-).split()
-#: News, autosave and the removal of cells out of sight would each disturb a test.
-_SETTINGS: dict[str, dict[str, Any]] = {
-    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
-    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
-    "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
-}
+from benchmarks.lab import CHROMIUM, FLAGS, Server, server, write_notebook
+
+__all__ = ["Notebook", "Server", "chromium", "notebook", "opened", "server"]
+
 _THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running server and the folder of its notebooks."""
-
-    url: str
-    folder: Path
-
-
-@contextmanager
-def server(root: Path) -> Iterator[Server]:
-    """JupyterLab with configuration, data and settings of its own under `root`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    for name in ("notebooks", "settings"):
-        (root / name).mkdir(parents=True)
-    (root / "settings" / "overrides.json").write_text(json.dumps(_SETTINGS))
-    private = {f"JUPYTER_{name}_DIR": str(root / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
-    env = {**os.environ, **private, "IPYTHONDIR": str(root / "ipython"), "PYTHONPATH": os.pathsep.join(sys.path)}
-    options = {
-        "ip": "127.0.0.1",
-        "port": port,
-        "ServerApp.port_retries": 0,
-        "IdentityProvider.token": "",
-        "ServerApp.root_dir": root / "notebooks",
-        "LabApp.expose_app_in_browser": True,
-        "LabApp.app_settings_dir": root / "settings",
-        "LabApp.workspaces_dir": root / "workspaces",
-        "LabApp.user_settings_dir": root / "user",
-    }
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", *(f"--{k}={v}" for k, v in options.items())]
-    with (root / "lab.log").open("w") as log:
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-        url = f"http://127.0.0.1:{port}"
-        try:
-            _until_up(url, process, root / "lab.log")
-            yield Server(url, root / "notebooks")
-        finally:
-            process.terminate()
-            process.wait(10)
-
-
-def _until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(url + "/api/status", timeout=1)
-        except OSError:
-            if process.poll() is not None:
-                raise RuntimeError(log.read_text()[-2000:]) from None
-            time.sleep(0.2)
-        else:
-            return
-    raise RuntimeError(f"JupyterLab did not start: {log.read_text()[-2000:]}")
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """Debian's Chromium, headless."""
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
 
@@ -155,10 +87,7 @@ class Notebook:
 @contextmanager
 def notebook(lab: Server, browser: Browser, *cells: str, width: int = 1200, height: int = 1000) -> Iterator[Notebook]:
     """A new notebook with these cells, open in a page of its own; not run yet."""
-    path = lab.folder / f"n{time.time_ns()}.ipynb"
-    content = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    content.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
-    nbformat.write(content, path)
+    path = write_notebook(lab.folder, *cells)
     with opened(lab, browser, path, width=width, height=height) as book:
         try:
             yield book

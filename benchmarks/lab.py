@@ -1,0 +1,95 @@
+"""A JupyterLab server with a folder, settings and a port of its own: for the benchmark of the widgets and their tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+CHROMIUM = os.environ.get("QKIT_CHROMIUM", "/usr/bin/chromium")
+#: Nothing on this side of the page that asks the network for anything.
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
+    "--disable-sync"
+).split()
+#: News, autosave and the removal of cells out of sight would each disturb a test.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
+    "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server and the folder of its notebooks."""
+
+    url: str
+    folder: Path
+
+
+@contextmanager
+def server(root: Path) -> Iterator[Server]:
+    """JupyterLab with configuration, data and settings of its own under `root`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name in ("notebooks", "settings"):
+        (root / name).mkdir(parents=True)
+    (root / "settings" / "overrides.json").write_text(json.dumps(_SETTINGS))
+    private = {f"JUPYTER_{name}_DIR": str(root / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    env = {**os.environ, **private, "IPYTHONDIR": str(root / "ipython"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    options = {
+        "ip": "127.0.0.1",
+        "port": port,
+        "ServerApp.port_retries": 0,
+        "IdentityProvider.token": "",
+        "ServerApp.root_dir": root / "notebooks",
+        "LabApp.expose_app_in_browser": True,
+        "LabApp.app_settings_dir": root / "settings",
+        "LabApp.workspaces_dir": root / "workspaces",
+        "LabApp.user_settings_dir": root / "user",
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", *(f"--{k}={v}" for k, v in options.items())]
+    with (root / "lab.log").open("w") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            _until_up(url, process, root / "lab.log")
+            yield Server(url, root / "notebooks")
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def _until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(url + "/api/status", timeout=1)
+        except OSError:
+            if process.poll() is not None:
+                raise RuntimeError(log.read_text()[-2000:]) from None
+            time.sleep(0.2)
+        else:
+            return
+    raise RuntimeError(f"JupyterLab did not start: {log.read_text()[-2000:]}")
+
+
+def write_notebook(folder: Path, *cells: str) -> Path:
+    """A new notebook of these cells; returns its path."""
+    path = folder / f"n{time.time_ns()}.ipynb"
+    content = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    content.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(content, path)
+    return path

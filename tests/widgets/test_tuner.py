@@ -1,0 +1,732 @@
+"""The range tuner without a page: gestures, controls, channels, methods, what an edit costs, and the code for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_networks import READS
+from studies import fresh_study, gesture, images, nothing_runs, small_study
+from torch import nn
+
+import qkit
+from qkit import FLOAT, PlanError, Study
+from qkit.calibration import observe_channels
+from qkit.editing import figures
+from qkit.estimators import METHODS
+from qkit.metrics import mean_interval
+from qkit.rescore import Effect
+from qkit.widgets import Tuner
+from qkit.widgets.tuner import batches_for
+from qkit.widgets.words import figure_rows, score_words
+
+BATCHES = 2
+open_tuners: list[Tuner] = []
+
+
+@pytest.fixture(autouse=True)
+def settled() -> Iterator[None]:
+    """No work is left running for the next test."""
+    yield
+    for each in open_tuners:
+        each.cancel()
+        each.wait()
+    open_tuners.clear()
+
+
+def tuner(tensor: str | None = "depthwise", study: Study | None = None) -> Tuner:
+    open_tuners.append(Tuner(small_study() if study is None else study, tensor, batches=BATCHES))
+    return open_tuners[-1]
+
+
+def ends(made: Tuner) -> tuple[float, float]:
+    params = made.grid.params
+    return float(params.lo.min()), float(params.hi.max())
+
+
+def histogram(tensor: str) -> Any:
+    return small_study().observe(progress=False)[tensor].histogram
+
+
+def step_of(made: Tuner) -> float:
+    return float(made.grid.params.scale.max())
+
+
+def executed(made: Tuner, study: Study) -> Study:
+    names: dict[str, Any] = {"study": study}
+    exec(made.code, names)
+    return names["tuned"]
+
+
+# gestures
+
+
+def test_a_drag_answers_and_a_release_edits() -> None:
+    made = tuner()
+    before = made.plan
+    (reply,) = gesture(made, "drag", "hi", 1.0, seq=7)
+    expected = before.with_range("depthwise", 0.0, 1.0)
+    params = expected["depthwise"].params
+    found = figures([histogram("depthwise")], params)
+    assert (reply["event"], reply["seq"], reply["released"]) == ("figures", 7, False)
+    assert reply["figures"] == figure_rows(found)
+    assert reply["grid"] == {"lo": 0.0, "hi": float(params.hi), "scale": float(params.scale), "codes": 256}
+    assert made.plan is before
+    assert not made.history.can_undo
+    assert not made.worker.busy, "nothing is scored while the handle is held"
+    assert made.plot.grid["hi"] == float(before["depthwise"].params.hi)
+    (reply,) = gesture(made, "release", "hi", 1.0, seq=8)
+    assert (reply["seq"], reply["released"]) == (8, True)
+    assert reply["figures"] == figure_rows(found)
+    assert made.plan == expected
+    assert made.figures == found
+    assert made.plot.grid == reply["grid"]
+    assert made.plot.figures == reply["figures"]
+    assert made.history.can_undo
+    assert made.error == ""
+
+
+def test_the_lower_end_of_an_affine_grid_moves_alone() -> None:
+    made = tuner("side")
+    _, hi = ends(made)
+    gesture(made, "release", "lo", -0.25)
+    assert made.plan == small_study().plan.with_range("side", -0.25, hi)
+
+
+def test_a_range_always_holds_zero() -> None:
+    made = tuner("side")
+    lo, hi = ends(made)
+    (reply,) = gesture(made, "drag", "lo", 0.5)
+    assert reply["grid"]["lo"] == 0.0
+    assert reply["grid"]["hi"] == pytest.approx(hi)
+    (reply,) = gesture(made, "drag", "hi", -0.5)
+    assert reply["grid"]["hi"] == 0.0
+    assert reply["grid"]["lo"] == pytest.approx(lo)
+
+
+def test_both_ends_of_a_symmetric_grid_move() -> None:
+    made = tuner("side.weight")
+    for end, value in (("hi", 0.1), ("lo", -0.05)):
+        (reply,) = gesture(made, "release", end, value)
+        assert reply["grid"]["hi"] == pytest.approx(abs(value))
+        assert reply["grid"]["lo"] == pytest.approx(-abs(value))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"event": "drag"},
+        {"event": "drag", "end": "hi"},
+        {"event": "drag", "end": "hi", "value": "1"},
+        {"event": "drop", "end": "hi", "value": 1.0},
+        {"event": "release", "end": "middle", "value": 1.0},
+        {"event": "release", "end": ["hi"], "value": 1.0},
+    ],
+)
+def test_a_malformed_gesture_is_said_in_place(message: dict[str, Any]) -> None:
+    made = tuner()
+    made._gesture(made.plot, message, [])
+    assert "the page sent a gesture that is none" in made.error
+    assert made.plan == small_study().plan
+    gesture(made, "drag", "hi", 1.0)
+    assert made.error == ""
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_end_that_is_no_number_is_said_in_place(value: float) -> None:
+    made = tuner()
+    assert gesture(made, "release", "hi", value) == []
+    assert "finite" in made.error
+    assert made.plan == small_study().plan
+
+
+@pytest.mark.parametrize("scheme", ["int8-per-tensor", "int8-symmetric", "int8-power-of-two", "int8"])
+@pytest.mark.parametrize("tensor", ["input", "depthwise", "side", "side.weight"])
+@pytest.mark.parametrize("end", ["lo", "hi"])
+def test_a_handle_that_is_let_go_where_it_was_changes_nothing(scheme: str, tensor: str, end: str) -> None:
+    made = tuner(tensor, small_study(scheme))
+    gesture(made, "release", end, made.plot.grid[end])
+    assert made.error == ""
+    assert made.plan == small_study(scheme).plan
+
+
+def test_an_end_that_is_dragged_to_zero_does_not_widen_the_range() -> None:
+    made = tuner("depthwise")
+    (reply,) = gesture(made, "drag", "hi", 0.0)
+    assert reply["grid"]["hi"] - reply["grid"]["lo"] <= ends(made)[1]
+
+
+# ranges and history
+
+
+def test_set_range_undo_redo_reset() -> None:
+    made = tuner()
+    base = made.plan
+    assert (made._undo.disabled, made._redo.disabled, made._reset.disabled) == (True, True, True)
+    made.set_range(0.0, 1.0)
+    first = made.plan
+    assert first == base.with_range("depthwise", 0.0, 1.0)
+    made.set_range(0.0, 0.5)
+    second = made.plan
+    assert (made._undo.disabled, made._redo.disabled, made._reset.disabled) == (False, True, False)
+    made.undo()
+    assert made.plan == first
+    assert made.plot.grid["hi"] == pytest.approx(1.0)
+    assert made._high.value == pytest.approx(made.plot.grid["hi"], rel=1e-5)
+    made._undo.click()
+    assert made.plan == base
+    assert (made._undo.disabled, made._redo.disabled, made._reset.disabled) == (True, False, True)
+    made._redo.click()
+    made.redo()
+    assert made.plan == second
+    made.redo()
+    assert made.plan == second
+    made.reset()
+    assert made.plan == base
+    made.undo()
+    assert made.plan == second, "a reset can be undone"
+    made._reset.click()
+    assert made.plan == base
+    assert made.error == ""
+
+
+def test_a_plan_can_be_taken_as_one_step() -> None:
+    made = tuner("stem")
+    base = made.plan
+    other = base.with_range("stem", 0.0, 1.0).with_range("side", -1.0, 1.0)
+    made.take(other)
+    assert made.plan is other
+    assert made.plot.grid["hi"] == float(other["stem"].params.hi)
+    made.undo()
+    assert made.plan is base
+
+
+def test_typing_sets_the_range_and_an_impossible_one_goes_back() -> None:
+    made = tuner("side")
+    shown = made._low.value, made._high.value
+    assert shown == pytest.approx(ends(made), rel=1e-5)
+    made._low.value = shown[1] + 1.0
+    assert "is empty" in made.error
+    assert (made._low.value, made._high.value) == shown
+    assert made.plan == small_study().plan
+    made._high.value = float("inf")
+    assert "finite" in made.error
+    assert (made._low.value, made._high.value) == shown
+    assert made.plan == small_study().plan
+    lo, _ = ends(made)
+    made._high.value = 0.5
+    assert made.error == ""
+    assert made.plan == small_study().plan.with_range("side", lo, 0.5), "the other end stays, to its last digit"
+    assert (made._low.value, made._high.value) == pytest.approx(ends(made), rel=1e-5)
+    with pytest.raises(PlanError, match=r"side.*empty"):
+        made.set_range(1.0, 0.5)
+
+
+def test_the_study_is_untouched() -> None:
+    study = fresh_study()
+    plan, copied = study.plan, qkit.Plan.from_dict(study.plan.to_dict())
+    made = tuner("stem", study)
+    made.set_range(0.0, 1.0)
+    made.tensor = "side.weight"
+    made.set_rule(bits=4)
+    made.wait()
+    assert study.plan is plan
+    assert plan == copied
+    assert made.study is not study
+    assert made.study.plan == made.plan
+    changed = set(plan.diff(made.plan))
+    assert changed == {"stem", "side.weight"}
+
+
+# the rule
+
+
+def test_the_controls_set_the_rule() -> None:
+    made = tuner("average")
+    lo, hi = ends(made)
+    made._bits.value = 4
+    assert made.grid.spec.bits == 4
+    assert made.plot.grid["codes"] == 16
+    assert made.plan == small_study().plan.with_range("average", lo, hi, spec=qkit.QuantSpec(4, symmetric=False))
+    assert ends(made) == pytest.approx((lo, hi), abs=step_of(made))
+    made._rule.value = "symmetric"
+    assert made.grid.spec.symmetric
+    assert int(made.grid.params.zero_point) == 0
+    made._power.value = True
+    assert made.grid.spec.power_of_two
+    assert float(np.log2(step_of(made))).is_integer()
+    made._granularity.value = True
+    made.wait()
+    assert made.grid.params.axis == 1
+    assert made.grid.spec == qkit.QuantSpec(4, symmetric=True, per_channel=True, power_of_two=True)
+    made._granularity.value = False
+    assert made.grid.params.axis is None
+    assert (made._bits.value, made._rule.value, made._power.value, made._granularity.value) == (4, "symmetric", True, False)
+    assert made.error == ""
+
+
+def test_set_rule_keeps_the_range_and_the_other_rules() -> None:
+    made = tuner("side.weight")
+    made.set_rule(bits=5)
+    assert ends(made) == pytest.approx(ends(tuner("side.weight")), rel=1e-6)
+    assert made.grid.spec == qkit.QuantSpec(5, symmetric=True, signed=True, narrow=True)
+    made.set_rule(symmetric=False, bits=8)
+    assert made.grid.spec == qkit.QuantSpec(8, symmetric=False, signed=True)
+    assert (made._rule.value, made._bits.value) == ("affine", 8)
+    with pytest.raises(PlanError, match="2 to 16 bits"):
+        made.set_rule(bits=17)
+
+
+def test_a_width_that_is_tried_and_taken_back_leaves_a_symmetric_range_as_it_was() -> None:
+    made = tuner("side", small_study("int8-symmetric"))
+    before = ends(made)
+    for bits in (4, 8, 4, 8):
+        made._bits.value = bits
+    assert ends(made) == pytest.approx(before, rel=0.01)
+
+
+def test_a_rule_is_taken_where_it_gives_the_same_grid_too() -> None:
+    study = small_study()
+    made = tuner("side", study.with_plan(study.plan.with_range("side", -1.28, 1.27)))
+    assert int(made.grid.params.zero_point) == 0
+    made._rule.value = "symmetric"
+    assert made.error == ""
+    assert made._rule.value == "symmetric"
+    assert made.grid.spec.symmetric
+    gesture(made, "release", "hi", 1.0)
+    assert ends(made)[0] == pytest.approx(-1.0, abs=0.01), "the next edit follows the rule"
+
+
+def test_power_of_two_can_be_switched_off_again() -> None:
+    made = tuner("depthwise")
+    made._power.value = True
+    assert made.grid.spec.power_of_two
+    made._power.value = False
+    assert made.error == ""
+    assert not made.grid.spec.power_of_two
+    assert not made._power.value
+
+
+def test_one_grid_for_a_weight_without_channels() -> None:
+    layers = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 4, 2, groups=2), nn.Flatten(), nn.Linear(1156, 5)
+    )
+    study = Study(layers.eval(), images(), scheme="int8")
+    study.calibrate(progress=False)
+    made = tuner("2.weight", study)
+    assert made.grid.params.axis is None
+    made._granularity.value = True
+    assert "2.weight" in made.error
+    assert not made._granularity.value
+    made.set_range(-0.125, 0.125)
+    assert executed(made, study).plan == made.plan
+    made.set_rule(bits=4)
+    assert made.grid.params.bits == 4
+
+
+# channels
+
+
+def test_a_tap_per_channel_is_tuned_channel_by_channel() -> None:
+    study = small_study()
+    made = tuner("stem")
+    assert made.channel is None
+    assert made.strip.layout.display == "none"
+    made.set_rule(per_channel=True)
+    assert made.channel is None, "counting takes a pass"
+    made.wait()
+    seen = study.observe(progress=False)["stem"]
+    params = made.grid.params
+    assert (params.axis, made.channel) == (1, 0)
+    np.testing.assert_allclose(params.hi.numpy(), seen.channel_max, atol=step_of(made))
+    np.testing.assert_array_equal(params.lo.numpy(), 0.0)
+    counted = observe_channels(study.graph, study.calibration, "stem", progress=False)
+    assert made.figures == figures(counted, params)
+    assert made.strip.layout.display == ""
+    strip = np.frombuffer(made.strip.ranges, np.float32).reshape(5, -1)
+    np.testing.assert_array_equal(strip[0], seen.channel_min)
+    np.testing.assert_array_equal(strip[1], seen.channel_max)
+    for row, part in zip(strip[2:], (params.lo, params.hi, params.scale), strict=True):
+        np.testing.assert_array_equal(row, part.numpy().astype(np.float32))
+    made.strip.selected = 3
+    assert made.channel == 3
+    assert "channel 3" in made.plot.axis
+    assert made.plot.grid["hi"] == float(params.hi[3])
+    assert np.frombuffer(made.plot.counts, np.float32).sum() == pytest.approx(counted[3].total, rel=1e-5)
+    assert made.plot.figures[0][1] == figure_rows(figures([counted[3]], qkit.QuantParams(
+        params.scale[3], params.zero_point[3], params.qmin, params.qmax
+    )))[0][1]  # fmt: skip
+    (reply,) = gesture(made, "release", "hi", 0.5)
+    after = made.grid.params
+    assert float(after.hi[3]) == pytest.approx(0.5)
+    assert reply["grid"]["hi"] == float(after.hi[3])
+    others = [channel for channel in range(8) if channel != 3]
+    assert torch.equal(after.scale[others], params.scale[others])
+    assert torch.equal(after.zero_point[others], params.zero_point[others])
+    assert np.frombuffer(made.strip.ranges, np.float32).reshape(5, -1)[3, 3] == np.float32(after.hi[3])
+    made.undo()
+    assert made.grid.params == params
+    made.set_rule(per_channel=False)
+    assert made.grid.params.axis is None
+    assert float(made.grid.params.hi) == pytest.approx(float(params.hi.max()))
+    assert made.strip.layout.display == "none"
+
+
+def test_a_weight_per_channel_is_tuned_channel_by_channel() -> None:
+    study = small_study("int8")
+    made = tuner("side.weight", study)
+    weight = study.graph.weights["side.weight"]
+    assert made.channel == 0
+    made.strip.selected = 2
+    params = made.grid.params
+    made.set_range(-0.1, 0.1)
+    after = made.grid.params
+    assert float(after.hi[2]) == pytest.approx(0.1)
+    assert torch.equal(after.scale[[0, 1, 3]], params.scale[[0, 1, 3]])
+    strip = np.frombuffer(made.strip.ranges, np.float32).reshape(5, -1)
+    np.testing.assert_array_equal(strip[1], weight.flatten(1).amax(1).numpy())
+    made.set_rule(per_channel=False)
+    assert made.grid.params.axis is None
+    assert made.grid.params.bits == 8
+    made.tensor = "stem.weight"
+    assert made.channel == 0, "another tensor starts at its first channel"
+
+
+def test_a_weight_is_tuned_against_its_own_values() -> None:
+    study = small_study()
+    made = tuner("side.weight")
+    weight = study.graph.weights["side.weight"]
+    assert np.frombuffer(made.plot.counts, np.float32).sum() == pytest.approx(weight.numel())
+    assert made.plot.extremes == [float(weight.min()), float(weight.max())]
+    reach = float(weight.abs().max())
+    made.set_range(-0.5 * reach, 0.5 * reach)
+    params = made.grid.params
+    clipped = float((weight.abs() > params.hi + 0.5 * params.scale).double().mean())
+    assert made.figures.clipped == pytest.approx(clipped, abs=0.01)
+    made.wait()
+    assert made.effect is not None
+    assert made.effect.tap == "side"
+
+
+def test_a_channel_that_is_not_there_is_said_in_place() -> None:
+    made = tuner("side.weight", small_study("int8"))
+    made.strip.selected = 99
+    assert "99" in made.error
+    made.strip.selected = 1
+    assert made.error == ""
+    assert made.plot.grid["hi"] == float(made.grid.params.hi[1])
+
+
+def test_channels_are_counted_although_the_plan_is_edited_meanwhile() -> None:
+    per_channel = fresh_study().plan.with_range(
+        "stem", torch.zeros(8), torch.arange(1.0, 9.0), spec=qkit.QuantSpec(symmetric=False, per_channel=True), axis=1
+    )
+    made = tuner("stem")
+    made.take(per_channel)
+    made.wait()
+    assert made.error == ""
+    assert made.figures.steps == 256
+    assert made.plot.grid["hi"] == pytest.approx(1.0)
+    assert made.effect is not None
+
+
+@pytest.mark.parametrize("meanwhile", ["drag", "edit"])
+def test_what_is_done_while_channels_are_counted_does_not_lose_the_request(meanwhile: str) -> None:
+    made = tuner("stem")
+    with nothing_runs():
+        made.set_rule(per_channel=True)
+        if meanwhile == "drag":
+            gesture(made, "drag", "hi", 2.0)
+        else:
+            made.set_range(0.0, 2.0)
+    made.wait()
+    assert made.grid.params.axis == 1 or made.error, "it is done, or said not to be"
+
+
+# methods
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_gives_what_calibration_by_it_gives(method: str) -> None:
+    calibrated = fresh_study(method=method, weight_method=method).plan
+    for tensor in ("side", "depthwise", "side.weight"):
+        made = tuner(tensor)
+        made.choose(method)
+        assert made.plan.params(tensor) == calibrated.params(tensor)
+        assert made.grid.spec == calibrated[tensor].spec
+        marked = [mark for mark in made.plot.marks if method in mark["label"].split(", ")]
+        assert [(mark["lo"], mark["hi"]) for mark in marked] == [ends(made)]
+
+
+@pytest.mark.parametrize("method", ["minmax", "mse"])
+def test_a_method_gives_every_channel_of_a_weight_its_range(method: str) -> None:
+    made = tuner("side.weight", small_study("int8"))
+    made._methods[method].click()
+    assert made.error == ""
+    assert made.plan.params("side.weight") == fresh_study("int8", weight_method=method).plan.params("side.weight")
+
+
+def test_methods_that_are_not_defined_cannot_be_chosen() -> None:
+    made = tuner("side.weight", small_study("int8"))
+    assert [name for name, knob in made._methods.items() if not knob.disabled] == ["minmax", "mse"]
+    assert "not defined" in made._methods["entropy"].tooltip
+    with pytest.raises(PlanError, match=r"entropy is not defined for the grid of side.weight; there are minmax, mse"):
+        made.choose("entropy")
+    made._methods["entropy"].click()
+    assert "entropy is not defined" in made.error
+    made.tensor = "side"
+    assert not any(knob.disabled for knob in made._methods.values())
+    made.set_rule(bits=9)
+    assert [name for name, knob in made._methods.items() if knob.disabled] == ["entropy"]
+
+
+def test_the_percentile_is_that_of_the_field() -> None:
+    made = tuner("side")
+    old = next(mark for mark in made.plot.marks if "percentile" in mark["label"])
+    made._percentile.value = 95.0
+    new = next(mark for mark in made.plot.marks if "percentile" in mark["label"])
+    assert new["hi"] < old["hi"]
+    made.choose("percentile")
+    expected = fresh_study()
+    assert made.grid == expected.calibrate("percentile", percentile=95.0, progress=False)["side"]
+
+
+# what it does to the network
+
+
+def same(found: Effect | None, expected: Effect) -> None:
+    assert found is not None
+    assert found.tap == expected.tap
+    assert (found.local, found.layer, found.output) == pytest.approx((expected.local, expected.layer, expected.output))
+    np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+def test_the_effect_is_that_of_the_plan_wherever_the_edits_are() -> None:
+    made = tuner("average")
+    assert made.effect is None, "nothing is measured before something is edited"
+    for tensor, lo, hi in (("average", -0.2, 0.2), ("stem", 0.0, 0.3), ("side", -0.1, 0.1), ("classify.weight", -0.02, 0.02)):
+        made.tensor = tensor
+        made.set_range(lo, hi)
+        made.wait()
+        assert made.error == ""
+        same(made.effect, fresh_study().effect(tensor, made.plan, batches=BATCHES))
+    made.undo()
+    made.wait()
+    same(made.effect, fresh_study().effect("classify.weight", made.plan, batches=BATCHES))
+
+
+def test_the_score_is_shown_against_the_plan_as_opened() -> None:
+    made = tuner("depthwise")
+    assert "<table" not in made._measured.value
+    made.set_range(0.0, 0.01)
+    assert "measuring" in made._measured.value
+    made.wait()
+    assert made.effect is not None
+    base = fresh_study().effect("depthwise", small_study().plan, batches=BATCHES)
+    words = made._measured.value
+    for scores in (made.effect.scores, base.scores):
+        assert score_words(mean_interval(scores), "top1") in words
+    assert "as opened" in words
+    assert f"paired, on {8 * BATCHES} evaluation samples" in words
+    loss = 100 * (base.scores.mean() - made.effect.scores.mean())
+    assert loss > 0
+    assert f"−{loss:.2f} points" in words
+
+
+def test_the_last_of_several_edits_is_measured() -> None:
+    made = tuner("depthwise")
+    with nothing_runs():
+        for hi in (1.0, 0.5, 0.01):
+            made.set_range(0.0, hi)
+    made.wait()
+    same(made.effect, fresh_study().effect("depthwise", made.plan, batches=BATCHES))
+    assert score_words(mean_interval(made.effect.scores), "top1") in made._measured.value
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+def test_nothing_is_said_to_be_measured_when_it_no_longer_is(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tuner("depthwise", fresh_study())
+    with nothing_runs():
+        made.set_range(0.0, 0.5)
+        if how == "cancelled":
+            made._cancel.click()
+            made.wait()
+        else:
+            monkeypatch.setattr(made._origin, "effect", lambda *_, **__: 1 / 0)
+    made.wait()
+    assert ("ZeroDivisionError" in made.error) == (how == "failed")
+    assert "measuring" not in made._measured.value
+
+
+def test_compare_shows_the_plan_before() -> None:
+    made = tuner("depthwise")
+    made.set_range(0.0, 1.0)
+    earlier = made.figures
+    made.set_range(0.0, 0.5)
+    assert all(len(row) == 2 for row in made.plot.figures)
+    assert made.plot.ghost == {}
+    made._compare.value = True
+    assert made.plot.figures == figure_rows(made.figures, earlier)
+    assert all(len(row) == 3 for row in made.plot.figures)
+    assert made.plot.ghost["hi"] == pytest.approx(1.0)
+    (reply,) = gesture(made, "drag", "hi", 0.25)
+    assert [row[2] for row in reply["figures"]] == [row[1] for row in figure_rows(earlier)]
+    made.set_range(0.0, 0.4)
+    made.wait()
+    made.set_range(0.0, 0.25)
+    made.wait()
+    for head in ("now", "before", "as opened"):
+        assert f"<th>{head}</th>" in made._measured.value
+    made._compare.value = False
+    assert all(len(row) == 2 for row in made.plot.figures)
+    assert made.plot.ghost == {}
+
+
+def test_compare_shows_the_score_before_as_soon_as_it_is_asked_for() -> None:
+    made = tuner("depthwise")
+    for hi in (1.0, 0.5):
+        made.set_range(0.0, hi)
+        made.wait()
+    assert "<th>before</th>" not in made._measured.value
+    made._compare.value = True
+    assert "<th>before</th>" in made._measured.value
+    made._compare.value = False
+    assert "<th>before</th>" not in made._measured.value
+
+
+def test_compare_leaves_out_a_grid_of_another_kind() -> None:
+    made = tuner("side.weight")
+    made._compare.value = True
+    made.set_rule(per_channel=True)
+    assert made.error == ""
+    assert made.channel == 0
+    assert all(len(row) == 2 for row in made.plot.figures)
+
+
+# the code
+
+
+def test_the_code_makes_the_plan() -> None:
+    made = tuner("stem")
+    assert executed(made, small_study()).plan == small_study().plan
+    made.set_range(0.0, 1.0 / 3.0)
+    made.set_rule(bits=5)
+    made.tensor = "side"
+    made.set_rule(symmetric=True, power_of_two=True)
+    made.tensor = "depthwise"
+    made.set_rule(per_channel=True)
+    made.wait()
+    made.strip.selected = 5
+    made.set_range(0.0, 0.7)
+    made.tensor = "side.weight"
+    made.choose("minmax")
+    made.set_range(-0.2, 0.2)
+    made.tensor = "classify.weight"
+    made.set_rule(per_channel=True)
+    made.set_range(-0.01, 0.01)
+    made.wait()
+    assert made.error == ""
+    tuned = executed(made, small_study())
+    assert tuned.plan == made.plan
+    assert {name: grid.spec for name, grid in tuned.plan.grids.items()} == {n: g.spec for n, g in made.plan.grids.items()}
+    assert set(small_study().plan.diff(made.plan)) == {"stem", "side", "depthwise", "side.weight", "classify.weight"}
+    assert made._code.code == made.code
+
+
+def test_the_code_is_shown_on_demand() -> None:
+    made = tuner("stem")
+    assert made._code.layout.display == "none"
+    made._show_code.value = True
+    assert made._code.layout.display == ""
+    made.set_range(0.0, 1.0)
+    assert "with_range('stem', 0.0, 1.0" in made._code.code
+
+
+# the tensor and its picture
+
+
+def test_the_noisiest_activation_is_opened_unless_another_is_named() -> None:
+    study = small_study()
+    seen = study.observe(progress=False)
+    ratios = {tap: seen[tap].histogram.error(study.plan[tap].params).sqnr for tap in READS}
+    assert tuner(None).tensor == min(ratios, key=ratios.__getitem__)
+    weights = study.with_plan(study.plan.weights_only())
+    assert tuner(None, weights).tensor == "stem.weight"
+
+
+def test_an_unknown_tensor_is_refused_with_what_is_near() -> None:
+    with pytest.raises(PlanError, match=r"no grid for 'depth'; did you mean .*depthwise"):
+        Tuner(small_study(), "depth")
+    with pytest.raises(PlanError, match="no grid for 'side'"):
+        Tuner(small_study().with_plan(small_study().plan.without(["side"])), "side")
+
+
+def test_a_tensor_that_is_not_there_leaves_the_tuner_where_it_is() -> None:
+    made = tuner("stem")
+    with pytest.raises(Exception, match="nowhere|not found"):
+        made.tensor = "nowhere"
+    assert made.tensor == "stem"
+    assert repr(made).startswith("Tuner(stem")
+
+
+def test_a_plan_without_grids_is_refused() -> None:
+    with pytest.raises(PlanError, match="quantizes nothing"):
+        Tuner(small_study().with_plan(FLOAT))
+    with pytest.raises(PlanError, match="no grid for 'stem'"):
+        Tuner(small_study().with_plan(FLOAT), "stem")
+
+
+def test_switching_the_tensor_keeps_the_edits() -> None:
+    made = tuner("input")
+    assert made._tensors.options == tuple(small_study().plan.grids)
+    assert made.plot.axis.startswith("input"), "the first of the list is drawn too"
+    made.set_range(-1.0, 1.0)
+    made.wait()
+    edited = made.plan
+    made._tensors.value = "side.weight"
+    assert made.tensor == "side.weight"
+    assert made.plan is edited
+    assert made.plot.axis.startswith("side.weight")
+    assert "<table" not in made._measured.value, "the score belongs to the other tensor"
+    made.set_range(-0.1, 0.1)
+    assert set(small_study().plan.diff(made.plan)) == {"input", "side.weight"}
+    made.tensor = "input"
+    assert made._tensors.value == "input"
+    assert (made._low.value, made._high.value) == pytest.approx((-1.0, 1.0), abs=0.01)
+
+
+def test_the_histogram_is_the_tensors() -> None:
+    made = tuner("side")
+    seen = histogram("side")
+    assert np.frombuffer(made.plot.counts, np.float32).sum() == pytest.approx(seen.total, rel=1e-5)
+    assert made.plot.view[0] < min(seen.min, ends(made)[0])
+    assert made.plot.view[1] > max(seen.max, ends(made)[1])
+    assert made.plot.extremes == [seen.min, seen.max]
+    assert made.plot.stride == step_of(made)
+    made.set_range(-0.1, 0.1)
+    made._zoom.value = "the range"
+    assert made.plot.view == pytest.approx([-0.12, 0.12], abs=2 * step_of(made))
+    inside = np.frombuffer(made.plot.counts, np.float32).sum()
+    assert 0 < inside < 0.5 * seen.total
+    assert made.plot.log
+    made._counts.value = "linear"
+    assert not made.plot.log
+
+
+def test_the_summary_has_range_and_figures() -> None:
+    made = tuner("side")
+    made.set_range(-0.5, 0.5)
+    column = made.summary()["side"]
+    lo, hi = ends(made)
+    assert (column["from"], column["to"], column["bits"]) == (f"{lo:.6g}", f"{hi:.6g}", "8")
+    assert column["SQNR of this range"] == figure_rows(made.figures)[0][1]
+
+
+def test_scores_are_on_about_256_samples_unless_told_otherwise() -> None:
+    assert batches_for(small_study(), 256) == 32
+    assert batches_for(small_study(), 9) == 2
+    assert Tuner(small_study(), "stem").batches == 32
