@@ -301,6 +301,8 @@ def test_an_effect_over_some_batches() -> None:
     edited = edits(study.plan)["side"]
     found = study.effect("side", edited, batches=2)
     assert np.array_equal(found.scores, whole(edited)[:8])
+    assert study.score(edited, batches=2).n == 8
+    assert study.score(edited).value == whole(edited).mean(), "its scores are not taken for those of all batches"
     table = study.capture({"edited": edited}, batches=2, progress=False).table()["edited"]
     assert found.layer == pytest.approx(table.loc["side", "sqnr"], abs=1e-3)
     assert np.array_equal(study.effect("side", edited).scores, whole(edited)), "another number of batches is another prefix"

@@ -163,6 +163,13 @@ class Guide(Panel):
         self._text.value = facts([["question", "Is it quantization, where, why, and what fixes it?"]])
         self.work("diagnosing", lambda: study.diagnose(tolerance=tolerance, batches=batches, progress=False), self._take)
 
+    def stopped(self, what: str) -> None:
+        """Cancelled before there was anything to show: the diagnosis can be started again."""
+        super().stopped(what)
+        if self.diagnosis is None:
+            self._text.value = ""
+            self._ending.layout.display = ""
+
     def apply(self, remedy: Remedy) -> None:
         """Apply a remedy to the plan as it is, and measure what that does.
 

@@ -81,7 +81,7 @@ class Panel(ipywidgets.VBox):
         self._error = ipywidgets.HTML()
         self._displays: dict[str, Any] = {}
         self._age = 0
-        self.worker = Worker(self._progress, self.show_error)
+        self.worker = Worker(self._progress, self.show_error, self.stopped)
         super().__init__([Frame(), *children, self._working, self._error])
         self.add_class("qkit-panel")
 
@@ -107,6 +107,10 @@ class Panel(ipywidgets.VBox):
         """Stop what runs in the background."""
         self._doing.value = "stopping …"
         self.worker.cancel()
+
+    def stopped(self, what: str) -> None:
+        """Work was cancelled before it had a result."""
+        self._error.value = f'<div class="qkit-note">{html.escape(what)}: stopped, and nothing to keep yet.</div>'
 
     def wait(self, timeout: float = 600.0) -> None:
         """Block until the work in the background is done, as in a script or a notebook that is run as a whole."""

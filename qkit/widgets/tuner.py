@@ -498,6 +498,10 @@ class Tuner(Panel):
 
     # what it does to the network
 
+    def stopped(self, what: str) -> None:
+        """A score was cancelled, by hand or because the handle moves on."""
+        self._measured.value = _HINT
+
     def _measure(self) -> None:
         plan, origin, tensor, limit = self.plan, self._origin, self.tensor, self.batches
         todo = [p for p in dict.fromkeys((self.history.base, plan)) if (tensor, p) not in self._effects]

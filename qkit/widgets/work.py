@@ -48,10 +48,17 @@ class Worker:
         ``("", None)`` when nothing runs any more.
     fail
         Gets what a function raised.
+    stopped
+        ``stopped(what)`` where work was cancelled before it had a result.
     """
 
-    def __init__(self, report: Callable[[str, float | None], None], fail: Callable[[Exception], None]) -> None:
-        self._report, self._fail = report, fail
+    def __init__(
+        self,
+        report: Callable[[str, float | None], None],
+        fail: Callable[[Exception], None],
+        stopped: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        self._report, self._fail, self._stopped = report, fail, stopped
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._job: _Job | None = None
         self._loop = _running_loop()
@@ -114,7 +121,7 @@ class Worker:
             finally:
                 _ONE_AT_A_TIME.release()
         except KeyboardInterrupt:
-            self._post(job, lambda: self._finish(job, lambda: None))
+            self._post(job, lambda: self._finish(job, lambda: self._stopped(job.what)))
         except Exception as error:  # whatever a user's model or metric raises is shown, not lost with the thread
             kept = error
             self._post(job, lambda: self._finish(job, lambda: self._fail(kept)))

@@ -201,7 +201,8 @@ def test_weights_are_shown_channel_by_channel() -> None:
                 np.testing.assert_array_equal(row, np.broadcast_to(part.numpy().astype(np.float32), channels))
             peaks = weight.abs().amax(1)
             assert f"{float(peaks.max() / peaks.min()):.3g}" in made._weight_facts.value
-            assert "of all" not in made._weight_facts.value
+            zero = int((peaks <= params.scale / 2).sum())
+            assert f"{zero} of {channels}" in made._weight_facts.value
             assert f"{layer}.weight" in made.strip.title
             one = "one step for all" if scheme == "int8-per-tensor" else "one step per channel"
             assert one in made._weight_facts.value
