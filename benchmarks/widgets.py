@@ -53,7 +53,9 @@ capture = layers.capture(progress=False)
 def measure(repeats: int = 5) -> list[Row]:
     """Drag, release, explorer."""
     with tempfile.TemporaryDirectory() as folder, server(Path(folder) / "lab") as lab:
-        path = write_notebook(lab.folder, SETUP, "display(echo)\ntuner", "label = ipywidgets.Label('x')\nlabel", "layers.explore(capture)")
+        path = write_notebook(
+            lab.folder, SETUP, "display(echo)\ntuner", "label = ipywidgets.Label('x')\nlabel", "layers.explore(capture)"
+        )
         with page(f"{lab.url}/lab/tree/{path.name}?reset", Path(folder) / "profile") as shown:
             shown.until("!!window.jupyterapp?.shell?.currentWidget?.sessionContext")
             shown.run("jupyterapp.shell.currentWidget.sessionContext.ready")
@@ -73,7 +75,13 @@ def measure(repeats: int = 5) -> list[Row]:
     late = statistics.median(settled)
     score, opening, label = statistics.median(scores), statistics.median(opened), statistics.median(labels)
     return [
-        Row("widgets", "a message sent back and drawn, 60 Hz", f"median {floor:.0f} ms, {_spread([m for m, _ in echoes])}", "", True),
+        Row(
+            "widgets",
+            "a message sent back and drawn, 60 Hz",
+            f"median {floor:.0f} ms, {_spread([m for m, _ in echoes])}",
+            "",
+            True,
+        ),
         Row(
             "widgets",
             "handle at 60 Hz to repainted figures",
@@ -192,13 +200,12 @@ def _evaluation(shown: Page, repeats: int) -> float:
     """Milliseconds of a whole evaluation of the same images, float and the edited plan, in the same kernel."""
     times = shown.run(
         """(async () => { const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel; const found = [];
-        for (let k = 0; k < %d; k += 1) {
+        for (let k = 0; k < REPEATS; k += 1) {
             const reply = await kernel.requestExecute({code: '', silent: true, user_expressions: {t:
                 '(study._cache.clear(), t0 := time.perf_counter(), study.evaluate({"float": qkit.FLOAT, "plan": tuner.plan}, '
                 + 'batches=4, progress=False), time.perf_counter() - t0)[-1]'}}).done;
             found.push(1000 * Number(reply.content.user_expressions.t.data['text/plain'])); }
-        return found; })()"""
-        % repeats
+        return found; })()""".replace("REPEATS", str(repeats))
     )
     return statistics.median(times)
 

@@ -15,7 +15,7 @@ from qkit.estimators import Method, Observation, activation_grid, check_method, 
 from qkit.graph import Graph
 from qkit.histogram import Histogram
 from qkit.histogram import observe as observe_tensor
-from qkit.lanes import Lane, decide, run_lanes, run_to
+from qkit.lanes import Lane, decide, run_lanes, value_at
 from qkit.loading import batches
 from qkit.numerics import saturated_biases
 from qkit.plan import Grid, Plan
@@ -68,9 +68,11 @@ def observe_channels(
     An interrupt ends it without a result.
     """
     step = graph.step(tap)
+    if not step.quantized:
+        raise PlanError(f"{tap} has no grid of its own: it shares that of {step.tap}, or stays in float.")
     parts: list[list[Histogram]] = []
     for batch in track(batches(loader, limit), "counting per channel", unit="batch", show=progress):
-        value = run_to(graph, Lane("float"), batch.inputs, step.index + 1).values[step.index].data
+        value = value_at(graph, Lane("float"), batch.inputs, step)
         rows = value.movedim(step.channel_axis, 0) if value.ndim > 1 else value[:, None]
         parts.append([Histogram.of(row.contiguous(), name=tap) for row in rows])
     if not parts:

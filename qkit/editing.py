@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from qkit.errors import PlanError
@@ -56,7 +55,8 @@ class History:
 
     def then(self, plan: Plan) -> History:
         """That plan is the current one now; what was undone before is gone. The same plan once more changes nothing."""
-        return self if plan == self.plan else History((*self.plans[: self.at + 1], plan), self.at + 1)
+        same = plan == self.plan and {n: g.spec for n, g in plan.grids.items()} == {n: g.spec for n, g in self.plan.grids.items()}
+        return self if same else History((*self.plans[: self.at + 1], plan), self.at + 1)
 
     def undone(self) -> History:
         """One step back, if there is one."""
@@ -67,20 +67,32 @@ class History:
         return replace(self, at=min(self.at + 1, len(self.plans) - 1))
 
     def code(self, study: str = "study") -> str:
-        """Python that makes the current plan from the first one, which the variable `study` holds: equal to the last bit."""
-        changed = [(name, grid) for name, (_, grid) in self.base.diff(self.plan).items() if grid is not None]
+        """Python that makes the current plan from that of the variable `study`: ranges and rules equal to the last bit.
+
+        What cannot be written as ranges (biases, accumulators, new grids) is said in a comment.
+        """
+        apart = self.base.diff(self.plan)
+        changed = [(name, grid) for name, (old, grid) in apart.items() if old is not None and grid is not None]
         lines = [f"plan = {study}.plan"]
         if changed:
             lines = ["import qkit", *(["import torch"] if any(g.params.axis is not None for _, g in changed) else []), "", *lines]
         for name, grid in changed:
             params, spec = grid.params, grid.spec
             axis = "" if params.axis is None else f", axis={params.axis}"
+            if params.axis is None:
+                spec = replace(spec, per_channel=False)  # a weight without a channel axis has one grid, whatever its rule
             lines += [
                 f"plan = plan.with_range({name!r}, {_literal(params.lo)}, {_literal(params.hi)},",
                 f"    spec=qkit.{_spec_code(spec)}{axis})",
             ]
+        if gone := [name for name, (_, grid) in apart.items() if grid is None]:
+            lines.append(f"plan = plan.without({gone!r})")
+        if new := [name for name, (old, _) in apart.items() if old is None]:
+            lines.append(f"# new grids are left out: {', '.join(new)}")
         if self.plan.bias_bits != self.base.bias_bits or self.plan.corrections != self.base.corrections:
             lines.append("# biases were changed by a remedy: study.apply(remedy) does that")
+        if self.plan.accumulator_bits != self.base.accumulator_bits:
+            lines.append(f"# accumulators have {self.plan.accumulator_bits} bits: Scheme(accumulator_bits=) sets that")
         return "\n".join([*lines, f"tuned = {study}.with_plan(plan)"])
 
 
@@ -173,8 +185,16 @@ def rule_of(grid: Grid, **changes: object) -> QuantSpec:
 
 
 def suggestions(study: Study, tensor: str, spec: QuantSpec, percentile: float = 99.99) -> dict[Method, Grid]:
-    """What every method would choose for a tap or weight under that rule; methods that are not defined for it are left out."""
+    """What every method would choose for a tap or weight under that rule; methods that are not defined for it are left out.
+
+    Raises
+    ------
+    PlanError
+        If the tensor has no grid of its own.
+    """
     step = study.graph.step(tensor)
+    if step.weight != tensor and not step.quantized:
+        raise PlanError(f"{tensor} has no grid of its own: there is no range to choose.")
     found: dict[Method, Grid] = {}
     for method in METHODS:
         try:
@@ -195,15 +215,24 @@ def channel_histograms(weight: Tensor, axis: int) -> list[Histogram]:
     return [Histogram.of(row.contiguous()) for row in rows]
 
 
-def symmetric_ends(spec: QuantSpec, end: str, value: float, lo: float, hi: float) -> tuple[float, float]:
-    """The range after one end was moved: contains 0, and with a symmetric rule the other end follows.
+def moved_end(spec: QuantSpec, end: str, value: float, lo: float, hi: float, *, least: float = 2.0**-100) -> tuple[float, float]:
+    """The range after one end of a grid was moved: it contains 0, and with a symmetric rule the other end keeps pace.
 
     Parameters
     ----------
     end
         "lo" or "hi", the one that was moved to `value`.
+    lo, hi
+        Ends of the grid before.
+    least
+        Narrowest range: one of no width at all would become a grid of steps of 1.
     """
     if spec.symmetric and lo < 0:
-        reach = max(abs(value), torch.finfo(torch.float32).tiny)
-        return -reach, reach
-    return (min(value, 0.0), max(hi, 0.0)) if end == "lo" else (min(lo, 0.0), max(value, 0.0))
+        # by the same factor, since a symmetric grid has one code more below 0 than above
+        reach, old = max(abs(value), least), abs(lo if end == "lo" else hi)
+        return (lo * reach / old, hi * reach / old) if old > 0 and hi > 0 else (-reach, reach)
+    if end == "lo":
+        low, high = min(value, 0.0), max(hi, 0.0)
+        return min(low, high - least), high
+    low, high = min(lo, 0.0), max(value, 0.0)
+    return low, max(high, low + least)

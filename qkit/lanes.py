@@ -257,6 +257,21 @@ def run_to(
     return Frontier(index, {i: values[0] for i, values in env.items() if graph.last_use[i] >= index})
 
 
+def value_at(
+    graph: Graph, lane: Lane, inputs: tuple[Any, ...] | None, step: Step, *, start: Frontier | None = None,
+    executed: Counter[str] | None = None,
+) -> Tensor:  # fmt: skip
+    """One lane's value of a quantized step, running no further than that."""
+    found: dict[str, Tensor] = {}
+
+    def look(at: Step, values: Mapping[str, Tensor]) -> None:
+        if at is step:
+            found.update(values)
+
+    _walk(graph, [lane], inputs, finish_value, look, start, step.index + 1, executed)
+    return found[lane.name]
+
+
 def _walk(
     graph: Graph, lanes: Sequence[Lane], inputs: tuple[Any, ...] | None, finish: Finish, observe: Observe | None,
     start: Frontier | None, stop: int, executed: Counter[str] | None,

@@ -163,15 +163,17 @@ class Plan:
         """
         old = self[tensor]
         rule = old.spec if spec is None else spec
-        # a weight without an output-channel axis has one grid, whatever the rule
-        per_channel = old.params.axis is not None if spec is None else spec.per_channel
         if axis is None:
             axis = old.params.axis
+        # a weight without an output-channel axis has one grid, though its rule says per channel
+        per_channel = rule.per_channel and not (axis is None and old.spec.per_channel)
         low, high = torch.as_tensor(lo, dtype=torch.float64), torch.as_tensor(hi, dtype=torch.float64)
         if per_channel:
             if axis is None:
                 raise PlanError(f"{tensor} has had one grid so far: say along which axis= its channels lie.")
             channels = old.params.scale.numel() if old.params.axis is not None else max(low.numel(), high.numel())
+            if old.params.axis is None and low.ndim == high.ndim == 0:
+                raise PlanError(f"{tensor} has had one grid so far: give bounds for every channel, not two numbers.")
             low, high = (bound.expand(channels) if bound.ndim == 0 else bound for bound in (low, high))
             if low.shape != (channels,) or high.shape != (channels,):
                 raise PlanError(f"{tensor} has {channels} channels; its range needs one number or {channels}.")

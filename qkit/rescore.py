@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qkit.errors import DataError, QkitError
 from qkit.graph import Graph
-from qkit.lanes import Frontier, Lane, decide, run_lanes, run_to
+from qkit.lanes import Frontier, Lane, decide, run_lanes, run_to, value_at
 from qkit.loading import batches
 from qkit.measure import decibels
 from qkit.metrics import MetricFunction, score_batch
@@ -128,9 +128,8 @@ class Prefix:
         local, layer, output = (_Ratio() for _ in range(3))
         scores = []
         for part in track(self.parts, "scoring", unit="batch", show=False):
-            one = step.index + 1
-            true = run_to(self.graph, Lane("float"), part.inputs, one, start=part.exact).values[step.index].data
-            own = run_to(self.graph, Lane("local", plan), part.inputs, one, start=part.exact).values[step.index].data
+            true = value_at(self.graph, Lane("float"), part.inputs, step, start=part.exact)
+            own = value_at(self.graph, Lane("local", plan), part.inputs, step, start=part.exact)
             seen: dict[str, Tensor] = {}
 
             def look(at: Step, values: Mapping[str, Tensor], seen: dict[str, Tensor] = seen) -> None:

@@ -228,6 +228,8 @@ class Study:
         other.scheme, other._plans = self.scheme if scheme is None else scheme_of(scheme), {}
         other.methods = {**self.methods, **methods}
         if observed is not None:
+            if not observed:
+                raise DataError("nothing was observed: pass what qkit.calibration.observe() gave.")
             other._observed = dict(observed)
         other._plan = make_plan(self.graph, other.observe(), other.scheme, **other.methods)
         return other
@@ -365,7 +367,10 @@ class Study:
         behind it.
         """
         plan = self.plan if plan is None else plan
-        index = self.graph.step(tensor).index
+        step = self.graph.step(tensor)
+        if not step.quantized:
+            raise QkitError(f"{tensor} has no grid of its own: it shares that of {step.tap}, or stays in float.")
+        index = step.index
         found = self._prefix_at(index, plan, batches, errors=True).effect(plan)
         self._cache[plan, batches] = found.scores
         return found

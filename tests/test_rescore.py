@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from small_networks import READS, mixed_network, plain_run
 from torch import Tensor, nn
 
+import qkit.lanes
 import qkit.rescore
 from qkit.calibration import make_plan, observe
 from qkit.errors import DataError, QkitError
 from qkit.graph import Graph, build
-from qkit.lanes import Lane, run_lanes, run_to
+from qkit.lanes import Lane, run_lanes
 from qkit.plan import FLOAT, Plan
 from qkit.rescore import Effect, agree, first_difference, prefix
 from qkit.schemes import PRESETS
@@ -340,11 +341,16 @@ def test_any_walk_of_edits_has_the_figures_of_whole_runs(data: st.DataObject) ->
 
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """How often each step was computed within."""
+    """How often each step was computed within, whoever asked for it; no lane here shares a run with another."""
     executed: Counter[str] = Counter()
+    run_step = qkit.lanes._run_step
+
+    def counting(graph: Graph, step: Step, *args: Any, **kwargs: Any) -> Any:
+        executed[step.name] += 1
+        return run_step(graph, step, *args, **kwargs)
+
     with monkeypatch.context() as patched:
-        patched.setattr(qkit.rescore, "run_lanes", lambda *a, **k: run_lanes(*a, **k, executed=executed))
-        patched.setattr(qkit.rescore, "run_to", lambda *a, **k: run_to(*a, **k, executed=executed))
+        patched.setattr(qkit.lanes, "_run_step", counting)
         yield executed
 
 
@@ -482,6 +488,15 @@ def test_a_layer_used_twice_is_edited_from_its_first_use_on() -> None:
     table = captured(study, edited)
     assert found.tap == "conv"
     assert (found.local, found.layer) == pytest.approx((table.loc["conv", "local sqnr"], table.loc["conv", "sqnr"]), abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["pool", ":flatten", "output"])
+def test_no_effect_at_what_has_no_grid_of_its_own(name: str) -> None:
+    study = fresh_study()
+    with pytest.raises(QkitError, match=f"^{name} has no grid of its own"):
+        study.effect(name)
+    with pytest.raises(QkitError, match="no tap 'nowhere'"):
+        study.effect("nowhere")
 
 
 def test_the_effect_at_a_tap_that_nothing_reads() -> None:

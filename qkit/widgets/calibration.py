@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from qkit.calibration import observe
 from qkit.editing import channel_histograms, figures
 from qkit.errors import PlanError
-from qkit.estimators import METHODS, Observation
+from qkit.estimators import METHODS, Observation, check_method
 from qkit.graph import Graph
 from qkit.histogram import Histogram
 from qkit.loading import batches as batches_of
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _SAME = "as above"
 _SCHEME = "as the scheme"
+_GRAINS = ("per tensor", "per channel")
 
 
 def tensor_classes(graph: Graph, plan: Plan) -> dict[str, list[str]]:
@@ -101,13 +102,13 @@ class CalibrationPanel(Panel):
             layout=wide,
             continuous_update=False,
         )
-        total = batches_of(study.calibration).__length_hint__()
-        self.total = total or 1
+        #: Batches of the calibration data, 0 where the loader does not tell.
+        self.total = total = batches_of(study.calibration).__length_hint__()
         self._count = ipywidgets.BoundedIntText(
-            self.total,
-            min=1,
+            total,
+            min=min(total, 1),
             max=total or 10**6,
-            description=f"batches of {total or '?'}",
+            description=f"batches of {total}" if total else "batches (0: all)",
             layout=wide,
             continuous_update=False,
             style={"description_width": "initial"},
@@ -117,7 +118,7 @@ class CalibrationPanel(Panel):
         lines = []
         for name, tensors in self.classes.items():
             method = ipywidgets.Dropdown(options=[_SAME, *METHODS], layout=ipywidgets.Layout(width="160px"))
-            grain = ipywidgets.Dropdown(options=[_SCHEME, "per tensor", "per channel"], layout=ipywidgets.Layout(width="140px"))
+            grain = ipywidgets.Dropdown(options=[_SCHEME, *_GRAINS], layout=ipywidgets.Layout(width="140px"))
             self.class_controls[name] = method, grain
             label = ipywidgets.Label(f"{name} ({len(tensors)})", layout=ipywidgets.Layout(width="220px"))
             lines.append(row(label, method, grain))
@@ -176,14 +177,20 @@ class CalibrationPanel(Panel):
             (self._percentile, percentile),
             (self._count, batches),
         )
+        for how in (method, weight_method, *(how for how, _ in (classes or {}).values())):
+            if how is not None:
+                check_method(how)
+        for name, (_, grain) in (classes or {}).items():
+            if name not in self.class_controls:
+                raise PlanError(f"there is no class {name!r}; the classes are {', '.join(self.class_controls)}.")
+            if grain not in (None, *_GRAINS):
+                raise PlanError(f"the granularity of {name} is one of {', '.join(_GRAINS)}, not {grain!r}.")
         self._quiet = True
         try:
             for control, value in given:
                 if value is not None:
                     control.value = value
             for name, (how, grain) in (classes or {}).items():
-                if name not in self.class_controls:
-                    raise PlanError(f"there is no class {name!r}; the classes are {', '.join(self.class_controls)}.")
                 self.class_controls[name][0].value = how or _SAME
                 self.class_controls[name][1].value = grain or _SCHEME
         finally:
@@ -200,12 +207,13 @@ class CalibrationPanel(Panel):
         """A row for each method, on the same data: least and median SQNR of the ranges, clipped share, score."""
         seen, scheme, limit = self._seen(), self._scheme(), self.batches
         settings, origin = self._settings(), self._origin
+        weights = {name: how for name, how in settings["methods"].items() if self._base[name].weight}
 
         def run() -> tuple[dict[str, Plan], Scores]:
             observed = seen()
             plans: dict[str, Plan] = {}
             for method in METHODS:
-                chosen = {**settings, "method": method, "methods": {}}
+                chosen = {**settings, "method": method, "methods": weights}
                 plans[method] = origin.with_calibration(scheme=scheme, observed=observed, **chosen).plan
             return plans, origin.evaluate({"as opened": self._base, **plans}, batches=limit, progress=False)
 
@@ -219,7 +227,7 @@ class CalibrationPanel(Panel):
                 control.value = value
         finally:
             self._quiet = False
-        self.worker.cancel()
+        self.worker.abandon()
         self._take(self._origin)
 
     # the choices
@@ -234,9 +242,10 @@ class CalibrationPanel(Panel):
             self._recalibrate()
 
     def _settings(self) -> dict[str, Any]:
-        special = {
-            t: pair[0].value for name, pair in self.class_controls.items() if pair[0].value != _SAME for t in self.classes[name]
-        }
+        special = dict(self._origin.methods.get("methods") or {})
+        for name, (method, _) in self.class_controls.items():
+            if method.value != _SAME:
+                special |= dict.fromkeys(self.classes[name], method.value)
         return {
             "method": self._method.value,
             "weight_method": self._weight_method.value,
@@ -276,7 +285,7 @@ class CalibrationPanel(Panel):
         self.work("choosing ranges", run, self._take)
 
     def _take(self, study: Study) -> None:
-        self._chosen = study
+        self._chosen, self.scores = study, None
         self._said.value = ""
         self._show()
         self.changed()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qkit.study import Study
 
 _VIEWS = ("range", "weights per channel", "feature maps")
+_CAPTURING = "capturing"
 _ROLES = ("wide", "narrow", "other")
 _COLOURS = {"wide": WIDE_COLOUR, "narrow": NARROW_COLOUR, "other": OTHER}
 _SHAPES = ("circle", "square", "diamond")
@@ -72,6 +73,7 @@ class Explorer(Panel):
         for trait in ("sort_by", "descending", "filter", "chart"):
             self.table.observe(lambda _: self.changed(), trait)
         self._detail.layout.min_height = "60px"
+        self._edited()
         if capture is None:
             self._structure()
             self.measure()
@@ -83,7 +85,7 @@ class Explorer(Panel):
         """The range tuner, which holds the edited plan."""
         if self._tuner is None:
             self._tuner = Tuner(self._study, self._tunable(self.selected))
-            self._tuner.plot.observe(lambda _: self._edited(), "grid")
+            self._tuner.observe(lambda _: self._edited(), "edits")
         return self._tuner
 
     @property
@@ -99,7 +101,7 @@ class Explorer(Panel):
     def measure(self) -> None:
         """Capture the current plan in the background."""
         study, plan, count = self.study, self.plan, self._batches
-        self.work("capturing", lambda: study.capture(batches=count, progress=False), lambda found: self._show(found, plan))
+        self.work(_CAPTURING, lambda: study.capture(batches=count, progress=False), lambda found: self._show(found, plan))
 
     def select(self, layer: str) -> None:
         """Choose a layer by its tap's name.
@@ -163,7 +165,11 @@ class Explorer(Panel):
             if name:
                 charts[name, unit] = [line for i, lane in enumerate(lanes) for line in _lines(lane, figure, head or " SQNR", i)]
         self.table.show(
-            columns, rows, charts, limit=f"{lanes[-1]} local", logarithmic=("mean error", "greatest error", "clipped")
+            columns,
+            rows,
+            charts,
+            limit=f"{lanes[-1]} local" if lanes else "",
+            logarithmic=("mean error", "greatest error", "clipped"),
         )
         self._note.value = (
             f'<span class="qkit-note">{capture.samples} evaluation samples. SQNR: accumulated up to the layer; local: its own '
@@ -173,7 +179,7 @@ class Explorer(Panel):
         if self.selected in rows:
             self._chosen()
         else:
-            finite = table[lanes[-1], "local sqnr"]
+            finite = table[lanes[-1], "local sqnr"] if lanes else pd.Series(dtype=float)
             finite = finite[finite < np.inf]
             self.selected = str(finite.idxmin() if len(finite) else table.index[0])
         self.changed()
@@ -257,7 +263,7 @@ class Explorer(Panel):
             self._detail.children = [self.tuner]
 
     def _show_maps(self) -> None:
-        if self.capture is None:
+        if self.capture is None or self.worker.what == _CAPTURING:
             self._say("The feature maps come with the capture.")
             return
         capture, name = self.capture, self.selected

@@ -21,7 +21,7 @@ from qkit.diagnosis.remedies import Remedy
 from qkit.diagnosis.result import Diagnosis
 from qkit.diagnosis.verdict import TOLERANCE
 from qkit.editing import History
-from qkit.errors import QkitError
+from qkit.errors import DataError, QkitError
 from qkit.metrics import Interval, Scores
 from qkit.plan import FLOAT, Plan
 from qkit.report import pictures
@@ -100,8 +100,12 @@ class Guide(Panel):
         self._origin, self._tolerance, self._batches = study, tolerance, batches
         self.diagnosis: Diagnosis | None = None
         self.steps: tuple[GuideStep, ...] = ()
-        self.history = History((study.plan,))
-        self._names: dict[Plan, tuple[Remedy, ...]] = {study.plan: ()}
+        try:
+            base = study.plan
+        except DataError:
+            base = FLOAT  # nothing can be calibrated: the diagnosis says why
+        self.history = History((base,))
+        self._names: dict[Plan, tuple[Remedy, ...]] = {base: ()}
         self.scores: Scores | None = None
         self._build()
         self._walk = row(self._back, self._list, self._forth)
@@ -148,7 +152,7 @@ class Guide(Panel):
     @property
     def study(self) -> Study:
         """A study with the remedies applied."""
-        return self._origin.with_plan(self.plan)
+        return self._origin if self.plan is self.history.base else self._origin.with_plan(self.plan)
 
     @property
     def applied(self) -> tuple[Remedy, ...]:
@@ -166,7 +170,17 @@ class Guide(Panel):
     def stopped(self, what: str) -> None:
         """Cancelled before there was anything to show: the diagnosis can be started again."""
         super().stopped(what)
-        if self.diagnosis is None:
+        self._unanswered()
+
+    def show_error(self, error: Exception) -> None:
+        """Under the widget; the step is shown again, or the way to try once more."""
+        super().show_error(error)
+        self._unanswered()
+
+    def _unanswered(self) -> None:
+        if self.steps:
+            self._present()
+        else:
             self._text.value = ""
             self._ending.layout.display = ""
 
@@ -200,7 +214,7 @@ class Guide(Panel):
         if self.diagnosis is None:
             raise QkitError("there is no diagnosis yet: wait for it, or start it again.")
         target, diagnosis, tolerance, batches = check_path(path), self.diagnosis, self._tolerance, self._batches
-        study = self._origin.with_plan(self._diagnosed)
+        study = self._diagnosed
 
         def run() -> Report:
             return make(study, diagnosis=diagnosis, tolerance=tolerance, batches=batches, progress=False)
@@ -226,8 +240,8 @@ class Guide(Panel):
     # the state
 
     def _take(self, diagnosis: Diagnosis) -> None:
-        self.diagnosis, self._diagnosed = diagnosis, self.plan
-        self.steps = guide_steps(self._origin.with_plan(self._diagnosed), diagnosis)
+        self.diagnosis, self._diagnosed = diagnosis, self.study
+        self.steps = guide_steps(self._diagnosed, diagnosis, self._tolerance)
         self._list.options = [(f"{i}. {step.title}", i - 1) for i, step in enumerate(self.steps, 1)]
         self._walk.layout.display = ""
         self.step = 0
@@ -237,12 +251,14 @@ class Guide(Panel):
     def _go(self, history: History) -> None:
         with STATE:
             self.history = history
-            self._update_buttons()
+            self._present()
             self._measure()
             self.changed()
 
     def _measure(self) -> None:
         """Scores of the plan as diagnosed, before and now; those known cost nothing."""
+        if not self.diagnosis or not self.diagnosis.samples:
+            return  # nothing can be scored
         plans = {"float": FLOAT, "as opened": self.history.base, "before": self.history.previous, "now": self.plan}
         origin, batches = self._origin, self._batches
 
@@ -327,17 +343,17 @@ class Guide(Panel):
         return f"Guide({self.diagnosis.verdict.name}, {len(self.steps)} steps, {len(self.applied)} remedies applied)"
 
 
-def guide_steps(study: Study, found: Diagnosis) -> tuple[GuideStep, ...]:
+def guide_steps(study: Study, found: Diagnosis, tolerance: float = TOLERANCE) -> tuple[GuideStep, ...]:
     """The diagnosis as steps, in the order in which it asks."""
     metric = found.metric
     meaning = VERDICTS[found.verdict.name]
     then = _ON if found.verdict.name in ("quantization", "both") else meaning.then
-    steps = [_gate(study, found), _fork(found, study.narrow, meaning.meaning, then)]
+    steps = [_gate(study, found), _fork(found, study.narrow, meaning.meaning, then, tolerance)]
     if found.parts is not None:
-        steps.append(_parts(found))
+        steps.append(_parts(found, tolerance))
     inside = [cause for cause in found.causes if cause.kind not in OUTSIDE]
     if inside:
-        steps.append(_where(study, found, inside))
+        steps.append(_where(found, inside, tolerance))
         steps += [_why(study, cause, number, metric) for number, cause in enumerate(inside[:_MOST_CAUSES], 1)]
     steps.append(_remedies(found))
     steps.append(_end(found))
@@ -356,6 +372,8 @@ def _gate(study: Study, found: Diagnosis) -> GuideStep:
     if outside:
         text = " ".join(CAUSES[cause.kind] for cause in outside)
         then = " ".join(cause.remedy.text for cause in outside)
+    elif found.verdict.name in ("not-quantization", "both"):
+        text, then = found.verdict.reason, VERDICTS[found.verdict.name].then
     else:
         text = "Nothing is wrong before quantization: numbers are finite, two passes agree, the graph equals the model."
         then = "Go on: compare 16 bits with 8."
@@ -363,17 +381,17 @@ def _gate(study: Study, found: Diagnosis) -> GuideStep:
     return GuideStep("before quantization", "Is anything wrong before quantization?", rows, text, then, remedies=remedies)
 
 
-def _fork(found: Diagnosis, narrow: str, meaning: str, then: str) -> GuideStep:
+def _fork(found: Diagnosis, narrow: str, meaning: str, then: str, tolerance: float) -> GuideStep:
     verdict = found.verdict
     rows = [["verdict", verdict.name], ["because", verdict.reason]]
     losses = {"int16": verdict.wide, narrow: verdict.narrow}
     known = {name: loss for name, loss in losses.items() if loss is not None}
     rows += [[f"{name} loses", _loss(loss, found.metric)] for name, loss in known.items()]
-    draw = partial(_bars, known, found.metric, "loss against float") if known else None
+    draw = partial(_bars, known, found.metric, tolerance, "loss against float") if known else None
     return GuideStep("16 bits, then fewer", "Is it quantization?", rows, meaning, then, draw, 1.7)
 
 
-def _parts(found: Diagnosis) -> GuideStep:
+def _parts(found: Diagnosis, tolerance: float) -> GuideStep:
     assert found.parts is not None
     parts = {
         "weights alone": found.parts.weights,
@@ -382,23 +400,23 @@ def _parts(found: Diagnosis) -> GuideStep:
     }
     greatest = max(list(parts)[:2], key=lambda name: parts[name].value)
     text = f"Most is lost by the {greatest.removesuffix(' alone')}."
-    if found.parts.clipping.value > TOLERANCE:
+    if found.parts.clipping.value > tolerance:
         text += " A part is lost at the ends of the ranges, where finer steps do not help."
     else:
         text += " The ends of the ranges cost nothing: it is the steps."
     rows = [[name, _loss(loss, found.metric)] for name, loss in parts.items()]
-    draw = partial(_bars, parts, found.metric, "loss against float")
+    draw = partial(_bars, parts, found.metric, tolerance, "loss against float")
     return GuideStep("weights or activations", "What part of it costs the score?", rows, text, "Go on: which tensors.", draw, 2.0)
 
 
-def _where(study: Study, found: Diagnosis, causes: Sequence[Cause]) -> GuideStep:
+def _where(found: Diagnosis, causes: Sequence[Cause], tolerance: float) -> GuideStep:
     alone = {cause.tensor: cause.alone for cause in causes if cause.alone is not None and cause.tensor}
     rows = [[tensor, f"loses {_loss(loss, found.metric)} quantized alone"] for tensor, loss in alone.items()]
     rows += [[tensor, f"{sqnr:.0f} dB: looks bad and costs nothing"] for tensor, sqnr in found.harmless]
     text = "These tensors cost score by themselves." if alone else "No tensor costs much by itself; many together do."
     if found.harmless:
         text += " A low signal to noise ratio is not enough to be a cause."
-    draw = partial(_bars, alone, found.metric, "loss with this tensor alone quantized") if alone else None
+    draw = partial(_bars, alone, found.metric, tolerance, "loss with this tensor alone quantized") if alone else None
     return GuideStep("which tensors", "Where is it lost?", rows, text, "Go on: why there.", draw, 1.0 + 0.32 * len(alone))
 
 
@@ -463,14 +481,14 @@ def _drawn(draw: Callable[..., Axes], entry: dict[str, Any], ax: Axes) -> Axes:
     return draw(entry, ax=ax)
 
 
-def _bars(losses: dict[str, Interval], metric: str, label: str, ax: Axes) -> Axes:
+def _bars(losses: dict[str, Interval], metric: str, tolerance: float, label: str, ax: Axes) -> Axes:
     """Losses with their intervals, against the band that counts as close."""
     u = units(metric)
     names = list(losses)
     values = np.array([u.factor * losses[name].value for name in names])
     ends = np.array([[u.factor * (loss.value - loss.low), u.factor * (loss.high - loss.value)] for loss in losses.values()]).T
     ends = np.where(np.isfinite(ends), np.maximum(ends, 0.0), 0.0)
-    ax.axvspan(-u.factor * TOLERANCE, u.factor * TOLERANCE, color=pictures.GOOD, alpha=0.16, lw=0)
+    ax.axvspan(-u.factor * tolerance, u.factor * tolerance, color=pictures.GOOD, alpha=0.16, lw=0)
     ax.barh(np.arange(len(names)), values, height=0.55, color=pictures.NARROW_COLOUR, alpha=0.8, lw=0)
     ax.errorbar(values, np.arange(len(names)), xerr=ends, fmt="none", ecolor=pictures.INK, elinewidth=1.0, capsize=3)
     ax.axvline(0, color=pictures.MUTED, lw=0.8)

@@ -58,9 +58,11 @@ def image_maps(tap: TapCapture, image: int, axis: int) -> ImageMaps:
     signal = (exact**2).sum((1, 2))
     noise = {name: ((planes - exact) ** 2).sum((1, 2)) for name, planes in lanes.items() if name != "float"}
     figures = {name: ratio(signal, power) for name, power in noise.items()}
-    last = list(figures)[-1]
-    # among channels without signal those with more noise come first
-    order = np.lexsort((-noise[last], figures[last]))
+    order = np.arange(len(exact))
+    if figures:
+        last = list(figures)[-1]
+        # among channels without signal those with more noise come first
+        order = np.lexsort((-noise[last], figures[last]))
     return ImageMaps(lanes, order, figures)
 
 
@@ -124,12 +126,12 @@ class FeatureMaps(ipywidgets.VBox):
         if self._tap is None:
             return
         self._found = found = image_maps(self._tap, self.image.value, self._axis)
-        last = list(found.sqnr)[-1]
         listed = found.ranking[:MOST_CHANNELS]
         whole = len(found.ranking) == 1
+        ratios = dict(list(found.sqnr.items())[-1:])
         self.channel.options = [
-            (f"{'all' if whole else channel}: {decibels(found.sqnr[last][channel])} dB in {last}", int(channel))
-            for channel in listed
+            (": ".join([str("all" if whole else c), *(f"{decibels(f[c])} dB in {lane}" for lane, f in ratios.items())]), int(c))
+            for c in listed
         ]
         self.channel.value = int(listed[0])
         self._drawn()

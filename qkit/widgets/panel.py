@@ -78,11 +78,11 @@ class Panel(ipywidgets.VBox):
         self._cancel.on_click(lambda _: self.cancel())
         self._working = row(self._bar, self._doing, self._cancel)
         self._working.layout.visibility = "hidden"
-        self._error = ipywidgets.HTML()
+        self._error, self._notice = ipywidgets.HTML(), ipywidgets.HTML()
         self._displays: dict[str, Any] = {}
         self._age = 0
         self.worker = Worker(self._progress, self.show_error, self.stopped)
-        super().__init__([Frame(), *children, self._working, self._error])
+        super().__init__([Frame(), *children, self._working, self._notice, self._error])
         self.add_class("qkit-panel")
 
     # what the widgets fill in
@@ -110,7 +110,7 @@ class Panel(ipywidgets.VBox):
 
     def stopped(self, what: str) -> None:
         """Work was cancelled before it had a result."""
-        self._error.value = f'<div class="qkit-note">{html.escape(what)}: stopped, and nothing to keep yet.</div>'
+        self._notice.value = f'<div class="qkit-note">{html.escape(what)}: stopped, and nothing to keep yet.</div>'
 
     def wait(self, timeout: float = 600.0) -> None:
         """Block until the work in the background is done, as in a script or a notebook that is run as a whole."""
@@ -134,13 +134,19 @@ class Panel(ipywidgets.VBox):
 
     def clear_error(self) -> None:
         """Nothing is wrong."""
-        if self._error.value:
-            self._error.value = ""
+        for line in (self._error, self._notice):
+            if line.value:
+                line.value = ""
 
     @property
     def error(self) -> str:
         """The error that is shown, as HTML; "" for none."""
         return str(self._error.value)
+
+    @property
+    def notice(self) -> str:
+        """What is said beside errors, as HTML; "" for nothing."""
+        return str(self._notice.value)
 
     # the static stand-in
 

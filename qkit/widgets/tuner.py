@@ -18,9 +18,9 @@ from qkit.editing import (
     History,
     channel_histograms,
     figures,
+    moved_end,
     rule_of,
     suggestions,
-    symmetric_ends,
 )
 from qkit.errors import PlanError, QkitError
 from qkit.estimators import METHODS
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 BARS = 400
 #: Evaluation samples that a score after every release is measured on, unless told otherwise.
 SAMPLES = 256
+_MEASURING = '<span class="qkit-note">measuring …</span>'
+_SCORING, _COUNTING = "scoring the new range", "counting per channel"
 _HINT = (
     "<span class=\"qkit-note\">Figures follow a handle while it moves; when it is let go, the layer's error, the output's and "
     "the score are measured. Arrow keys move a handle by a step.</span>"
@@ -98,16 +100,20 @@ class Tuner(Panel):
     """
 
     tensor = traitlets.Unicode()
+    #: How often the plan has changed.
+    edits = traitlets.Int(0)
 
     def __init__(self, study: Study, tensor: str | None = None, *, batches: int | None = None) -> None:
+        if tensor is not None:
+            study.plan[tensor]  # says what is near, if it is not there
+        if not study.plan.grids:
+            raise PlanError("the study's plan quantizes nothing, so there is no range to tune: choose a scheme with grids.")
         self._origin = study
         self.history = History((study.plan,))
         self._channels: dict[str, list[Histogram]] = {}
         self._effects: dict[tuple[str, Plan], Effect] = {}
         self._previous: Plan | None = None
         self.batches = batches_for(study, SAMPLES) if batches is None else batches
-        if tensor is not None:
-            study.plan[tensor]  # says what is near, if it is not there
         self._quiet = False
         self._build(list(study.plan.grids))
         super().__init__(
@@ -179,8 +185,13 @@ class Tuner(Panel):
         self._percentile.observe(lambda _: self._clicked(self._mark), "value")
         self._counts.observe(lambda _: self._clicked(self._redrawn), "value")
         self._zoom.observe(lambda _: self._clicked(self._redrawn), "value")
-        self._compare.observe(lambda _: self._clicked(self._present), "value")
+        self._compare.observe(lambda _: self._clicked(self._compared), "value")
         self._show_code.observe(lambda _: self._clicked(self._present), "value")
+
+    @traitlets.validate("tensor")
+    def _known(self, proposal: Any) -> str:
+        self.plan[proposal["value"]]
+        return str(proposal["value"])
 
     # what it holds
 
@@ -227,14 +238,20 @@ class Tuner(Panel):
 
     def set_rule(self, **changes: object) -> None:
         """Change the rule of the tensor's grid: ``bits``, ``symmetric``, ``per_channel``, ``power_of_two``; the range stays."""
-        spec = rule_of(self.grid, **changes)
         params = self.grid.params
-        if spec.per_channel == self.grid.spec.per_channel:
-            self._take(self.plan.with_range(self.tensor, params.lo, params.hi, spec=spec))
-        elif spec.per_channel:
+        per_channel = bool(changes.get("per_channel", params.axis is not None))
+        spec = rule_of(self.grid, **{**changes, "per_channel": per_channel})
+        low, high = params.lo, params.hi
+        if self.grid.spec.symmetric and bool((low < 0).all()):
+            low = -high  # the one code more below 0 is the rule's, not the range's: else it would grow with every change of bits
+        if per_channel == (params.axis is not None):
+            self._take(self.plan.with_range(self.tensor, low, high, spec=spec))
+        elif per_channel:
+            if self._axis() is None:
+                raise PlanError(f"{self.tensor} has no channel axis: its grid is per tensor.")
             self._need_channels(lambda: self._per_channel(spec))
         else:
-            self._take(self.plan.with_range(self.tensor, params.lo.min(), params.hi.max(), spec=spec))
+            self._take(self.plan.with_range(self.tensor, low.min(), high.max(), spec=spec))
 
     def choose(self, method: str) -> None:
         """The range that a calibration method chooses.
@@ -292,12 +309,11 @@ class Tuner(Panel):
     def _typed(self, change: Any) -> None:
         if not self._quiet:
             # the other end as it is, not as its field rounds it
-            params = self._shown(self.grid.params)
-            low = self._low.value if change["owner"] is self._low else float(params.lo)
-            high = self._high.value if change["owner"] is self._high else float(params.hi)
-            end = "lo" if change["owner"] is self._low else "hi"
-            if self.grid.spec.symmetric and float(params.lo) < 0:
-                low, high = symmetric_ends(self.grid.spec, end, low if end == "lo" else high, low, high)
+            end, params = "lo" if change["owner"] is self._low else "hi", self._shown(self.grid.params)
+            value = float(change["new"])
+            low, high = (value, float(params.hi)) if end == "lo" else (float(params.lo), value)
+            if low <= 0.0 <= high:
+                low, high = self._moved(end, value, params)
             try:
                 self.set_range(low, high)
             finally:
@@ -314,15 +330,20 @@ class Tuner(Panel):
         if event not in ("drag", "release") or end not in ("lo", "hi") or not isinstance(value, (int, float)):
             raise QkitError(f"the page sent a gesture that is none: {message!r}; load the page again.")
         shown_now = self._shown(self.grid.params)
-        lo, hi = symmetric_ends(self.grid.spec, end, float(value), float(shown_now.lo), float(shown_now.hi))
+        lo, hi = self._moved(end, float(value), shown_now)
         plan = self._ranged(lo, hi)
         params = plan[self.tensor].params
         reply = {"event": "figures", "seq": message.get("seq", 0), "released": event == "release"}
         answer(self.plot, {**reply, "grid": _drawn(self._shown(params)), "figures": self._rows(params)})
         if event == "release":
             self._take(plan)
-        else:
-            self.worker.cancel()  # a score of a range that is being left would only hold the next one up
+        elif self.worker.what == _SCORING:
+            self.worker.cancel()  # the score of a range that is being left would only hold the next one up
+
+    def _moved(self, end: str, value: float, params: QuantParams) -> tuple[float, float]:
+        histogram = self._histogram()
+        least = 2.0**-12 * (max(abs(histogram.min), abs(histogram.max)) or 1.0)
+        return moved_end(self.grid.spec, end, value, float(params.lo), float(params.hi), least=least)
 
     # the state
 
@@ -340,9 +361,10 @@ class Tuner(Panel):
     def _go(self, history: History) -> None:
         with STATE:
             before, self.history = self.history, history
-            if history.plan != before.plan:
+            if history.plan is not before.plan:
                 self._previous = before.plan
                 self._redrawn()
+                self.edits += 1
                 self.changed()
             if history.at or history.can_redo:
                 self._measure()
@@ -356,7 +378,7 @@ class Tuner(Panel):
     def _redrawn(self) -> None:
         """Everything anew: another tensor, rule, channel or view."""
         if not self._ready(self.grid.params):
-            self._need_channels(self._redrawn)
+            self._need_channels(self._counted)
             return
         params = self._shown(self.grid.params)
         histogram = self._histogram()
@@ -424,6 +446,10 @@ class Tuner(Panel):
         finally:
             self._quiet = False
 
+    def _compared(self) -> None:
+        self._present()
+        self._show_effect()
+
     def _rows(self, params: QuantParams) -> list[list[str]]:
         """Figures for the table: of the chosen channel where every channel has a grid."""
         previous = self._before()
@@ -473,6 +499,11 @@ class Tuner(Panel):
         chosen = int(self.strip.selected)
         return QuantParams(params.scale[chosen].clone(), params.zero_point[chosen].clone(), params.qmin, params.qmax)
 
+    def _counted(self) -> None:
+        self._redrawn()
+        if self.history.at or self.history.can_redo:
+            self._measure()
+
     def _need_channels(self, then: Any) -> None:
         """Count per channel first, which takes a pass over the calibration data, once a tensor."""
         if self._weight or self.tensor in self._channels:
@@ -486,21 +517,29 @@ class Tuner(Panel):
             if self.tensor == name:
                 then()
 
-        self.work("counting per channel", partial(observe_channels, study.graph, study.calibration, name), keep)
+        self.work(_COUNTING, partial(observe_channels, study.graph, study.calibration, name), keep)
 
     def _per_channel(self, spec: Any) -> None:
-        axis = self._axis()
-        if axis is None:
-            raise PlanError(f"{self.tensor} has no channel axis: its grid is per tensor.")
         seen = self._channels[self.tensor]
         low, high = (torch.tensor(ends, dtype=torch.float64) for ends in ([h.min for h in seen], [h.max for h in seen]))
-        self._take(self.plan.with_range(self.tensor, low, high, spec=spec, axis=axis))
+        self._take(self.plan.with_range(self.tensor, low, high, spec=spec, axis=self._axis()))
 
     # what it does to the network
 
     def stopped(self, what: str) -> None:
         """A score was cancelled, by hand or because the handle moves on."""
-        self._measured.value = _HINT
+        if what != _SCORING:
+            super().stopped(what)
+        self._unmeasured()
+
+    def show_error(self, error: Exception) -> None:
+        """Under the widget; a measurement that failed is none."""
+        super().show_error(error)
+        self._unmeasured()
+
+    def _unmeasured(self) -> None:
+        if self._measured.value == _MEASURING:
+            self._measured.value = _HINT
 
     def _measure(self) -> None:
         plan, origin, tensor, limit = self.plan, self._origin, self.tensor, self.batches
@@ -508,6 +547,8 @@ class Tuner(Panel):
         if not todo:
             self._show_effect()
             return
+        if self.worker.what == _COUNTING:
+            return  # what is being counted for is measured when it is done
 
         def run() -> dict[tuple[str, Plan], Effect]:
             return {(tensor, p): origin.effect(tensor, p, batches=limit) for p in todo}
@@ -516,8 +557,8 @@ class Tuner(Panel):
             self._effects |= found
             self._show_effect()
 
-        self._measured.value = '<span class="qkit-note">measuring …</span>'
-        self.work("scoring the new range", run, keep)
+        self._measured.value = _MEASURING
+        self.work(_SCORING, run, keep)
 
     def _show_effect(self) -> None:
         now, base = self.effect, self._effects.get((self.tensor, self.history.base))
@@ -544,6 +585,11 @@ class Tuner(Panel):
 
     def draw(self, figure: Figure) -> None:
         """The histogram with its grid, as in reports."""
+        if not self._ready(self.grid.params):
+            ax = figure.add_subplot()
+            ax.text(0.5, 0.5, "the channels are being counted", ha="center", va="center", transform=ax.transAxes)
+            ax.set_axis_off()
+            return
         histogram, params = self._histogram(), self._shown(self.grid.params)
         entry = {"histogram": describe_histogram(histogram, params), "grid": describe_grid(Grid(self.grid.spec, params, ""))}
         ax = draw_histogram(entry, ax=figure.add_subplot())
@@ -552,8 +598,8 @@ class Tuner(Panel):
 
     def summary(self) -> pd.DataFrame:
         """The figures of the range."""
-        rows = {name: value for name, value, *_ in figure_rows(self.figures)}
         grid = self.grid.params
+        rows = {name: value for name, value, *_ in figure_rows(self.figures)} if self._ready(grid) else {}
         ends = {"from": float(grid.lo.min()), "to": float(grid.hi.max()), "bits": grid.bits}
         return pd.DataFrame({self.tensor: {**{k: f"{v:.6g}" for k, v in ends.items()}, **rows}})
 
@@ -588,6 +634,4 @@ def _noisiest(study: Study) -> str:
         for name, grid in study.plan.grids.items()
         if not grid.weight and grid.params.axis is None and name in seen
     }
-    if not study.plan.grids:
-        raise PlanError("the study's plan quantizes nothing, so there is no range to tune: choose a scheme with grids.")
     return min(ratios, key=ratios.__getitem__) if ratios else next(iter(study.plan.grids))

@@ -80,6 +80,17 @@ class Worker:
         if self._job is not None:
             self._job.stopped.set()
 
+    @property
+    def what(self) -> str:
+        """What runs; "" for nothing."""
+        return "" if self._job is None else self._job.what
+
+    def abandon(self) -> None:
+        """Stop what runs, and drop its result."""
+        self.cancel()
+        self._job = None
+        self._report("", None)
+
     def later(self, seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle | None:
         """Call the function on this thread after a while; never, where there is no event loop."""
         loop = _running_loop()

@@ -332,6 +332,23 @@ def test_looking_at_maps_does_not_throw_a_measurement_away() -> None:
     assert made.capture.plans["int8"] == made.plan
 
 
+def test_maps_are_back_when_a_measurement_is_cancelled() -> None:
+    made = shown()
+    made._view.value = "feature maps"
+    made.wait()
+    with nothing_runs():
+        made.measure()
+        made.select("project")
+        made._cancel.click()
+        made.wait()
+    made.wait()
+    assert made.capture is captured()
+    assert made._detail.children == (made.maps,)
+    found = made.maps.maps
+    assert found is not None
+    np.testing.assert_array_equal(found.lanes["float"], captured()["project"].float.values[0].numpy())
+
+
 def test_a_failing_capture_is_said_and_the_structure_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     study = fresh_study()
 

@@ -163,7 +163,10 @@ def test_the_button_cancels() -> None:
         probe.wait()
     assert not ran.is_set()
     assert probe._working.layout.visibility == "hidden"
-    assert probe.error == ""
+    assert "working: stopped" in probe._notice.value
+    assert probe.error == "", "it is no error"
+    probe.press(lambda: None)
+    assert probe._notice.value == ""
 
 
 @EVERY

@@ -26,8 +26,9 @@ class Said:
         self.reports: list[tuple[str, float | None]] = []
         self.failures: list[Exception] = []
         self.results: list[Any] = []
+        self.stops: list[str] = []
         self.threads: list[int] = []
-        self.worker = Worker(self.report, self.fail)
+        self.worker = Worker(self.report, self.fail, self.stops.append)
 
     def report(self, what: str, share: float | None) -> None:
         self.reports.append((what, share))
@@ -131,6 +132,7 @@ def test_superseded_work_stops_at_its_next_step_and_its_failure_is_nobodys() -> 
     assert first.taken == 1
     assert said.results == ["new"]
     assert said.failures == []
+    assert said.stops == []
     assert {what for what, _ in said.reports[seen:]} <= {""}, "nothing is told of the first any more"
 
 
@@ -143,6 +145,7 @@ def test_cancelling_delivers_what_the_interrupted_function_returns() -> None:
     said.worker.wait(SOON)
     assert said.results == ["1 steps"]
     assert said.failures == []
+    assert said.stops == [], "something was kept"
 
 
 def test_cancelling_what_keeps_nothing_delivers_nothing_and_is_no_failure() -> None:
@@ -154,6 +157,7 @@ def test_cancelling_what_keeps_nothing_delivers_nothing_and_is_no_failure() -> N
     said.worker.wait(SOON)
     assert said.results == []
     assert said.failures == []
+    assert said.stops == ["work"]
     assert not said.worker.busy
     assert said.reports[-1] == ("", None)
     said.start(lambda: "next")
@@ -172,6 +176,22 @@ def test_cancelling_what_still_waits_for_its_turn_never_runs_it() -> None:
     assert said.results == []
     said.worker.cancel()
     assert not said.worker.busy, "where nothing runs there is nothing to cancel"
+
+
+def test_what_is_abandoned_says_nothing_more() -> None:
+    said, gate = Said(), Gate("dropped")
+    assert said.worker.what == ""
+    said.start(gate, "first")
+    assert said.worker.what == "first"
+    assert gate.entered.wait(SOON)
+    said.worker.abandon()
+    assert not said.worker.busy
+    assert said.reports[-1] == ("", None)
+    said.start(lambda: "next", "second")
+    gate.go.set()
+    said.worker.wait(SOON)
+    assert said.results == ["next"]
+    assert said.stops == []
 
 
 def test_exceptions_go_to_fail() -> None:

@@ -1,0 +1,559 @@
+"""The guide without a page: the diagnosis in steps, remedies to apply and take back with their score, and the report."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from small_networks import mixed_network
+from studies import Dropping, images, nothing_runs, ruined_diagnosis, ruined_study, sound_study
+
+from qkit import FLOAT, QkitError, Study
+from qkit.diagnosis.experiments import Bench
+from qkit.diagnosis.remedies import Remedy
+from qkit.widgets import Guide, guide
+from qkit.widgets.words import change_words, score_words
+
+open_guides: list[Guide] = []
+
+
+@pytest.fixture(autouse=True)
+def settled() -> Iterator[None]:
+    """No work is left running for the next test."""
+    yield
+    for each in open_guides:
+        each.cancel()
+        each.wait()
+    open_guides.clear()
+
+
+def opened(study: Study, *given: Any, **options: Any) -> Guide:
+    open_guides.append(Guide(study, *given, **options))
+    open_guides[-1].wait()
+    return open_guides[-1]
+
+
+def ruined(**options: Any) -> Guide:
+    """Two ranges are far too narrow: each has its cause and its remedy."""
+    made = opened(ruined_study(), ruined_diagnosis(), **options)
+    assert made.error == ""
+    return made
+
+
+@cache
+def shifted_study() -> Study:
+    """Evaluated on images that were prepared otherwise than those it was calibrated on."""
+    data = images(5, 32, seed=5)
+    made = Study(mixed_network(), data, [(0.2 * x - 2.0, y) for x, y in data], scheme="int8-per-tensor")
+    made.calibrate(progress=False)
+    return made
+
+
+def widen(tensor: str) -> Remedy:
+    """The remedy of the cause at that tap."""
+    return next(cause.remedy for cause in ruined_diagnosis().causes if cause.tensor == tensor)
+
+
+def evaluated(**plans: Any) -> Any:
+    return sound_study().evaluate(plans, progress=False)
+
+
+def measured(made: Guide, step: int) -> dict[str, str]:
+    return {row[0]: " ".join(row[1:]) for row in made.steps[step].measured}
+
+
+# the steps
+
+
+def test_steps_in_the_order_in_which_the_diagnosis_asks() -> None:
+    made, found = ruined(), ruined_diagnosis()
+    assert [step.title for step in made.steps] == [
+        "before quantization", "16 bits, then fewer", "weights or activations", "which tensors",
+        "cause 1: range-too-narrow", "cause 2: range-too-narrow", "what to do", "training and report",
+    ]  # fmt: skip
+    assert all(step.question.endswith("?") for step in made.steps)
+    assert made.step == 0
+    assert made.diagnosis is found
+    assert [label for label, _ in made._list.options] == [f"{i}. {step.title}" for i, step in enumerate(made.steps, 1)]
+    assert "Nothing is wrong before quantization" in made.steps[0].meaning
+    assert "Go on" in made.steps[0].then
+    assert measured(made, 1)["verdict"] == "quantization"
+    assert measured(made, 1)["because"] == found.verdict.reason
+    assert {"int16 loses", "int8 loses"} <= set(measured(made, 1))
+    assert "81.25 points" in measured(made, 1)["int8 loses"]
+    assert "Most is lost by the activations" in made.steps[2].meaning
+    assert "ends of the ranges" in made.steps[2].meaning
+    assert set(measured(made, 2)) == {"weights alone", "activations alone", "the same ranges, 16-bit steps"}
+    assert {"average", "depthwise"} <= set(measured(made, 3))
+    assert all("costs nothing" in measured(made, 3)[tensor] for tensor, _ in found.harmless)
+    for number, cause in enumerate(found.causes, 4):
+        rows = measured(made, number)
+        assert (rows["cause"], rows["where"], rows["evidence"]) == (cause.kind, cause.tensor, cause.evidence)
+        assert made.steps[number].remedies == (cause.remedy,)
+        assert made.steps[number].then == cause.remedy.text
+    assert made.steps[6].remedies == found.remedies
+    assert measured(made, 6)["1"].startswith("widen-range everywhere")
+    assert found.qat in made.steps[7].meaning
+    assert measured(made, 7)["samples"] == "160"
+    assert measured(made, 7)["evaluations spent"] == str(found.evaluations)
+
+
+def test_walking() -> None:
+    made = ruined()
+    last = len(made.steps) - 1
+    assert (made._back.disabled, made._forth.disabled) == (True, False)
+    made._back.click()
+    assert made.step == 0
+    for at in range(1, last + 1):
+        made._forth.click()
+        assert made.step == made._list.value == at
+        step = made.steps[at]
+        for words in (step.question, step.meaning.split(".", maxsplit=1)[0], step.then.split(".", maxsplit=1)[0]):
+            assert words in made._text.value
+        assert ("<svg" in made._picture.value) == (step.draw is not None)
+        assert (made._ending.layout.display == "none") == (at != last)
+    made._forth.click()
+    assert made.step == last
+    assert (made._back.disabled, made._forth.disabled) == (False, True)
+    made._list.value = 4
+    assert made.step == 4
+    assert made.error == ""
+
+
+def test_pictures_of_the_causes_are_their_tensors() -> None:
+    made = ruined()
+    for at in (4, 5):
+        assert made.steps[at].draw is not None
+        assert "histogram" in made.steps[at].caption.lower() or "calibration data" in made.steps[at].caption
+        ax = Figure().add_subplot()
+        made.steps[at].draw(ax)
+        assert ax.patches or ax.collections or ax.lines
+    made.step = 4
+    at_cause = made.png()
+    made.step = 0
+    assert made.png() != at_cause
+    assert made.png().startswith(b"\x89PNG")
+
+
+def test_what_is_known_from_the_start_is_shown_at_once() -> None:
+    made = ruined()
+    scores = evaluated(float=FLOAT, now=ruined_study().plan)
+    assert made.scores is not None
+    for lane in ("as opened", "before", "now"):
+        np.testing.assert_array_equal(made.scores.lanes[lane], scores.lanes["now"])
+    assert score_words(scores["float"], "top1") in made._effect.value
+    assert score_words(scores["now"], "top1") in made._effect.value
+    assert "Still lost against float: 81.25 points" in made._effect.value
+    assert "160 evaluation samples" in made._effect.value
+
+
+def test_nothing_to_find_gives_a_guide_without_remedies() -> None:
+    made = opened(sound_study())
+    assert made.error == ""
+    assert made.diagnosis is not None
+    assert made.diagnosis.verdict.name == "no-degradation"
+    assert [step.title for step in made.steps] == [
+        "before quantization", "16 bits, then fewer", "what to do", "training and report",
+    ]  # fmt: skip
+    assert all(step.remedies == () for step in made.steps)
+    assert "not needed" in made.steps[-1].meaning
+    for at in range(len(made.steps)):
+        made.step = at
+        assert made._buttons.children == ()
+    assert repr(made) == "Guide(no-degradation, 4 steps, 0 remedies applied)"
+
+
+def test_a_cause_outside_quantization_is_named_in_the_first_step() -> None:
+    made = opened(shifted_study())
+    first = made.steps[0]
+    assert "preprocessing" in measured(made, 0)
+    assert "channel means" in measured(made, 0)["preprocessing"]
+    assert "Nothing is wrong" not in first.meaning
+    assert made.diagnosis is not None
+    assert made.diagnosis.causes[0].remedy.text in first.then
+    assert first.remedies == ()
+    assert "preprocessing" in made._text.value
+    assert not any(step.title.startswith("cause") for step in made.steps)
+    assert measured(made, 1)["verdict"] == "not-quantization"
+
+
+def test_a_pass_that_does_not_repeat_is_named_in_the_first_step() -> None:
+    data = images(2, 16, seed=5)
+    study = Study(Dropping().eval(), data, scheme="int8-per-tensor")
+    study.calibrate(progress=False)
+    made = opened(study)
+    assert made.error == ""
+    assert "train-mode" in measured(made, 0)
+    assert "unquantized-layer, said and not measured" in measured(made, 0)
+    remarks = [row[1] for row in made.steps[0].measured if row[0] == "remark"]
+    assert remarks == list(study.remarks)
+
+
+def test_a_score_that_nobody_expected_is_wrong_before_quantization() -> None:
+    data = images(5, 32, seed=5)
+    study = Study(mixed_network(), data[:2], data, scheme="int8-per-tensor", expected=0.5)
+    study.calibrate(progress=False)
+    made = opened(study)
+    assert made.diagnosis is not None
+    assert made.diagnosis.verdict.name == "not-quantization"
+    assert measured(made, 0)["expected of float"] == "50.00 %"
+    assert "Nothing is wrong before quantization" not in made.steps[0].meaning
+
+
+def test_a_checkpoint_that_is_broken_is_guided_through_too() -> None:
+    model = mixed_network()
+    with torch.no_grad():
+        model.side.weight[0, 0, 0, 0] = float("nan")
+    study = Study(model, images(), scheme="int8-per-tensor")
+    assert study.diagnose(progress=False).causes[0].kind == "non-finite"
+    made = opened(study)
+    assert "non-finite" in measured(made, 0)
+    assert "side.weight" in made.steps[0].measured[0][1]
+
+
+def band(ax: Axes) -> float:
+    """Upper end of what counts as close, as it is shaded."""
+    patch = ax.patches[0]
+    return float(patch.get_path().transformed(patch.get_patch_transform()).vertices[:, 0].max())
+
+
+@pytest.mark.parametrize("tolerance", [0.01, 0.05])
+def test_the_shaded_band_is_the_tolerance_that_was_given(tolerance: float) -> None:
+    found = ruined_study().diagnose(tolerance=tolerance, progress=False)
+    made = opened(ruined_study(), found, tolerance=tolerance)
+    for at in (1, 2, 3):
+        ax = Figure().add_subplot()
+        draw = made.steps[at].draw
+        assert draw is not None
+        draw(ax)
+        assert "within the tolerance" in ax.get_xlabel()
+        assert band(ax) == pytest.approx(100 * tolerance)
+
+
+def test_text_of_models_is_escaped() -> None:
+    found = ruined_diagnosis()
+    cause = replace(found.causes[0], evidence="<b>5 & 6</b>")
+    made = opened(ruined_study(), replace(found, causes=(cause,), qat="<i>no</i>"))
+    made.step = 4
+    assert "&lt;b&gt;5 &amp; 6&lt;/b&gt;" in made._text.value
+    assert "<b>5" not in made._text.value
+    made.step = len(made.steps) - 1
+    assert "&lt;i&gt;no&lt;/i&gt;" in made._text.value
+
+
+# remedies
+
+
+def test_a_remedy_is_applied_and_measured() -> None:
+    made = ruined()
+    study, (remedy,) = ruined_study(), ruined_diagnosis().remedies
+    before = study.plan
+    made.apply(remedy)
+    assert made.plan == remedy.plan(before)
+    assert made.study.plan == made.plan
+    assert made.applied == (remedy,)
+    made.wait()
+    assert made.error == ""
+    expected = evaluated(float=FLOAT, before=before, now=made.plan)
+    assert made.scores is not None
+    for lane in ("float", "before", "now"):
+        np.testing.assert_array_equal(made.scores.lanes[lane], expected.lanes[lane])
+    np.testing.assert_array_equal(made.scores.lanes["as opened"], expected.lanes["before"])
+    assert expected["now"].value > expected["before"].value + 0.5
+    assert score_words(expected["now"], "top1") in made._effect.value
+    assert f"The last step: {change_words(expected.loss('before', against='now'), 'top1')}." in made._effect.value
+    assert "widen-range" in made._effect.value
+    assert study.plan is before, "the study itself is untouched"
+
+
+def test_remedies_one_by_one_undone_and_redone() -> None:
+    made = ruined()
+    base = made.plan
+    first, second = widen("average"), widen("depthwise")
+    assert (made._undo.disabled, made._redo.disabled) == (True, True)
+    made.apply(first)
+    made.wait()
+    made.apply(second)
+    made.wait()
+    both = second.plan(first.plan(base))
+    assert made.plan == both
+    assert made.applied == (first, second)
+    assert "widen-range at average; widen-range at depthwise" in made._effect.value
+    assert made.scores is not None
+    expected = evaluated(before=first.plan(base), now=both)
+    np.testing.assert_array_equal(made.scores.lanes["before"], expected.lanes["before"])
+    np.testing.assert_array_equal(made.scores.lanes["now"], expected.lanes["now"])
+    made.undo()
+    assert (made.plan, made.applied) == (first.plan(base), (first,))
+    made._undo.click()
+    assert (made.plan, made.applied) == (base, ())
+    assert (made._undo.disabled, made._redo.disabled) == (True, False)
+    made.undo()
+    assert made.plan == base
+    made.redo()
+    made._redo.click()
+    assert (made.plan, made.applied) == (both, (first, second))
+    assert (made._undo.disabled, made._redo.disabled) == (False, True)
+    made.undo()
+    made.undo()
+    made.apply(second)
+    made.wait()
+    assert made.applied == (second,)
+    assert not made.history.can_redo, "what was undone is gone"
+    np.testing.assert_array_equal(made.scores.lanes["now"], evaluated(now=second.plan(base)).lanes["now"])
+    assert made.error == ""
+
+
+def test_a_remedy_is_applied_once() -> None:
+    made = ruined()
+    remedy = widen("average")
+    made.apply(remedy)
+    with pytest.raises(QkitError, match="widen-range at average is applied already"):
+        made.apply(remedy)
+    assert made.applied == (remedy,)
+    made.undo()
+    made.apply(remedy)
+    assert made.applied == (remedy,)
+
+
+def test_the_buttons_apply() -> None:
+    made = ruined()
+    made.step = 4
+    ((remedy, knob),) = made._apply
+    assert remedy == ruined_diagnosis().causes[0].remedy
+    assert knob.description == f"apply widen-range at {remedy.layer}"
+    assert not knob.disabled
+    knob.click()
+    made.wait()
+    assert made.error == ""
+    assert made.applied == (remedy,)
+    assert knob.disabled
+    made.step = 6
+    made.step = 4
+    assert made._apply[0][1].disabled, "also when the step is shown again"
+    made._undo.click()
+    assert not made._apply[0][1].disabled
+    made.step = 6
+    assert [knob.description for _, knob in made._apply] == ["apply widen-range everywhere"]
+
+
+def test_remedies_that_change_no_plan_cannot_be_applied() -> None:
+    made = opened(shifted_study())
+    at = next(i for i, step in enumerate(made.steps) if step.title == "what to do")
+    made.step = at
+    ((remedy, knob),) = made._apply
+    assert remedy.kind == "fix-input"
+    assert knob.disabled
+    plan = made.plan
+    with pytest.raises(QkitError, match="fix-input is not a change of a plan"):
+        made.apply(remedy)
+    assert made.plan is plan
+    assert made.applied == ()
+    knob.click()
+    assert "not a change of a plan" in made.error
+
+
+# diagnosing in the background
+
+
+def test_diagnoses_by_itself() -> None:
+    with nothing_runs():
+        made = Guide(ruined_study())
+        open_guides.append(made)
+        assert made.diagnosis is None
+        assert made.steps == ()
+        assert repr(made) == "Guide(not diagnosed yet)"
+        assert made._walk.layout.display == "none"
+        with pytest.raises(QkitError, match="no diagnosis yet"):
+            made.report("early.html")
+    made.wait()
+    assert made.error == ""
+    assert made.diagnosis is not None
+    assert made.diagnosis.to_dict() == ruined_diagnosis().to_dict()
+    assert made._walk.layout.display == ""
+    assert made.scores is not None
+
+
+def test_options_reach_the_diagnosis() -> None:
+    made = opened(ruined_study(), batches=2, tolerance=0.06)
+    assert made.diagnosis is not None
+    expected = ruined_study().diagnose(batches=2, tolerance=0.06, progress=False)
+    assert made.diagnosis.to_dict() == expected.to_dict()
+    assert made.scores is not None
+    assert made.scores.n == 64
+
+
+def test_diagnosing_again_takes_the_remedies_along() -> None:
+    made = ruined()
+    (remedy,) = ruined_diagnosis().remedies
+    made.apply(remedy)
+    made.wait()
+    made.step = len(made.steps) - 1
+    made._again.click()
+    made.wait()
+    assert made.error == ""
+    assert made.diagnosis is not None
+    assert made.diagnosis.verdict.name == "no-degradation"
+    assert made.step == 0
+    assert len(made.steps) == len(made._list.options) == 4
+    assert made.applied == (remedy,)
+    assert made.history.can_undo
+    assert "no-degradation" in repr(made)
+
+
+def test_cancelled_before_anything_is_found_it_can_be_started_again() -> None:
+    with nothing_runs():
+        made = Guide(ruined_study())
+        open_guides.append(made)
+        made._cancel.click()
+        made.wait()
+    assert made.diagnosis is None
+    assert not made.worker.busy
+    assert made.error == ""
+    assert made._ending.layout.display == "", "there is a button for it"
+    assert ruined_study().evaluate(progress=False).n == 160
+    made._again.click()
+    made.wait()
+    assert made.error == ""
+    assert made.diagnosis is not None
+    assert made.diagnosis.verdict.name == "quantization"
+    assert len(made.steps) == 8
+
+
+def test_cancelled_on_its_way_it_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, go, scores = threading.Event(), threading.Event(), Bench.scores
+
+    def patient(self: Bench, *args: Any, what: str = "", **options: Any) -> Any:
+        if what == "each tensor alone":
+            entered.set()
+            assert go.wait(20)
+        return scores(self, *args, what=what, **options)
+
+    monkeypatch.setattr(Bench, "scores", patient)
+    made = Guide(ruined_study())
+    open_guides.append(made)
+    assert entered.wait(20)
+    made.cancel()
+    go.set()
+    made.wait()
+    assert made.error == ""
+    assert made.diagnosis is not None
+    assert made.diagnosis.verdict.name == "quantization"
+    assert made.diagnosis.parts is not None
+    assert made.diagnosis.causes == ()
+    assert any("nterrupted" in row[1] for row in made.steps[-1].measured if row[0] == "remark")
+    assert made.scores is not None, "what comes after is not cancelled with it"
+
+
+@pytest.mark.parametrize("how", ["cancel", "undo"])
+def test_a_diagnosis_that_is_not_finished_leaves_the_one_before(how: str) -> None:
+    made = ruined()
+    made.apply(widen("average"))
+    made.wait()
+    made.step = 2
+    shown = made._text.value
+    with nothing_runs():
+        made.diagnose()
+        if how == "cancel":
+            made.cancel()
+            made.wait()
+        else:
+            made.undo()
+    made.wait()
+    assert made.error == ""
+    assert made.diagnosis is ruined_diagnosis()
+    assert len(made.steps) == 8
+    assert made._text.value == shown, "the step is shown again, not a question without its answer"
+
+
+def test_a_failing_diagnosis_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = images(2, 16)
+    study = Study(mixed_network(), data, scheme="int8-per-tensor")
+    study.calibrate(progress=False)
+    monkeypatch.setattr(Study, "diagnose", lambda *_, **__: 1 / 0)
+    made = opened(study)
+    assert "ZeroDivisionError" in made.error
+    assert made.diagnosis is None
+    assert made._ending.layout.display == "", "there is a button to try again"
+
+
+# the report
+
+
+def test_the_report_is_written(tmp_path: Path) -> None:
+    made = ruined(batches=2)
+    for name in ("found.json", "deeper/found.md"):
+        made.report(tmp_path / name)
+        made.wait()
+        assert made.error == ""
+        assert (tmp_path / name).stat().st_size > 1000
+        assert str(tmp_path / name) in made._written.value
+    data = json.loads((tmp_path / "found.json").read_text())
+    assert data["diagnosis"]["verdict"] == "quantization"
+    assert data["metric"]["samples"] == 64
+    assert "depthwise" in (tmp_path / "deeper/found.md").read_text()
+
+
+def test_the_button_writes_the_file_that_is_named(tmp_path: Path) -> None:
+    made = ruined(batches=1)
+    made._file.value = str(tmp_path / "found.csv")
+    made._write.click()
+    made.wait()
+    assert made.error == ""
+    assert (tmp_path / "found.csv").read_text().startswith("tap,")
+
+
+def test_the_report_is_of_the_study_as_diagnosed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Any] = []
+    make = guide.make
+
+    def recording(study: Study, **options: Any) -> Any:
+        plans.append((study.plan, options["diagnosis"]))
+        return make(study, **options)
+
+    monkeypatch.setattr(guide, "make", recording)
+    made = ruined(batches=1)
+    (remedy,) = ruined_diagnosis().remedies
+    made.apply(remedy)
+    made.wait()
+    made.report(tmp_path / "first.csv")
+    made.wait()
+    made.diagnose()
+    made.wait()
+    made.report(tmp_path / "second.csv")
+    made.wait()
+    assert made.error == ""
+    assert plans == [(ruined_study().plan, ruined_diagnosis()), (remedy.plan(ruined_study().plan), made.diagnosis)]
+
+
+def test_a_report_that_cannot_be_written_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+    made = ruined()
+    with pytest.raises(QkitError, match=r"'found.docx' has the suffix '.docx'"):
+        made.report(tmp_path / "found.docx")
+    assert not made.worker.busy
+    made._file.value = str(tmp_path / "found")
+    made._write.click()
+    assert "has no suffix" in made.error
+    assert not made.worker.busy
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(QkitError, match="is a folder"):
+        made.report(tmp_path / "folder.html")
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder.html"]
+
+
+def test_the_summary_has_all_steps() -> None:
+    made = ruined()
+    frame = made.summary()
+    assert list(frame["question"]) == [step.question for step in made.steps]
+    assert list(frame["meaning"]) == [step.meaning for step in made.steps]
+    assert "verdict: quantization; because: " in frame["measured"][1]
