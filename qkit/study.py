@@ -122,8 +122,7 @@ class Study:
         self.methods: dict[str, Any] = {}
         self._plans: dict[str, Plan] = {}
         self._cache: dict[tuple[Plan, int | None], np.ndarray] = {}
-        self._prefix: Prefix | None = None
-        self._prefix_limit: int | None = None
+        self._prefix: tuple[Prefix, int | None] | None = None
         self._plan: Plan | None = None
 
     def _remark(self, text: str) -> None:
@@ -377,11 +376,11 @@ class Study:
 
     def _prefix_at(self, index: int, plan: Plan, batches: int | None, *, errors: bool = False) -> Prefix:
         """The kept prefix, advanced to that step, where the plan can start from it; else a new one."""
-        kept = self._prefix
+        kept, limit = self._prefix or (None, None)
         if (
             kept is None
             or kept.index > index
-            or self._prefix_limit != batches
+            or limit != batches
             or (errors and not kept.has_errors)
             or not agree(self.graph, kept.plan, plan, index)
         ):
@@ -390,7 +389,7 @@ class Study:
             kept = prefix(self.graph, self.evaluation, base, index, self.metric, limit=batches, errors=errors)
         elif kept.index < index:
             kept = kept.advanced(index)
-        self._prefix, self._prefix_limit = kept, batches
+        self._prefix = kept, batches
         return kept
 
     def sensitivity(

@@ -69,6 +69,7 @@ class CalibrationPanel(Panel):
         self._origin = self._chosen = study
         self.batches = batches_for(study, SAMPLES) if batches is None else batches
         self._base = study.plan
+        self._edited = study.with_calibration().plan != self._base
         self._observed: dict[int, Mapping[str, Observation]] = {}
         self._weights: dict[str, list[Histogram]] = {}
         self.scores: Scores | None = None
@@ -130,7 +131,7 @@ class CalibrationPanel(Panel):
         self._score.on_click(lambda _: self._pressed(self.score))
         self._compare.on_click(lambda _: self._pressed(self.compare))
         self._reset.on_click(lambda _: self._pressed(self.reset))
-        self._first = {control: control.value for control in self._controls()}
+        self._first = self._taken = {control: control.value for control in self._controls()}
         for control in self._first:
             control.observe(self._changed_by_hand, "value")
 
@@ -177,6 +178,8 @@ class CalibrationPanel(Panel):
             (self._percentile, percentile),
             (self._count, batches),
         )
+        if batches is not None and self.total and not 1 <= batches <= self.total:
+            raise PlanError(f"there are 1 to {self.total} calibration batches to choose from, not {batches}.")
         for how in (method, weight_method, *(how for how, _ in (classes or {}).values())):
             if how is not None:
                 check_method(how)
@@ -232,6 +235,24 @@ class CalibrationPanel(Panel):
 
     # the choices
 
+    def stopped(self, what: str) -> None:
+        """Cancelled: the controls go back to the plan that there is."""
+        super().stopped(what)
+        self._go_back()
+
+    def show_error(self, error: Exception) -> None:
+        """Under the widget; the controls go back to the plan that there is."""
+        super().show_error(error)
+        self._go_back()
+
+    def _go_back(self) -> None:
+        self._quiet = True
+        try:
+            for control, value in self._taken.items():
+                control.value = value
+        finally:
+            self._quiet = False
+
     @shown
     def _pressed(self, action: Callable[[], None]) -> None:
         action()
@@ -286,6 +307,7 @@ class CalibrationPanel(Panel):
 
     def _take(self, study: Study) -> None:
         self._chosen, self.scores = study, None
+        self._taken = {control: control.value for control in self._first}
         self._said.value = ""
         self._show()
         self.changed()
@@ -346,7 +368,8 @@ class CalibrationPanel(Panel):
         }
         self.table.show(columns, rows, charts, limit="SQNR", logarithmic=("width, new by old", "clipped"))
         changed = len(self._base.diff(self.plan))
-        self._note(f"{changed} of {len(rows)} ranges differ from the plan as opened.")
+        lost = " Edits by hand and remedies that it had are not in this one." if changed and self._edited else ""
+        self._note(f"{changed} of {len(rows)} ranges differ from the plan as opened.{lost}")
 
     def _note(self, text: str) -> None:
         self._said.value = f'<span class="qkit-note">{text}</span>'

@@ -64,7 +64,7 @@ class Explorer(Panel):
         self._tune_weight = button("tune this weight", "Open the weight in the range tuner", icon="sliders")
         self._tune_weight.on_click(lambda _: self._weight_tuned())
         self._weights = ipywidgets.VBox([self._weight_facts, self.strip, row(self._tune_weight)])
-        self.maps = FeatureMaps()
+        self.maps = FeatureMaps(self.show_error)
         self._tuner: Tuner | None = None
         super().__init__(self.table, row(self._view, self._again), self._note, self._about, self._detail)
         ipywidgets.link((self, "selected"), (self.table, "selected"))
@@ -102,6 +102,21 @@ class Explorer(Panel):
         """Capture the current plan in the background."""
         study, plan, count = self.study, self.plan, self._batches
         self.work(_CAPTURING, lambda: study.capture(batches=count, progress=False), lambda found: self._show(found, plan))
+
+    def stopped(self, what: str) -> None:
+        """Cancelled: what was there before is shown again."""
+        super().stopped(what)
+        self._chosen_again()
+
+    def show_error(self, error: Exception) -> None:
+        """Under the widget; what was there before is shown again."""
+        super().show_error(error)
+        if self.worker.what == "":
+            self._chosen_again()
+
+    def _chosen_again(self) -> None:
+        if self.capture is not None and self._view.value == _VIEWS[2] and self.maps not in self._detail.children:
+            self._show_maps()
 
     def select(self, layer: str) -> None:
         """Choose a layer by its tap's name.

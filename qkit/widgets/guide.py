@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import ipywidgets
 import numpy as np
@@ -105,6 +106,7 @@ class Guide(Panel):
         except DataError:
             base = FLOAT  # nothing can be calibrated: the diagnosis says why
         self.history = History((base,))
+        self._asking = False
         self._names: dict[Plan, tuple[Remedy, ...]] = {base: ()}
         self.scores: Scores | None = None
         self._build()
@@ -142,6 +144,10 @@ class Guide(Panel):
         self._again.on_click(lambda _: self._pressed(self.diagnose))
         self._ending = ipywidgets.VBox([row(self._file, self._write), row(self._again), self._written])
 
+    @traitlets.validate("step")
+    def _within(self, proposal: Any) -> int:
+        return min(max(int(proposal["value"]), 0), max(len(self.steps) - 1, 0))
+
     # what it holds
 
     @property
@@ -164,6 +170,7 @@ class Guide(Panel):
     def diagnose(self) -> None:
         """Diagnose the study as it is now, in the background; cancelled, it keeps what was found."""
         study, tolerance, batches = self.study, self._tolerance, self._batches
+        self._asking = True
         self._text.value = facts([["question", "Is it quantization, where, why, and what fixes it?"]])
         self.work("diagnosing", lambda: study.diagnose(tolerance=tolerance, batches=batches, progress=False), self._take)
 
@@ -178,6 +185,7 @@ class Guide(Panel):
         self._unanswered()
 
     def _unanswered(self) -> None:
+        self._asking = False
         if self.steps:
             self._present()
         else:
@@ -216,13 +224,16 @@ class Guide(Panel):
         target, diagnosis, tolerance, batches = check_path(path), self.diagnosis, self._tolerance, self._batches
         study = self._diagnosed
 
+        if self._asking:
+            self._unanswered()
+
         def run() -> Report:
             return make(study, diagnosis=diagnosis, tolerance=tolerance, batches=batches, progress=False)
 
         def keep(report: Report) -> None:
             write(report, target)
             where = html.escape(str(target))
-            self._written.value = f'Written to <a href="{where}" target="_blank" rel="noopener">{where}</a>.'
+            self._written.value = f'Written to <a href="{quote(str(target))}" target="_blank" rel="noopener">{where}</a>.'
 
         self._written.value = ""
         self.work("measuring for the report", run, keep)
@@ -235,7 +246,7 @@ class Guide(Panel):
 
     def _to(self, step: int | None) -> None:
         if step is not None and self.steps:
-            self.step = min(max(step, 0), len(self.steps) - 1)
+            self.step = step
 
     # the state
 
@@ -243,6 +254,7 @@ class Guide(Panel):
         self.diagnosis, self._diagnosed = diagnosis, self.study
         self.steps = guide_steps(self._diagnosed, diagnosis, self._tolerance)
         self._list.options = [(f"{i}. {step.title}", i - 1) for i, step in enumerate(self.steps, 1)]
+        self._asking = False
         self._walk.layout.display = ""
         self.step = 0
         self._present()
@@ -251,7 +263,9 @@ class Guide(Panel):
     def _go(self, history: History) -> None:
         with STATE:
             self.history = history
-            self._present()
+            if self._asking:
+                self._unanswered()  # measuring takes the place of a diagnosis that ran
+            self._update_buttons()
             self._measure()
             self.changed()
 
@@ -363,7 +377,10 @@ def guide_steps(study: Study, found: Diagnosis, tolerance: float = TOLERANCE) ->
 def _gate(study: Study, found: Diagnosis) -> GuideStep:
     outside = [cause for cause in found.causes if cause.kind in OUTSIDE]
     rows = [[cause.kind, f"{cause.layer + ': ' if cause.layer else ''}{cause.evidence}"] for cause in outside]
-    rows += [[f"{cause.kind}, said and not measured", f"{cause.layer}: {cause.evidence}"] for cause in found.findings[:5]]
+    rows += [
+        [f"{cause.kind}, said and not measured", ": ".join(part for part in (cause.layer, cause.evidence) if part)]
+        for cause in found.findings[:5]
+    ]
     rows += [["remark", remark] for remark in study.remarks]
     graph = f"folded graph and model differ by {study.graph.deviation:.1e} relative"
     rows.append(["graph", graph])
@@ -451,7 +468,10 @@ def _remedies(found: Diagnosis) -> GuideStep:
         return GuideStep(
             "what to do", "What is there to do?", [["remedies", "none that helps by more than chance"]], "", found.qat
         )
-    text = "Each of these was measured on the evaluation samples, the cheapest first; they are meant to be applied in this order."
+    if not any(remedy.changes for remedy in found.remedies):
+        text = "What is wrong lies before quantization, in the model or its inputs: no change of a plan puts it right."
+        return GuideStep("what to do", "What is there to do?", rows, text, "Put it right, then make a new study.")
+    text = "These were measured on the evaluation samples, the cheapest first; they are meant to be applied in this order."
     if found.best_loss is not None:
         text += f" With all of them, {_loss(found.best_loss, found.metric)} are still lost."
     then = "Apply them one by one and watch the score below; every step can be undone."

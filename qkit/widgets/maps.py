@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from qkit.measure import decibels as ratio
 from qkit.report.formats import decibels
 from qkit.widgets.canvas import Canvas, es_module
 from qkit.widgets.panel import button, row
+from qkit.widgets.work import STATE
 
 #: Channels that the list offers; the others are reached by none of them being worse.
 MOST_CHANNELS = 512
@@ -94,21 +96,22 @@ def _colours() -> bytes:
 
 
 class FeatureMaps(ipywidgets.VBox):
-    """The maps with what chooses image and channel."""
+    """The maps with what chooses image and channel; `fail` gets what goes wrong on a choice."""
 
-    def __init__(self) -> None:
+    def __init__(self, fail: Callable[[Exception], None]) -> None:
+        self._fail = fail
         self.plot = MapPlot(colours=_colours())
         self.image = ipywidgets.BoundedIntText(0, min=0, max=0, description="image", layout=ipywidgets.Layout(width="150px"))
         self.channel = ipywidgets.Dropdown(description="channel", layout=ipywidgets.Layout(width="min(330px, 100%)"))
         self._back = button("", "the channel before in this list", icon="arrow-left")
         self._forth = button("", "the next channel in this list", icon="arrow-right")
-        self._back.on_click(lambda _: self._step(-1))
-        self._forth.on_click(lambda _: self._step(1))
+        self._back.on_click(lambda _: self._try(lambda: self._step(-1)))
+        self._forth.on_click(lambda _: self._try(lambda: self._step(1)))
         self._tap: TapCapture | None = None
         self._axis = 1
         self._found: ImageMaps | None = None
-        self.image.observe(lambda _: self._ranked(), "value")
-        self.channel.observe(lambda _: self._drawn(), "value")
+        self.image.observe(lambda _: self._try(self._ranked), "value")
+        self.channel.observe(lambda _: self._try(self._drawn), "value")
         super().__init__([row(self.image, self.channel, self._back, self._forth), self.plot])
 
     def show(self, tap: TapCapture, axis: int) -> None:
@@ -116,6 +119,13 @@ class FeatureMaps(ipywidgets.VBox):
         self._tap, self._axis = tap, axis
         self.image.max = len(next(iter(tap.lanes.values())).values) - 1
         self._ranked()
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            with STATE:
+                action()
+        except Exception as error:  # a callback has no caller who could see it
+            self._fail(error)
 
     @property
     def maps(self) -> ImageMaps | None:

@@ -254,6 +254,10 @@ export default {
     });
 
     const answered = guarded(el, (message) => {
+      if (message.event === "refused") {
+        if (outbox.answer(message.seq)) drag = live = null;
+        board.redraw();
+      }
       if (message.event !== "figures") return;
       const settled = outbox.answer(message.seq);
       live = message;

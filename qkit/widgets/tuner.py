@@ -27,7 +27,7 @@ from qkit.estimators import METHODS
 from qkit.histogram import Histogram
 from qkit.loading import batches as batches_of
 from qkit.metrics import Interval, mean_interval, paired_interval
-from qkit.numerics import QuantParams
+from qkit.numerics import QuantParams, QuantSpec
 from qkit.plan import Grid, Plan
 from qkit.report.formats import decibels
 from qkit.report.pictures import histogram as draw_histogram
@@ -115,6 +115,7 @@ class Tuner(Panel):
         self._previous: Plan | None = None
         self.batches = batches_for(study, SAMPLES) if batches is None else batches
         self._quiet = False
+        self._wanted: QuantSpec | None = None  # the rule that channels are being counted for
         self._build(list(study.plan.grids))
         super().__init__(
             row(self._tensors, self._counts, self._zoom),
@@ -217,7 +218,15 @@ class Tuner(Panel):
 
     @property
     def figures(self) -> Figures:
-        """Figures of the current range, all channels together."""
+        """Figures of the current range, all channels together.
+
+        Raises
+        ------
+        QkitError
+            While the channels of an activation are still being counted, see `wait`.
+        """
+        if not self._ready(self.grid.params):
+            raise QkitError(f"the channels of {self.tensor} are being counted: tuner.wait() until they are.")
         return figures(self._histograms(self.grid.params), self.grid.params)
 
     @property
@@ -239,8 +248,9 @@ class Tuner(Panel):
     def set_rule(self, **changes: object) -> None:
         """Change the rule of the tensor's grid: ``bits``, ``symmetric``, ``per_channel``, ``power_of_two``; the range stays."""
         params = self.grid.params
-        per_channel = bool(changes.get("per_channel", params.axis is not None))
+        per_channel = bool(changes.get("per_channel", params.axis is not None or self._wanted is not None))
         spec = rule_of(self.grid, **{**changes, "per_channel": per_channel})
+        self._wanted = None
         low, high = params.lo, params.hi
         if self.grid.spec.symmetric and bool((low < 0).all()):
             low = -high  # the one code more below 0 is the rule's, not the range's: else it would grow with every change of bits
@@ -249,7 +259,8 @@ class Tuner(Panel):
         elif per_channel:
             if self._axis() is None:
                 raise PlanError(f"{self.tensor} has no channel axis: its grid is per tensor.")
-            self._need_channels(lambda: self._per_channel(spec))
+            self._wanted = spec
+            self._need_channels(self._per_channel)
         else:
             self._take(self.plan.with_range(self.tensor, low.min(), high.max(), spec=spec))
 
@@ -327,13 +338,19 @@ class Tuner(Panel):
     @shown
     def _gesture(self, _: Any, message: dict[str, Any], __: Any) -> None:
         event, end, value = message.get("event"), message.get("end"), message.get("value")
+        if not isinstance(message.get("seq"), int):
+            message = {**message, "seq": 0}
         if event not in ("drag", "release") or end not in ("lo", "hi") or not isinstance(value, (int, float)):
+            answer(self.plot, {"event": "refused", "seq": message["seq"]})
             raise QkitError(f"the page sent a gesture that is none: {message!r}; load the page again.")
+        if not self._ready(self.grid.params):
+            answer(self.plot, {"event": "refused", "seq": message["seq"]})
+            raise QkitError(f"the channels of {self.tensor} are being counted: wait until their ranges are there.")
         shown_now = self._shown(self.grid.params)
         lo, hi = self._moved(end, float(value), shown_now)
         plan = self._ranged(lo, hi)
         params = plan[self.tensor].params
-        reply = {"event": "figures", "seq": message.get("seq", 0), "released": event == "release"}
+        reply = {"event": "figures", "seq": message["seq"], "released": event == "release"}
         answer(self.plot, {**reply, "grid": _drawn(self._shown(params)), "figures": self._rows(params)})
         if event == "release":
             self._take(plan)
@@ -366,10 +383,10 @@ class Tuner(Panel):
                 self._redrawn()
                 self.edits += 1
                 self.changed()
-            if history.at or history.can_redo:
-                self._measure()
+            self._measure_edited()
 
     def _opened(self) -> None:
+        self._wanted = None
         self._previous = None
         self.strip.selected = 0
         self._measured.value = _HINT
@@ -501,6 +518,9 @@ class Tuner(Panel):
 
     def _counted(self) -> None:
         self._redrawn()
+        self._measure_edited()
+
+    def _measure_edited(self) -> None:
         if self.history.at or self.history.can_redo:
             self._measure()
 
@@ -516,10 +536,15 @@ class Tuner(Panel):
             self._channels[name] = found
             if self.tensor == name:
                 then()
+            else:
+                self._measure_edited()
 
         self.work(_COUNTING, partial(observe_channels, study.graph, study.calibration, name), keep)
 
-    def _per_channel(self, spec: Any) -> None:
+    def _per_channel(self) -> None:
+        spec, self._wanted = self._wanted, None
+        if spec is None:
+            return
         seen = self._channels[self.tensor]
         low, high = (torch.tensor(ends, dtype=torch.float64) for ends in ([h.min for h in seen], [h.max for h in seen]))
         self._take(self.plan.with_range(self.tensor, low, high, spec=spec, axis=self._axis()))

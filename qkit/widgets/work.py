@@ -164,11 +164,12 @@ class Worker:
 
     def _drain(self) -> None:
         while True:
-            try:
-                call = self._inbox.get_nowait()
-            except Empty:
-                return
+            # taken and called under one lock: whoever waits with the lock held finds it in the box
             with STATE:
+                try:
+                    call = self._inbox.get_nowait()
+                except Empty:
+                    return
                 call()
 
 
