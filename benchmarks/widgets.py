@@ -151,7 +151,8 @@ def _drag(shown: Page, k: int) -> tuple[float, float, float]:
         if (window.listening) return; window.listening = true;
         document.addEventListener('pointermove', () => window.moves.push(performance.now()), true);
         document.addEventListener('pointerup', () => (window.up = performance.now()), true);
-        document.addEventListener('qkit-painted', (e) => window.paints.push([e.detail.moved, performance.now(), e.detail.released]));
+        document.addEventListener('qkit-painted', (e) =>
+            window.paints.push([e.detail.moved, performance.now(), e.detail.released]));
         })()"""
     )
     shown.mouse("Moved", x, y)
@@ -188,7 +189,8 @@ def _release(shown: Page, share: float) -> float:
         const look = () => { const text = panel.textContent; waited ||= text.includes('measuring');
             if (waited && text.includes('evaluation samples.')) { observer.disconnect();
                 requestAnimationFrame(() => (window.scored = performance.now())); } };
-        const observer = new MutationObserver(look); observer.observe(panel, {subtree: true, childList: true, characterData: true}); })()"""
+        const observer = new MutationObserver(look);
+        observer.observe(panel, {subtree: true, childList: true, characterData: true}); })()"""
     )
     shown.mouse("Released", x - 10 - 20 * share, y)
     shown.until("window.scored > 0")

@@ -133,7 +133,7 @@ class CalibrationPanel(Panel):
         self._reset.on_click(lambda _: self._pressed(self.reset))
         self._first = self._taken = {control: control.value for control in self._controls()}
         for control in self._first:
-            control.observe(self._changed_by_hand, "value")
+            control.observe(lambda change: None if self._quiet else self._changed_by_hand(change), "value")
 
     def _controls(self) -> list[Any]:
         pairs = [control for pair in self.class_controls.values() for control in pair]
@@ -259,8 +259,7 @@ class CalibrationPanel(Panel):
 
     @shown
     def _changed_by_hand(self, _: Any) -> None:
-        if not self._quiet:
-            self._recalibrate()
+        self._recalibrate()
 
     def _settings(self) -> dict[str, Any]:
         special = dict(self._origin.methods.get("methods") or {})

@@ -52,6 +52,7 @@ class Explorer(Panel):
         self._study, self._batches = study, batches
         self.capture: Capture | None = None
         self._captured: Plan | None = None
+        self._measuring = False
         self.table = LayerTable()
         self._view = ipywidgets.ToggleButtons(options=_VIEWS, style={"button_width": "auto"})
         self._again = button("measure the edited plan", "Capture again, with the ranges as tuned", icon="refresh")
@@ -100,23 +101,25 @@ class Explorer(Panel):
 
     def measure(self) -> None:
         """Capture the current plan in the background."""
+        self._measuring = True
         study, plan, count = self.study, self.plan, self._batches
         self.work(_CAPTURING, lambda: study.capture(batches=count, progress=False), lambda found: self._show(found, plan))
 
     def stopped(self, what: str) -> None:
         """Cancelled: what was there before is shown again."""
         super().stopped(what)
-        self._chosen_again()
+        self._not_captured()
 
     def show_error(self, error: Exception) -> None:
         """Under the widget; what was there before is shown again."""
         super().show_error(error)
-        if self.worker.what == "":
-            self._chosen_again()
+        self._not_captured()
 
-    def _chosen_again(self) -> None:
-        if self.capture is not None and self._view.value == _VIEWS[2] and self.maps not in self._detail.children:
-            self._show_maps()
+    def _not_captured(self) -> None:
+        if self._measuring:
+            self._measuring = False
+            if self.capture is not None:
+                self._chosen()
 
     def select(self, layer: str) -> None:
         """Choose a layer by its tap's name.
@@ -142,7 +145,7 @@ class Explorer(Panel):
         self._note.value = '<span class="qkit-note">The figures come with the capture.</span>'
 
     def _show(self, capture: Capture, plan: Plan | None) -> None:
-        self.capture, self._captured = capture, plan
+        self.capture, self._captured, self._measuring = capture, plan, False
         table = capture.table()
         lanes = [lane for lane in capture.lanes if lane != "float"]
         figures = [

@@ -470,7 +470,9 @@ def _remedies(found: Diagnosis) -> GuideStep:
         )
     if not any(remedy.changes for remedy in found.remedies):
         text = "What is wrong lies before quantization, in the model or its inputs: no change of a plan puts it right."
-        return GuideStep("what to do", "What is there to do?", rows, text, "Put it right, then make a new study.")
+        return GuideStep(
+            "what to do", "What is there to do?", rows, text, "Put it right, then make a new study.", remedies=found.remedies
+        )
     text = "These were measured on the evaluation samples, the cheapest first; they are meant to be applied in this order."
     if found.best_loss is not None:
         text += f" With all of them, {_loss(found.best_loss, found.metric)} are still lost."

@@ -98,7 +98,7 @@ def _colours() -> bytes:
 class FeatureMaps(ipywidgets.VBox):
     """The maps with what chooses image and channel; `fail` gets what goes wrong on a choice."""
 
-    def __init__(self, fail: Callable[[Exception], None]) -> None:
+    def __init__(self, fail: Callable[[Exception], None] | None = None) -> None:
         self._fail = fail
         self.plot = MapPlot(colours=_colours())
         self.image = ipywidgets.BoundedIntText(0, min=0, max=0, description="image", layout=ipywidgets.Layout(width="150px"))

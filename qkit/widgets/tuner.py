@@ -180,9 +180,9 @@ class Tuner(Panel):
         self._code = CodeBox()
         self._measured = ipywidgets.HTML()
         for control in (self._bits, self._rule, self._granularity, self._power):
-            control.observe(self._ruled, "value")
+            control.observe(lambda change: None if self._quiet else self._ruled(change), "value")
         for field in (self._low, self._high):
-            field.observe(self._typed, "value")
+            field.observe(lambda change: None if self._quiet else self._typed(change), "value")
         self._percentile.observe(lambda _: self._clicked(self._mark), "value")
         self._counts.observe(lambda _: self._clicked(self._redrawn), "value")
         self._zoom.observe(lambda _: self._clicked(self._redrawn), "value")
@@ -305,30 +305,28 @@ class Tuner(Panel):
 
     @shown
     def _ruled(self, _: Any) -> None:
-        if not self._quiet:
-            try:
-                self.set_rule(
-                    bits=self._bits.value,
-                    symmetric=self._rule.value == "symmetric",
-                    per_channel=self._granularity.value,
-                    power_of_two=self._power.value,
-                )
-            finally:
-                self._show_rule()
+        try:
+            self.set_rule(
+                bits=self._bits.value,
+                symmetric=self._rule.value == "symmetric",
+                per_channel=self._granularity.value,
+                power_of_two=self._power.value,
+            )
+        finally:
+            self._show_rule()
 
     @shown
     def _typed(self, change: Any) -> None:
-        if not self._quiet:
-            # the other end as it is, not as its field rounds it
-            end, params = "lo" if change["owner"] is self._low else "hi", self._shown(self.grid.params)
-            value = float(change["new"])
-            low, high = (value, float(params.hi)) if end == "lo" else (float(params.lo), value)
-            if low <= 0.0 <= high:
-                low, high = self._moved(end, value, params)
-            try:
-                self.set_range(low, high)
-            finally:
-                self._show_rule()
+        # the other end as it is, not as its field rounds it
+        end, params = "lo" if change["owner"] is self._low else "hi", self._shown(self.grid.params)
+        value = float(change["new"])
+        low, high = (value, float(params.hi)) if end == "lo" else (float(params.lo), value)
+        if low <= 0.0 <= high:
+            low, high = self._moved(end, value, params)
+        try:
+            self.set_range(low, high)
+        finally:
+            self._show_rule()
 
     @shown
     def _picked(self, _: Any) -> None:
@@ -453,12 +451,12 @@ class Tuner(Panel):
 
     def _show_rule(self) -> None:
         """The controls as the grid has it, without taking that for the user's hand."""
-        spec, params = self.grid.spec, self._shown(self.grid.params)
+        spec, params = self._wanted or self.grid.spec, self._shown(self.grid.params)
         self._quiet = True
         try:
             self._bits.value, self._power.value = spec.bits, spec.power_of_two
             self._rule.value = "symmetric" if spec.symmetric else "affine"
-            self._granularity.value = self.grid.params.axis is not None
+            self._granularity.value = self.grid.params.axis is not None or self._wanted is not None
             self._low.value, self._high.value = (float(f"{float(end):.6g}") for end in (params.lo, params.hi))
         finally:
             self._quiet = False
@@ -534,6 +532,7 @@ class Tuner(Panel):
 
         def keep(found: list[Histogram]) -> None:
             self._channels[name] = found
+            self.clear_error()
             if self.tensor == name:
                 then()
             else:
@@ -555,6 +554,8 @@ class Tuner(Panel):
         """A score was cancelled, by hand or because the handle moves on."""
         if what != _SCORING:
             super().stopped(what)
+            self._wanted = None
+            self._show_rule()
         self._unmeasured()
 
     def show_error(self, error: Exception) -> None:

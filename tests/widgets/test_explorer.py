@@ -340,7 +340,6 @@ def test_maps_are_back_when_a_measurement_is_cancelled() -> None:
         made.measure()
         made.select("project")
         made._cancel.click()
-        made.wait()
     made.wait()
     assert made.capture is captured()
     assert made._detail.children == (made.maps,)
