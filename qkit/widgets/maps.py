@@ -124,7 +124,9 @@ class FeatureMaps(ipywidgets.VBox):
         try:
             with STATE:
                 action()
-        except Exception as error:  # a callback has no caller who could see it
+        except Exception as error:
+            if self._fail is None:
+                raise
             self._fail(error)
 
     @property
