@@ -49,6 +49,7 @@ export function surface(el, parent, height, draw) {
   parent.append(canvas);
   let frame = 0;
   let size = height;
+  let drawn = "";
   const paint = guarded(el, () => {
     frame = 0;
     const width = canvas.clientWidth;
@@ -60,7 +61,9 @@ export function surface(el, parent, height, draw) {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, size);
     context.font = "12px var(--jp-ui-font-family, system-ui, sans-serif)".replace(/var\([^,]*,\s*(.*)\)/, "$1");
-    draw(context, width, size, palette(el));
+    const colours = palette(el);
+    drawn = JSON.stringify(colours);
+    draw(context, width, size, colours);
   });
   const redraw = () => {
     if (!frame) frame = requestAnimationFrame(paint);
@@ -69,13 +72,15 @@ export function surface(el, parent, height, draw) {
   resized.observe(canvas);
   const themed = new MutationObserver(redraw);
   themed.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class"] });
-  const scheme = window.matchMedia("(prefers-color-scheme: dark)");
-  scheme.addEventListener("change", redraw);
+  // a theme's style sheets arrive some time after it is announced: look now and then whether the colours are still those drawn
+  const looking = setInterval(() => {
+    if (drawn && canvas.clientWidth && JSON.stringify(palette(el)) !== drawn) redraw();
+  }, 400);
   const destroy = () => {
     cancelAnimationFrame(frame);
     resized.disconnect();
     themed.disconnect();
-    scheme.removeEventListener("change", redraw);
+    clearInterval(looking);
   };
   const resize = (value) => {
     size = value;

@@ -33,8 +33,10 @@ from qkit.report.formats import decibels
 from qkit.report.pictures import histogram as draw_histogram
 from qkit.report.worst import describe_grid, describe_histogram
 from qkit.rescore import Effect
-from qkit.widgets.canvas import Canvas, answer, es_module
+from qkit.widgets.canvas import answer
+from qkit.widgets.code import CodeBox
 from qkit.widgets.panel import Panel, button, row, shown
+from qkit.widgets.range import RangePlot
 from qkit.widgets.strip import ChannelStrip
 from qkit.widgets.words import change_words, facts, figure_rows, score_words
 from qkit.widgets.work import STATE
@@ -52,31 +54,6 @@ _HINT = (
     "<span class=\"qkit-note\">Figures follow a handle while it moves; when it is let go, the layer's error, the output's and "
     "the score are measured. Arrow keys move a handle by a step.</span>"
 )
-
-
-class RangePlot(Canvas):
-    """Histogram, grid, marks and handles; reports ``drag`` and ``release`` of an end."""
-
-    _esm = es_module("range")
-    counts = traitlets.Bytes(b"").tag(sync=True)
-    view: Any = traitlets.List([0.0, 1.0]).tag(sync=True)
-    log = traitlets.Bool(True).tag(sync=True)
-    grid: Any = traitlets.Dict({"lo": 0.0, "hi": 1.0, "scale": 1.0, "codes": 2}).tag(sync=True)
-    marks: Any = traitlets.List([]).tag(sync=True)
-    mark_rows = traitlets.Int(1).tag(sync=True)
-    ghost: Any = traitlets.Dict({}).tag(sync=True)
-    figures: Any = traitlets.List([]).tag(sync=True)
-    extremes: Any = traitlets.List([0.0, 1.0]).tag(sync=True)
-    stride = traitlets.Float(1.0).tag(sync=True)
-    axis = traitlets.Unicode("value").tag(sync=True)
-    locked = traitlets.Bool(False).tag(sync=True)
-
-
-class CodeBox(Canvas):
-    """Code with a button that copies it."""
-
-    _esm = es_module("code")
-    code = traitlets.Unicode("").tag(sync=True)
 
 
 class Tuner(Panel):

@@ -43,6 +43,11 @@ def change_words(change: Interval, metric: str) -> str:
     return " ".join(part for part in (u.loss(change.value, sign=True), u.points, f"[{ends}]") if part)
 
 
+def loss_words(loss: Interval, metric: str) -> str:
+    """A loss with its interval."""
+    return units(metric).amount(loss.value, loss.low, loss.high)
+
+
 def facts(rows: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> str:
     """A small table as HTML, its first column being names."""
 

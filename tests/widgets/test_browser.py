@@ -29,14 +29,24 @@ TAP = "features.4.conv.1.0"
 
 Open = Callable[..., Notebook]
 
+#: Whether some pixel of the first plot has a theme's colour of axes: the canvas itself, not the style sheet.
+_COLOURED = """colour => { const canvas = document.querySelector('.qkit-plot canvas');
+    const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+    for (let i = 0; i < data.length; i += 4)
+        if (data[i] === colour[0] && data[i + 1] === colour[1] && data[i + 2] === colour[2] && data[i + 3] === 255) return true;
+    return false; }"""
+_INK = {"light": [0xD5, 0xD9, 0xDF], "dark": [0x3B, 0x41, 0x49]}
+
 
 def pictured(book: Notebook, name: str) -> None:
-    """Take the panel's picture in both themes where the docs ask for it; both are switched to anyway."""
+    """Take the panel's picture in both themes where the docs ask for it; both are switched to anyway, and the colours follow."""
     folder = os.environ.get("QKIT_PICTURES")
     for theme in ("dark", "light"):
         book.theme(theme)
-        book.page.wait_for_timeout(300)
+        if book.page.locator(".qkit-plot").count():
+            book.page.wait_for_function(_COLOURED, arg=_INK[theme])
         if folder:
+            book.page.wait_for_timeout(900)
             book.page.locator(".qkit-panel").first.screenshot(path=Path(folder) / f"{name}-{theme}.png")
 
 
@@ -116,6 +126,7 @@ def test_tuner(notebook: Open) -> None:
     pictured(book, "tuner")
 
 
+@pytest.mark.slow
 def test_a_grid_per_channel_is_tuned_channel_by_channel(notebook: Open) -> None:
     book = notebook(STUDY, f"tuner = study.tune({TAP + '.weight'!r})\ntuner.set_rule(per_channel=True)\ntuner", height=1300)
     page = book.page
@@ -300,6 +311,7 @@ def test_a_saved_notebook(notebook: Open, lab: Server, browser: Browser) -> None
         expect(still.page.get_by_text("model not found")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_nbconvert_shows_picture_and_table(notebook: Open) -> None:
     from nbconvert import HTMLExporter
 
@@ -311,6 +323,7 @@ def test_nbconvert_shows_picture_and_table(notebook: Open) -> None:
     assert "SQNR of this range" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [700, 1600])
 def test_widths(notebook: Open, width: int) -> None:
     book = notebook(

@@ -24,11 +24,12 @@ from qkit import MissingExtra, PlanError, QkitError
 from qkit.progress import track
 from qkit.widgets import CalibrationPanel, Explorer, Guide, Tuner, panel, work
 from qkit.widgets.canvas import Canvas, es_module, style_sheet
+from qkit.widgets.code import CodeBox
 from qkit.widgets.layers import LayerTable
 from qkit.widgets.maps import FeatureMaps, MapPlot
 from qkit.widgets.panel import Frame, Panel, shown
+from qkit.widgets.range import RangePlot
 from qkit.widgets.strip import ChannelStrip
-from qkit.widgets.tuner import CodeBox, RangePlot
 
 PNG = b"\x89PNG\r\n\x1a\n"
 VIEW = "application/vnd.jupyter.widget-view+json"
