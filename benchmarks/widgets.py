@@ -163,7 +163,7 @@ def _drag(shown: Page, k: int) -> tuple[float, float, float]:
         # a swing to the left and back, never twice to the same place
         shown.mouse("Moved", x - 120 - k + 120 * math.cos(i / 17.0), y, wait=False)
         time.sleep(max(0.0, start + (i + 1) / HZ - time.perf_counter()))
-    shown.mouse("Released", x - 100 - 5 * k, y)
+    shown.mouse("Released", x - 20 - 3 * k, y)
     time.sleep(2.0)
     moves, paints, up = shown.run("[window.moves, window.paints, window.up]")
     latencies = []
@@ -193,7 +193,10 @@ def _release(shown: Page, share: float) -> float:
         observer.observe(panel, {subtree: true, childList: true, characterData: true}); })()"""
     )
     shown.mouse("Released", x - 10 - 20 * share, y)
-    shown.until("window.scored > 0")
+    try:
+        shown.until("window.scored > 0", 20.0)
+    except TimeoutError:
+        raise RuntimeError(f"no score: {shown.run("document.querySelector('.qkit-panel').textContent")}") from None
     time.sleep(0.5)
     return float(shown.run("window.scored - window.up"))
 

@@ -29,13 +29,13 @@ TAP = "features.4.conv.1.0"
 
 Open = Callable[..., Notebook]
 
-#: Whether some pixel of the first plot has a theme's colour of axes: the canvas itself, not the style sheet.
+#: Whether some pixel of the first plot has a theme's orange: the canvas itself, not the style sheet.
 _COLOURED = """colour => { const canvas = document.querySelector('.qkit-plot canvas');
     const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
     for (let i = 0; i < data.length; i += 4)
         if (data[i] === colour[0] && data[i + 1] === colour[1] && data[i + 2] === colour[2] && data[i + 3] === 255) return true;
     return false; }"""
-_INK = {"light": [0xD5, 0xD9, 0xDF], "dark": [0x3B, 0x41, 0x49]}
+_INK = {"light": [0xCC, 0x5F, 0x00], "dark": [0xFF, 0x9D, 0x4D]}
 
 
 def pictured(book: Notebook, name: str) -> None:
