@@ -196,7 +196,8 @@ def _release(shown: Page, share: float) -> float:
     try:
         shown.until("window.scored > 0", 20.0)
     except TimeoutError:
-        raise RuntimeError(f"no score: {shown.run("document.querySelector('.qkit-panel').textContent")}") from None
+        said = shown.run("document.querySelector('.qkit-panel').textContent")
+        raise RuntimeError(f"no score: {said}") from None
     time.sleep(0.5)
     return float(shown.run("window.scored - window.up"))
 

@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 from benchmarks.lab import CHROMIUM, FLAGS, Server, server, write_notebook
 
 __all__ = ["Notebook", "Server", "chromium", "notebook", "opened", "server"]
 
+_ASK = """async e => { const k = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+    const m = await (window.asked = k.requestExecute({code: '', silent: true, user_expressions: {r: e}})).done;
+    const r = m.content.user_expressions.r; if (!r.data) throw new Error(r.evalue); return r.data['text/plain']; }"""
 _THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
 
@@ -49,14 +52,14 @@ class Notebook:
 
     def kernel(self, expression: str) -> str:
         """The repr of an expression in the kernel."""
-        return str(
-            self.page.evaluate(
-                """async e => { const k = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
-                const m = await k.requestExecute({code: '', silent: true, user_expressions: {r: e}}).done;
-                const r = m.content.user_expressions.r; if (!r.data) throw new Error(r.evalue); return r.data['text/plain']; }""",
-                expression,
-            )
-        )
+        for attempt in range(3):
+            try:
+                return str(self.page.evaluate(_ASK, expression))
+            except Error as error:
+                # the page's own answer was swept away with the request before it was read: ask again
+                if "garbage collected" not in str(error) or attempt == 2:
+                    raise
+        raise AssertionError
 
     def until(self, expression: str, timeout: float = 60.0) -> None:
         """Ask the kernel until the expression is true."""
