@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import imagenet_nets, range_edit, scaling
+from benchmarks.lab import CHROMIUM
 
 #: glibc hands large buffers back to the system after every use by default, and every pass then faults their pages in anew.
 KEEP_BUFFERS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "20000000000"}
@@ -28,6 +29,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--no-sweeps", action="store_true", help="leave the sensitivity sweeps out (minutes)")
     parser.add_argument("--no-scaling", action="store_true", help="leave out how the cost grows")
+    parser.add_argument("--no-widgets", action="store_true", help="leave out the widgets, which need JupyterLab and Chromium")
+    parser.add_argument("--widgets-only", action="store_true", help="the widgets alone (two minutes)")
     parser.add_argument(
         "--keep-buffers", action="store_true", help="run with glibc's allocator keeping large buffers, " + str(KEEP_BUFFERS)
     )
@@ -37,11 +40,18 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], {**os.environ, **KEEP_BUFFERS})
     torch.set_num_threads(options.threads)
     rows = []
-    for name in options.networks:
-        rows += imagenet_nets.measure(name, sweeps=not options.no_sweeps, repeats=options.repeats)
-    rows += range_edit.measure()
-    if not options.no_scaling:
-        rows += scaling.measure()
+    if not options.widgets_only:
+        for name in options.networks:
+            rows += imagenet_nets.measure(name, sweeps=not options.no_sweeps, repeats=options.repeats)
+        rows += range_edit.measure()
+        if not options.no_scaling:
+            rows += scaling.measure()
+    if Path(CHROMIUM).exists() and not options.no_widgets:
+        from benchmarks import widgets
+
+        rows += widgets.measure()
+    elif not options.no_widgets:
+        print(f"The widgets are left out: no Chromium at {CHROMIUM}.")
     kept = all(os.environ.get(k) == v for k, v in KEEP_BUFFERS.items())
     malloc = "keeps buffers" if kept else "default"
     title = f"torch {torch.__version__}, Python {platform.python_version()}, {options.threads} threads, malloc {malloc}"
