@@ -106,8 +106,8 @@ def test_pictures_follow_light_and_dark(page):
     for picture in pictures(page):
         styles = "".join(node.text or "" for node in picture.iter("{http://www.w3.org/2000/svg}style"))
         assert "prefers-color-scheme:dark" in styles
-        defined = set(re.findall(r"(--[a-z]+):", styles))
-        used = {v for node in picture.iter() for v in re.findall(r"var\((--[a-z]+)\)", node.get("style", ""))}
+        defined = set(re.findall(r"(--[a-z-]+):", styles))
+        used = {v for node in picture.iter() for v in re.findall(r"var\((--[a-z-]+)\)", node.get("style", ""))}
         assert used
         assert used <= defined
 

@@ -55,9 +55,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(lab: Server) -> Iterator[Browser]:
-    """Chromium, headless."""
+    """Chromium, headless; gone after the module, since its driver keeps an event loop running on this thread."""
     from lab import chromium
 
     with chromium() as running:

@@ -106,7 +106,7 @@ def opened(
     context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce", device_scale_factor=1)
     page = context.new_page()
     book = Notebook(page, lab.url, path)
-    page.on("pageerror", lambda error: book.errors.append(str(error)))
+    page.on("pageerror", lambda error: book.errors.append(error.stack or str(error)))
     page.on("console", lambda message: book.errors.append(message.text) if message.type == "error" else None)
     try:
         page.goto(f"{lab.url}/lab/tree/{path.name}?reset")
