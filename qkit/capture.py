@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qkit.errors import DataError, QkitError
 from qkit.graph import Graph
-from qkit.lanes import Lane, finish_value, quantize_weight, run_lanes
+from qkit.lanes import Lane, finish_value, lane_weight, run_lanes
 from qkit.loading import batches
 from qkit.measure import ErrorSums, FloatSums, decibels, describe, local_error, measure
 from qkit.numerics import QuantParams, dequantize, quantize
@@ -180,8 +180,8 @@ class Capture:
         lanes = {"float": LaneTensor(weight, None, None)}
         for lane, plan in self.plans.items():
             params = plan.params(name)
-            value = weight if params is None else quantize_weight(weight, params)
-            lanes[lane] = LaneTensor(value, None if params is None else quantize(weight, params, name=name), params)
+            value = lane_weight(self.graph, plan, name)
+            lanes[lane] = LaneTensor(value, None if params is None else quantize(value, params, name=name), params)
         return TapCapture(name, lanes)
 
     def _again(self, step: Step) -> dict[str, Tensor | None]:
@@ -375,7 +375,7 @@ class Capture:
             for lane, plan in self.plans.items():
                 params = plan.params(step.weight)
                 if params is not None:
-                    noise = (quantize_weight(weight, params) - weight).double().square().sum()
+                    noise = (lane_weight(self.graph, plan, step.weight) - weight).double().square().sum()
                     row[lane, "scale"] = float(params.scale.max())
                     row[lane, "sqnr"] = float(decibels(float(weight.double().square().sum()), float(noise)))
             rows[step.weight] = row

@@ -77,6 +77,8 @@ class History:
         if changed:
             lines = ["import qkit", *(["import torch"] if any(g.params.axis is not None for _, g in changed) else []), "", *lines]
         for name, grid in changed:
+            if grid.codes is not None:
+                lines.append(f"# {name} was rounded by a remedy or by study.ptc(), which its range alone does not tell")
             params, spec = grid.params, grid.spec
             axis = "" if params.axis is None else f", axis={params.axis}"
             if params.axis is None:

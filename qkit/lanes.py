@@ -19,9 +19,9 @@ from torch import Tensor
 from qkit.errors import DataError, PlanError
 from qkit.graph import Graph
 from qkit.layout import dense, without_gaps
-from qkit.numerics import QuantParams, fake_quantize_, quantize_bias, wrap_around
+from qkit.numerics import QuantParams, dequantize, fake_quantize_, quantize_bias, wrap_around
 from qkit.operations import UNBOUNDED
-from qkit.plan import FLOAT, Plan
+from qkit.plan import FLOAT, Codes, Plan
 from qkit.steps import Step
 
 #: Kinds of steps whose sums run up in an accumulator.
@@ -57,11 +57,12 @@ class Decision:
     output: QuantParams | None
     correction: tuple[float, ...] | None = None
     accumulator: tuple[QuantParams, QuantParams, int] | None = None
+    codes: Codes | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Hashable content."""
-        return self.weight, self.bias_scale, self.output, self.correction, self.accumulator
+        return self.weight, self.bias_scale, self.output, self.correction, self.accumulator, self.codes
 
     @property
     def is_float(self) -> bool:
@@ -106,12 +107,12 @@ def decide(step: Step, plan: Plan, graph: Graph) -> Decision:
     if weight is not None and not (plan.bias_bits is None and plan.accumulator_bits is None):
         source = plan.params(graph.steps[step.inputs[0]].tap)
         if source is not None and source.axis is None and weight.axis in (None, step.weight_axis):
-            if step.bias is not None and plan.bias_bits is not None:
+            if (step.bias is not None or step.name in plan.corrections) and plan.bias_bits is not None:
                 bias_scale = (source, weight, plan.bias_bits)
             if step.kind in ACCUMULATING and plan.accumulator_bits is not None:
                 accumulator = (source, weight, plan.accumulator_bits)
-    corrected = weight is not None and step.bias is not None
-    return Decision(weight, bias_scale, output, plan.corrections.get(step.name) if corrected else None, accumulator)
+    correction = None if weight is None else plan.corrections.get(step.name)
+    return Decision(weight, bias_scale, output, correction, accumulator, plan.codes(step.weight))
 
 
 def finish_value(step: Step, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None) -> Tensor:
@@ -127,8 +128,21 @@ def finish_value(step: Step, y: Tensor, params: QuantParams | None, lanes: tuple
     return y
 
 
-def quantize_weight(weight: Tensor, params: QuantParams) -> Tensor:
-    """Fake-quantized copy of a weight, in the same memory layout."""
+def lane_weight(graph: Graph, plan: Plan, weight: str) -> Tensor:
+    """The weight of that name as the plan's lane computes with it."""
+    params = plan.params(weight)
+    return graph.weights[weight] if params is None else quantize_weight(graph.weights[weight], params, plan.codes(weight))
+
+
+def quantize_weight(weight: Tensor, params: QuantParams, codes: Codes | None = None) -> Tensor:
+    """Fake-quantized copy of a weight, in the same memory layout; of other codes than the nearest, where there are any."""
+    if codes is not None:
+        if codes.tensor.shape != weight.shape:
+            raise PlanError(
+                f"the plan has codes of shape {tuple(codes.tensor.shape)} for a weight of shape {tuple(weight.shape)}. The plan "
+                "is of another model: calibrate again."
+            )
+        return torch.empty_like(weight).copy_(dequantize(codes.tensor.to(weight.device), params))
     if weight.device.type != "cpu" or params.axis != 0:
         return fake_quantize_(weight.clone(), params)
     from qkit import kernels
@@ -146,27 +160,27 @@ class _Operands:
 
     graph: Graph
     step: Step
-    weights: dict[QuantParams | None, Tensor] = field(default_factory=dict)
+    weights: dict[Any, Tensor] = field(default_factory=dict)
     biases: dict[Any, Tensor | None] = field(default_factory=dict)
 
     def weight(self, decision: Decision) -> Tensor:
-        params = decision.weight
-        if params not in self.weights:
+        params, key = decision.weight, (decision.weight, decision.codes)
+        if key not in self.weights:
             float_weight = self.graph.weights[self.step.weight or ""]
             if params is not None and params.axis is not None and float_weight.shape[params.axis] != params.scale.numel():
                 raise PlanError(
                     f"{self.step.weight}: the plan's grid has {params.scale.numel()} channels on axis {params.axis}, the weight "
                     f"has shape {tuple(float_weight.shape)}. The plan is of another model: calibrate again."
                 )
-            self.weights[params] = float_weight if params is None else quantize_weight(float_weight, params)
-        return self.weights[params]
+            self.weights[key] = float_weight if params is None else quantize_weight(float_weight, params, decision.codes)
+        return self.weights[key]
 
     def bias(self, decision: Decision) -> Tensor | None:
-        if self.step.bias is None:
+        if self.step.bias is None and decision.correction is None:
             return None
         key = decision.bias_scale, decision.correction
         if key not in self.biases:
-            bias = self.graph.biases[self.step.bias]
+            bias = self._float_bias()
             if decision.correction is not None:
                 if len(decision.correction) != len(bias):
                     raise PlanError(
@@ -179,6 +193,13 @@ class _Operands:
                 bias = quantize_bias(bias, source.scale.double() * weight.scale.double(), bits)
             self.biases[key] = bias
         return self.biases[key]
+
+    def _float_bias(self) -> Tensor:
+        """The layer's bias; zeros where it has none and the plan corrects its output's mean."""
+        if self.step.bias is not None:
+            return self.graph.biases[self.step.bias]
+        channels = self.step.shape[self.step.channel_axis]
+        return torch.zeros(channels, device=self.graph.device)
 
 
 @contextmanager

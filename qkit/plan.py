@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import functools
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +35,48 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """A weight's integer codes, where they were chosen otherwise than by rounding to nearest; compares and hashes by content.
+
+    Attributes
+    ----------
+    tensor
+        Integers of the weight's shape.
+    """
+
+    tensor: Tensor
+
+    @functools.cached_property
+    def key(self) -> tuple[Any, ...]:
+        """The content in brief."""
+        data = self.tensor.detach().cpu().contiguous()
+        return tuple(data.shape), data.dtype, hashlib.blake2b(data.numpy().tobytes()).digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Codes) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Shape, and the codes as little-endian int32 in base64."""
+        data = self.tensor.detach().cpu().to(torch.int32).contiguous().numpy().astype("<i4")
+        return {"shape": list(self.tensor.shape), "int32": base64.b64encode(data.tobytes()).decode("ascii")}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], params: QuantParams) -> Codes:
+        """Inverse of `to_dict`; raises `PlanError` where the codes do not fit their shape or the grid."""
+        raw = base64.b64decode(_check(data["int32"], str, "codes"), validate=True)
+        shape = [_check(size, int, "codes' shape") for size in data["shape"]]
+        if any(size < 0 for size in shape) or 4 * math.prod(shape) != len(raw):
+            raise PlanError(f"its codes are {len(raw)} bytes, which is not shape {shape} of int32.")
+        tensor = torch.from_numpy(np.frombuffer(raw, "<i4").astype(np.int32)).view(shape)
+        if tensor.numel() and not params.qmin <= int(tensor.min()) <= int(tensor.max()) <= params.qmax:
+            raise PlanError(f"its codes leave the grid's {params.qmin}..{params.qmax}.")
+        return cls(tensor.to(params.dtype))
+
+
 @dataclass(frozen=True)
 class Grid:
     """One tensor's grid and how it came about.
@@ -45,12 +91,19 @@ class Grid:
         How the range was chosen: an estimator's name, or "manual".
     weight
         Whether the tensor is a weight.
+    codes
+        Of a weight, where they are not those of rounding to nearest: adaptive rounding, training.
     """
 
     spec: QuantSpec
     params: QuantParams
     method: str
     weight: bool = False
+    codes: Codes | None = None
+
+    def at(self, params: QuantParams, method: str = "manual", *, spec: QuantSpec | None = None) -> Grid:
+        """The same tensor on another grid, its codes by rounding to nearest."""
+        return Grid(self.spec if spec is None else spec, params, method, self.weight)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings."""
@@ -64,6 +117,7 @@ class Grid:
             "axis": p.axis,
             "method": self.method,
             "weight": self.weight,
+            **({} if self.codes is None else {"codes": self.codes.to_dict()}),
         }
 
     @classmethod
@@ -84,7 +138,8 @@ class Grid:
             data["qmax"],
             _check(data["axis"], (int, type(None)), "axis"),
         )
-        return cls(spec, params, _check(data["method"], str, "method"), _check(data["weight"], bool, "weight"))
+        codes = Codes.from_dict(data["codes"], params) if "codes" in data else None
+        return cls(spec, params, _check(data["method"], str, "method"), _check(data["weight"], bool, "weight"), codes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,18 +184,27 @@ class Plan:
         grid = self.grids.get(tensor) if tensor is not None else None
         return None if grid is None else grid.params
 
+    def codes(self, tensor: str | None) -> Codes | None:
+        """The weight's codes where they are not those of rounding to nearest."""
+        grid = self.grids.get(tensor) if tensor is not None else None
+        return None if grid is None else grid.codes
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan) or self.bias_bits != other.bias_bits or self.accumulator_bits != other.accumulator_bits:
             return False
         return dict(self.corrections) == dict(other.corrections) and not self.diff(other)
 
     def __hash__(self) -> int:
-        grids = ((name, grid.params) for name, grid in sorted(self.grids.items()))
+        grids = ((name, self.grids[name].params, self.grids[name].codes) for name in sorted(self.grids))
         return hash((self.bias_bits, self.accumulator_bits, *sorted(self.corrections.items()), *grids))
 
     def with_grid(self, tensor: str, grid: Grid) -> Plan:
         """A new plan in which the tensor has that grid."""
         return replace(self, grids={**self.grids, tensor: grid})
+
+    def with_grids(self, grids: Mapping[str, Grid]) -> Plan:
+        """A new plan in which these tensors have these grids."""
+        return replace(self, grids={**self.grids, **grids})
 
     def with_range(
         self, tensor: str, lo: float | Tensor, hi: float | Tensor, *, spec: QuantSpec | None = None, axis: int | None = None
@@ -181,7 +245,7 @@ class Plan:
             params = rule.params(low, high, axis=axis if per_channel else None)
         except PlanError as error:
             raise PlanError(f"{tensor}: {error}") from error
-        return self.with_grid(tensor, replace(old, spec=rule, params=params, method="manual"))
+        return self.with_grid(tensor, old.at(params, spec=rule))
 
     def where(self, keep: Callable[[str, Grid], bool], name: str | None = None) -> Plan:
         """A new plan with only those grids for which ``keep(tensor, grid)`` holds."""
@@ -214,7 +278,8 @@ class Plan:
     def diff(self, other: Plan) -> dict[str, tuple[Grid | None, Grid | None]]:
         """Tensors whose grids differ: name to (this plan's grid, the other's)."""
         names = [*self.grids, *(name for name in other.grids if name not in self.grids)]
-        return {name: (self.grids.get(name), other.grids.get(name)) for name in names if self.params(name) != other.params(name)}
+        grids = {name: (self.grids.get(name), other.grids.get(name)) for name in names}
+        return {name: (a, b) for name, (a, b) in grids.items() if (a and (a.params, a.codes)) != (b and (b.params, b.codes))}
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain numbers, strings, lists and dicts; floats survive JSON exactly."""

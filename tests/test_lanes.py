@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_networks import READS, Mixed, mixed_network, plain_layer, plain_run
+from small_networks import READS, Mixed, mixed_network, plain_layer, plain_run, quantized_bias
 from torch import Tensor, nn
 
 from qkit.calibration import make_plan, observe
@@ -21,7 +21,7 @@ from qkit.errors import DataError, PlanError
 from qkit.graph import Graph, build
 from qkit.lanes import Frontier, Lane, finish_value, run_lanes, run_to
 from qkit.numerics import QuantParams
-from qkit.plan import FLOAT, Plan
+from qkit.plan import FLOAT, Codes, Plan
 from qkit.schemes import PRESETS, Scheme
 from qkit.steps import Step
 
@@ -356,3 +356,44 @@ def test_a_plan_of_another_model_is_refused_by_the_weight_it_does_not_fit() -> N
     wrong = plan.with_grid("stem.weight", plan.grids["side.weight"])
     with pytest.raises(PlanError, match=r"stem\.weight: the plan's grid has 4 channels.*\(8, 3, 3, 3\)"):
         run_lanes(setting()[1], [Lane("a", wrong)], (setting()[2],))
+
+
+@torch.no_grad()
+def test_codes_are_what_the_lane_computes_with() -> None:
+    model, graph, x = setting()
+    plan = plan_of("int8")
+    grid = plan["project.weight"]
+    weight = model.project.weight.detach()
+    up = torch.floor(weight / grid.params.scale.view(-1, 1, 1, 1)) + 1
+    codes = Codes(up.clamp(grid.params.qmin, grid.params.qmax).to(torch.int8))
+    rounded = plan.with_grid("project.weight", replace(grid, codes=codes))
+    assert rounded != plan
+    assert list(rounded.diff(plan)) == ["project.weight"]
+    seen = observed([Lane("nearest", plan), Lane("codes", rounded)], x)
+    source = seen["codes"]["depthwise"]
+    bias = quantized_bias(model.project.bias, plan, "depthwise", "project")
+    expected = torch.fake_quantize_per_tensor_affine(
+        nn.functional.conv2d(source, codes.tensor.float() * grid.params.scale.view(-1, 1, 1, 1), bias),
+        *(getattr(plan["project"].params, key) for key in ("scale", "zero_point", "qmin", "qmax")),
+    )
+    assert torch.equal(seen["codes"]["depthwise"], seen["nearest"]["depthwise"])
+    assert not torch.equal(seen["codes"]["project"], seen["nearest"]["project"])
+    assert float(steps_apart(seen["codes"]["project"], expected, plan, "project").abs().max()) <= 1
+    assert rounded.with_range("project.weight", -1.0, 1.0).codes("project.weight") is None
+    with pytest.raises(PlanError, match=r"codes of shape \(2,\) for a weight of shape \(8, 8, 1, 1\)"):
+        run_lanes(graph, [Lane("bad", plan.with_grid("project.weight", replace(grid, codes=Codes(torch.ones(2)))))], (x,))
+
+
+def test_a_layer_without_bias_is_corrected_all_the_same() -> None:
+    layer = nn.Conv2d(3, 2, 1, bias=False)
+    x = torch.randn(2, 3, 4, 4)
+    graph = build(layer, x)
+    name = graph.taps[-1]
+    plan = make_plan(graph, observe(graph, [x], progress=False), PRESETS["int8"])
+    lanes = [
+        Lane("plain", plan.only([f"{name}.weight"])),
+        Lane("moved", replace(plan.only([f"{name}.weight"]), corrections={name: (1.0, -2.0)})),
+    ]
+    outputs = run_lanes(graph, lanes, (x,))
+    difference = outputs["moved"] - outputs["plain"]
+    torch.testing.assert_close(difference, torch.tensor([1.0, -2.0]).view(1, 2, 1, 1).expand(2, 2, 4, 4))

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from qkit.errors import PlanError
 from qkit.numerics import QuantSpec
-from qkit.plan import FLOAT, FORMAT, Grid, Plan
+from qkit.plan import FLOAT, FORMAT, Codes, Grid, Plan
 
 
 def grid(low: float = -1.0, high: float = 2.0, *, weight: bool = False, method: str = "minmax", **rule) -> Grid:
@@ -361,3 +362,31 @@ def test_a_corrupt_channel_is_refused(plan: Plan) -> None:
         data["grids"]["features.0.weight"][field][1] = value
         with pytest.raises(PlanError, match=r"features\.0\.weight"):
             Plan.from_dict(data)
+
+
+def test_codes_survive_json_and_corrupt_ones_do_not_load(plan: Plan) -> None:
+    codes = Codes(torch.tensor([[-127, 3], [0, 127], [5, -6]], dtype=torch.int8))
+    rounded = plan.with_grid("features.0.weight", replace(plan["features.0.weight"], codes=codes))
+    loaded = Plan.from_dict(json.loads(json.dumps(rounded.to_dict())))
+    assert loaded == rounded
+    assert hash(loaded) == hash(rounded)
+    assert torch.equal(loaded.codes("features.0.weight").tensor, codes.tensor)
+    assert loaded.codes("features.0.weight").tensor.dtype == torch.int8
+    assert plan != rounded
+    assert rounded.codes("head") is None
+    assert rounded["features.0.weight"].at(rounded.params("features.0.weight")).codes is None
+    for change, words in (
+        ({"shape": [5, 2]}, "is not shape"),
+        ({"shape": [-3, -2]}, "is not shape"),
+        ({"int32": "!!"}, "corrupt"),
+        ({"int32": Codes(torch.full((3, 2), 200)).to_dict()["int32"]}, r"leave the grid's -127\.\.127"),
+    ):
+        data = rounded.to_dict()
+        data["grids"]["features.0.weight"]["codes"] |= change
+        with pytest.raises(PlanError, match=words):
+            Plan.from_dict(data)
+
+
+def test_with_grids_sets_several(plan: Plan) -> None:
+    new = {"input": grid(0.0, 5.0), "head": grid(-1.0, 1.0)}
+    assert set(plan.with_grids(new).diff(plan)) == set(new)

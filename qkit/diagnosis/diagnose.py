@@ -247,7 +247,7 @@ def _at_sixteen_bits(plan: Plan) -> Plan:
     for name, grid in plan.grids.items():
         spec = replace(grid.spec, bits=16, power_of_two=False)
         params = spec.params(grid.params.lo, grid.params.hi, axis=grid.params.axis)
-        grids[name] = replace(grid, spec=spec, params=params, method="manual")
+        grids[name] = grid.at(params, spec=spec)
     sums = plan.accumulator_bits
     if sums is not None:
         # as many bits wider as the products are, at the narrowest of either kind

@@ -10,7 +10,6 @@ weight's input channel. So it is a change of grids, and the lanes can try it wit
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -84,4 +83,4 @@ def _scaled(grid: Grid, hi: float, lo: float | None, factor: np.ndarray, axis: i
     one = grid.spec.params(lo, hi)
     scale = (one.scale.double() * torch.from_numpy(factor)).clamp(min=2.0**-126).float()
     zero = one.zero_point.expand(len(factor)).clone()
-    return replace(grid, params=QuantParams(scale, zero, one.qmin, one.qmax, axis), method="equalized")
+    return grid.at(QuantParams(scale, zero, one.qmin, one.qmax, axis), "equalized")

@@ -98,7 +98,7 @@ def noise(subject: Subject) -> float:
     """Signal to quantization noise ratio of the tensor alone, in dB."""
     params = subject.grid.params
     if subject.is_weight:
-        error = (quantize_weight(subject.weight, params) - subject.weight).double().square().sum()
+        error = (quantize_weight(subject.weight, params, subject.grid.codes) - subject.weight).double().square().sum()
         return float(decibels(float(subject.weight.double().square().sum()), float(error)))
     return subject.histogram.error(params).sqnr if params.axis is None else float("inf")
 

@@ -10,7 +10,7 @@ from qkit.diagnosis.candidates import Cause
 from qkit.diagnosis.experiments import Bench, OutOfBudgetError
 from qkit.diagnosis.remedies import Remedy
 from qkit.graph import Graph
-from qkit.lanes import ACCUMULATING, Decision, decide, quantize_weight
+from qkit.lanes import ACCUMULATING, Decision, decide, lane_weight
 from qkit.metrics import Interval
 from qkit.plan import FLOAT, Plan
 
@@ -69,7 +69,7 @@ def needed_accumulator(graph: Graph, plan: Plan) -> int:
             continue
         axis = step.weight_axis or 0
         grid = weight.scale.double()
-        codes = quantize_weight(graph.weights[step.weight], weight).double().cpu().movedim(axis, 0).flatten(1).abs().sum(1) / grid
+        codes = lane_weight(graph, plan, step.weight).double().cpu().movedim(axis, 0).flatten(1).abs().sum(1) / grid
         reach = int((source.qmin - source.zero_point).abs().max().maximum((source.qmax - source.zero_point).abs().max()))
         sums = codes * reach
         if step.bias is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from qkit.diagnosis.candidates import Candidate, CauseKind
@@ -68,7 +66,7 @@ def _clips(subject: Subject, peaks: np.ndarray, typical: np.ndarray, channel: in
         for step in lineage:
             old = subject.plan.grids[step.name]
             ends = max(float(old.params.lo), -bound), min(float(old.params.hi), bound)
-            grids[step.name] = replace(old, params=old.spec.params(*ends), method="manual")
+            grids[step.name] = old.at(old.spec.params(*ends))
         text = f"Clip {' and '.join(grids)} at {bound:.4g}."
         remedy = Remedy("clip-activation", origin.layer, text, grids)
         found.append(Candidate("activation-outlier", origin.layer, origin.name, f"{figures}.", remedy))

@@ -20,7 +20,9 @@ def candidates(subject: Subject) -> list[Candidate]:
     step = subject.step
     if not subject.is_weight or step.kind not in ("conv", "linear") or step.bias is None or subject.source_mean is None:
         return []
-    shift = mean_shift(subject.weight, quantize_weight(subject.weight, subject.grid.params), subject.source_mean)
+    shift = mean_shift(
+        subject.weight, quantize_weight(subject.weight, subject.grid.params, subject.grid.codes), subject.source_mean
+    )
     if shift is None:
         return []
     deviation = max(subject.output_deviation, 1e-30)

@@ -39,7 +39,7 @@ def candidates(subject: Subject) -> list[Candidate]:
         bounds = np.where(stands_out, rest, peaks)
         bound = torch.from_numpy(bounds) if grid.params.axis is not None else torch.tensor(bounds.max())
         low = torch.where(grid.params.lo < 0.0, -bound, 0.0)
-        clipped = replace(grid, params=grid.spec.params(low, bound, axis=grid.params.axis), method="manual")
+        clipped = grid.at(grid.spec.params(low, bound, axis=grid.params.axis))
         where = f"at {float(bound):.4g}" if bound.ndim == 0 else f"in {int(stands_out.sum())} channels"
         remedy = Remedy("clip-weights", step.layer, f"Clip the outliers of {tensor} {where}.", {tensor: clipped})
         found.append(Candidate(kind, step.layer, tensor, evidence, remedy))
