@@ -385,7 +385,7 @@ def test_codes_are_what_the_lane_computes_with() -> None:
 
 
 def test_a_layer_without_bias_is_corrected_all_the_same() -> None:
-    layer = nn.Conv2d(3, 2, 1, bias=False)
+    layer = nn.Sequential(nn.Conv2d(3, 2, 1, bias=False))
     x = torch.randn(2, 3, 4, 4)
     graph = build(layer, x)
     name = graph.taps[-1]
