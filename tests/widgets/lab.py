@@ -81,6 +81,8 @@ class Notebook:
             _THEMES[name],
         )
         self.page.wait_for_function("n => document.body.dataset.jpThemeLight === n", arg=str(name == "light").lower())
+        # a switch while the splash of the one before fades out makes JupyterLab take that splash away twice, which is an error
+        self.page.locator("#jupyterlab-splash").wait_for(state="detached")
 
     def shut_down(self) -> None:
         """End the kernel."""
