@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,8 +30,31 @@ _CURE = "a call in a forward, not a module: make it nn.{0}() in __init__, or wri
 _CLASSES = {"relu6": "ReLU6", "silu": "SiLU", "hardswish": "Hardswish", "hardsigmoid": "Hardsigmoid", "gelu": "GELU"}
 
 
+class _WrittenProxy(fx.Proxy):
+    """A traced value for which ``x += y`` is a write to x, and not the sum that torch.fx makes of it."""
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self._write(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self._write(operator.isub, other)
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self._write(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self._write(operator.itruediv, other)
+
+    def _write(self, target: Any, other: Any) -> fx.Proxy:
+        made: fx.Proxy = self.tracer.create_proxy("call_function", target, (self, other), {})
+        return made
+
+
 class _SiteTracer(PathTracer):
     """Notes the user's line of every node."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _WrittenProxy(node, self)
 
     def __init__(self, code: UserCode) -> None:
         super().__init__()
@@ -45,25 +69,28 @@ class _SiteTracer(PathTracer):
         return node
 
 
-def calls(model: nn.Module, rules: frozenset[str]) -> tuple[list[Unchanged], list[str]]:
-    """Calls that these rules speak of, and remarks; where `torch.fx` cannot trace the model, by reading its source."""
+def traced_with_lines(model: nn.Module) -> fx.GraphModule | str:
+    """The traced model, every node with its line in ``meta["site"]``; or what keeps `torch.fx` from tracing it."""
     try:
-        graph = _SiteTracer(UserCode(model)).trace(model)
+        return fx.GraphModule(model, _SiteTracer(UserCode(model)).trace(model))
     except Exception as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        remark = (
-            f"{type(model).__name__} cannot be traced ({first}): calls in forwards were looked for by name in the source alone; "
-            "qkit.lint names the lines that stop the trace."
-        )
-        return [item for item in _read(model) if item.rule in rules], [remark]
+        return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def read_calls(model: nn.Module, rules: frozenset[str]) -> list[Unchanged]:
+    """Calls that these rules speak of, by their names in the source of the forwards."""
+    return [item for item in _read(model) if item.rule in rules]
+
+
+def traced_calls(traced: fx.GraphModule, rules: frozenset[str]) -> list[Unchanged]:
+    """Calls that these rules speak of, by what they compute."""
     found = []
-    traced = fx.GraphModule(model, graph)
-    for node in graph.nodes:
+    for node in traced.graph.nodes:
         rule = _rule(node, traced) if node.op in {"call_function", "call_method"} else None
         if rule in rules:
             file, line = node.meta.get("site") or (None, None)
             found.append(_unchanged(node.meta.get("path", ""), rule, ops.short_name(node.target), file, line))
-    return list(dict.fromkeys(found)), []
+    return list(dict.fromkeys(found))
 
 
 def _unchanged(path: str, rule: str, call: str, file: str | None, line: int | None) -> Unchanged:

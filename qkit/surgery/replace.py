@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
-from torch import nn
+from torch import fx, nn
 
 from qkit.errors import QkitError
 from qkit.surgery import blocks, convolutions, functional, pools
+from qkit.surgery.aliases import Copy, written_to
 from qkit.surgery.result import Change, Surgery, Unchanged
 from qkit.surgery.rule import Outcome, Refused, Replacement, Rule
 
@@ -23,6 +25,12 @@ def _to_relu(kind: type[nn.Module]) -> Rule:
     return rule
 
 
+def _dropout(module: nn.Module) -> Outcome:
+    if not isinstance(module, nn.Dropout) or not module.inplace:
+        return None
+    return Replacement(nn.Dropout(module.p), f"Dropout(p={module.p})", exact=True)
+
+
 #: Rules by name, in the order in which they are tried: blocks first, since they hold what other rules speak of.
 _RULES: Mapping[str, tuple[Rule, type[nn.Module] | None, str]] = {
     "squeeze-excitation": (blocks.squeeze_excitation, None, "a gate on channels computed from their means: the identity"),
@@ -34,6 +42,7 @@ _RULES: Mapping[str, tuple[Rule, type[nn.Module] | None, str]] = {
     "hardsigmoid": (_to_relu(nn.Hardsigmoid), nn.Hardsigmoid, "Hardsigmoid: ReLU"),
     "gelu": (_to_relu(nn.GELU), nn.GELU, "GELU: ReLU"),
     "leaky-relu": (_to_relu(nn.LeakyReLU), nn.LeakyReLU, "LeakyReLU: ReLU"),
+    "inplace-dropout": (_dropout, nn.Dropout, "a dropout in place, which ReLU cannot be trained with: out of place"),
     "max-pool": (pools.max_pool, nn.MaxPool2d, "a max pool over 5 and more: an exactly equal stack of small ones"),
     "avg-pool": (pools.avg_pool, nn.AvgPool2d, "an average pool over 5 and more: a stack of small ones"),
     "large-kernel": (convolutions.large_kernel, nn.Conv2d, "a kernel over 7: a stack of small ones, exact up to 13"),
@@ -78,13 +87,29 @@ def lite(model: nn.Module, *, only: Iterable[str] | None = None, skip: Iterable[
     if not isinstance(model, nn.Module):
         raise QkitError(f"a torch.nn.Module is needed, not {type(model).__name__}; if it is a function that makes one, call it.")
     rules = _chosen(only, skip)
-    made = copy.deepcopy(model)
+    try:
+        made = copy.deepcopy(model)
+    except RuntimeError as error:
+        raise QkitError(
+            f"{type(model).__name__} cannot be copied ({error}): remove what keeps computed tensors in it, for example with "
+            "torch.nn.utils.remove_weight_norm."
+        ) from error
     operation = _Operation(rules)
     made = operation.run(made)
-    found, remarks = functional.calls(made, frozenset(rules))
-    kept = [item for item in found if not item.path.startswith(tuple(f"{path}." for path in operation.kept) or ("\0",))]
-    kept = [item for item in kept if item.path not in operation.kept]
-    return Surgery(made, tuple(operation.changes), (*operation.unchanged, *kept), tuple(remarks))
+    traced = functional.traced_with_lines(made)
+    remarks: tuple[str, ...] = ()
+    if isinstance(traced, str):
+        found = functional.read_calls(made, frozenset(rules))
+        remarks = (
+            f"{type(model).__name__} cannot be traced ({traced}): calls in forwards were looked for by name in the source alone; "
+            "qkit.lint names the lines that stop the trace.",
+        )
+    else:
+        found = functional.traced_calls(traced, frozenset(rules))
+        made = operation.unshare(made, traced)
+    inside = operation.kept
+    found = [item for item in found if not any(f"{item.path}.".startswith(f"{path}.") for path in inside)]
+    return Surgery(made, tuple(operation.changes), (*operation.unchanged, *found), remarks)
 
 
 def _chosen(only: Iterable[str] | None, skip: Iterable[str]) -> tuple[str, ...]:
@@ -128,6 +153,23 @@ class _Operation:
             if child is not None:
                 made._modules[name] = self.run(child, f"{path}.{name}" if path else name)
         return made
+
+    def unshare(self, model: nn.Module, traced: fx.GraphModule) -> nn.Module:
+        """Follow replacements by a copy where the forward writes to what they return."""
+        mine = {c.path: c for c in self.changes if c.after in {"ReLU", "Identity"}}
+        names: dict[nn.Module, list[str]] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            names.setdefault(module, []).append(path)
+        for path in written_to(traced, [name for c in mine for name in names[model.get_submodule(c)]]):
+            old = model.get_submodule(path)
+            new = Copy() if isinstance(old, nn.Identity) else nn.Sequential(old, Copy()).train(old.training)
+            for name in names[old]:
+                if not name:
+                    return new
+                parent, _, own = name.rpartition(".")
+                model.get_submodule(parent)._modules[own] = new
+            self.changes = [replace(c, after=f"{c.after}, copied") if c.path in names[old] else c for c in self.changes]
+        return model
 
     def _replaced(self, module: nn.Module, path: str) -> nn.Module:
         for name in self.rules:
