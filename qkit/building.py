@@ -138,6 +138,7 @@ class Builder:
         self._append(
             node, path, kind, ops.weighted_call(module), act=act, last=last, weight_axis=axis, note=note,
             weight=f"{path}.weight", bias=f"{path}.bias" if fused.bias is not None else None,
+            norm=None if norm is None else str(norm.target),
         )  # fmt: skip
 
     def _add_functional_weighted(self, node: fx.Node, name: str) -> None:
@@ -183,7 +184,7 @@ class Builder:
         self._weigh(path, scale, offset)
         self._append(
             node, path, "batchnorm", _scale_and_shift, act=act, last=last,
-            weight=f"{path}.weight", bias=f"{path}.bias",
+            weight=f"{path}.weight", bias=f"{path}.bias", norm=path,
         )  # fmt: skip
 
     def _weigh(self, path: str, weight: Tensor, bias: Tensor | None) -> None:

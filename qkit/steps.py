@@ -40,6 +40,8 @@ class Step:
         Name of the tap whose grid the output is on, None where it is float.
     weight
         Name of its weight in `Graph.weights`, or None; `bias` likewise in `Graph.biases`.
+    norm
+        Path of the batch norm that is folded into the weight, or that the step itself is; None where there is none.
     weight_axis
         Output-channel axis of the weight, None where a grid per channel is impossible.
     act
@@ -61,6 +63,7 @@ class Step:
     tap: str | None = None
     weight: str | None = None
     bias: str | None = None
+    norm: str | None = None
     weight_axis: int | None = 0
     act: ops.Bounds = ops.UNBOUNDED
     shape: tuple[int, ...] = ()
