@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from qkit.building import Builder
 from qkit.errors import DataError, GraphError
-from qkit.recording import Recorder, make_pure
+from qkit.recording import Recorder, make_pure, untangle
 from qkit.steps import Step, tensors_in
 from qkit.tracing import trace
 
@@ -30,7 +30,7 @@ class Graph:
     """The folded network: `steps` in execution order, `weights` and `biases` by name, all on one device.
 
     `deviation` is the greatest difference between this graph's float output and the model's on the example batch,
-    relative to the output's greatest magnitude.
+    relative to the output's greatest magnitude. `leaf_modules` were kept out of the trace.
     """
 
     steps: tuple[Step, ...]
@@ -40,6 +40,7 @@ class Graph:
     device: torch.device
     deviation: float = 0.0
     last_use: Mapping[int, int] = field(default_factory=dict)
+    leaf_modules: tuple[type[nn.Module] | str, ...] = ()
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -99,6 +100,37 @@ def build(
     DataError
         If the model is not float32 or lies on several devices, or the batch does not fit it.
     """
+    return assemble(model, example_inputs, device=device, leaf_modules=leaf_modules).graph
+
+
+@dataclass(frozen=True, eq=False)
+class Assembly:
+    """A graph and what it was made from.
+
+    Attributes
+    ----------
+    nodes
+        The trace with dropout left in, which training needs.
+    steps
+        Index in ``graph.steps`` of the step that each of `nodes` is a part of; dropout is part of none.
+    model
+        The copy that was traced, its weights plain: what the nodes' targets are paths in.
+    """
+
+    graph: Graph
+    nodes: fx.Graph
+    steps: Mapping[fx.Node, int]
+    model: nn.Module
+
+
+def assemble(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...],
+    *,
+    device: torch.device | str | None = None,
+    leaf_modules: Iterable[type[nn.Module] | str] = (),
+) -> Assembly:
+    """`build`, with the trace behind the steps."""
     if not isinstance(model, nn.Module):
         raise GraphError(f"a torch.nn.Module is needed, not {type(model).__name__}; if it is a function that makes one, call it.")
     target = _device_of(model, device)
@@ -112,17 +144,22 @@ def build(
     copied = _plain_weights(copied.eval().requires_grad_(False)).to(target)
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     inputs = tuple(x.to(target) if isinstance(x, Tensor) else x for x in inputs)
+    leaves = (leaf_modules,) if isinstance(leaf_modules, (str, type)) else tuple(leaf_modules)
     from qkit.lanes import execution
 
     generators = [target] if target.type == "cuda" else []
     with execution(target), torch.random.fork_rng(generators), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        traced = trace(copied, leaf_modules)
+        traced = trace(copied, leaves)
         try:
             reference = copied(*(x.clone() if isinstance(x, Tensor) else x for x in inputs))
         except Exception as error:
             shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
             raise DataError(f"{type(model).__name__} does not run on the batch it was given ({shapes}): {error}") from error
+        twins: dict[fx.Node, fx.Node] = {}
+        nodes = fx.Graph()
+        nodes.output(nodes.graph_copy(traced.graph, twins))
+        untangle(fx.GraphModule(traced, nodes), dropout=True)
         make_pure(traced)
         try:
             values = Recorder(traced).record(inputs)
@@ -134,9 +171,12 @@ def build(
             ) from error
         builder = Builder(traced, values)
         steps = builder.build()
-        graph = Graph(steps, builder.weights, builder.biases, type(model).__name__, target, last_use=_last_use(steps))
+        graph = Graph(
+            steps, builder.weights, builder.biases, type(model).__name__, target, last_use=_last_use(steps), leaf_modules=leaves
+        )
         output = run_float(graph, inputs)
-    return replace(graph, deviation=deviation(output, reference))
+    graph = replace(graph, deviation=deviation(output, reference))
+    return Assembly(graph, nodes, {twins[node]: index for node, index in builder.at.items() if node in twins}, copied)
 
 
 def run_float(graph: Graph, inputs: tuple[Any, ...]) -> Any:

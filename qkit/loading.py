@@ -37,13 +37,13 @@ class _Randomness:
 
     _SEED = 0
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, seed: int = _SEED) -> None:
         self.generators = _generators(loader)
         self.state: tuple[Any, ...] = (
-            torch.Generator().manual_seed(self._SEED).get_state(),
-            random.Random(self._SEED).getstate(),
-            np.random.RandomState(self._SEED).get_state(),
-            *(torch.Generator(g.device).manual_seed(self._SEED).get_state() for g in self.generators),
+            torch.Generator().manual_seed(seed).get_state(),
+            random.Random(seed).getstate(),
+            np.random.RandomState(seed).get_state(),
+            *(torch.Generator(g.device).manual_seed(seed).get_state() for g in self.generators),
         )
 
     def _exchange(self, state: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -71,6 +71,13 @@ def _generators(loader: Any) -> list[torch.Generator]:
     holders = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
     found = [getattr(holder, "generator", None) for holder in holders]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+@contextmanager
+def seeded(loader: Any, seed: int) -> Iterator[None]:
+    """Random states, the global ones and those of the loader's own generators, start from `seed` and come back as they were."""
+    with _Randomness(loader, seed)():
+        yield
 
 
 class Batches:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from qkit import operations as ops
@@ -18,11 +18,19 @@ def make_pure(traced: fx.GraphModule) -> None:
 
     The steps then compute what the model does although none of them writes to its inputs. Changes the graph module in place.
     """
+    untangle(traced)
+    for module in traced.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
+
+
+def untangle(traced: fx.GraphModule, *, dropout: bool = False) -> None:
+    """`make_pure` of the graph alone: modules still write to their inputs. Leaves dropout where it is if that is to be kept."""
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
     for node in list(traced.graph.nodes):
         module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
         kind = ops.module_kind(module) if module is not None else ops.function_kind(node) if node.op.startswith("call_") else None
-        if kind == "drop":
+        if kind == "drop" and not (dropout and not isinstance(module, nn.Identity)):
             node.replace_all_uses_with(node.all_input_nodes[0])
             traced.graph.erase_node(node)
             continue
@@ -31,9 +39,6 @@ def make_pure(traced: fx.GraphModule) -> None:
             node.meta["overwrites"] = overwritten
             later = {user for user in overwritten.users if order[user] > order[node]}
             overwritten.replace_all_uses_with(node, delete_user_cb=later.__contains__)
-    for module in traced.modules():
-        if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
 
 
 class Recorder(fx.Interpreter):

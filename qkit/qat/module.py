@@ -1,0 +1,342 @@
+"""The network to train: fake-quantized as an integer engine would run it, an ordinary `nn.Module`."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qkit.errors import DataError, QkitError
+from qkit.metrics import MetricFunction
+from qkit.plan import Grid, Plan
+from qkit.qat.layers import fetch, folded, parts, run_layer
+from qkit.qat.program import Instruction, Slot, mapped
+from qkit.qat.quantizers import Quantizer, TapQuantizer, WeightQuantizer
+from qkit.schemes import Scheme
+from qkit.study import Study
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Epochs in all, and those from which on batch norms' statistics and the grids stay as they are."""
+
+    total_epochs: int
+    freeze_norms_at: int
+    freeze_ranges_at: int
+
+
+@dataclass
+class Clock:
+    """Which epoch it is; replicas of a module share their clock with it.
+
+    Attributes
+    ----------
+    epoch
+        From 0; -1 before the first call of `train`.
+    counts
+        Whether calls of `train` begin epochs: until the user sets the epoch.
+    ran
+        Whether there was a training batch in this epoch.
+    warned
+        Whether more epochs than planned were remarked on.
+    """
+
+    epoch: int = -1
+    counts: bool = True
+    ran: bool = False
+    warned: bool = False
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a module comes from, for its way back. Copies of a module share it, pickles leave it out."""
+
+    calibration: Iterable[Any] | None = None
+    evaluation: Iterable[Any] | None = None
+    metric: str | MetricFunction | None = None
+    scheme: str | Scheme = "int8"
+    expected: float | None = None
+    leaf_modules: tuple[type[nn.Module] | str, ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Origin], tuple[Any, ...]]:
+        return Origin, ()
+
+
+@dataclass(frozen=True)
+class Build:
+    """What `qkit.qat.wrap` makes a module of."""
+
+    model: nn.Module
+    program: tuple[Instruction, ...]
+    quantizers: Mapping[str, Quantizer]
+    template: Plan
+    schedule: Schedule
+    origin: Origin
+    need: str
+
+
+class QatModule(nn.Module):
+    """A network in quantization-aware training; made by :func:`qkit.qat.wrap`.
+
+    An ordinary module: it goes into the user's training loop, optimizer, scheduler and multi-GPU wrapper as the model would, and
+    is copied, moved and saved (``state_dict``) as any other. ``module.model`` is a copy of the user's model and holds all that is
+    trained but for learned steps; its parameters have their names behind ``model.``. Modules whose work is done otherwise
+    (convolutions, linear layers, batch norms, activations that clamp) are not called, nor are hooks on them.
+
+    An epoch begins with every call of ``train()`` that follows a training batch, so that a loop that calls ``train()`` at the
+    start of each epoch and ``eval()`` for scoring at its end needs nothing else. Another loop sets `epoch` itself, at the start
+    of each epoch; from then on only that counts. Batch norms' statistics and the grids freeze on the schedule.
+
+    It computes in float32: autocast is switched off inside.
+
+    Attributes
+    ----------
+    model
+        The trained weights, in the user's own class.
+    need
+        What the diagnosis said about the need of this training.
+    schedule
+        When what is frozen.
+    clock
+        Which epoch it is.
+    """
+
+    def __init__(self, build: Build) -> None:
+        super().__init__()
+        self.model = build.model
+        self.quantizers = nn.ModuleDict({_key(name): quantizer for name, quantizer in build.quantizers.items()})
+        self.schedule = build.schedule
+        self.need = build.need
+        self._program = build.program
+        self._template = build.template
+        self._origin = build.origin
+        self.clock = Clock()
+        self._autocast_told = False
+        self._norms = tuple({i.layer.norm: None for i in build.program if i.layer is not None and i.layer.norm is not None})
+        self._inplace = tuple(path for path, m in self.model.named_modules() if getattr(m, "inplace", False) is True)
+        for path in self._inplace:
+            self.model.get_submodule(path).inplace = False  # type: ignore[assignment]
+        self._follow_schedule()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, from 0. Setting it ends the counting by calls of ``train()``."""
+        return max(self.clock.epoch, 0)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
+            raise QkitError(f"epoch = {epoch!r}: epochs are whole numbers from 0.")
+        self.clock.epoch, self.clock.counts = epoch, False
+        self._follow_schedule()
+
+    @property
+    def norms_frozen(self) -> bool:
+        """Whether batch norms keep their statistics."""
+        return self.epoch >= self.schedule.freeze_norms_at
+
+    @property
+    def ranges_frozen(self) -> bool:
+        """Whether the grids stay as they are."""
+        return self.epoch >= self.schedule.freeze_ranges_at
+
+    def train(self, mode: bool = True) -> QatModule:
+        """Training or evaluation mode; begins the next epoch if a training batch was run since the last."""
+        super().train(mode)
+        clock = self.clock
+        if mode and clock.counts and (clock.ran or clock.epoch < 0):
+            clock.epoch, clock.ran = clock.epoch + 1, False
+            if clock.epoch >= self.schedule.total_epochs and not clock.warned:
+                clock.warned = True
+                logger.warning(
+                    "train() has begun epoch %d of %d: the module takes each call of train() after a training batch for a new "
+                    "epoch. If that is not what your loop means, set module.epoch at the start of every epoch.",
+                    clock.epoch + 1, self.schedule.total_epochs,
+                )  # fmt: skip
+        self._follow_schedule()
+        return self
+
+    def _follow_schedule(self) -> None:
+        for path in self._norms:
+            fetch(self.model, path).train(self.training and not self.norms_frozen)
+        for quantizer in self.quantizers.values():
+            quantizer.freeze(self.ranges_frozen)  # type: ignore[operator]
+
+    def get_extra_state(self) -> Tensor:
+        """The epoch, for `state_dict`."""
+        return torch.tensor([self.clock.epoch, self.clock.counts, self.clock.ran])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """The epoch, from `state_dict`."""
+        epoch, counts, ran = (int(x) for x in state.tolist())
+        self.clock.epoch, self.clock.counts, self.clock.ran = epoch, bool(counts), bool(ran)
+        self._follow_schedule()
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """The network's output, computed on the grids."""
+        device = next((x.device.type for x in inputs if isinstance(x, Tensor)), "cpu")
+        if torch.is_autocast_enabled(device):
+            if not self._autocast_told:
+                self._autocast_told = True
+                logger.warning("autocast is on: quantization-aware training needs float32 and computes in it all the same.")
+            with torch.autocast(device, enabled=False):
+                return self._run(inputs, named)
+        return self._run(inputs, named)
+
+    def _run(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+        if self.training:
+            self.clock.ran = True
+        values: dict[int, Any] = {}
+
+        def fill(item: Any) -> Any:
+            return values[item.index] if isinstance(item, Slot) else item
+
+        for index, instruction in enumerate(self._program):
+            value = self._evaluate(instruction, fill, inputs, named)
+            if instruction.tap is not None:
+                value = self._quantizer(instruction.tap)(value, instruction.act)
+            values[index] = value
+            for slot in instruction.frees:
+                del values[slot]
+        return value
+
+    def _evaluate(
+        self, instruction: Instruction, fill: Callable[[Any], Any], inputs: tuple[Any, ...], named: Mapping[str, Any]
+    ) -> Any:
+        what, target = instruction.what, instruction.target
+        if what == "input":
+            return self._input(instruction, inputs, named)
+        if what == "attribute":
+            return fetch(self.model, target)
+        args = mapped(instruction.args, fill)
+        if what in {"same", "output"}:
+            return args[0]
+        if what == "layer":
+            layer = instruction.layer
+            assert layer is not None
+            source = None if layer.source is None else self._quantizer(layer.source)
+            rounds = None if layer.rounds is None else self._quantizer(layer.rounds)
+            return run_layer(layer, self.model, args[0], rounds, source)
+        kwargs = mapped(dict(instruction.kwargs or {}), fill)
+        if what == "module":
+            return self.model.get_submodule(target)(*args, **kwargs)
+        if what == "function":
+            return target(*args, **kwargs)
+        if what == "dropout":
+            return target(**kwargs, training=self.training)
+        return getattr(args[0], target)(*args[1:], **kwargs)
+
+    def _input(self, instruction: Instruction, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+        position, name = instruction.target
+        if position < len(inputs):
+            value = inputs[position]
+        elif name in named:
+            value = named[name]
+        elif instruction.args:
+            return instruction.args[0]
+        else:
+            raise DataError(f"{type(self.model).__name__} takes an input {name!r} that it was not given.")
+        if instruction.tap is not None and not (isinstance(value, Tensor) and value.dtype == torch.float32):
+            found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise DataError(
+                f"{instruction.tap} is {found}; quantization-aware training takes torch.float32. Convert it where it is loaded "
+                "(x.float(), and the normalization that the model was trained with)."
+            )
+        return value
+
+    def _quantizer(self, name: str) -> Any:
+        return self.quantizers[_key(name)]
+
+    @torch.no_grad()
+    def plan(self) -> Plan:
+        """The grids as they are now, under the kit's names.
+
+        Raises
+        ------
+        DataError
+            If nothing was calibrated and no training batch was run yet.
+        """
+        grids: dict[str, Grid] = {}
+        weights = self._folded_weights()
+        for name, grid in self._template.grids.items():
+            quantizer = self._quantizer(name)
+            if isinstance(quantizer, WeightQuantizer):
+                params = quantizer.params_for(weights[name])
+            else:
+                assert isinstance(quantizer, TapQuantizer)
+                params = quantizer.params()
+            grids[name] = Grid(grid.spec, params, "qat", grid.weight)
+        template = self._template
+        return Plan(grids, template.bias_bits, f"{template.name} qat", accumulator_bits=template.accumulator_bits)
+
+    def _folded_weights(self) -> dict[str, Tensor]:
+        found = {}
+        for instruction in self._program:
+            layer = instruction.layer
+            if layer is not None and layer.rounds is not None:
+                _, weight, bias, norm = parts(layer, self.model)
+                found[layer.rounds] = folded(layer, weight, bias, norm)[0]
+        return found
+
+    def float_model(self) -> nn.Module:
+        """A copy of the user's model with the trained weights, in evaluation mode, nothing folded or rounded."""
+        model = copy.deepcopy(self.model)
+        model.zero_grad(set_to_none=True)
+        for path in self._inplace:
+            model.get_submodule(path).inplace = True  # type: ignore[assignment]
+        return model.eval()
+
+    def study(
+        self,
+        calibration: Iterable[Any] | None = None,
+        evaluation: Iterable[Any] | None = None,
+        metric: str | MetricFunction | None = None,
+    ) -> Study:
+        """Back to the kit: a study of the trained model whose plan has the trained grids.
+
+        Parameters
+        ----------
+        calibration, evaluation, metric
+            As of `qkit.Study`; those of the study that was wrapped by default.
+
+        Raises
+        ------
+        DataError
+            If there are no calibration data.
+        """
+        origin = self._origin
+        data = origin.calibration if calibration is None else calibration
+        if data is None:
+            raise DataError("a study needs data: pass calibration=, since it was no study that was wrapped.")
+        study = Study(
+            self.float_model(),
+            data,
+            origin.evaluation if evaluation is None else evaluation,
+            metric=origin.metric if metric is None else metric,
+            scheme=origin.scheme,
+            expected=origin.expected if evaluation is None and metric is None else None,
+            leaf_modules=origin.leaf_modules,
+        )
+        return study.with_plan(self.plan())
+
+    def extra_repr(self) -> str:
+        """Where the training stands."""
+        grids = f"{len(self.quantizers)} grids, {sum(q.step is not None for q in self.quantizers.values())} of them learned"
+        frozen = [what for what, is_so in (("norms", self.norms_frozen), ("ranges", self.ranges_frozen)) if is_so]
+        state = f", frozen: {' and '.join(frozen)}" if frozen else ""
+        return f"epoch {self.epoch} of {self.schedule.total_epochs}, {grids}{state}"
+
+
+def _key(name: str) -> str:
+    """A tensor's name as the key of a module: those have no dots, and must not be names of a dictionary's methods."""
+    return "grid/" + name.replace(".", "/")
