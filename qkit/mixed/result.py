@@ -1,0 +1,216 @@
+"""What the search for mixed precision found: the layers, their cost, the front, the baselines, and the plan."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from qkit.metrics import Interval
+from qkit.plan import Plan
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MOST_NAMES = 6
+_EPSILON = 1e-12
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One choice of 16-bit layers, scored.
+
+    Attributes
+    ----------
+    name
+        "found", "none", "all", "first", "last", "first and last", "first 12" (layers with weights, until the target is reached),
+        "front 3".
+    layers
+        Names of the layers in 16 bits, in execution order.
+    share
+        Of the multiply-accumulates that are in 16 bits, 0 to 1.
+    selection
+        Score on the data that the search used.
+    evaluation
+        Score on the evaluation data.
+    loss
+        Against float on the evaluation data, paired.
+    reached
+        Whether the score on the evaluation data reaches the target.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    share: float
+    selection: float
+    evaluation: Interval
+    loss: Interval
+    reached: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings."""
+        return {
+            "name": self.name,
+            "layers": list(self.layers),
+            "share": self.share,
+            "selection": self.selection,
+            "evaluation": self.evaluation.to_dict(),
+            "loss": self.loss.to_dict(),
+            "reached": self.reached,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """The answer of :func:`qkit.mixed.search`.
+
+    Attributes
+    ----------
+    plan
+        The study's plan with the found layers in 16 bits: ``study.with_plan(mixed.plan)``.
+    found
+        The cheapest set found that reaches the target on the selection data; all layers where none does.
+    front
+        Sets tried that no other beats in both cost and score on the selection data, the cheapest first.
+    baselines
+        None, all, first, last, first and last, and these growing until the target is reached on the selection data.
+    float_score, float_selection
+        Float on the evaluation and on the selection data.
+    target, selection_target
+        What was to be reached on either.
+    metric, selection_metric
+        Names of the scores on either.
+    select
+        The data that the search used: "calibration" or "evaluation".
+    costs
+        By layer in execution order: multiply-accumulates a sample, or elements of the output where a layer has none.
+    scored
+        Sets of layers that the search scored.
+    remarks
+        What a reader of the figures has to know.
+    """
+
+    plan: Plan
+    found: Setting
+    front: tuple[Setting, ...]
+    baselines: tuple[Setting, ...]
+    float_score: Interval
+    float_selection: float
+    target: float
+    selection_target: float
+    metric: str
+    selection_metric: str
+    select: str
+    costs: Mapping[str, int]
+    scored: int
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Layers in 16 bits, in execution order; a layer is a tap together with its weight."""
+        return self.found.layers
+
+    @property
+    def share(self) -> float:
+        """Of the multiply-accumulates that are in 16 bits, 0 to 1."""
+        return self.found.share
+
+    @property
+    def reached(self) -> bool:
+        """Whether the found set reaches the target on the evaluation data."""
+        return self.found.reached
+
+    @property
+    def reached_in_search(self) -> bool:
+        """Whether it does so on the data that it was chosen on."""
+        return self.found.selection >= self.selection_target - _EPSILON
+
+    @property
+    def best_baseline(self) -> Setting | None:
+        """The cheapest of the baselines that reach the target on the evaluation data, all layers in 16 bits left out."""
+        reaching = [s for s in self.baselines if s.reached and s.name != "all"]
+        return min(reaching, key=lambda s: s.share, default=None)
+
+    def table(self) -> pd.DataFrame:
+        """A row per setting: the found one, baselines, the front; scores and paired losses against float, with 95 % intervals."""
+        rows = {}
+        for s in (self.found, *self.baselines, *self.front):
+            rows[s.name] = {
+                "layers": len(s.layers),
+                "share": s.share,
+                "selection": s.selection,
+                "score": s.evaluation.value,
+                "low": s.evaluation.low,
+                "high": s.evaluation.high,
+                "loss": s.loss.value,
+                "loss low": s.loss.low,
+                "loss high": s.loss.high,
+                "reached": s.reached,
+            }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("setting")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings; without the plan, which has a form of its own."""
+        return {
+            "metric": self.metric,
+            "selection_metric": self.selection_metric,
+            "select": self.select,
+            "target": self.target,
+            "selection_target": self.selection_target,
+            "float": self.float_score.to_dict(),
+            "float_selection": self.float_selection,
+            "reached": self.reached,
+            "found": self.found.to_dict(),
+            "front": [s.to_dict() for s in self.front],
+            "baselines": [s.to_dict() for s in self.baselines],
+            "costs": dict(self.costs),
+            "scored": self.scored,
+            "remarks": list(self.remarks),
+        }
+
+    def plot(self, *, ax: Axes | None = None) -> Axes:
+        """The front: score over the share of multiply-accumulates in 16 bits, with target and baselines.
+
+        Parameters
+        ----------
+        ax
+            Where to draw; a figure of its own by default.
+        """
+        from qkit.mixed.picture import draw
+
+        return draw(self, ax=ax)
+
+    @property
+    def summary(self) -> str:
+        """The answer in a sentence."""
+        n = len(self.layers)
+        what = f"{n} {'layer' if n == 1 else 'layers'} in 16 bits, {self.share:.1%} of the multiply-accumulates,"
+        verb = ("reaches" if n == 1 else "reach") if self.reached else ("does not reach" if n == 1 else "do not reach")
+        score = f"{self.metric} {self.found.evaluation} of {self.target:.4g}"
+        return f"{what} {verb} the target: {score}, float {self.float_score.value:.4g}."
+
+    def __repr__(self) -> str:
+        lines = [f"Mixed({self.summary}"]
+        if self.layers:
+            shown = ", ".join(self.layers[:_MOST_NAMES])
+            more = len(self.layers) - _MOST_NAMES
+            lines.append(f"  in 16 bits: {shown}" + (f" and {more} more" if more > 0 else ""))
+        best = self.best_baseline
+        if best is not None:
+            lines.append(f"  cheapest baseline that reaches it: {best.name}, {best.share:.1%}")
+        else:
+            lines.append("  no baseline but all layers in 16 bits reaches it")
+        lines.append(
+            f"  chosen on the {self.select} data among {self.scored} sets, scored on {self.float_score.n} evaluation samples"
+        )
+        lines += [f"  {remark}" for remark in self.remarks]
+        return "\n".join(lines) + ")"
+
+    def _repr_html_(self) -> str:
+        remarks = "".join(f"<p>{html.escape(remark)}</p>" for remark in self.remarks)
+        layers = html.escape(", ".join(self.layers) or "none")
+        table = self.table().to_html(float_format="{:.4f}".format)
+        return f"<p><b>{html.escape(self.summary)}</b></p><p>In 16 bits: {layers}</p>{remarks}{table}"
