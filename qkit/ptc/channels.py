@@ -303,8 +303,10 @@ class Refusals:
         self._some_train = any(parameter.requires_grad for _, parameter in named)
 
     def of(self, step: Step) -> tuple[nn.Module | None, str | None]:
-        """The step's module, None if it is a functional call; and what keeps it from being changed, None if nothing does."""
+        """The step's module, None if it has no plain one; and what keeps it from being changed, None if nothing does."""
         module = self._modules.get(step.layer)
+        if module is not None and parametrize.is_parametrized(module):
+            return None, "has a parametrized weight: torch.nn.utils.parametrize.remove_parametrizations makes it plain"
         if module is None or ops.module_kind(module) != step.kind or step.weight != f"{step.layer}.weight":
             return None, "is a call of a function in a forward: make it a module"
         if self._calls[step.weight] > 1:
@@ -325,7 +327,7 @@ class Refusals:
 
     def _reason(self, module: nn.Module, path: str) -> str | None:
         if parametrize.is_parametrized(module):
-            return f"has a parametrized weight ({path}): torch.nn.utils.parametrize.remove_parametrizations makes it plain"
+            return f"is followed by {path}, which is parametrized"
         for name in ("weight", "bias"):
             value = getattr(module, name, None)
             if value is None:
