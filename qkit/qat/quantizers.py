@@ -185,7 +185,7 @@ class TapQuantizer(Quantizer):
         if self.axis is None:
             lo, hi = torch.aminmax(x)
         else:
-            lo, hi = torch.aminmax(x.movedim(self.axis, 0).flatten(1), dim=1)
+            lo, hi = torch.aminmax(x.movedim(self.axis, 0).reshape(x.shape[self.axis], -1), dim=1)
         lo, hi = lo.clamp(*act), hi.clamp(*act)
         if not self.ready:
             self.lo.copy_(lo)
@@ -232,7 +232,7 @@ class WeightQuantizer(Quantizer):
         if self.axis is None:
             lo, hi = torch.aminmax(weight)
         else:
-            lo, hi = torch.aminmax(weight.movedim(self.axis, 0).flatten(1), dim=1)
+            lo, hi = torch.aminmax(weight.movedim(self.axis, 0).reshape(weight.shape[self.axis], -1), dim=1)
         return lo, hi
 
     @torch.no_grad()

@@ -1,0 +1,57 @@
+"""Networks, plans and studies for quantization-aware training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from small_networks import Mixed, mixed_network
+from torch import Tensor
+
+from qkit.calibration import make_plan, observe
+from qkit.graph import build
+from qkit.plan import Plan
+from qkit.schemes import Scheme, scheme_of
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """What is said of a model that was not diagnosed does not belong into every test's output."""
+    logger = logging.getLogger("qkit.qat.wrapping")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    yield
+    logger.setLevel(before)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On networks so small, handing work to other threads costs more than it saves."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def mixed() -> Mixed:
+    return mixed_network()
+
+
+@pytest.fixture
+def plan_for(images: Tensor) -> Callable[..., Plan]:
+    """``plan_for(model, scheme, **methods)``: calibrated on the images."""
+
+    def make(model: Any, scheme: str | Scheme, **methods: Any) -> Plan:
+        graph = build(model, images)
+        return make_plan(graph, observe(graph, [images], progress=False), scheme_of(scheme), **methods)
+
+    return make
