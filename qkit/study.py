@@ -29,6 +29,7 @@ from qkit.sensitivity import Mode, Sensitivity, sweep
 if TYPE_CHECKING:
     from qkit.diagnosis.remedies import Remedy
     from qkit.diagnosis.result import Diagnosis
+    from qkit.ptc import Treatment
     from qkit.report import Report
     from qkit.widgets import CalibrationPanel, Explorer, Guide, Tuner
 
@@ -102,9 +103,10 @@ class Study:
                 self._remark("The data have no targets: the score is agreement with the float lane, not accuracy.")
         self.metric = metric
         self.model = model
+        self.leaf_modules = tuple(leaf_modules)
         if isinstance(model, nn.Module) and model.training:
             self._remark("The model was handed over in training mode; it is analysed in evaluation mode.")
-        self.graph: Graph = build(model, example.inputs, device=device, leaf_modules=leaf_modules)
+        self.graph: Graph = build(model, example.inputs, device=device, leaf_modules=self.leaf_modules)
         try:
             check_weights(self.graph)
         except DataError as error:
@@ -124,6 +126,8 @@ class Study:
         self._cache: dict[tuple[Plan, int | None], np.ndarray] = {}
         self._prefix: tuple[Prefix, int | None] | None = None
         self._plan: Plan | None = None
+        #: What `ptc` did to arrive at this study; None where it comes from elsewhere.
+        self.treatment: Treatment | None = None
 
     def _remark(self, text: str) -> None:
         self._remarks = (*self._remarks, text)
@@ -233,10 +237,32 @@ class Study:
         other._plan = make_plan(self.graph, other.observe(), other.scheme, **other.methods)
         return other
 
+    def with_model(self, model: nn.Module, *, expected: float | None = None) -> Study:
+        """A new study of another model with the same data, metric and scheme, calibrated by the same methods.
+
+        Parameters
+        ----------
+        expected
+            The float score that is believed of it; this study's by default.
+        """
+        self.plan  # noqa: B018  # calibrates, so that there are methods
+        other = Study(
+            model,
+            self.calibration,
+            None if self.evaluation is self.calibration else self.evaluation,
+            metric=self.metric,
+            scheme=self.scheme,
+            expected=self.expected if expected is None else expected,
+            device=self.graph.device,
+            leaf_modules=self.leaf_modules,
+        )
+        other.calibrate(**self.methods)
+        return other
+
     def _copy(self) -> Study:
         other = object.__new__(Study)
         other.__dict__.update(self.__dict__)
-        other._prefix = None
+        other._prefix = other.treatment = None
         return other
 
     @property
@@ -435,6 +461,58 @@ class Study:
                 raise QkitError(f"{remedy.kind} is not a change of a plan: {remedy.text}")
             plan = remedy.plan(plan)
         return self.with_plan(plan)
+
+    def ptc(
+        self,
+        steps: Sequence[str] | None = None,
+        *,
+        methods: Mapping[str, str] | None = None,
+        estimators: Sequence[str] | None = None,
+        iterations: int | None = None,
+        seed: int = 0,
+        batches: int | None = None,
+        evaluation_batches: int | None = None,
+        progress: bool = True,
+    ) -> Study:
+        """Post-training calibration: a new study, with what every step did in its `treatment`; this one is untouched.
+
+        A step is fitted to three quarters of the calibration samples, and stays if it helps on the other quarter; its effect on
+        the evaluation samples is measured and shown, and decides nothing.
+
+        Parameters
+        ----------
+        steps
+            Some of `qkit.ptc.STEPS`, which is also their order: "equalization" of the weights across layers, "absorption" of
+            high biases, "ranges" of activations, "weight-clipping", "adaptive-rounding", "batch-norm" statistics under
+            quantization, "bias-correction". All by default.
+        methods
+            Estimators by tap name, which "ranges" keeps to.
+        estimators
+            Those that "ranges" compares for the other taps.
+        iterations, seed
+            Of adaptive rounding: steps of its optimizer per layer, and its choice of samples.
+        batches, evaluation_batches
+            Most calibration and evaluation batches to take.
+
+        Raises
+        ------
+        QkitError
+            For an unknown step.
+        """
+        from qkit.ptc import pipeline
+        from qkit.ptc.rounding import ITERATIONS
+
+        return pipeline.calibrate(
+            self,
+            pipeline.STEPS if steps is None else steps,
+            methods=methods,
+            estimators=pipeline.ESTIMATORS if estimators is None else estimators,
+            iterations=ITERATIONS if iterations is None else iterations,
+            seed=seed,
+            limit=batches,
+            evaluation_limit=evaluation_batches,
+            progress=progress,
+        )
 
     def report(self, path: str | Path, **options: Any) -> Report:
         """Write a degradation report; ``.html``, ``.md``, ``.json`` or ``.csv`` by suffix. See :func:`qkit.report.make`."""
