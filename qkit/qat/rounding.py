@@ -65,21 +65,25 @@ def round_to_grid(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, act: Boun
     scale, low, high
         Step, least and greatest code less the zero point, float32, () or shaped to broadcast.
     """
+    return _Round.apply(x, *_numbers(scale, low, high, act), act)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def round_learned(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, gain: Tensor, act: Bounds = UNBOUNDED) -> Tensor:
+    """`round_to_grid` with a gradient for `scale`, times `gain`."""
+    numbers = _numbers(scale.detach(), low, high, act)
+    return _RoundLearned.apply(x, scale, gain, numbers, act)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _numbers(scale: Tensor, low: Tensor, high: Tensor, act: Bounds) -> list[Number]:
+    """Reciprocal, scale, the grid's ends, and its ends behind the activation; plain numbers on the CPU, which is faster there."""
     inverse = 1.0 / scale
     first, last = low, high
     if act[0] > -math.inf:  # rounding is monotonic: clamping codes is clamping values
         first = torch.maximum(torch.minimum(torch.round(act[0] * inverse), high), low)
     if act[1] < math.inf:
         last = torch.maximum(torch.minimum(torch.round(act[1] * inverse), high), low)
-    numbers: list[Number] = [inverse, scale, low, high, first, last]
-    if scale.ndim == 0 and scale.device.type == "cpu":
-        numbers = [float(number) for number in numbers]
-    return _Round.apply(x, *numbers, act)  # type: ignore[no-untyped-call, no-any-return]
-
-
-def round_learned(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, gain: Tensor, act: Bounds = UNBOUNDED) -> Tensor:
-    """`round_to_grid` with a gradient for `scale`, times `gain`."""
-    return _RoundLearned.apply(x, scale, low, high, gain, act)  # type: ignore[no-untyped-call, no-any-return]
+    numbers = [inverse, scale, low, high, first, last]
+    return [float(number) for number in numbers] if scale.ndim == 0 and scale.device.type == "cpu" else list(numbers)
 
 
 def _passes(x: Tensor, codes: Tensor, low: Number, high: Number, act: Bounds) -> Tensor:
@@ -115,21 +119,35 @@ class _Round(torch.autograd.Function):
 
 class _RoundLearned(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, gain: Tensor, act: Bounds) -> Tensor:
-        ctx.save_for_backward(x, scale, low, high, gain)
-        ctx.act = act
-        bounded = x if act == UNBOUNDED else x.clamp(*act)
-        return torch.clamp((bounded * (1.0 / scale)).round_(), low, high).mul_(scale)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, gain: Tensor, numbers: list[Number], act: Bounds) -> Tensor:
+        inverse, step, low, high, first, last = numbers
+        codes = (x * inverse).round_()
+        passes = _passes(x, codes, low, high, act)
+        y = torch.clamp(codes, first, last, out=codes).mul_(step)  # type: ignore[arg-type]
+        ctx.save_for_backward(x, y, passes, scale, gain)
+        # a value that the activation clamps to a bound within the grid has that bound's rounding error
+        ctx.bounds = [(bound, _inside(bound * inverse, low, high)) for bound in act if math.isfinite(bound) and bound != 0.0]
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, scale, low, high, gain = ctx.saved_tensors
+        x, y, passes, scale, gain = ctx.saved_tensors
         (grad,) = grads
-        bounded = x if ctx.act == UNBOUNDED else x.clamp(*ctx.act)
-        steps = bounded * (1.0 / scale)
-        codes = torch.round(steps)
-        inside = (codes >= low) & (codes <= high)
-        by_step = torch.where(inside, codes - steps, torch.clamp(codes, low, high)).mul_(grad)
+        # in steps: the error of rounding where the gradient passes, the grid's end elsewhere
+        by_step = torch.where(passes, x, 0.0).neg_().add_(y).mul_(grad)
+        for bound, inside in ctx.bounds:
+            beyond = x >= bound if bound > 0 else x <= bound
+            by_step -= torch.where(beyond & inside, bound * grad, 0.0)
         summed = [dim for dim in range(x.ndim) if scale.ndim == 0 or scale.shape[dim] == 1]
         by_step = by_step.sum(summed, keepdim=scale.ndim > 0) if summed else by_step
-        return torch.where(_passes(x, codes, low, high, ctx.act), grad, 0.0), by_step * gain, None, None, None, None
+        return torch.where(passes, grad, 0.0), by_step / scale * gain, None, None, None
+
+
+def _inside(steps: Number, low: Number, high: Number) -> Tensor | bool:
+    """Whether what lies so many steps from 0 has a code."""
+    if isinstance(steps, Tensor):
+        codes = torch.round(steps)
+        return (codes >= low) & (codes <= high)
+    assert not isinstance(low, Tensor)
+    assert not isinstance(high, Tensor)
+    return low <= round(steps) <= high

@@ -152,16 +152,20 @@ def test_learned_steps_per_channel() -> None:
         torch.testing.assert_close(found[0, channel, 0], truth)
 
 
-def test_learned_step_with_an_activation() -> None:
+@pytest.mark.parametrize("hi", [3.0, 5.0, 8.0])
+@pytest.mark.parametrize("name", ["relu", "relu6", "hardtanh"])
+def test_learned_step_with_an_activation(name: str, hi: float) -> None:
+    function, act = ACTIVATIONS[name]
     x, grad = tensor(1, scale=4.0), tensor(2)
-    p = QuantSpec(symmetric=False).params(0.0, 5.0)
+    p = QuantSpec(symmetric=False).params(-0.5, hi)
     _, low, high = numbers(p, 4)
-    found, truth = [], []
-    for act, function in (((0.0, 6.0), lambda v: v), (UNBOUNDED, F.relu6)):
+    found = []
+    for bounds, before in ((act, lambda v: v), (UNBOUNDED, function)):
         v, scale = x.clone().requires_grad_(), p.scale.clone().requires_grad_()
-        y = round_learned(function(v), scale, low, high, torch.tensor(0.1), act)
-        (found if act != UNBOUNDED else truth).extend((y, *torch.autograd.grad(y, (v, scale), grad)))
-    assert all(torch.equal(a, b) for a, b in zip(found, truth, strict=True))
+        y = round_learned(before(v), scale, low, high, torch.tensor(0.1), bounds)
+        found.append((y, *torch.autograd.grad(y, (v, scale), grad)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=0.0)
 
 
 @settings(deadline=None, max_examples=100)
