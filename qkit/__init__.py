@@ -1,5 +1,8 @@
 """qkit: is it quantization, and if it is, which tensor, why, and what is the cheapest thing that fixes it?"""
 
+import importlib
+from types import ModuleType
+
 from qkit.capture import Capture
 from qkit.errors import DataError, GraphError, MissingExtra, PlanError, QkitError
 from qkit.graph import Graph
@@ -13,6 +16,16 @@ from qkit.sensitivity import Sensitivity
 from qkit.study import Study
 
 __version__ = "0.1.0"
+
+#: Loaded when they are first used, to keep the import light.
+_PARTS = ("mixed", "ptc", "qat", "surgery")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _PARTS:
+        return importlib.import_module(f"qkit.{name}")
+    raise AttributeError(f"module 'qkit' has no attribute {name!r}")
+
 
 __all__ = [
     "FLOAT",

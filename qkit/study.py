@@ -29,6 +29,7 @@ from qkit.sensitivity import Mode, Sensitivity, sweep
 if TYPE_CHECKING:
     from qkit.diagnosis.remedies import Remedy
     from qkit.diagnosis.result import Diagnosis
+    from qkit.mixed import Mixed
     from qkit.ptc import Treatment
     from qkit.report import Report
     from qkit.widgets import CalibrationPanel, Explorer, Guide, Tuner
@@ -513,6 +514,21 @@ class Study:
             evaluation_limit=evaluation_batches,
             progress=progress,
         )
+
+    def mixed(
+        self,
+        *,
+        target: float | None = None,
+        tolerance: float = 0.005,
+        batches: int | None = None,
+        budget: int | None = None,
+        progress: bool = True,
+        **options: Any,
+    ) -> Mixed:
+        """The fewest 16-bit layers that reach a score. See :func:`qkit.mixed.search`, which has the further options."""
+        from qkit.mixed import search
+
+        return search(self, target=target, tolerance=tolerance, batches=batches, budget=budget, progress=progress, **options)
 
     def report(self, path: str | Path, **options: Any) -> Report:
         """Write a degradation report; ``.html``, ``.md``, ``.json`` or ``.csv`` by suffix. See :func:`qkit.report.make`."""

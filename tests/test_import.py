@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = (
     "IPython ipywidgets anywidget matplotlib torchvision sklearn onnx onnxruntime onnxscript torchao jinja2 dask typer rich numba "
     "llvmlite PIL"
@@ -12,8 +14,7 @@ HEAVY = (
 
 
 def modules_after(statement: str) -> set[str]:
-    code = f"{statement}\nimport sys\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    return {name.partition(".")[0] for name in modules_of(statement)}
 
 
 def test_import_is_light() -> None:
@@ -29,3 +30,22 @@ def test_every_public_name_is_there_and_documented() -> None:
 
     for name in qkit.__all__:
         assert getattr(qkit, name).__doc__, name
+
+
+def test_parts_come_when_they_are_asked_for() -> None:
+    assert not {
+        name for name in modules_of("import qkit") if name.startswith(("qkit.qat", "qkit.ptc", "qkit.mixed", "qkit.surgery"))
+    }
+    import qkit
+
+    assert qkit.qat.wrap
+    assert qkit.ptc.STEPS
+    assert qkit.mixed.search
+    assert qkit.surgery.lite
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        qkit.nothing  # noqa: B018
+
+
+def modules_of(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())

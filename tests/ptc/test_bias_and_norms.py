@@ -103,7 +103,7 @@ def test_norms_are_what_torch_estimates_anew(per_channel: bool) -> None:
     norm.train()(conv(x))
     model = nn.Sequential(conv, norm).eval()
     graph = build(model, x)
-    spec = QuantSpec(bits=3 if per_channel else 6, symmetric=True, signed=True, per_channel=per_channel, narrow=True)
+    spec = QuantSpec(bits=3 if per_channel else 4, symmetric=True, signed=True, per_channel=per_channel, narrow=True)
     plan = _plan(graph, x, spec)
     anew = reestimate_norms(graph, plan, list(batches([x])), progress=False)
     (name,) = plan.grids
