@@ -70,6 +70,7 @@ def fit(
     epochs: int | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     lr: float = 1e-3,
+    weight_decay: float = 1e-4,
     schedule: Any = None,
     loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
     evaluate: Iterable[Any] | Callable[[nn.Module], float] | None = None,
@@ -88,7 +89,7 @@ def fit(
     epochs
         By default those that `qkit.qat.wrap` was told.
     optimizer
-        SGD with momentum 0.9 at rate `lr` by default.
+        SGD with momentum 0.9, rate `lr` and `weight_decay` by default; learned steps do not decay.
     schedule
         A learning rate scheduler of that optimizer, stepped after every epoch; by default the rate goes to 0 on a cosine,
         batch by batch.
@@ -104,7 +105,8 @@ def fit(
     Raises
     ------
     QkitError, DataError
-        If it is no `QatModule`, the loader is empty or gives no targets, or the loss is not finite.
+        If it is no `QatModule`, nothing in it can be trained, the loader is empty or gives no targets, or the loss is not
+        finite.
     """
     if not isinstance(module, QatModule):
         raise QkitError(f"fit() trains what qkit.qat.wrap() returns, not a {type(module).__name__}.")
@@ -112,13 +114,19 @@ def fit(
         raise QkitError(f"epochs={epochs}: train for at least one.")
     if schedule is not None and optimizer is None:
         raise QkitError("a schedule belongs to an optimizer: pass that too.")
+    if not any(p.requires_grad for p in module.parameters()):
+        raise QkitError("every parameter of the module is frozen (requires_grad=False): there is nothing to train.")
     batches(loader)  # refuses what cannot be iterated more than once
     count = module.schedule.total_epochs if epochs is None else epochs
     if device is not None:
         module.to(device)
     place = next(module.parameters()).device
     if optimizer is None:
-        optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr, momentum=_MOMENTUM)
+        groups = [
+            {"params": [p for p in module.model.parameters() if p.requires_grad], "weight_decay": weight_decay},
+            {"params": list(module.quantizers.parameters()), "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.SGD([group for group in groups if group["params"]], lr, momentum=_MOMENTUM)
     each = length_hint(loader) or None
     cosine = None
     if schedule is None and each is not None:

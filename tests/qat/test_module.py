@@ -236,6 +236,7 @@ def test_copies_and_pickles_are_independent(module: QatModule, images: Tensor) -
     assert torch.equal(module(images), expected)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="DataParallel passes through only where there is no GPU")
 def test_data_parallel_passes_through(module: QatModule, images: Tensor) -> None:
     parallel = nn.DataParallel(module)
     parallel.train()

@@ -52,10 +52,10 @@ def test_it_trains_for_the_planned_epochs(module: QatModule, data: TensorDataset
 
 def test_it_is_a_plain_loop(module: QatModule, data: TensorDataset, mixed: Mixed, images: Tensor) -> None:
     """The same numbers as SGD with momentum and a cosine, written out."""
-    result = fit(module, loader_of(data), lr=0.02, seed=7, progress=False)
+    result = fit(module, loader_of(data), lr=0.02, weight_decay=1e-3, seed=7, progress=False)
     other = wrap(mixed, images, total_epochs=3, scheme="int8")
     loader = loader_of(data)
-    optimizer = torch.optim.SGD(other.parameters(), 0.02, momentum=0.9)
+    optimizer = torch.optim.SGD(other.parameters(), 0.02, momentum=0.9, weight_decay=1e-3)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9)
     torch.manual_seed(7)
     losses = []
@@ -89,6 +89,18 @@ def test_random_states_come_back_and_seeds_repeat(mixed: Mixed, images: Tensor, 
     assert torch.equal(states[3], after[3])
     assert first == run(0, loader)
     assert first != run(1, loader)
+
+
+def test_learned_steps_do_not_decay(mixed: Mixed, images: Tensor) -> None:
+    """Without a gradient, decay alone moves: all weights, and no step."""
+    module = wrap(mixed, images, total_epochs=1, learn_steps=True).train()
+    module(images)
+    steps = [q.step.clone() for q in module.quantizers.values()]
+    weight = module.model.side.weight.clone()
+    batch = [(images, torch.arange(8) % 5)]
+    fit(module, batch, lr=0.1, weight_decay=0.1, loss=lambda outputs, targets: 0.0 * outputs.sum(), progress=False)
+    assert all(torch.equal(q.step, step) for q, step in zip(module.quantizers.values(), steps, strict=True))
+    torch.testing.assert_close(module.model.side.weight, weight * 0.99)
 
 
 def test_own_optimizer_schedule_and_loss(module: QatModule, data: TensorDataset) -> None:
@@ -152,6 +164,10 @@ def test_bad_input(module: QatModule, mixed: Mixed, data: TensorDataset) -> None
         fit(module, iter(loader), progress=False)
     with pytest.raises(QkitError, match="at least one"):
         fit(module, loader, epochs=0)
+    module.model.requires_grad_(False)
+    with pytest.raises(QkitError, match="nothing to train"):
+        fit(module, loader, progress=False)
+    module.model.requires_grad_(True)
     with pytest.raises(QkitError, match="belongs to an optimizer"):
         fit(module, loader, schedule=object())
     with pytest.raises(DataError, match=r"loss is nan in epoch 0.*smaller learning rate"):
