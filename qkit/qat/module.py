@@ -91,7 +91,8 @@ class QatModule(nn.Module):
     An ordinary module: it goes into the user's training loop, optimizer, scheduler and multi-GPU wrapper as the model would, and
     is copied, moved and saved (``state_dict``) as any other. ``module.model`` is a copy of the user's model and holds all that is
     trained but for learned steps; its parameters have their names behind ``model.``. Modules whose work is done otherwise
-    (convolutions, linear layers, batch norms, activations that clamp) are not called, nor are hooks on them.
+    (convolutions, linear layers, batch norms, activations that clamp) are not called, nor are hooks on them. What the model does
+    only in training, such as auxiliary outputs, is not part of it, dropout apart.
 
     An epoch begins with every call of ``train()`` that follows a training batch, so that a loop that calls ``train()`` at the
     start of each epoch and ``eval()`` for scoring at its end needs nothing else. Another loop sets `epoch` itself, at the start
@@ -163,6 +164,8 @@ class QatModule(nn.Module):
                     "epoch. If that is not what your loop means, set module.epoch at the start of every epoch.",
                     clock.epoch + 1, self.schedule.total_epochs,
                 )  # fmt: skip
+        for quantizer in self.quantizers.values():
+            quantizer.refresh()  # type: ignore[operator]
         self._follow_schedule()
         return self
 
@@ -304,6 +307,9 @@ class QatModule(nn.Module):
     ) -> Study:
         """Back to the kit: a study of the trained model whose plan has the trained grids.
 
+        Its float lane is the trained model without rounding. Where rounding was severe, training has made up for it, and that
+        lane is the worse for it: judge the trained network against the float score from before.
+
         Parameters
         ----------
         calibration, evaluation, metric
@@ -317,7 +323,10 @@ class QatModule(nn.Module):
         origin = self._origin
         data = origin.calibration if calibration is None else calibration
         if data is None:
-            raise DataError("a study needs data: pass calibration=, since it was no study that was wrapped.")
+            raise DataError(
+                "a study needs data, and the module has none (it was made from a model alone, or comes from a pickle): pass "
+                "calibration=."
+            )
         study = Study(
             self.float_model(),
             data,

@@ -69,24 +69,24 @@ class Quantizer(nn.Module):
         self.register_buffer("zero_point", torch.zeros(shape, dtype=torch.int32) if params is None else params.zero_point.clone())
         self.register_buffer("codes", torch.tensor([params is not None, qmin, qmax], dtype=torch.int32))
         self.step = nn.Parameter(self.scale.clone()) if learned else None
-        self._read_state()
+        self.refresh()
 
-    def _read_state(self) -> None:
-        """What the buffers say that is needed as plain numbers."""
+    def refresh(self) -> None:
+        """Read from the buffers what is needed as plain numbers; another process may have set them."""
         self._ready, self.qmin, self.qmax = (int(code) for code in self.codes.tolist())
 
     @property
     def ready(self) -> bool:
         """Whether there is a grid yet."""
         if not self._ready:
-            self._read_state()  # a replica may have seen the first batch
+            self.refresh()  # a replica may have seen the first batch
         return bool(self._ready)
 
     def begin(self, lo: Tensor, hi: Tensor) -> None:
         """The first grid, from the first range seen."""
         qmin, qmax = self.spec.code_range(one_sided=bool((lo >= 0).all()))
         self.codes.copy_(torch.tensor([1, qmin, qmax]))
-        self._read_state()
+        self.refresh()
         self.move(lo, hi)
         if self.step is not None:
             self.step.data.copy_(self.scale)
@@ -149,7 +149,7 @@ class Quantizer(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._read_state()
+        self.refresh()
 
 
 class TapQuantizer(Quantizer):
@@ -215,10 +215,10 @@ class WeightQuantizer(Quantizer):
         # exactly 1 where the plan covers the extremes, so that nothing but them is ever covered
         share = torch.where(whole == self.scale, 1.0, self.scale.double() / whole.double())
         self.register_buffer("covered", share)
-        self._read_state()
+        self.refresh()
 
-    def _read_state(self) -> None:
-        super()._read_state()
+    def refresh(self) -> None:
+        super().refresh()
         if "covered" in self._buffers:
             self._covers_all = bool((self.covered >= 1.0).all())
 

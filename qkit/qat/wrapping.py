@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ def wrap(
     freeze_ranges_at: int | None = None,
     diagnosis: Diagnosis | None = None,
     anyway: bool = False,
+    leaf_modules: Iterable[type[nn.Module] | str] = (),
 ) -> QatModule:
     """A copy of the model that computes as its int8 lane does and can be trained: put it into your own training loop.
 
@@ -66,6 +67,8 @@ def wrap(
         Of the study, where it was made already; otherwise it is made now.
     anyway
         Train even if the diagnosis says that quantization is not what is wrong.
+    leaf_modules
+        With a model alone: module classes or paths to keep out of the trace, as of `qkit.Study`.
 
     Raises
     ------
@@ -76,8 +79,11 @@ def wrap(
     """
     schedule = _schedule(total_epochs, freeze_norms_at, freeze_ranges_at, learn_steps)
     if isinstance(study_or_model, Study):
-        if scheme is not None or example_inputs is not None:
-            raise QkitError("a study has its own scheme and data: use study.with_scheme(...), and leave example_inputs out.")
+        if scheme is not None or example_inputs is not None or leaf_modules:
+            raise QkitError(
+                "a study has its own scheme, data and leaf modules: use study.with_scheme(...), and leave example_inputs and "
+                "leaf_modules out."
+            )
         study = study_or_model
         need = _need(study, diagnosis, anyway)
         model, plan, leaves = study.model, study.plan if plan is None else plan, study.graph.leaf_modules
@@ -88,12 +94,13 @@ def wrap(
             raise DataError("a model alone needs example_inputs=, one batch from which shapes are taken; or pass a qkit.Study.")
         if diagnosis is not None:
             raise QkitError("a diagnosis belongs to a study: pass that study in place of the model.")
-        model, leaves = study_or_model, ()
+        model = study_or_model
+        leaves = (leaf_modules,) if isinstance(leaf_modules, (str, type)) else tuple(leaf_modules)
         need = (
             "Nothing was diagnosed: whether quantization-aware training is needed is not known. Make a qkit.Study of the model "
             "with its data, read study.diagnose(), and wrap the study."
         )
-        origin = Origin(scheme=scheme_of("int8" if scheme is None else scheme))
+        origin = Origin(scheme=scheme_of("int8" if scheme is None else scheme), leaf_modules=leaves)
     logger.warning("%s", need)
     assembly = assemble(model, example_inputs, leaf_modules=leaves)
     template = _template(assembly.graph, scheme_of(origin.scheme)) if plan is None else _checked(plan, assembly.graph)

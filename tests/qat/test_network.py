@@ -61,7 +61,7 @@ def torch_module(p: QuantParams) -> nn.Module:
 def test_evaluation_is_torchs_operators_by_hand(
     mixed: Mixed, images: Tensor, plan_for, scheme: str | Scheme, learned: bool
 ) -> None:
-    plan = plan_for(mixed, scheme, method="mse")
+    plan = plan_for(mixed, scheme, method="mse", weight_method="mse")
     module = wrap(mixed, images, total_epochs=4, plan=plan, learn_steps=learned).eval()
     assert torch.equal(module(images), plain_run(mixed, images, plan)["classify"])
     assert module.plan() == plan

@@ -132,6 +132,24 @@ class Bare(nn.Module):
         return self.linear(self.conv(x).relu().amax((2, 3)))
 
 
+class Odd(nn.Module):
+    """What nobody knows: its forward cannot be traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if float(x.detach().sum()) > 0 else -x
+
+
+def test_leaf_modules_stay_float(images: Tensor) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Odd(), nn.Conv2d(4, 2, 3))
+    with pytest.raises(GraphError, match="cannot be traced"):
+        wrap(model, images, total_epochs=2)
+    module = wrap(model, images, total_epochs=2, leaf_modules=[Odd]).train()
+    module(images).sum().backward()
+    assert module.study([images], metric="agreement").graph.notes.keys() == {"1"}
+    study = qkit.Study(model, [images], metric="agreement", leaf_modules=["1"])
+    assert wrap(study, total_epochs=2, diagnosis=diagnosis_of("both")).plan() == study.plan
+
+
 def test_layers_without_bias(images: Tensor) -> None:
     module = wrap(Bare(), images, total_epochs=2).train()
     module(images).sum().backward()
