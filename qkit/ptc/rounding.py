@@ -106,13 +106,10 @@ def _reconstruct(walk: Walk, step: Step, plan: Plan, iterations: int, generator:
     grid, weight = plan[name], graph.weights[name]
     bias = lane_bias(graph, step, plan)
     plain = lane_weight(graph, plan, name)
-    pairs = [
-        # clones, since tensors of an inference-mode run take part in no gradient
-        (x.clone(), _activated(step, y).clone())
-        for (_, x), (y, _) in zip(walk.inputs(step), walk.outputs(step, plain, bias), strict=True)
-    ]
-    samples = [x for x, _ in pairs], [y for _, y in pairs]
-    inputs, targets = (torch.cat(part) for part in samples)
+    outputs = walk.outputs(step, plain, bias)
+    # concatenated outside of inference mode, whose tensors take part in no gradient
+    inputs = torch.cat([x for _, x in walk.inputs(step)])
+    targets = _activated(step, torch.cat([y for y, _ in outputs]))
     signal = float(targets.double().square().mean())
     nearest = _error(step, inputs, targets, plain, bias)
     if nearest <= 1e-12 * max(signal, 1e-30):

@@ -94,9 +94,10 @@ class Walk:
         """What the weighted step gives before its activation: in float, and quantized with this weight and bias."""
         graph = self.graph
         exact = graph.weights[step.weight or ""], None if step.bias is None else graph.biases[step.bias]
-        with execution(graph.device):
-            for x, quantized in self.inputs(step):
-                yield step.call(x, *exact), step.call(quantized, weight, bias)
+        for x, quantized in self.inputs(step):
+            with execution(graph.device):
+                pair = step.call(x, *exact), step.call(quantized, weight, bias)
+            yield pair
 
 
 def layers(graph: Graph, plan: Plan, what: str, *, progress: bool = True) -> Iterator[Step]:
