@@ -104,10 +104,9 @@ class Study:
                 self._remark("The data have no targets: the score is agreement with the float lane, not accuracy.")
         self.metric = metric
         self.model = model
-        self.leaf_modules = tuple(leaf_modules)
         if isinstance(model, nn.Module) and model.training:
             self._remark("The model was handed over in training mode; it is analysed in evaluation mode.")
-        self.graph: Graph = build(model, example.inputs, device=device, leaf_modules=self.leaf_modules)
+        self.graph: Graph = build(model, example.inputs, device=device, leaf_modules=leaf_modules)
         try:
             check_weights(self.graph)
         except DataError as error:
@@ -255,7 +254,7 @@ class Study:
             scheme=self.scheme,
             expected=self.expected if expected is None else expected,
             device=self.graph.device,
-            leaf_modules=self.leaf_modules,
+            leaf_modules=self.graph.leaf_modules,
         )
         other.calibrate(**self.methods)
         return other

@@ -1,6 +1,8 @@
 """Post-training calibration: everything that recovers accuracy without training."""
 
+from qkit.ptc.absorption import Absorbed, absorb
+from qkit.ptc.equalization import Equalized, equalize
 from qkit.ptc.pipeline import STEPS, calibrate
 from qkit.ptc.treatment import Effect, Treatment
 
-__all__ = ["STEPS", "Effect", "Treatment", "calibrate"]
+__all__ = ["STEPS", "Absorbed", "Effect", "Equalized", "Treatment", "absorb", "calibrate", "equalize"]

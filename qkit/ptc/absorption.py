@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +101,6 @@ def absorb(
     *,
     observations: Mapping[str, Observation] | None = None,
     deviations: float = DEVIATIONS,
-    leaf_modules: Iterable[type[nn.Module] | str] = (),
 ) -> Absorbed:
     """A copy of the model in which biases that channels always exceed zero by have moved on to the next layer.
 
@@ -117,8 +116,6 @@ def absorb(
         What calibration saw of this graph's taps (`study.observe()`), for layers without batch norm; they are skipped without.
     deviations
         How many of them a channel's mean has to lie above zero.
-    leaf_modules
-        What was kept out of the graph's trace.
 
     Raises
     ------
@@ -149,7 +146,7 @@ def absorb(
         with torch.no_grad():
             notes += [*_give(modules, layer.step, taken), *_take(modules, reader.step, taken[index])]
         amounts[name], readers[name] = taken, reader.step.name
-    new = build(copied, inputs, device=graph.device, leaf_modules=leaf_modules)
+    new = build(copied, inputs, device=graph.device, leaf_modules=graph.leaf_modules)
     changed = deviation(run_float(new, inputs), run_float(graph, inputs))
     return Absorbed(copied, amounts, readers, skipped, tuple(notes), changed)
 

@@ -18,7 +18,7 @@ greatest range of those that write a channel, r2 of those that read it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,7 +131,6 @@ def equalize(
     limit: float = LIMIT,
     joins: bool = True,
     example: Tensor | tuple[Any, ...] | None = None,
-    leaf_modules: Iterable[type[nn.Module] | str] = (),
 ) -> Equalized:
     """A copy of the model in which the channel ranges of neighbouring layers are evened out.
 
@@ -150,8 +149,6 @@ def equalize(
         Scale everything that an add or a concatenation ties together alike; without it such layers are skipped.
     example
         A batch to verify with; random numbers of the shapes that the graph was built with by default.
-    leaf_modules
-        What was kept out of the graph's trace.
 
     Raises
     ------
@@ -169,7 +166,7 @@ def equalize(
     with torch.no_grad():
         for layer in solver.layers:
             notes += rescale(by_path, layer.step, solver.factors(layer.reads), solver.factors(layer.writes))
-    deviated = _verify(copied, graph, inputs, channels, solver, leaf_modules)
+    deviated = _verify(copied, graph, inputs, channels, solver)
     factors = {layer.step.name: solver.factors(layer.writes) for layer in solver.layers if solver.takes_part(layer)}
     return Equalized(copied, factors, solver.skipped(), solver.pairs(), tuple(notes), converged, deviated)
 
@@ -221,9 +218,8 @@ def _inputs(graph: Graph, example: Tensor | tuple[Any, ...] | None) -> tuple[Any
 
 def _verify(
     copied: nn.Module, graph: Graph, inputs: tuple[Any, ...], channels: Channels, solver: Solver,
-    leaf_modules: Iterable[type[nn.Module] | str],
 ) -> float:  # fmt: skip
-    new = build(copied, inputs, device=graph.device, leaf_modules=leaf_modules)
+    new = build(copied, inputs, device=graph.device, leaf_modules=graph.leaf_modules)
     if [step.name for step in new.steps] != [step.name for step in graph.steps]:
         raise GraphError(f"the graph is not of this {graph.model_name}: build it from the model, with the same leaf_modules.")
     found = deviation(run_float(new, inputs), run_float(graph, inputs))

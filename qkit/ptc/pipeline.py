@@ -18,12 +18,14 @@ import numpy as np
 from torch import Tensor
 
 from qkit.calibration import observe
-from qkit.errors import DataError, QkitError
+from qkit.errors import DataError, GraphError, QkitError
 from qkit.lanes import Lane, run_lanes
 from qkit.loading import Batch, batches
 from qkit.metrics import Interval, Scores, mean_interval, paired_interval, score_batch
 from qkit.plan import FLOAT, Plan
+from qkit.ptc.absorption import absorb
 from qkit.ptc.bias import correct_biases
+from qkit.ptc.equalization import equalize
 from qkit.ptc.heldout import split
 from qkit.ptc.norms import reestimate_norms
 from qkit.ptc.rounding import ITERATIONS, adapt_rounding
@@ -182,21 +184,18 @@ class _Run:
 
     def equalize(self) -> tuple[Study, str]:
         """Cross-layer equalization of the model."""
-        from qkit.ptc.equalization import equalize
-
-        found = equalize(self.study.model, self.study.graph)
+        try:
+            found = equalize(self.study.model, self.study.graph, example=self.fit[0].inputs)
+        except GraphError as error:
+            raise _NothingToDo(str(error)) from error
         if not found.factors:
             raise _NothingToDo("no two layers can be equalized (the reasons are in qkit.ptc.equalization.equalize(...).skipped).")
         return self._with_model(found.model), f"{len(found.factors)} pairs of layers, {len(found.skipped)} left out"
 
     def absorb(self) -> tuple[Study, str]:
         """High biases move into the next layer."""
-        from qkit.ptc.absorption import absorb
-
         study = self.study
-        found = absorb(
-            study.model, study.graph, self.fit[0].inputs, observations=study.observe(), leaf_modules=study.leaf_modules
-        )
+        found = absorb(study.model, study.graph, self.fit[0].inputs, observations=study.observe())
         if not found.amounts:
             raise _NothingToDo("there is no high bias that could be absorbed.")
         return self._with_model(found.model), f"{len(found.amounts)} layers"

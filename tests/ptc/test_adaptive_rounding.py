@@ -60,7 +60,7 @@ def test_it_finds_what_trying_every_rounding_finds(seed: int, per_channel: bool)
     assert float(found.sum()) < 3.0 * sum(best)
     assert float(found.sum()) < 0.6 * float(nearest.sum())
     assert layer.adaptive == pytest.approx(
-        float(found.sum()) / float((x.double() @ weight.T + model[0].bias.double()).square().sum()), rel=1e-3
+        float(found.sum()) / float((x.double() @ weight.T + model[0].bias.detach().double()).square().sum()), rel=1e-3
     )
     assert layer.moved == pytest.approx(
         float(
