@@ -74,7 +74,8 @@ class Mixed:
     found
         The cheapest set found that reaches the target on the selection data; all layers where none does.
     front
-        Sets tried that no other beats in both cost and score on the selection data, the cheapest first.
+        Sets tried that no other beats in both cost and score on the selection data, the cheapest first; a score counts as far as
+        the search believes it, see ``caution``.
     baselines
         None, all, first, last, first and last, and these growing until the target is reached on the selection data.
     float_score, float_selection
