@@ -43,20 +43,24 @@ def correct_biases(
     """
     walk = Walk(graph, batches, plan)
     for step in layers(graph, plan, "correcting biases", progress=progress):
-        if called_twice(graph, step) or step.kind == "batchnorm":
-            continue
-        walk.to(step, plan)
-        plan = correct_bias(walk, step, plan, iterations=iterations)
+        if correctable(graph, step):
+            walk.to(step, plan)
+            plan = correct_bias(walk, step, plan, iterations=iterations)
     return plan
 
 
-def correct_bias(walk: Walk, step: Step, plan: Plan, *, iterations: int = ITERATIONS) -> Plan:
-    """The plan with one layer's correction; the walk stands at the layer."""
+def correctable(graph: Graph, step: Step) -> bool:
+    """Whether the step has a bias of its own to correct."""
+    return step.kind != "batchnorm" and not called_twice(graph, step)
+
+
+def correct_bias(walk: Walk, step: Step, plan: Plan, *, iterations: int = ITERATIONS, share: float = 1.0) -> Plan:
+    """The plan with one layer's correction, each time by `share` of what is missing; the walk stands at the layer."""
     weight = lane_weight(walk.graph, plan, step.weight or "")
     for _ in range(iterations):
         shift = mean_shift(walk, step, weight, lane_bias(walk.graph, step, plan))
         before = torch.tensor(plan.corrections.get(step.name, (0.0,) * len(shift)), dtype=torch.float64)
-        plan = replace(plan, corrections={**plan.corrections, step.name: tuple((before - shift).tolist())})
+        plan = replace(plan, corrections={**plan.corrections, step.name: tuple((before - share * shift).tolist())})
     return plan
 
 

@@ -21,7 +21,7 @@ from qkit.loading import Batch
 from qkit.numerics import QuantParams
 from qkit.plan import Codes, Grid, Plan
 from qkit.ptc.bias import correct_bias, lane_bias
-from qkit.ptc.walk import Walk, called_twice, layers, moments
+from qkit.ptc.walk import Moments, Walk, called_twice, layers, moments
 
 #: A channel is stretched or shrunk by at most this: beyond, its rounding error is most of what it holds.
 MOST = 2.0
@@ -34,15 +34,26 @@ def reestimate_norms(graph: Graph, plan: Plan, batches: Sequence[Batch], *, prog
     """
     walk = Walk(graph, batches, plan)
     for step in layers(graph, plan, "batch norms", progress=progress):
-        if step.norm is None or step.weight is None or step.weight_axis is None or called_twice(graph, step):
-            continue
-        walk.to(step, plan)
-        weight = lane_weight(graph, plan, step.weight)
-        exact, quantized = moments(walk, step, weight, lane_bias(graph, step, plan)).deviations
-        factor = torch.where((exact > 0) & (quantized > 0), exact / quantized.clamp(min=1e-30), 1.0).clamp(1.0 / MOST, MOST)
-        plan = plan.with_grid(step.weight, scaled(plan[step.weight], graph.weights[step.weight], factor, step.weight_axis))
-        plan = correct_bias(walk, step, plan)
+        if has_norm(graph, step):
+            walk.to(step, plan)
+            weight = lane_weight(graph, plan, step.weight or "")
+            found = moments(walk, step, weight, lane_bias(graph, step, plan))
+            plan = correct_bias(walk, step, stretched(graph, plan, step, plan[step.weight or ""], found))
     return plan
+
+
+def has_norm(graph: Graph, step: Step) -> bool:
+    """Whether a batch norm is folded into the step that can be folded anew."""
+    return step.norm is not None and step.weight_axis is not None and not called_twice(graph, step)
+
+
+def stretched(graph: Graph, plan: Plan, step: Step, grid: Grid, found: Moments) -> Plan:
+    """The plan in which the step's weight gives float's deviations, if on `grid` it gave those found."""
+    assert step.weight is not None
+    assert step.weight_axis is not None
+    exact, quantized = found.deviations
+    factor = torch.where((exact > 0) & (quantized > 0), exact / quantized.clamp(min=1e-30), 1.0).clamp(1.0 / MOST, MOST)
+    return plan.with_grid(step.weight, scaled(grid, graph.weights[step.weight], factor, step.weight_axis))
 
 
 def scaled(grid: Grid, weight: Tensor, factor: Tensor, axis: int) -> Grid:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qkit.errors import DataError
 from qkit.graph import Graph
-from qkit.lanes import Frontier, Lane, execution, run_to
+from qkit.lanes import Frontier, Lane, execution, run_lanes, run_to
 from qkit.loading import Batch
 from qkit.plan import Plan
 from qkit.progress import track
@@ -81,6 +81,12 @@ class Walk:
         for part in self._parts:
             part.exact = run_to(self.graph, Lane("float"), part.inputs, step.index, start=part.exact)
             part.quantized = run_to(self.graph, Lane("quantized", plan), part.inputs, step.index, start=part.quantized)
+
+    def outputs_of_network(self, plan: Plan) -> Iterator[Any]:
+        """The quantized lane's outputs, batch by batch, run on from where the walk stands."""
+        for part in self._parts:
+            lane = Lane("quantized", plan)
+            yield run_lanes(self.graph, [lane], part.inputs, start=part.quantized)["quantized"]
 
     def inputs(self, step: Step) -> Iterator[tuple[Tensor, Tensor]]:
         """What the step reads in the float and in the quantized lane, batch by batch."""
