@@ -390,7 +390,12 @@ def _qat(verdict: Verdict, best_loss: Interval | None, tolerance: float, share: 
     if verdict.name == "not-quantization":
         return "Quantization-aware training: not the answer, since quantization is not what costs the score."
     if best_loss is None:
-        return "Quantization-aware training: no remedy was found that helps by more than chance, so it is the next thing to try."
+        return (
+            "Quantization-aware training: no remedy was found that helps by more than chance. Try study.ptc() first, which costs "
+            "minutes; if that does not do, training is the next thing."
+        )
     if best_loss.value <= tolerance:
         return f"Quantization-aware training: not needed; with these remedies the loss is {amount(best_loss, share)}."
-    return f"Quantization-aware training: worth it; the best without it still loses {amount(best_loss, share)}."
+    return (
+        f"Quantization-aware training: worth it if study.ptc() does not do; these remedies still lose {amount(best_loss, share)}."
+    )
