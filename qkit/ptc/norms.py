@@ -22,6 +22,7 @@ from qkit.numerics import QuantParams
 from qkit.plan import Codes, Grid, Plan
 from qkit.ptc.bias import correct_bias, lane_bias
 from qkit.ptc.walk import Moments, Walk, called_twice, layers, moments
+from qkit.steps import Step
 
 #: A channel is stretched or shrunk by at most this: beyond, its rounding error is most of what it holds.
 MOST = 2.0
