@@ -176,30 +176,33 @@ class _Operands:
         return self.weights[key]
 
     def bias(self, decision: Decision) -> Tensor | None:
-        if self.step.bias is None and decision.correction is None:
-            return None
         key = decision.bias_scale, decision.correction
         if key not in self.biases:
-            bias = self._float_bias()
-            if decision.correction is not None:
-                if len(decision.correction) != len(bias):
-                    raise PlanError(
-                        f"{self.step.name}: the plan corrects {len(decision.correction)} biases, the layer has {len(bias)}. The "
-                        "plan is of another model: calibrate again."
-                    )
-                bias = bias + torch.tensor(decision.correction, dtype=bias.dtype, device=bias.device)
-            if decision.bias_scale is not None:
-                source, weight, bits = decision.bias_scale
-                bias = quantize_bias(bias, source.scale.double() * weight.scale.double(), bits)
-            self.biases[key] = bias
+            self.biases[key] = _bias(self.graph, self.step, decision)
         return self.biases[key]
 
-    def _float_bias(self) -> Tensor:
-        """The layer's bias; zeros where it has none and the plan corrects its output's mean."""
-        if self.step.bias is not None:
-            return self.graph.biases[self.step.bias]
-        channels = self.step.shape[self.step.channel_axis]
-        return torch.zeros(channels, device=self.graph.device)
+
+def lane_bias(graph: Graph, step: Step, plan: Plan) -> Tensor | None:
+    """The layer's bias as the plan's lane computes with it; None where it has none."""
+    return _bias(graph, step, decide(step, plan, graph))
+
+
+def _bias(graph: Graph, step: Step, decision: Decision) -> Tensor | None:
+    if step.bias is None and decision.correction is None:
+        return None
+    # a layer without bias gets one where the plan corrects its output's mean
+    bias = graph.biases[step.bias] if step.bias else torch.zeros(step.shape[step.channel_axis], device=graph.device)
+    if decision.correction is not None:
+        if len(decision.correction) != len(bias):
+            raise PlanError(
+                f"{step.name}: the plan corrects {len(decision.correction)} biases, the layer has {len(bias)}. The plan is of "
+                "another model: calibrate again."
+            )
+        bias = bias + torch.tensor(decision.correction, dtype=bias.dtype, device=bias.device)
+    if decision.bias_scale is not None:
+        source, weight, bits = decision.bias_scale
+        bias = quantize_bias(bias, source.scale.double() * weight.scale.double(), bits)
+    return bias
 
 
 @contextmanager

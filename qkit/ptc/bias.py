@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from qkit.graph import Graph
-from qkit.lanes import decide, lane_weight
+from qkit.lanes import lane_bias, lane_weight
 from qkit.loading import Batch
-from qkit.numerics import quantize_bias
 from qkit.plan import Plan
 from qkit.ptc.walk import Walk, by_channel, called_twice, layers
 from qkit.steps import Step
@@ -79,18 +78,3 @@ def mean_shift(walk: Walk, step: Step, weight: Tensor, bias: Tensor | None) -> T
         free = free + ((b > low) & (b < high)).sum(1).double().cpu()
         count += a.shape[1]
     return torch.as_tensor(difference / torch.as_tensor(free).clamp(min=LEAST_SHARE * count))
-
-
-def lane_bias(graph: Graph, step: Step, plan: Plan) -> Tensor | None:
-    """The layer's bias as the plan's lane computes with it; None where it has none."""
-    correction = plan.corrections.get(step.name)
-    if step.bias is None and correction is None:
-        return None
-    bias = torch.zeros(len(correction or ()), device=graph.device) if step.bias is None else graph.biases[step.bias]
-    if correction is not None:
-        bias = bias + torch.tensor(correction, dtype=bias.dtype, device=bias.device)
-    grid = decide(step, plan, graph).bias_scale
-    if grid is not None:
-        source, weight, bits = grid
-        bias = quantize_bias(bias, source.scale.double() * weight.scale.double(), bits)
-    return bias

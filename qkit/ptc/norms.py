@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from qkit.graph import Graph
-from qkit.lanes import lane_weight
+from qkit.lanes import lane_bias, lane_weight
 from qkit.loading import Batch
 from qkit.numerics import QuantParams
 from qkit.plan import Codes, Grid, Plan
-from qkit.ptc.bias import correct_bias, lane_bias
+from qkit.ptc.bias import correct_bias
 from qkit.ptc.walk import Moments, Walk, called_twice, layers, moments
 from qkit.steps import Step
 

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from qkit.graph import Graph
-from qkit.lanes import lane_weight
+from qkit.lanes import lane_bias, lane_weight
 from qkit.loading import Batch
 from qkit.plan import Codes, Grid, Plan
-from qkit.ptc.bias import lane_bias
 from qkit.ptc.norms import along
 from qkit.ptc.walk import Walk, called_twice, layers
 from qkit.steps import Step

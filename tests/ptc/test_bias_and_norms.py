@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 import qkit
 from qkit.graph import build
-from qkit.lanes import Lane, run_lanes
+from qkit.lanes import Lane, lane_bias, run_lanes
 from qkit.loading import batches
 from qkit.numerics import QuantSpec
 from qkit.plan import Plan
-from qkit.ptc.bias import correct_biases, lane_bias
+from qkit.ptc.bias import correct_biases
 from qkit.ptc.norms import reestimate_norms
 from qkit.schemes import Scheme
 
