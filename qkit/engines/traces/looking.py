@@ -1,0 +1,188 @@
+"""One tensor of a trace against the kit's: what it is like as it stands, and under every assumption that may have gone wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qkit.engines.traces.matching import channel_order, correlation, normalised
+from qkit.engines.traces.result import Mend, ProblemKind
+from qkit.engines.traces.signatures import Order, Places, References, orders, places, real, squeezed
+from qkit.engines.traces.tensors import TraceTensor
+from qkit.operations import UNBOUNDED
+from qkit.steps import Step
+
+_OTHER_SIGN = {"int8": "uint8", "uint8": "int8", "int16": "uint16", "uint16": "int16"}
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A trace tensor read in one way, beside the step that it is most like.
+
+    Attributes
+    ----------
+    step
+        The step.
+    kind
+        What would have to be wrong; None where nothing.
+    mend
+        What undoes it.
+    correlation, lane
+        With that step's values, in the lane that it is most like.
+    """
+
+    step: Step
+    kind: ProblemKind | None
+    mend: Mend
+    correlation: float
+    lane: str
+
+
+class Look:
+    """Signatures of one trace tensor; rows are in the order of the samples.
+
+    Parameters
+    ----------
+    tensor
+        The tensor.
+    frames
+        For each sample, the frame that belongs to it.
+    known
+        The kit's signatures.
+    """
+
+    def __init__(self, tensor: TraceTensor, frames: Sequence[int], known: References) -> None:
+        self.tensor, self.frames, self.known = tensor, list(frames), known
+        self._raw: dict[tuple[tuple[int, ...], int, Order], np.ndarray] = {}
+
+    def spots(self, step: Step) -> Places:
+        """The places of a step's signature."""
+        return places(*squeezed(step), self.known.samples)
+
+    def fits(self, step: Step) -> bool:
+        """Whether it has as many elements as the step's samples."""
+        return self.tensor.size == math.prod(step.shape[1:])
+
+    def declared(self, step: Step) -> Order | None:
+        """The order in which the step's axes lie in the file, by what was said and by the shape; None where the shape says that
+        no order that was said can be meant.
+        """
+        dims, _ = squeezed(step)
+        stored = tuple(size for size in self.tensor.dims if size > 1)
+        order = self._said(step)
+        permuted = tuple(dims[axis] for axis in order)
+        if permuted == stored or sorted(dims) != sorted(stored):
+            return order
+        return None
+
+    def _said(self, step: Step) -> Order:
+        sample, layout = step.shape[1:], self.tensor.layout
+        kept = [axis for axis, size in enumerate(sample) if size > 1]
+        letters = {3: "CHW", 2: "CT", 1: "C"}.get(len(sample), "")
+        if layout is not None and sorted(layout) == sorted(letters):
+            return tuple(kept.index(letters.index(c)) for c in layout if letters.index(c) in kept)
+        return tuple(range(len(kept)))
+
+    def possible(self, step: Step) -> list[Order]:
+        """Orders of the axes that the stored shape allows: all of one that was flattened, of others those that give its sizes.
+
+        The sizes decide only where no layout was said; a layout that was said may be wrong along with the shape.
+        """
+        return orders(squeezed(step)[0])
+
+    def raw(self, step: Step, order: Order) -> np.ndarray:
+        """Numbers as stored at the step's places, under an order of the axes."""
+        dims, axis = squeezed(step)
+        key = dims, axis, order
+        if key not in self._raw:
+            self._raw[key] = self.tensor.take(self.frames, self.spots(step).flat(order))
+        return self._raw[key]
+
+    def values(self, step: Step, order: Order, mend: Mend | None = None) -> np.ndarray:
+        """Real numbers at the step's places, float64, with `mend` undone but for its order."""
+        mend = Mend() if mend is None else mend
+        raw, spots, tensor = self.raw(step, order), self.spots(step), self.tensor
+        if mend.swap:
+            raw = raw.byteswap()
+        if mend.dtype is not None:
+            raw = raw.view(mend.dtype)
+        if mend.step is not None:
+            tensor = replace(tensor, step=mend.step)
+        if mend.zero_point is not None:
+            tensor = replace(tensor, zero_point=mend.zero_point)
+        values = real(raw, tensor, spots) / mend.factor
+        if mend.channels is not None:
+            values = values.reshape(len(values), spots.channels, -1)[:, list(mend.channels)].reshape(len(values), -1)
+        return np.clip(values, *step.act) if mend.clamp else values
+
+    def best(self, x: np.ndarray, step: Step) -> tuple[float, str]:
+        """Correlation of a signature with the step's in the lane that it is most like; NaN where neither has a signal."""
+        a = normalised(x)
+        found = float("nan"), "float"
+        if a is None:
+            return found
+        for lane, y in self.known.values[step.name].items():
+            b = normalised(y)
+            if b is not None and not float(a @ b) <= found[0]:
+                found = float(a @ b), lane
+        return found
+
+    def views(self, step: Step) -> Iterator[View]:
+        """The tensor as `step`'s under every assumption; the first is as it stands."""
+        own = self.declared(step)
+        if own is not None:
+            yield View(step, None, Mend(order=own), *self.best(self.values(step, own), step))
+        seen = set() if own is None else {self.spots(step).flat(own).tobytes()}
+        for order in self.possible(step):
+            key = self.spots(step).flat(order).tobytes()
+            if key not in seen:
+                seen.add(key)
+                yield View(step, "layout", Mend(order=order), *self.best(self.values(step, order), step))
+        if own is None:
+            return
+        for kind, mend in self._readings():
+            with np.errstate(over="ignore", invalid="ignore"):
+                yield View(step, kind, replace(mend, order=own), *self.best(self.values(step, own, mend), step))
+        yield from self._activations(step, own)
+        yield from self._channels(step, own)
+
+    def _readings(self) -> Iterator[tuple[ProblemKind, Mend]]:
+        other = _OTHER_SIGN.get(self.tensor.dtype.name)
+        if other is not None:
+            info = np.iinfo(other)
+            zero = self.tensor.zero_point if all(info.min <= z <= info.max for z in self.tensor.zero_point) else (0,)
+            yield "sign", Mend(dtype=other, zero_point=zero)
+        if self.tensor.dtype.itemsize > 1:
+            yield "byte-order", Mend(swap=True)
+
+    def _activations(self, step: Step, order: Order) -> Iterator[View]:
+        x = self.values(step, order)
+        if step.act != UNBOUNDED and self.outside(x, step):
+            mend = Mend(order=order, clamp=True)
+            yield View(step, "pre-activation", mend, *self.best(self.values(step, order, mend), step))
+        if step.act == UNBOUNDED and np.nanmin(x) >= 0.0:
+            found = float("nan"), "float"
+            for lane, y in self.known.values[step.name].items():
+                r = correlation(x, np.maximum(y, 0.0)) if np.nanmin(y) < 0.0 else float("nan")
+                found = (r, lane) if not r <= found[0] and r == r else found  # noqa: PLR0124  # NaN
+            yield View(step, "post-activation", Mend(order=order), *found)
+
+    def outside(self, x: np.ndarray, step: Step) -> bool:
+        """Whether values lie beyond the bounds of the step's activation, by more than rounding."""
+        low, high = step.act
+        margin = 1e-3 * max(float(np.nanmax(np.abs(x))), 1e-30)
+        return bool(np.nanmin(x) < low - margin or np.nanmax(x) > high + margin)
+
+    def _channels(self, step: Step, order: Order) -> Iterator[View]:
+        spots = self.spots(step)
+        if spots.channels != (spots.dims[spots.axis] if spots.dims else 1):
+            return
+        y = self.known.values[step.name]["float"]
+        found = channel_order(self.values(step, order), y, spots.channels)
+        if found is not None:
+            chosen, held_out = found
+            if chosen != list(range(spots.channels)):
+                yield View(step, "channels", Mend(order=order, channels=tuple(chosen)), held_out, "float")

@@ -1,0 +1,129 @@
+"""Which step a tensor's content is: against all steps of its size at once, under every order of its axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qkit.engines.traces.looking import Look, View
+from qkit.engines.traces.matching import normalised
+from qkit.engines.traces.result import Mend, ProblemKind
+from qkit.engines.traces.signatures import Order, References, orders, squeezed
+from qkit.graph import Graph
+from qkit.operations import UNBOUNDED
+from qkit.steps import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a tensor may be.
+
+    Attributes
+    ----------
+    look
+        The tensor.
+    views
+        One a step, the most alike first.
+    """
+
+    look: Look
+    views: list[View]
+
+
+def search(
+    looks: Sequence[Look], graph: Graph, known: References, *, clamp: bool, taken: frozenset[str] = frozenset()
+) -> list[Found]:  # fmt: skip
+    """Every tensor's likeness to the steps of its size, the most certain tensor first.
+
+    Parameters
+    ----------
+    clamp
+        Whether values from before a step's activation count as its.
+    taken
+        Steps that other tensors are, by name: they still count as rivals.
+    """
+    groups = _groups(graph, known)
+    found = []
+    for look in looks:
+        views: dict[str, View] = {}
+        for (dims, _), group in groups.items():
+            if math.prod(dims) == look.tensor.size:
+                for view in _views(look, group, _orders(look, group.steps[0]), clamp):
+                    held = views.get(view.step.name)
+                    if held is None or view.correlation > held.correlation + 1e-9:
+                        views[view.step.name] = view
+        found.append(Found(look, sorted(views.values(), key=lambda v: (-v.correlation, v.step.name in taken))))
+    return sorted(found, key=lambda f: -(f.views[0].correlation if f.views else -1.0))
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    steps: list[Step]
+    #: (step, lane, normalised signature)
+    rows: list[tuple[Step, str]]
+    matrix: np.ndarray
+
+
+def _groups(graph: Graph, known: References) -> Mapping[tuple[tuple[int, ...], int], _Group]:
+    """Steps by dims and channel axis, with the matrix of their signatures; reshapes of another step are left out."""
+    held = known.groups
+    if not held:
+        by_dims: dict[tuple[tuple[int, ...], int], list[Step]] = {}
+        for step in graph.steps:
+            if step.name in known.values and not _reshape(step, graph):
+                by_dims.setdefault(squeezed(step), []).append(step)
+        for key, steps in by_dims.items():
+            rows, vectors = [], []
+            for step in steps:
+                for lane, y in known.values[step.name].items():
+                    vector = normalised(y)
+                    if vector is not None:
+                        rows.append((step, lane))
+                        vectors.append(vector)
+            if rows:
+                held[key] = _Group(steps, rows, np.stack(vectors))
+    return held
+
+
+def _reshape(step: Step, graph: Graph) -> bool:
+    return step.kind == "keep" and math.prod(step.shape[1:]) == math.prod(graph.steps[step.inputs[0]].shape[1:])
+
+
+def _orders(look: Look, step: Step) -> list[Order]:
+    """Orders that may be meant, the declared one first; without those under which nothing changes place."""
+    own = look.declared(step)
+    tried = [order for order in orders(squeezed(step)[0]) if order != own]
+    spots, seen, kept = look.spots(step), set(), []
+    for order in ([own] if own is not None else []) + tried:
+        key = spots.flat(order).tobytes()
+        if key not in seen:
+            seen.add(key)
+            kept.append(order)
+    return kept
+
+
+def _views(look: Look, group: _Group, tried: Sequence[Order], clamp: bool) -> list[View]:
+    found = []
+    own = look.declared(group.steps[0])
+    for order in tried:
+        kind: ProblemKind | None = None if order == own else "layout"
+        x = look.values(group.steps[0], order)
+        for act in {UNBOUNDED, *(step.act for step in group.steps if clamp and look.outside(x, step))}:
+            vector = normalised(x if act == UNBOUNDED else np.clip(x, *act))
+            if vector is None:
+                continue
+            scores = group.matrix @ vector
+            for (step, lane), score in zip(group.rows, scores, strict=True):
+                if act == UNBOUNDED:
+                    found.append(View(step, kind, Mend(order=order), float(score), lane))
+                elif step.act == act:
+                    mend = Mend(order=order, clamp=True)
+                    found.append(View(step, "pre-activation" if kind is None else kind, mend, float(score), lane))
+    return found
