@@ -118,9 +118,12 @@ class PtcModule(nn.Module):
     @property
     def graph(self) -> Graph:
         """The network as an integer engine sees it, on the module's device."""
-        tensors = [t for t in (*self.model.parameters(), *self.model.buffers()) if t.is_floating_point()]
-        moved = self._graph is not None and any(t.device != self._graph.device or t.dtype != torch.float32 for t in tensors)
-        if self._graph is None or moved:
+        if self._graph is not None:
+            held = next(iter(self._graph.weights.values()), None)
+            tensors = [t for t in (*self.model.parameters(), *self.model.buffers()) if t.is_floating_point()]
+            if held is not None and any((t.device, t.dtype) != (held.device, held.dtype) for t in tensors):
+                self._graph = None  # the module was moved or cast
+        if self._graph is None:
             self._graph = build(self.model, self._example, leaf_modules=self.settings.leaf_modules)
             check_weights(self._graph)
         return self._graph
