@@ -1,0 +1,229 @@
+"""Markers to Q/DQ nodes: integers, scales and zero points of a plan written into an ONNX graph.
+
+Activations are stored from 0 up: a code is written less the grid's least one, so that a grid of -128..127 with zero point z
+becomes uint8 with zero point z + 128. It is the same grid of real values, and the form that ONNX Runtime has integer kernels for:
+with zero point 0 a ReLU is the grid's own end. Where a grid has fewer codes than its type, a Clip cuts values to it before they are
+rounded. Weights are signed integers, one scale per output channel or one in all; biases are int32 at the scale of the input
+times that of the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qkit.engines.onnx_program import BIAS, DOMAIN, KEEP, MARKER, TAP, WEIGHT, float_bias, shared_grid
+from qkit.errors import PlanError
+from qkit.graph import Graph
+from qkit.lanes import decide
+from qkit.numerics import QuantParams, quantize
+from qkit.plan import Plan
+from qkit.steps import Step
+
+#: What ONNX stores biases in.
+BIAS_LIMIT = 2.0**31
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tap is in the file: name of the tensor, and what was taken off its codes; no codes where it is float."""
+
+    tensor: str
+    offset: int = 0
+    integer: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings."""
+        return {"tensor": self.tensor, "offset": self.offset, "integer": self.integer}
+
+
+@dataclass(eq=False)
+class Rewriter:
+    """Puts nodes in the markers' places; `taps` and `notes` fill as it goes."""
+
+    graph: Graph
+    plan: Plan
+    taps: dict[str, Stored] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    float_biases: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
+    nodes: list[Any] = field(default_factory=list)
+    tensors: dict[str, Any] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
+
+    def rewrite(self, model: Any) -> None:
+        """Replace the markers of an ``onnx.ModelProto``, in place."""
+        self.tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        outputs = {value.name for value in model.graph.output}
+        inputs = {value.name for value in model.graph.input}
+        makers = {name: node for node in model.graph.node for name in node.output}
+        for node in model.graph.node:
+            for i, name in enumerate(node.input):
+                node.input[i] = self.renamed.get(name, name)
+            if node.domain != DOMAIN:
+                self.nodes.append(node)
+                continue
+            assert node.op_type == MARKER
+            attributes = {a.name: a.s.decode() if a.s else a.i for a in node.attribute}
+            step = self.graph.steps[attributes["step"]]
+            source, kind = node.input[0], attributes["kind"]
+            if kind in {TAP, KEEP} and source in makers:
+                makers[source].name = step.name
+            result = {TAP: self._tap, KEEP: self._keep, WEIGHT: self._weight, BIAS: self._bias}[kind](step, source)
+            if node.output[0] in outputs and self.nodes and self.nodes[-1].output[0] == result != source:
+                self.nodes[-1].output[0] = node.output[0]
+                result = node.output[0]
+            elif node.output[0] in outputs or (result == source and source in inputs):
+                self._node("Identity", [result], node.output[0])
+                continue
+            self.renamed[node.output[0]] = result
+        used = {name for node in self.nodes for name in node.input} | outputs
+        del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
+        model.graph.node.extend(self.nodes)
+        model.graph.initializer.extend(tensor for name, tensor in self.tensors.items() if name in used)
+        self._remark()
+
+    def _remark(self) -> None:
+        floats = [name for name, stored in self.taps.items() if not stored.integer]
+        if floats and self.plan.grids:
+            self.notes.append(f"{len(floats)} activations stay float, as the plan says: {few(floats)}")
+        if self.float_biases:
+            self.notes.append(
+                f"the biases of {len(self.float_biases)} layers stay float: {few(self.float_biases)}. They do not fit 32 bits "
+                "at the scale of input times weight, or the plan leaves them in float"
+            )
+        if self.cut:
+            self.notes.append(
+                f"{len(self.cut)} grids have fewer codes than the 8 or 16 bits they are stored in and are cut by a Clip, which "
+                f"keeps ONNX Runtime from integer kernels there: {few(self.cut)}"
+            )
+
+    def _node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=f"{output}:{kind}", **attributes))
+        return output
+
+    def _constant(self, name: str, array: np.ndarray) -> str:
+        from onnx import numpy_helper
+
+        if name not in self.tensors:
+            self.tensors[name] = numpy_helper.from_array(np.array(array, order="C"), name)
+        return name
+
+    def _unused(self, name: str) -> str:
+        taken = {output for node in self.nodes for output in node.output}
+        return next(n for n in (name, *(f"{name}#{k}" for k in range(2, len(taken) + 3))) if n not in taken)
+
+    def _tap(self, step: Step, source: str) -> str:
+        params = self.plan.params(step.name)
+        if params is None:
+            self.taps[step.name] = Stored(source, integer=False)
+            return source
+        if params.axis is not None:
+            raise PlanError(
+                f"{step.name} has a grid per channel, which ONNX engines have for weights alone: give it one scale "
+                "(plan.with_range with a spec of per_channel=False) before the export."
+            )
+        self.taps[step.name] = Stored(f"{step.name}/codes", params.qmin)
+        return self._quantized(step.name, source, params)
+
+    def _keep(self, step: Step, source: str) -> str:
+        params = shared_grid(self.plan, step)
+        assert params is not None
+        return self._quantized(step.name, source, params)
+
+    def _quantized(self, name: str, source: str, params: QuantParams) -> str:
+        count = params.qmax - params.qmin
+        dtype = np.uint8 if count <= 255 else np.uint16
+        scale = self._constant(f"{name}/scale", params.scale.numpy())
+        zero = self._constant(f"{name}/zero_point", np.array(int(params.zero_point) - params.qmin, dtype))
+        if count != np.iinfo(dtype).max:
+            self.cut.append(name)
+            ends = (
+                self._constant(f"{name}/{end}", np.array(float(value), np.float32))
+                for end, value in (("least", params.lo), ("greatest", params.hi))
+            )
+            source = self._node("Clip", [source, *ends], f"{name}/cut")
+        codes = self._node("QuantizeLinear", [source, scale, zero], f"{name}/codes")
+        return self._node("DequantizeLinear", [codes, scale, zero], f"{name}/values")
+
+    def _weight(self, step: Step, source: str) -> str:
+        name = step.weight or ""
+        params = self.plan.params(name)
+        if params is None:
+            return source
+        codes = weight_codes(self.graph, self.plan, name, params)
+        signed = params.qmin < 0
+        dtype = np.dtype(("int" if signed else "uint") + ("8" if params.bits <= 8 else "16"))
+        scale = self._constant(f"{name}/scale", params.scale.numpy())
+        zero = self._constant(f"{name}/zero_point", params.zero_point.numpy().astype(dtype))
+        stored = self._constant(f"{name}/codes", codes.numpy().astype(dtype))
+        axis = {} if params.axis is None else {"axis": params.axis}
+        return self._node("DequantizeLinear", [stored, scale, zero], self._unused(f"{name}/values"), **axis)
+
+    def _bias(self, step: Step, source: str) -> str:
+        bias = float_bias(self.graph, self.plan, step)
+        rule = decide(step, self.plan, self.graph).bias_scale
+        if bias is None or rule is None:
+            if self.plan.params(step.weight) is not None:
+                self.float_biases.append(step.name)
+            return source
+        activation, weight, bits = rule
+        scale = activation.scale.double() * weight.scale.double()
+        codes = torch.round(bias.double() / scale).clamp(-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
+        if bool((codes < -BIAS_LIMIT).any() or (codes >= BIAS_LIMIT).any()):
+            self.float_biases.append(step.name)
+            return source
+        stored = self._constant(f"{step.name}/bias/codes", codes.to(torch.int32).numpy())
+        step_sizes = self._constant(f"{step.name}/bias/scale", scale.float().numpy())
+        axis = {} if weight.axis is None else {"axis": 0}
+        return self._node("DequantizeLinear", [stored, step_sizes], f"{step.name}/bias/values", **axis)
+
+
+def weight_codes(graph: Graph, plan: Plan, name: str, params: QuantParams) -> Tensor:
+    """The weight's codes in the plan: rounded to nearest, or as they were chosen."""
+    chosen = plan.codes(name)
+    if chosen is None:
+        return quantize(graph.weights[name].cpu().contiguous(), params, name=name).to(torch.int32)
+    if chosen.tensor.shape != graph.weights[name].shape:
+        raise PlanError(
+            f"the plan has codes of shape {tuple(chosen.tensor.shape)} for {name} of shape {tuple(graph.weights[name].shape)}: it "
+            "is of another model. Calibrate again."
+        )
+    return chosen.tensor.cpu().to(torch.int32)
+
+
+def simplify(model: Any) -> None:
+    """Means over an image's height and width become GlobalAveragePool, for which engines have integer kernels; in place."""
+    from onnx import helper, numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*model.graph.value_info, *model.graph.input)}
+    for i, node in enumerate(model.graph.node):
+        if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants or ranks.get(node.input[0]) != 4:
+            continue
+        axes = {int(axis) % 4 for axis in numpy_helper.to_array(constants[node.input[1]]).ravel()}
+        keeps = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+        if axes == {2, 3} and keeps:
+            model.graph.node[i].CopyFrom(
+                helper.make_node("GlobalAveragePool", [node.input[0]], list(node.output), name=node.name)
+            )
+
+
+def strip(model: Any) -> None:
+    """Take out what the exporter notes about its own run (source lines with their paths among it), in place."""
+    for holder in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del holder.metadata_props[:]
+    for node in model.graph.node:
+        node.doc_string = ""
+
+
+def few(names: Sequence[str]) -> str:
+    """The first of the names, and how many more there are."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
