@@ -29,6 +29,7 @@ from qkit.sensitivity import Mode, Sensitivity, sweep
 if TYPE_CHECKING:
     from qkit.diagnosis.remedies import Remedy
     from qkit.diagnosis.result import Diagnosis
+    from qkit.engines.lane import EngineLane
     from qkit.mixed import Mixed
     from qkit.ptc import Treatment
     from qkit.report import Report
@@ -440,12 +441,18 @@ class Study:
         return judge(scores, narrow=self.narrow, tolerance=tolerance, expected=self.expected)
 
     def diagnose(
-        self, *, tolerance: float = TOLERANCE, batches: int | None = None, budget: int | None = None, progress: bool = True
+        self,
+        *,
+        tolerance: float = TOLERANCE,
+        batches: int | None = None,
+        budget: int | None = None,
+        engine: EngineLane | Sequence[EngineLane] = (),
+        progress: bool = True,
     ) -> Diagnosis:
         """Verdict, confirmed causes, and remedies with their measured gain. See :func:`qkit.diagnosis.diagnose`."""
         from qkit.diagnosis.diagnose import diagnose
 
-        return diagnose(self, tolerance=tolerance, batches=batches, budget=budget, progress=progress)
+        return diagnose(self, tolerance=tolerance, batches=batches, budget=budget, engine=engine, progress=progress)
 
     def apply(self, *remedies: Remedy) -> Study:
         """A new study whose plan has these remedies; this one is untouched, which is how to revert.

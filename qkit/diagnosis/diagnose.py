@@ -13,6 +13,8 @@ import torch
 
 from qkit.diagnosis.candidates import Candidate, Cause
 from qkit.diagnosis.causes import Subject, candidates
+from qkit.diagnosis.engine import causes as mismatch
+from qkit.diagnosis.engine import plan_at
 from qkit.diagnosis.experiments import Bench, OutOfBudgetError
 from qkit.diagnosis.finite import non_finite
 from qkit.diagnosis.gate import gate
@@ -21,6 +23,7 @@ from qkit.diagnosis.remedies import Remedy
 from qkit.diagnosis.result import Decomposition, Diagnosis
 from qkit.diagnosis.verdict import TOLERANCE, Verdict, amount, degraded, judge
 from qkit.diagnosis.widths import accumulator_overflow, bias_width
+from qkit.engines.lane import EngineLane
 from qkit.lanes import Lane, run_lanes
 from qkit.loading import batches as batches_of
 from qkit.metrics import NAMED, Interval, Scores, paired_interval
@@ -87,6 +90,7 @@ def diagnose(
     tolerance: float = TOLERANCE,
     batches: int | None = None,
     budget: int | None = None,
+    engine: EngineLane | Sequence[EngineLane] = (),
     progress: bool = True,
 ) -> Diagnosis:
     """Is it quantization, where, why, and what is the cheapest thing that fixes it?
@@ -102,6 +106,8 @@ def diagnose(
         Evaluation batches to work on; None for all.
     budget
         Most evaluations of these to spend. The gate and the verdict come first; what the rest does not reach is said.
+    engine
+        Lanes of real engines to compare with the simulation at their width; where one leaves it is a cause by itself.
 
     Raises
     ------
@@ -110,10 +116,13 @@ def diagnose(
     """
     with torch.random.fork_rng():
         # a model with randomness in its forward pass would move the user's generator
-        return _diagnose(study, tolerance, batches, budget, progress)
+        lanes = tuple(engine) if isinstance(engine, Sequence) else (engine,)
+        return _diagnose(study, tolerance, batches, budget, lanes, progress)
 
 
-def _diagnose(study: Study, tolerance: float, batches: int | None, budget: int | None, progress: bool) -> Diagnosis:
+def _diagnose(
+    study: Study, tolerance: float, batches: int | None, budget: int | None, engines: Sequence[EngineLane], progress: bool
+) -> Diagnosis:
     logger.info("diagnosis: %s", cost(study, batches=batches, budget=budget))
     if broken := non_finite(study, batches):
         return _not_a_number(study, broken)
@@ -132,6 +141,8 @@ def _diagnose(study: Study, tolerance: float, batches: int | None, budget: int |
         base = _put_right(plan, draft)
         if draft.causes:
             verdict = _settle(bench, verdict, draft.causes, plan, base, tolerance)
+        for engine in engines:
+            verdict = _compare(study, engine, verdict, draft, findings, batches)
         clips = verdict.name == "not-quantization" and not draft.causes and degraded(scores.loss(narrow), tolerance)
         if verdict.name in ("quantization", "both") or clips:
             _explain(bench, base, tolerance, draft)
@@ -147,6 +158,27 @@ def _diagnose(study: Study, tolerance: float, batches: int | None, budget: int |
         tuple(draft.remedies), best, best_loss, qat, tuple(draft.remarks),
         bench.samples, bench.spent, study.metric_name,
     )  # fmt: skip
+
+
+def _compare(
+    study: Study, engine: EngineLane, verdict: Verdict, draft: _Draft, findings: list[Cause], limit: int | None
+) -> Verdict:
+    """The verdict in the light of an engine's lane: what it does otherwise than the simulation is no quantization."""
+    plan = plan_at(study, engine.bits)
+    found, lost = mismatch(study, engine, plan, limit=limit)
+    share = study.metric_name in NAMED
+    if lost is not None:
+        draft.remarks.append(f"{engine.name} loses {amount(lost, share)} against its own simulation.")
+    draft.remarks += engine.notes
+    costly = [cause for cause in found if lost is None or lost.low > 0.0]
+    findings += [cause for cause in found if cause not in costly]
+    draft.remedies += [cause.remedy for cause in costly]
+    draft.causes += costly
+    if not costly:
+        return verdict
+    name = "both" if verdict.name in ("quantization", "both") else "not-quantization"
+    reason = f"{engine.name} does not compute what its grids say (at {costly[0].layer}). In the simulation, {verdict.reason}"
+    return replace(verdict, name=name, reason=reason)  # type: ignore[arg-type]
 
 
 def _own(study: Study) -> str:
