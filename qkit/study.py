@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from qkit.diagnosis.remedies import Remedy
     from qkit.diagnosis.result import Diagnosis
     from qkit.engines.lane import EngineLane
+    from qkit.engines.onnx_export import Exported
     from qkit.mixed import Mixed
     from qkit.ptc import Treatment
     from qkit.report import Report
@@ -543,6 +544,16 @@ class Study:
         report = make(self, **options)
         write(report, path)
         return report
+
+    def export(self, path: str | Path, plan: Plan | None = None, *, opset: int = 21) -> Exported:
+        """Write the network under the current plan, or another, as ONNX with Q/DQ nodes.
+
+        See :func:`qkit.engines.onnx_export.export`. Needs ``qkit[onnx]``; `qkit.engines.onnxruntime.lane` runs the file as a
+        lane.
+        """
+        from qkit.engines.onnx_export import export
+
+        return export(self, plan, path, opset=opset)
 
     def tune(self, tensor: str | None = None, *, batches: int | None = None) -> Tuner:
         """A widget to tune a tap's or weight's range with the mouse. See :class:`qkit.widgets.Tuner`."""
