@@ -36,13 +36,14 @@ class Settings:
     epochs: int = 12
     rate: float = 1e-3
     weight_decay: float = 1e-4
-    learn_steps: bool = False
+    learn_steps: bool = True
+    freeze_norms_at: int | None = None
     iterations: int = ITERATIONS
 
     def of(self, treatment: str) -> dict[str, Any]:
         """Those that the treatment depends on."""
         every = asdict(self)
-        training = ("epochs", "rate", "weight_decay")
+        training = ("epochs", "rate", "weight_decay", "freeze_norms_at")
         names = {"qat": (*training, "learn_steps"), "ptc + qat": (*training, "learn_steps"), "torchao qat": training}
         rounds = treatment in ("ptc", "only adaptive-rounding")
         return {name: every[name] for name in (("iterations",) if rounds else names.get(treatment, ()))}
@@ -132,6 +133,7 @@ def train(
         scheme=start.scheme,
         plan=start.plan,
         learn_steps=settings.learn_steps,
+        freeze_norms_at=settings.freeze_norms_at,
     )
     told = fit(
         module,

@@ -63,10 +63,11 @@ def trained_on_grids(
     optimizer = torch.optim.SGD(prepared.parameters(), rate, momentum=MOMENTUM, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * len(loader))
     half = settings.epochs // 2
+    norms = max(half - 1, 0) if settings.freeze_norms_at is None else settings.freeze_norms_at
     losses = []
     with seeded(loader, seed):
         for epoch in range(settings.epochs):
-            if epoch == max(half - 1, 0):
+            if epoch == norms:
                 _freeze_norms(prepared)
             if epoch == half + 1:
                 prepared.apply(pt2e.disable_observer)
