@@ -2,8 +2,8 @@
 
 Activations are stored from 0 up: a code is written less the grid's least one, so that a grid of -128..127 with zero point z
 becomes uint8 with zero point z + 128. It is the same grid of real values, and the form that ONNX Runtime has integer kernels for:
-with zero point 0 a ReLU is the grid's own end. Where a grid has fewer codes than its type, a Clip cuts values to it before they are
-rounded. Weights are signed integers, one scale per output channel or one in all; biases are int32 at the scale of the input
+with zero point 0 a ReLU is the grid's own end. Where a grid has fewer codes than its type, a Clip cuts values to it before they
+are rounded. Weights are signed integers, one scale per output channel or one in all; biases are int32 at the scale of the input
 times that of the weight.
 """
 
@@ -193,8 +193,8 @@ def weight_codes(graph: Graph, plan: Plan, name: str, params: QuantParams) -> Te
         return quantize(graph.weights[name].cpu().contiguous(), params, name=name).to(torch.int32)
     if chosen.tensor.shape != graph.weights[name].shape:
         raise PlanError(
-            f"the plan has codes of shape {tuple(chosen.tensor.shape)} for {name} of shape {tuple(graph.weights[name].shape)}: it "
-            "is of another model. Calibrate again."
+            f"the plan's codes for {name} have shape {tuple(chosen.tensor.shape)}, the weight has "
+            f"{tuple(graph.weights[name].shape)}: the plan is of another model. Calibrate again."
         )
     return chosen.tensor.cpu().to(torch.int32)
 

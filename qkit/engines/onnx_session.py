@@ -82,7 +82,7 @@ def prepare(
 
 
 def _saturated(model: Any, final: Any) -> dict[str, int]:
-    """By node, how many bias entries the optimizer has saturated when it made int32 of float biases."""
+    """By node, how many bias entries did not fit when the optimizer made int32 of float biases."""
     from onnx import numpy_helper
 
     before = {tensor.name for tensor in model.graph.initializer}

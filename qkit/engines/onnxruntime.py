@@ -2,7 +2,8 @@
 
 What ONNX Runtime computes depends on its graph optimizations: they turn Q/DQ around an operation into integer kernels, and some
 change results. A tap is therefore taken at the quantized tensor, which integer kernels write anyway: asking for it leaves
-the kernels as they are, which is checked (`OnnxLane.kernels`, `OnnxLane.deviation`), while asking for the tensor in front of it would not.
+the kernels as they are, which is checked (`OnnxLane.kernels`, `OnnxLane.deviation`); asking for the tensor in front of it would
+not.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from qkit.engines.lane import EngineBatch, EngineTensor
 from qkit.engines.onnx_export import FORMAT, PREFIX
 from qkit.engines.onnx_files import metadata, read
 from qkit.engines.onnx_program import require
+from qkit.engines.onnx_qdq import few
 from qkit.engines.onnx_session import LEVELS, Prepared, fed, parts, prepare, saturates
 from qkit.engines.onnx_taps import TapTensor, foreign_taps, own_taps
 from qkit.errors import DataError, QkitError
@@ -233,10 +235,11 @@ def _engine_notes(lane: OnnxLane) -> list[str]:
     prepared = lane._prepared
     if prepared.saturated:
         total = sum(prepared.saturated.values())
+        many = len(prepared.saturated)
         notes.append(
-            f"ONNX Runtime's optimizer ({BIAS_STEP}) made int32 of float biases and saturated {total} of them, in "
-            f"{', '.join(list(prepared.saturated)[:4])}: a fault of the engine, not of the grids. Pass "
-            f"disable=({BIAS_STEP!r},), or leave these layers' biases less room to grow (a coarser grid of input or weight)"
+            f"ONNX Runtime's optimizer ({BIAS_STEP}) made int32 of float biases, which {total} of them do not fit, in {many} "
+            f"layers: {few(list(prepared.saturated))}. That is a fault of the engine, not of the grids: pass "
+            f"disable=({BIAS_STEP!r},), or give these layers' inputs or weights a coarser grid"
         )
     if lane.taps:
         bare = Counter(kind for _, kind, _ in lane._prepare(()).nodes if kind not in _MOVES)

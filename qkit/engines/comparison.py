@@ -1,0 +1,211 @@
+"""What comparing an engine with the simulation found: a table, the first tap that differs, and reasons."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from qkit.measure import decibels
+from qkit.plan import Plan
+
+#: Share of a tap's codes that rounding keeps within one step.
+ROUNDING = 0.999
+#: Below this share of equal codes a reason is looked for, though none differ by more than one step.
+WORTH_A_REASON = 0.99
+#: Tensors without codes agree if this many decibels lie between them and their difference: float32 sums in another order do.
+FLOAT_AGREEMENT = 60.0
+
+
+@dataclass(eq=False)
+class Steps:
+    """How many codes differ by 0, by 1 and by more steps, and the greatest difference in steps."""
+
+    same: int = 0
+    one: int = 0
+    more: int = 0
+    largest: int = 0
+
+    def add(self, difference: Tensor) -> None:
+        """Add differences in steps, whole numbers."""
+        size = difference.abs()
+        same, more = int((size == 0).sum()), int((size > 1).sum())
+        self.same, self.one, self.more = self.same + same, self.one + size.numel() - same - more, self.more + more
+        self.largest = max(self.largest, int(size.max()) if size.numel() else 0)
+
+    @property
+    def count(self) -> int:
+        """Elements."""
+        return self.same + self.one + self.more
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """Shares of the three, NaN without elements."""
+        return tuple(n / self.count if self.count else math.nan for n in (self.same, self.one, self.more))  # type: ignore[return-value]
+
+    @property
+    def within_one(self) -> float:
+        """Share that differs by one step at most."""
+        return (self.same + self.one) / self.count if self.count else math.nan
+
+
+@dataclass(eq=False)
+class TapSums:
+    """What is summed up about a tap, over any number of batches.
+
+    Attributes
+    ----------
+    kind
+        Of its step.
+    accumulated, local
+        Differences in codes: both run from the network's input; the kit's step run on the engine's values.
+    signal, against_float, against_simulation, local_error
+        Sums of squares: of the float values, of the engine's difference to them, to the simulation, to the step on equal inputs.
+    """
+
+    kind: str
+    accumulated: Steps = field(default_factory=Steps)
+    local: Steps = field(default_factory=Steps)
+    signal: float = 0.0
+    against_float: float = 0.0
+    against_simulation: float = 0.0
+    local_error: float = 0.0
+
+    def add_accumulated(self, engine: Tensor, floats: Tensor, simulated: Tensor, scale: Tensor | None) -> None:
+        """Add a batch; `scale` is the grid's step, None where the tap is float."""
+        values, difference = engine.double(), engine.double() - simulated.double()
+        self.signal += float(floats.double().square().sum())
+        self.against_float += float((values - floats.double()).square().sum())
+        self.against_simulation += float(difference.square().sum())
+        if scale is not None:
+            self.accumulated.add((difference / scale).round())
+
+    def add_local(self, engine: Tensor, simulated: Tensor, scale: Tensor | None) -> bool:
+        """Add a batch of the step on equal inputs; whether a reason is worth looking for."""
+        difference = engine.double() - simulated.double()
+        self.local_error += float(difference.square().sum())
+        if scale is None:
+            return False
+        batch = Steps()
+        batch.add((difference / scale).round())
+        self.local.same, self.local.one = self.local.same + batch.same, self.local.one + batch.one
+        self.local.more, self.local.largest = self.local.more + batch.more, max(self.local.largest, batch.largest)
+        return batch.within_one < ROUNDING or batch.shares[0] < WORTH_A_REASON
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the step computes what the kit's does on the same inputs, as far as rounding goes."""
+        if self.local.count:
+            return self.local.within_one >= ROUNDING
+        return bool(decibels(self.signal, self.local_error) >= FLOAT_AGREEMENT)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """An engine against the simulation.
+
+    Attributes
+    ----------
+    lane
+        The engine's name.
+    plan
+        That was simulated.
+    taps
+        Sums by tap, in execution order.
+    samples
+        How many.
+    reasons
+        By tap, why it differs, as far as an experiment tells.
+    missing
+        Taps that the engine does not yield.
+    notes
+        What a reader has to know, the lane's own notes among it.
+    """
+
+    lane: str
+    plan: Plan
+    taps: Mapping[str, TapSums]
+    samples: int
+    reasons: Mapping[str, str]
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def first(self) -> str | None:
+        """The first tap that differs, on equal inputs, by more than rounding explains; None where all agree."""
+        return next((tap for tap, sums in self.taps.items() if not sums.agrees), None)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every tap does, on equal inputs, as far as rounding goes."""
+        return self.first is None
+
+    def table(self) -> pd.DataFrame:
+        """A row per tap. Under "accumulated" and "equal inputs": shares of codes that differ by 0, 1 and more steps, and the
+        greatest difference; under "sqnr", in dB: the engine against float, against the simulation, and on equal inputs.
+        """
+        rows: dict[str, dict[tuple[str, str], Any]] = {}
+        for tap, sums in self.taps.items():
+            row: dict[tuple[str, str], Any] = {("", "kind"): sums.kind}
+            for name, steps in (("accumulated", sums.accumulated), ("equal inputs", sums.local)):
+                row |= {(name, column): share for column, share in zip(("same", "one", "more"), steps.shares, strict=True)}
+                row[name, "largest"] = float(steps.largest) if steps.count else math.nan
+            noises = {"float": sums.against_float, "simulation": sums.against_simulation, "equal inputs": sums.local_error}
+            row |= {("sqnr", name): float(decibels(sums.signal, noise)) for name, noise in noises.items()}
+            rows[tap] = row
+        frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("tap")
+        frame.columns = pd.MultiIndex.from_tuples([*next(iter(rows.values()), {})])
+        return frame
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings; infinite and missing ones as None."""
+        table = self.table()
+        names = [" ".join(key).strip() for key in table.columns]
+        rows = {
+            str(tap): dict(zip(names, map(_plain, values), strict=True))
+            for tap, values in zip(table.index, table.to_numpy(dtype=object), strict=True)
+        }
+        return {
+            "lane": self.lane,
+            "plan": self.plan.name,
+            "samples": self.samples,
+            "first": self.first,
+            "taps": rows,
+            "reasons": dict(self.reasons),
+            "missing": list(self.missing),
+            "notes": list(self.notes),
+        }
+
+    @property
+    def summary(self) -> str:
+        """One or two sentences."""
+        worst = min((s.local.within_one for s in self.taps.values() if s.local.count), default=math.nan)
+        share = "" if math.isnan(worst) else f"; at the worst tap {worst:.3%} of the codes are within one step on equal inputs"
+        if self.first is None:
+            return f"{self.lane} agrees with the simulation of {self.plan.name!r} at all {len(self.taps)} taps{share}."
+        differ = sum(not sums.agrees for sums in self.taps.values())
+        reason = self.reasons.get(self.first)
+        return (
+            f"{self.lane} leaves the simulation of {self.plan.name!r} at {self.first} first, and at {differ} of {len(self.taps)} "
+            f"taps in all{share}." + (f" {self.first}: {reason}." if reason else " No known difference of engines explains it.")
+        )
+
+    def __repr__(self) -> str:
+        return f"Comparison({self.samples} samples: {self.summary})"
+
+    def _repr_html_(self) -> str:
+        listed = "".join(f"<li>{html.escape(f'{tap}: {why}')}</li>" for tap, why in self.reasons.items())
+        listed += "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        return f"<p>{html.escape(self.summary)}</p><ul>{listed}</ul>" + str(self.table().to_html(float_format="{:.4g}".format))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value
