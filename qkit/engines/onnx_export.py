@@ -79,6 +79,7 @@ def export(
     *,
     opset: int = 21,
     example_inputs: Tensor | tuple[Any, ...] | None = None,
+    guard_biases: bool = True,
 ) -> Exported:
     """Write the network under a plan as ONNX with Q/DQ nodes, checked by ONNX's own checker.
 
@@ -98,6 +99,9 @@ def export(
         Of the standard operators; 16-bit grids need 21.
     example_inputs
         One batch, where the model takes more than float tensors.
+    guard_biases
+        Write biases of 16-bit layers that do not fit 32 bits in a form that ONNX Runtime's optimizer does not spoil. False
+        leaves them float, as other exporters do.
 
     Raises
     ------
@@ -121,7 +125,7 @@ def export(
     program = Program(graph, plan)
     model, note = marked_model(program, inputs, opset)
     simplify(model)
-    rewriter = Rewriter(graph, plan)
+    rewriter = Rewriter(graph, plan, guard_biases)
     rewriter.rewrite(model)
     strip(model)
     notes = tuple(filter(None, (*rewriter.notes, *_not_carried(graph, plan), note)))

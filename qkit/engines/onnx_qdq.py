@@ -4,7 +4,11 @@ Activations are stored from 0 up: a code is written less the grid's least one, s
 becomes uint8 with zero point z + 128. It is the same grid of real values, and the form that ONNX Runtime has integer kernels for:
 with zero point 0 a ReLU is the grid's own end. Where a grid has fewer codes than its type, a Clip cuts values to it before they
 are rounded. Weights are signed integers, one scale per output channel or one in all; biases are int32 at the scale of the input
-times that of the weight.
+times that of the weight, where they fit.
+
+Where they do not (16 bits on both leave no room), a plain float bias would be right, but ONNX Runtime's optimizer makes
+int32 of it all the same, and what does not fit becomes the most negative number. So such a bias is guarded: it is written as
+int32 at a power of two of its own, which has the very same values, and which the optimizer leaves as it is.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from qkit.steps import Step
 
 #: What ONNX stores biases in.
 BIAS_LIMIT = 2.0**31
+_WHY_FLOAT = "do not fit 32 bits at the scale of input times weight, or are float in the plan"
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,11 @@ class Rewriter:
 
     graph: Graph
     plan: Plan
+    guard_biases: bool = True
     taps: dict[str, Stored] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     float_biases: list[str] = field(default_factory=list)
+    guarded: list[str] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
     nodes: list[Any] = field(default_factory=list)
     tensors: dict[str, Any] = field(default_factory=dict)
@@ -94,8 +101,12 @@ class Rewriter:
             self.notes.append(f"{len(floats)} activations stay float, as the plan says: {few(floats)}")
         if self.float_biases:
             self.notes.append(
-                f"the biases of {len(self.float_biases)} layers stay float: {few(self.float_biases)}. They do not fit 32 bits "
-                "at the scale of input times weight, or the plan leaves them in float"
+                f"the biases of {len(self.float_biases)} layers {_WHY_FLOAT} and stay float: {few(self.float_biases)}"
+            )
+        if self.guarded:
+            self.notes.append(
+                f"the biases of {len(self.guarded)} layers {_WHY_FLOAT}; they keep their float values as integers at scales of "
+                f"their own, so that ONNX Runtime leaves them alone: {few(self.guarded)}"
             )
         if self.cut:
             self.notes.append(
@@ -170,20 +181,31 @@ class Rewriter:
     def _bias(self, step: Step, source: str) -> str:
         bias = float_bias(self.graph, self.plan, step)
         rule = decide(step, self.plan, self.graph).bias_scale
-        if bias is None or rule is None:
-            if self.plan.params(step.weight) is not None:
-                self.float_biases.append(step.name)
+        if bias is None or self.plan.params(step.weight) is None:
             return source
-        activation, weight, bits = rule
-        scale = activation.scale.double() * weight.scale.double()
-        codes = torch.round(bias.double() / scale).clamp(-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
-        if bool((codes < -BIAS_LIMIT).any() or (codes >= BIAS_LIMIT).any()):
-            self.float_biases.append(step.name)
-            return source
+        if rule is not None:
+            activation, weight, bits = rule
+            scale = activation.scale.double() * weight.scale.double()
+            limit = 2.0 ** (bits - 1)
+            codes = torch.round(bias.double() / scale).clamp(-limit, limit - 1)
+            if bool((codes >= -BIAS_LIMIT).all() and (codes < BIAS_LIMIT).all()):
+                return self._integer_bias(step, codes, scale)
+        source_grid = self.plan.params(self.graph.steps[step.inputs[0]].tap)
+        widths = [grid.bits for grid in (source_grid, self.plan.params(step.weight)) if grid is not None]
+        # integer kernels, which 8 bits on both have, take a bias for one at the scale of input times weight without a look
+        if self.guard_biases and len(widths) == 2 and max(widths) > 8:
+            self.guarded.append(step.name)
+            # a power of two that leaves a float's 24 bits whole: the values stay what they are
+            scale = torch.exp2(torch.floor(torch.log2(bias.double().abs().clamp(min=2.0**-90))) - 29)
+            return self._integer_bias(step, torch.round(bias.double() / scale), scale)
+        self.float_biases.append(step.name)
+        return source
+
+    def _integer_bias(self, step: Step, codes: Tensor, scale: Tensor) -> str:
         stored = self._constant(f"{step.name}/bias/codes", codes.to(torch.int32).numpy())
-        step_sizes = self._constant(f"{step.name}/bias/scale", scale.float().numpy())
-        axis = {} if weight.axis is None else {"axis": 0}
-        return self._node("DequantizeLinear", [stored, step_sizes], f"{step.name}/bias/values", **axis)
+        sizes = self._constant(f"{step.name}/bias/scale", scale.float().numpy())
+        axis = {"axis": 0} if scale.ndim else {}
+        return self._node("DequantizeLinear", [stored, sizes], f"{step.name}/bias/values", **axis)
 
 
 def weight_codes(graph: Graph, plan: Plan, name: str, params: QuantParams) -> Tensor:
