@@ -27,7 +27,7 @@ from qkit.graph import Graph
 from qkit.lanes import ACCUMULATING, decide, execution, finish_value, lane_bias, lane_weight, place_inputs, run_lanes
 from qkit.lanes import Lane as SimulatedLane
 from qkit.metrics import Interval, Scores, paired_interval, score_batch
-from qkit.numerics import QuantParams, quantize_bias, wrap_around
+from qkit.numerics import QuantParams, wrap_around
 from qkit.plan import FLOAT, Plan
 from qkit.steps import Step
 
@@ -302,15 +302,24 @@ def _of_weights(graph: Graph, step: Step, inputs: list[Any], plan: Plan) -> Iter
     scale = _product(source, grid).to(graph.device)
     if bias is not None:
         for bits in (32, 16):
-            held = quantize_bias(bias, scale, bits)
-            lost = int(((held - bias).abs() > scale.float().abs() * 1.5).sum())
-            if lost:
+            limit = 2.0 ** (bits - 1)
+            codes = torch.round(bias.double() / scale)
+            beyond = (codes < -limit) | (codes > limit - 1)
+            if not bool(beyond.any()):
+                continue
+            how = {
+                "saturate": codes.clamp(-limit, limit - 1),
+                # what a float becomes that is cast to an integer too narrow for it, on most processors
+                "overflow to the most negative integer": torch.where(beyond, -limit, codes),
+                "wrap around": torch.remainder(codes + limit, 2 * limit) - limit,
+            }
+            for what, held in how.items():
                 yield Fault(
-                    f"holds the bias in {bits} bits at the product of the input's and the weight's scale, where {lost} of "
-                    f"{bias.numel()} entries saturate",
+                    f"holds the bias in {bits} bits at the product of the input's and the weight's scale, where "
+                    f"{int(beyond.sum())} of {bias.numel()} entries do not fit and {what}",
                     "Keep the bias of this layer in float or in more bits, or switch off the optimization that turns it into an "
                     "integer (in ONNX Runtime: WeightBiasQuantization).",
-                    lambda held=held: output(held),  # type: ignore[misc]
+                    lambda held=held: output((held * scale).to(bias.dtype)),  # type: ignore[misc]
                 )
     if step.kind in ACCUMULATING:
         axis = _axis(step, grid)

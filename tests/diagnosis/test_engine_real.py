@@ -1,0 +1,42 @@
+"""A fault of a real engine, not planted: ONNX Runtime's optimizer makes int32 of biases that do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import qkit
+from qkit import zoo
+from qkit.diagnosis.engine import departure, side_by_side
+
+pytest.importorskip("onnxruntime", reason="ONNX RUNTIME'S TESTS LEFT OUT: pip install 'qkit[onnx]'")
+
+
+def test_sixteen_bits_that_fail_in_the_engine_are_not_quantization(tmp_path: Path) -> None:
+    from qkit.engines import onnxruntime
+
+    case = zoo.load("mobilenet_v2_hostile")
+    study = qkit.Study(case.model, case.calibration, case.evaluation, metric="top1", scheme="int8")
+    study.calibrate(progress=False)
+    wide = study.lane("int16")
+    exported = study.export(tmp_path / "int16.onnx", wide)
+    assert exported is not None
+    lane = onnxruntime.lane(tmp_path / "int16.onnx", graph=study.graph)
+    assert lane.bits == 16
+    scores = side_by_side(study, lane, limit=4)
+    assert scores["simulated int16"].value == scores["float"].value
+    if scores["onnxruntime int16"].value > 0.9:
+        pytest.skip("this version of ONNX Runtime keeps biases that do not fit in float")
+    found = study.diagnose(batches=4, engine=lane, progress=False)
+    assert found.verdict.name == "not-quantization"
+    cause = found.causes[0]
+    assert (cause.kind, cause.layer) == ("engine-mismatch", "features.0.0")
+    assert "holds the bias in 32 bits" in cause.evidence
+    assert "which explains 100.0%" in cause.evidence
+    assert cause.gain.low > 0.3
+    assert "WeightBiasQuantization" in cause.remedy.text
+    # the cure that it names is one
+    cured = onnxruntime.lane(tmp_path / "int16.onnx", graph=study.graph, disable=("WeightBiasQuantization",))
+    assert departure(study, cured, wide, limit=1) is None
+    assert side_by_side(study, cured, limit=4)["onnxruntime int16"].value == scores["float"].value
