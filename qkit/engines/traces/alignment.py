@@ -31,6 +31,8 @@ from qkit.steps import Step
 CHECK = 32
 #: An explanation has to reach this correlation, and to leave at most half of what the name leaves unexplained.
 GOOD, HALF = 0.8, 0.5
+#: A tensor without a name has to be this much like the tap that it is taken for.
+LIKE = 0.5
 #: As it stands, this good is beyond suspicion.
 RIGHT = 0.98
 #: Below this with everything, a trace is of other inputs or of another network.
@@ -148,11 +150,12 @@ class _Alignment:
         frames = self._frames(looks, known, count)
         for look in looks.values():
             look.frames = frames
-            look._raw.clear()
+            look.release()
         best: list[float] = []
         for name, (step, how) in self.named.items():
             if name in looks:
                 best.append(self._check(looks[name], step, how))
+                looks[name].release()
         compared = [r for r in best if np.isfinite(r)]
         if compared and max(compared) < _UNRELATED:
             found = f"none of its {len(compared)} tensors is like the kit's on these inputs (at most {max(compared):.2f})."
@@ -186,6 +189,7 @@ class _Alignment:
             else:
                 candidates = [step for step in self.graph.steps if step.name in known.values and look.fits(step)]
             matched = [m for step in candidates[:8] for m in self._frame_matrices(look, step, known)]
+            look.release()
             if matched:
                 matrices.append(max(matched, key=lambda m: float(m.max(1).mean())))
         if not matrices:
@@ -315,7 +319,7 @@ class _Alignment:
             best = found.views[0]
             second = max([v.correlation for v in found.views[1:]] + [chance(found.look.tensor.size, count)])
             confidence = lead(best.correlation, second)
-            if best.correlation < GOOD or confidence < HALF:
+            if best.correlation < (LIKE if best.kind is None else GOOD) or confidence < HALF:
                 near = ", ".join(f"{v.step.name} ({v.correlation:.3f})" for v in found.views[:3])
                 what = f"it has no tap's name, and its content does not tell which tap it is: {near}; it was left out."
                 self.say(name, "", "unmatched", what, "Name its tap in the manifest.", confidence=confidence, note=True)

@@ -16,6 +16,8 @@ _ALIKE = 0.95
 #: Quantization, clipping included, does not change a tensor by more than this factor.
 _FACTOR = 0.4
 _OFFSET = 0.25
+#: A factor is a power of two where its logarithm is this near to a whole number.
+_EXACT = 0.002
 
 
 def check_grid(
@@ -53,7 +55,8 @@ def _factor(factor: float, tensor: TraceTensor, tap: str, mend: Mend) -> tuple[M
         grid = tuple(1.0 / s for s in step)
         return replace(mend, step=grid), Problem(tensor.name, tap, "scale", found, remedy, 0.95, "mended")
     power = round(math.log2(factor))
-    if abs(math.log2(factor) - power) < 0.05:
+    # 256 is told from 255, by which images are often divided
+    if abs(math.log2(factor) - power) < _EXACT:
         found = f"its values are 2^{power} times the kit's, all alike."
         remedy = "They were divided by that. Correct the scale in the manifest."
         if step is not None:

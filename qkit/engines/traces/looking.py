@@ -57,6 +57,12 @@ class Look:
     def __init__(self, tensor: TraceTensor, frames: Sequence[int], known: References) -> None:
         self.tensor, self.frames, self.known = tensor, list(frames), known
         self._raw: dict[tuple[tuple[int, ...], int, Order], np.ndarray] = {}
+        self._rows: list[np.ndarray] = []
+
+    def release(self) -> None:
+        """Forget what was read; it is read again when it is wanted."""
+        self._raw.clear()
+        self._rows.clear()
 
     def spots(self, step: Step) -> Places:
         """The places of a step's signature."""
@@ -98,7 +104,10 @@ class Look:
         dims, axis = squeezed(step)
         key = dims, axis, order
         if key not in self._raw:
-            self._raw[key] = self.tensor.take(self.frames, self.spots(step).flat(order))
+            if not self._rows:
+                self._rows = self.tensor.rows(self.frames)
+            spots = self.spots(step).flat(order)
+            self._raw[key] = np.stack([row[spots] for row in self._rows]).astype(self.tensor.dtype, copy=False)
         return self._raw[key]
 
     def values(self, step: Step, order: Order, mend: Mend | None = None) -> np.ndarray:

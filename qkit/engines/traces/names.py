@@ -146,7 +146,9 @@ def write_layer_info(names: Mapping[int, str]) -> str:
 
 def natural(text: str) -> tuple[tuple[int, str], ...]:
     """Sort key in which ``frame_10`` comes after ``frame_2``."""
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.findall(r"[0-9]+|[^0-9]+", text))
+    return tuple(
+        (int(part), "") if part.isascii() and part.isdigit() else (-1, part) for part in re.findall(r"[0-9]+|[^0-9]+", text)
+    )
 
 
 def normal(name: str) -> str:

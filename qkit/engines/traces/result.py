@@ -17,6 +17,8 @@ ProblemKind = Literal[
     "unrelated", "non-finite", "shape", "layout", "frames", "channels", "wrong-tap", "scale", "no-scale", "zero-point", "sign",
     "byte-order", "pre-activation", "post-activation", "renamed", "unmatched", "duplicate", "constant", "differs", "no-tap",
 ]  # fmt: skip
+#: So many notes of one kind are written out.
+_EACH = 3
 Severity = Literal["error", "mended", "note"]
 
 
@@ -189,7 +191,16 @@ class Alignment:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the lane's figures has to know, in sentences."""
-        found = [f"{p.tensor or 'All tensors'}: {p.found} {p.remedy}".rstrip() for p in self.problems if p.severity != "error"]
+        alike: dict[tuple[str, str], list[Problem]] = {}
+        for problem in self.problems:
+            if problem.severity != "error":
+                alike.setdefault((problem.severity, problem.kind), []).append(problem)
+        found = []
+        for problems in alike.values():
+            # what holds for many is said once
+            some = problems if len(problems) <= _EACH else problems[:1]
+            more = f" So with {len(problems) - 1} more." if len(problems) > _EACH else ""
+            found += [f"{p.tensor or 'All tensors'}: {p.found} {p.remedy}".rstrip() + more for p in some]
         if self.missing:
             listed = ", ".join(self.missing[:6]) + (f" and {len(self.missing) - 6} more" if len(self.missing) > 6 else "")
             found.append(f"The trace has no tensor for {len(self.missing)} taps (fused, or not written): {listed}.")

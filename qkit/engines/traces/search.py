@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qkit.engines.traces.looking import Look, View
-from qkit.engines.traces.matching import normalised
+from qkit.engines.traces.matching import lead, normalised
 from qkit.engines.traces.result import Mend, ProblemKind
 from qkit.engines.traces.signatures import Order, References, orders, squeezed
 from qkit.graph import Graph
@@ -52,15 +52,24 @@ def search(
     groups = _groups(graph, known)
     found = []
     for look in looks:
-        views: dict[str, View] = {}
+        plain: dict[str, View] = {}
+        mended: dict[str, View] = {}
         for (dims, _), group in groups.items():
             if math.prod(dims) == look.tensor.size:
                 for view in _views(look, group, _orders(look, group.steps[0]), clamp):
+                    views = plain if view.kind is None else mended
                     held = views.get(view.step.name)
                     if held is None or view.correlation > held.correlation + 1e-9:
                         views[view.step.name] = view
+        views = plain | {name: view for name, view in mended.items() if name not in plain or _better(view, plain[name])}
+        look.release()
         found.append(Found(look, sorted(views.values(), key=lambda v: (-v.correlation, v.step.name in taken))))
     return sorted(found, key=lambda f: -(f.views[0].correlation if f.views else -1.0))
+
+
+def _better(view: View, plain: View) -> bool:
+    """Whether an assumption explains half of what is unexplained without it: noise alone makes some look a little better."""
+    return lead(view.correlation, plain.correlation) >= 0.5
 
 
 @dataclass(frozen=True, eq=False)

@@ -200,11 +200,6 @@ def cut_batch(batch: Batch, rows: Sequence[int]) -> Batch:
     return Batch(tuple(cut(x) for x in batch.inputs), cut(batch.targets))
 
 
-def trace_signature(tensor: TraceTensor, spots: Places, order: Order, frames: Sequence[int]) -> np.ndarray:
-    """Numbers of the trace as stored, (frames, elements), at the places of a tensor whose axes were stored in this order."""
-    return tensor.take(frames, spots.flat(order))
-
-
 def real(raw: np.ndarray, tensor: TraceTensor, spots: Places) -> np.ndarray:
     """The real numbers that stored ones stand for, float64; codes without a known step count in steps."""
     values = raw.astype(np.float64)

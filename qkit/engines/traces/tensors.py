@@ -113,16 +113,18 @@ class TraceTensor:
 
     def take(self, frames: Sequence[int], positions: np.ndarray | None = None) -> np.ndarray:
         """Numbers of these frames as stored: (frames, elements), or only the elements at `positions` of the flat sample."""
-        starts = np.concatenate([[0], np.cumsum(self.counts)])
-        wanted = self.size if positions is None else len(positions)
-        out = np.empty((len(frames), wanted), self.dtype)
-        where = np.searchsorted(starts, np.asarray(frames), side="right") - 1
-        for index in np.unique(where):
-            flat = self.parts[index].read().reshape(self.counts[index], self.size)
-            for row in map(int, np.flatnonzero(where == index)):
-                sample = flat[frames[row] - starts[index]]
-                out[row] = sample if positions is None else sample[positions]
+        rows = self.rows(frames)
+        out = np.empty((len(frames), self.size if positions is None else len(positions)), self.dtype)
+        for number, row in enumerate(rows):
+            out[number] = row if positions is None else row[positions]
         return out
+
+    def rows(self, frames: Sequence[int]) -> list[np.ndarray]:
+        """These frames' samples, flat; in memory only where they are looked at, unless the file is compressed."""
+        starts = np.concatenate([[0], np.cumsum(self.counts)])
+        where = np.searchsorted(starts, np.asarray(frames), side="right") - 1
+        flats = {i: np.asarray(self.parts[i].read()).reshape(self.counts[i], self.size) for i in map(int, np.unique(where))}
+        return [flats[int(i)][frame - int(starts[i])] for i, frame in zip(where, frames, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,8 @@ from qkit.engines.traces.names import TidlName, layer_infos, natural
 from qkit.engines.traces.tensors import Part, TraceTensor
 
 _LAYOUT = "CHW"
+#: Files by folder (frame), then core.
+_Files = Mapping[Path, Mapping[int, tuple[Path, TidlName]]]
 #: Elements of a pair that are looked at to find the codes' grid.
 _SAMPLE = 1 << 16
 
@@ -80,7 +82,7 @@ def _tensor(group: _Group, name: str, manifest: Manifest, max_bytes: int) -> Tra
     fixed = group.files.get(False, {})
     if not fixed:
         return TraceTensor(name, floats, True, _axes(floats), entry.tap)
-    width = _width(fixed, max_bytes)
+    width = _width(fixed, floats, entry.dtype, max_bytes)
     signed, unsigned = f"int{8 * width}", f"uint{8 * width}"
     step, zero_point, note = entry.step, entry.zero_point, ""
     dtype = entry.dtype if entry.dtype in (signed, unsigned) else None
@@ -114,17 +116,25 @@ def _sizes(name: TidlName) -> tuple[int, int, int]:
     return batch, dim1 * dim2 * channels, width
 
 
-def _width(files: Mapping[Path, Mapping[int, tuple[Path, TidlName]]], max_bytes: int) -> int:
-    """Bytes of a code: 1 or 2, by what the first frame's files hold for their sizes together."""
-    cores = next(iter(files.values()))
-    held = sum(file_size(path, max_bytes) for path, _ in cores.values())
-    for rows in {sum(n.shape[4] for _, n in cores.values()), max(n.shape[4] for _, n in cores.values())}:
-        for batch in _batches(next(iter(cores.values()))[1]):
-            _, planes, width = _sizes(next(iter(cores.values()))[1])
-            bytes_each, rest = divmod(held, batch * planes * rows * width)
-            if rest == 0 and bytes_each in (1, 2):
-                return bytes_each
+def _width(fixed: _Files, floats: Sequence[Part], dtype: str | None, max_bytes: int) -> int:
+    """Bytes of a code, 1 or 2: by the numbers beside them, else by what was said, else by the names' sizes."""
+    cores = next(iter(fixed.values()))
     path, name = next(iter(cores.values()))
+    sizes = [(file_size(file, max_bytes), n) for file, n in cores.values()]
+    held = sum(size for size, _ in sizes)
+    possible = {width for width in (1, 2) if floats and held == width * math.prod(floats[0].shape)}
+    if not floats:
+        for batch in _batches(name):
+            row = batch * math.prod(_sizes(name)[1:])
+            possible |= {w for w in (1, 2) if all(size == w * row * n.shape[4] for size, n in sizes)}
+            possible |= {w for w in (1, 2) if held == w * row * name.shape[4] and all(size % (w * row) == 0 for size, _ in sizes)}
+    said = np.dtype(dtype).itemsize if dtype is not None else None
+    if said in possible:
+        return int(said)
+    if len(possible) == 1:
+        return possible.pop()
+    if possible:
+        raise TraceError(f"{path.name}: its cores' files may hold all rows in 8 bits or in 16; give its dtype in trace.json.")
     raise TraceError(
         f"{path.name} holds {held} bytes, neither one nor two for each element of {name.shape}: it is cut off or padded."
     )
@@ -136,7 +146,7 @@ def _batches(name: TidlName) -> tuple[int, ...]:
 
 
 def _parts(
-    files: Mapping[Path, Mapping[int, tuple[Path, TidlName]]], dtype: np.dtype[np.generic], max_bytes: int
+    files: _Files, dtype: np.dtype[np.generic], max_bytes: int
 ) -> tuple[Part, ...]:  # fmt: skip
     return tuple(_part([cores[core] for core in sorted(cores)], dtype, max_bytes) for cores in files.values())
 
