@@ -4,15 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_ARGS ?=
+# processes for the tests, each of one thread
+JOBS ?= 2
+TESTS := -n $(JOBS) --dist loadfile
 QKIT_CHROMIUM ?= /usr/bin/chromium
 export QKIT_CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all browser pictures lint bench zoo clean
+.PHONY: help demo test test-slow test-all browser pictures lint bench zoo clean
 
 help:
 	@echo "make demo      float, int16 and int8 on the bundled network; writes out/degradation.html"
-	@echo "make test      the tests but the slow ones (make test-all: those too)"
+	@echo "make test      the tests but the slow ones (make test-slow: those; make test-all: all)"
 	@echo "make pictures  the widgets' pictures in docs/widgets, taken by their tests"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     speed and memory as ratios of a float pass"
@@ -28,11 +31,17 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/qkit demo --out out/degradation.html
 
+test test-slow test-all: export OMP_NUM_THREADS = 1
+test test-slow test-all: export NUMBA_NUM_THREADS = 1
+
 test: $(READY) browser
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(TESTS) -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(READY) browser
+	$(BIN)/python -m pytest $(TESTS) -m slow $(PYTEST_ARGS)
 
 test-all: $(READY) browser
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(TESTS) $(PYTEST_ARGS)
 
 # the widgets are tested in Chromium; where it is not there and cannot be installed, their tests are left out, and say so
 browser:
