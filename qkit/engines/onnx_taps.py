@@ -26,6 +26,8 @@ from qkit.steps import Step
 _RANGES = {"uint8": (0, 2**8 - 1), "int8": (-(2**7), 2**7 - 1), "uint16": (0, 2**16 - 1), "int16": (-(2**15), 2**15 - 1)}
 _FOLLOWS = frozenset({"BatchNormalization", "Relu", "Clip"})
 _THROUGH = frozenset({"QuantizeLinear", "DequantizeLinear", "Identity"})
+_RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _OPERATIONS = {"concat": "cat", "reducemean": "mean", "globalaveragepool": "adaptive_avg_pool2d", "averagepool": "avg_pool2d"}
 
 
@@ -43,19 +45,23 @@ class TapTensor:
         Added to the stored integers to give the kit's codes.
     shape
         Of the kit's tap, by which channels-last tensors are told; () where it is not known.
+    reshaped
+        Whether the tensor lies behind a reshape and has to be brought back to `shape`.
     """
 
     tensor: str
     params: QuantParams | None = None
     offset: int = 0
     shape: tuple[int, ...] = ()
+    reshaped: bool = False
 
 
 @dataclass(eq=False)
 class Found:
-    """Taps in the order of execution, and what is to be said about them."""
+    """Taps in the order of execution, the nodes that compute them, and what is to be said about them."""
 
     taps: dict[str, TapTensor] = field(default_factory=dict)
+    cores: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -101,9 +107,16 @@ class Wiring:
         except PlanError as error:
             raise QkitError(f"the quantizer of {node.output[0]!r} in the file has no usable grid: {error}") from error
 
-    def quantizer(self, tensor: str) -> Any | None:
-        """The QuantizeLinear that alone stands between the tensor and all that reads it, or the first one that does."""
-        return next((node for node in self.readers.get(tensor, []) if node.op_type == "QuantizeLinear"), None)
+    def quantizer(self, tensor: str) -> tuple[Any | None, bool]:
+        """The first QuantizeLinear that reads the tensor, and whether a reshape stands in between."""
+
+        def reading(name: str) -> Any | None:
+            return next((node for node in self.readers.get(name, []) if node.op_type == "QuantizeLinear"), None)
+
+        readers = self.readers.get(tensor, [])
+        if reading(tensor) is None and len(readers) == 1 and readers[0].op_type in _RESHAPES:
+            return reading(readers[0].output[0]), True
+        return reading(tensor), False
 
 
 def own_taps(model: Any, contents: Mapping[str, Any], plan: Plan, graph: Graph | None) -> Found:
@@ -188,9 +201,14 @@ def _matched(wiring: Wiring, graph: Graph) -> Found:
         if tensor is None:
             missing.append(step.name)
             continue
-        node = wiring.quantizer(tensor)
+        if step.name in cores:
+            found.cores[step.name] = cores[step.name]
+        node, reshaped = wiring.quantizer(tensor)
         params = None if node is None else wiring.grid(node)
-        found.taps[step.name] = TapTensor(tensor if params is None else node.output[0], params, shape=step.shape)  # type: ignore[union-attr]
+        if node is None or params is None or (reshaped and params.axis is not None):
+            found.taps[step.name] = TapTensor(tensor, shape=step.shape)
+        else:
+            found.taps[step.name] = TapTensor(node.output[0], params, shape=step.shape, reshaped=reshaped)
     if missing:
         named = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         found.notes.append(f"{len(missing)} of {len(missing) + len(found.taps)} taps were not found by name in the file: {named}")
@@ -233,7 +251,23 @@ def _cores(wiring: Wiring) -> dict[str, Any]:
             name = f"{path}:{operation}"
             seen[name] += 1
             found[name if seen[name] == 1 else f"{name}#{seen[name]}"] = node
-    return found
+    for name in [name for name in found if name.endswith(":mean")]:
+        found.setdefault(name.replace(":mean", ":adaptive_avg_pool2d"), found[name])
+    # a weight's own name says more than that of a node which an exporter has fused with the next
+    return found | {path: node for node in wiring.nodes if (path := _weight_owner(wiring, node)) is not None}
+
+
+def _weight_owner(wiring: Wiring, node: Any) -> str | None:
+    """Path of the module whose weight the node multiplies with, as far as the weight's name tells."""
+    if node.op_type not in _WEIGHTED or len(node.input) < 2:
+        return None
+    name = node.input[1]
+    for _ in range(4):
+        maker = wiring.made.get(name)
+        if maker is None or maker.op_type not in _THROUGH | {"Transpose"}:
+            break
+        name = maker.input[0]
+    return name[: name.index(".weight")] if name in wiring.constants and ".weight" in name else None
 
 
 def _origin(node: Any) -> tuple[str | None, str]:

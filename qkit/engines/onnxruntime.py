@@ -26,6 +26,7 @@ from qkit.engines.onnx_program import require
 from qkit.engines.onnx_qdq import few
 from qkit.engines.onnx_session import LEVELS, Prepared, fed, parts, prepare, saturates
 from qkit.engines.onnx_taps import TapTensor, foreign_taps, own_taps
+from qkit.engines.onnx_weights import foreign_plan
 from qkit.errors import DataError, QkitError
 from qkit.graph import Graph
 from qkit.loading import Batch, batches
@@ -92,6 +93,7 @@ def lane(
         found = own_taps(model, contents, plan, graph)
     else:
         found = foreign_taps(model, graph)
+        plan = None if graph is None else foreign_plan(model, graph, found, Path(path).stem)
     chosen = _chosen(found.taps, taps, path)
     title = name or f"onnxruntime {plan.name if plan is not None else Path(path).stem}"
     made = OnnxLane(
@@ -131,7 +133,7 @@ class OnnxLane:
     path
         Of the file.
     plan
-        That the file carries; None in files that the kit did not make.
+        That the file carries; in files that the kit did not make, the one that its integers amount to, where a graph is given.
     taps
         By tap, where it is in the file.
     optimization, disable, threads
@@ -258,6 +260,10 @@ def _engine_notes(lane: OnnxLane) -> list[str]:
 
 
 def _tensor(array: np.ndarray, place: TapTensor, tap: str) -> EngineTensor:
+    if place.reshaped and array.ndim != len(place.shape):
+        if math.prod(array.shape[1:]) != math.prod(place.shape[1:]):
+            raise DataError(f"{tap} has shape {array.shape} in the file, not {place.shape}: it is another network.")
+        array = array.reshape(-1, *place.shape[1:])
     order = _order(array.shape, place.shape, tap)
     if order is not None:
         array = np.transpose(array, order)
