@@ -1,0 +1,118 @@
+"""The model with a plan's weights written into it: folded, on their grids with the chosen codes, and corrected biases.
+
+Observers can only round to nearest, and know of no correction. In this model there is nothing left to choose: its weights are on
+their grids already, so that whoever quantizes it on those grids gets the plan's codes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qkit.errors import GraphError, PlanError
+from qkit.graph import Graph, assemble
+from qkit.lanes import lane_bias, lane_weight
+from qkit.plan import Plan
+from qkit.steps import Step
+
+
+class ScaleAndShift(nn.Module):
+    """What is left of a batch norm that no layer in front of it can take up."""
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, scale: Tensor, offset: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("offset", offset)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Channels of `x`, scaled and moved."""
+        shape = (1, -1, *([1] * (x.ndim - 2)))
+        return x * self.scale.view(shape) + self.offset.view(shape)
+
+
+def written(model: nn.Module, inputs: tuple[Any, ...], graph: Graph, plan: Plan) -> nn.Module:
+    """A copy of the model in evaluation mode with the plan's weights and biases in it; module paths stay.
+
+    Raises
+    ------
+    PlanError
+        If a layer that is called repeatedly would need several biases.
+    """
+    copied = assemble(model, inputs, device=graph.device, leaf_modules=graph.leaf_modules).model
+    plain = replace(plan, bias_bits=None)
+    weighted = [step for step in graph.steps if step.weight is not None]
+    for first in {step.weight: step for step in reversed(weighted)}.values():
+        calls = [step for step in weighted if step.weight == first.weight]
+        bias, rounded = (lane_bias(graph, first, p) for p in (plain, plan))
+        for step in calls:
+            if not _equal(bias, lane_bias(graph, step, plain)):
+                raise PlanError(
+                    f"{step.layer} is called repeatedly, and the plan needs another bias for {step.name} than for {first.name}: "
+                    "give each call a module of its own."
+                )
+        # calls on inputs of different scales round one bias differently: then it is left to whoever quantizes
+        same = all(_equal(rounded, lane_bias(graph, step, plan)) for step in calls)
+        _write(copied, first, lane_weight(graph, plan, first.weight or ""), rounded if same else bias)
+    return copied
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
+
+
+def _write(model: nn.Module, step: Step, weight: Tensor, bias: Tensor | None) -> None:
+    weight, bias = weight.detach().clone().contiguous(), None if bias is None else bias.detach().clone()
+    if ":" in step.name:
+        _replace(model, step.weight or "", weight)
+        if bias is not None and step.bias is None:
+            raise PlanError(f"{step.name} is a function call without bias: its corrected bias has no place in the model.")
+        if bias is not None:
+            _replace(model, step.bias or "", bias)
+    elif step.kind == "batchnorm":
+        model.set_submodule(step.layer, ScaleAndShift(weight, torch.zeros_like(weight) if bias is None else bias))
+    else:
+        module = model.get_submodule(step.layer)
+        module.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+        module.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+        if step.norm is not None:
+            model.set_submodule(step.norm, nn.Identity())
+
+
+def _replace(model: nn.Module, path: str, value: Tensor) -> None:
+    """The parameter or buffer of that path gets the value; the model is a copy of our own."""
+    holder: Any = model
+    *parents, last = path.split(".")
+    for part in parents:
+        holder = getattr(holder, part)
+    with torch.no_grad():
+        getattr(holder, last).copy_(value)
+
+
+def exported(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """The model as an exported program's module; the batch size is left open where the network allows it.
+
+    Raises
+    ------
+    GraphError
+        If torch cannot export the model.
+    """
+    pairs = tuple(torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim and len(x) == 1 else x for x in inputs)
+    sizes = tuple({0: torch.export.Dim("batch")} if isinstance(x, Tensor) and x.ndim else None for x in pairs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.export.export(model, pairs, dynamic_shapes=sizes).module()
+        except Exception as error:
+            first = error
+        try:
+            return torch.export.export(model, inputs).module()
+        except Exception:
+            reason = next((line for line in str(first).splitlines() if line.strip()), type(first).__name__)
+            raise GraphError(f"{type(model).__name__} cannot be exported by torch.export: {reason}") from first
