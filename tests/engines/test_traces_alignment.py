@@ -19,7 +19,8 @@ from qkit.operations import UNBOUNDED
 from qkit.steps import Step
 
 NETWORKS = {"resnet_small": ("layer1.0:add", "layer2.1.conv1"), "mobilenet_v2_lite": ("features.4.conv.2", "features.7.conv.0.0")}
-nets = pytest.mark.parametrize("network", NETWORKS)
+# the second network's layers are twice as many
+nets = pytest.mark.parametrize("network", ["resnet_small", pytest.param("mobilenet_v2_lite", marks=pytest.mark.slow)])
 both = pytest.mark.parametrize("lane", ["float", "int8"])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trace_cases import at, kinds, read, study, written
 
+import qkit
 from qkit.engines import traces
+from qkit.engines.lane import EngineLane
 from qkit.engines.traces import Entry, Manifest, TraceError
 from qkit.engines.traces.folders import scan
 from qkit.engines.traces.names import Names, TidlName
@@ -49,7 +53,7 @@ def truth(lane: str, frames: int, network: str = "resnet_small") -> tuple[dict[s
     return found, out["x"][:frames]
 
 
-@pytest.mark.parametrize("lane", ["float", "int16", "int8"])
+@pytest.mark.parametrize("lane", ["float", pytest.param("int16", marks=pytest.mark.slow), "int8"])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_comes_back(tmp_path: Path, form: str, lane: str) -> None:
     made = study("resnet_small")
@@ -313,3 +317,27 @@ def test_reading_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in tmp_path.rglob("*")}
     read(folder)
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "raw", "tidl"])
+def test_hostile_module_names_stay_in_the_folder(tmp_path: Path, kind: Any) -> None:
+    model = torch.nn.Sequential()
+    for name in ("/etc/evil", "file", "C:x", "x" * 400, " "):
+        model.add_module(name, torch.nn.Conv2d(3, 3, 3, padding=1))
+    images = torch.randn(4, 3, 8, 8)
+    made = qkit.Study(model.eval(), calibration=[images], metric="agreement")
+    folder = traces.write(made, tmp_path / "deep" / "folder", kind=kind, frames=2, lane="int8")
+    assert all(path.is_relative_to(folder) for path in tmp_path.rglob("*") if path.is_file())
+    found = traces.read(folder, made, progress=False)
+    assert found.alignment.ok
+    assert set(found.taps) == set(made.graph.taps)
+    lane: EngineLane = found
+    assert [batch.batch.size for batch in lane.run([images])] == [2]
+
+
+def test_the_manifest_in_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "traces.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```json\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    made = Manifest.from_dict(json.loads(block))
+    assert [entry.dtype for entry in made.tensors] == ["int8", "float32", "int8"]
+    assert made.find("x", data_id=17).step == (1 / 12.25,)

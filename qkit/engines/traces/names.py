@@ -141,7 +141,7 @@ def layer_infos(files: Iterable[Path]) -> dict[str, dict[int, str]]:
 
 def write_layer_info(names: Mapping[int, str]) -> str:
     """The text of a ``layer_info.txt`` for names by `dataId`."""
-    return "".join(f"{layer} {data} {' '.join(name.split())}\n" for layer, (data, name) in enumerate(names.items()))
+    return "".join(f"{layer} {data} {' '.join(name.split()) or '_'}\n" for layer, (data, name) in enumerate(names.items()))
 
 
 def natural(text: str) -> tuple[tuple[int, str], ...]:

@@ -206,6 +206,10 @@ class Alignment:
             found.append(f"The trace has no tensor for {len(self.missing)} taps (fused, or not written): {listed}.")
         if not self.checked:
             found.append("Names and shapes were compared, contents were not.")
+        elif self.checked < len(self.samples):
+            found.append(f"The contents of the first {self.checked} of {len(self.samples)} frames were compared.")
+        elif self.checked == 1:
+            found.append("There is one frame: that it is of the right sample was not checked.")
         return tuple(found)
 
     def table(self) -> pd.DataFrame:

@@ -5,13 +5,16 @@ Nothing is written outside the chosen folder: names of tensors are made into pla
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from qkit.engines.traces.formats import TraceError
@@ -60,8 +63,6 @@ class _Style:
     cores: int
     subgraphs: int
     form: Form
-    width: int = 4
-    claims: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write(
@@ -167,14 +168,8 @@ def _tensors(
         values = np.concatenate(arrays)
         params = plan.params(tap)
         name = {"tap": tap, "exporter": _exported(steps[tap]), "none": f"tensor_{number:04}"}[naming]
-        coded = None if params is None else quantize(_tensor(values), params, name=tap).numpy()
+        coded = None if params is None else quantize(torch.from_numpy(values), params, name=tap).numpy()
         yield Written(tap, name, values, coded, params)
-
-
-def _tensor(values: np.ndarray) -> Tensor:
-    import torch
-
-    return torch.from_numpy(values)
 
 
 def _exported(step: Step) -> str:
@@ -232,15 +227,15 @@ def _write_arrays(root: Path, tensors: Sequence[Written], style: _Style, kind: s
         elif known or layout:
             entries.append(Entry(name=name, layout=layout, **known))
     for where, arrays in archives.items():
-        path = _free(root, f"{where}.npz")
-        np.savez(path, **arrays)  # type: ignore[arg-type]
+        # numpy.savez takes names as arguments, among which its own
+        with zipfile.ZipFile(_free(root, f"{where}.npz"), "w") as archive:
+            for name, array in arrays.items():
+                archive.writestr(f"{name}.npy", _npy(array))
     if entries:
         _put(root, FILE, (json.dumps(Manifest(tuple(entries)).to_dict(), indent=1) + "\n").encode())
 
 
 def _npy(array: np.ndarray) -> bytes:
-    import io
-
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=False)
     return stream.getvalue()
