@@ -121,7 +121,7 @@ def export(
     _check_plan(graph, plan, opset)
     given = zeros(graph) if example_inputs is None else example_inputs
     inputs = given if isinstance(given, tuple) else (given,)
-    place_inputs(graph, inputs)
+    inputs = place_inputs(graph, inputs)
     program = Program(graph, plan)
     model, note = marked_model(program, inputs, opset)
     simplify(model)

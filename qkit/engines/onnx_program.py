@@ -38,10 +38,10 @@ class Program(nn.Module):
         self.acts: dict[int, Bounds] = {step.index: _left_to_clamp(step, plan) for step in graph.steps}
         for step in graph.steps:
             if step.weight is not None:
-                self.register_buffer(f"w{step.index}", graph.weights[step.weight].cpu().contiguous())
+                self.register_buffer(f"w{step.index}", graph.weights[step.weight].contiguous())
                 bias = float_bias(graph, plan, step)
                 if bias is not None:
-                    self.register_buffer(f"b{step.index}", bias)
+                    self.register_buffer(f"b{step.index}", bias.to(graph.device))
 
     def forward(self, *inputs: Any) -> tuple[Tensor, ...]:
         """The network's tensors, flat."""
@@ -199,4 +199,4 @@ def example_inputs(graph: Graph) -> tuple[Tensor, ...]:
         raise QkitError(
             f"{graph.model_name} takes inputs that are no float tensors, or does not read some: pass example_inputs=, one batch."
         )
-    return tuple(torch.zeros(s.shape) for s in steps)
+    return tuple(torch.zeros(s.shape, device=graph.device) for s in steps)

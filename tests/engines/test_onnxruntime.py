@@ -1,0 +1,473 @@
+"""ONNX Runtime as a lane, and engines against the simulation."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import qkit
+from qkit import zoo
+from qkit.engines.compare import compare, score
+from qkit.engines.lane import EngineBatch, EngineTensor
+from qkit.engines.onnx_export import export
+from qkit.errors import DataError, MissingExtra, QkitError
+from qkit.loading import batches
+from qkit.plan import FLOAT
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+from onnx_cases import SCHEMES, exported, plan_of, small_study  # noqa: E402
+
+from qkit.engines import onnx_program, onnxruntime  # noqa: E402
+
+NETWORKS = ("resnet_small", "vgg_small", "inception_small", "mobilenet_v2_lite", "mobilenet_v2_hostile")
+
+
+@pytest.fixture(scope="module")
+def study() -> qkit.Study:
+    return small_study()
+
+
+@pytest.fixture(scope="module")
+def file(study, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "int8.onnx"
+    export(study, None, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def lane(study, file):
+    return onnxruntime.lane(file, graph=study.graph)
+
+
+def network(name: str) -> qkit.Study:
+    case = zoo.load(name)
+    return qkit.Study(case.model, case.calibration, case.evaluation, scheme="int8")
+
+
+def test_the_lane_has_every_tap_in_the_plans_codes(study, lane):
+    batch = next(lane.run(study.evaluation))
+    assert list(batch.taps) == list(study.graph.taps)
+    for tap, tensor in batch.taps.items():
+        params = study.plan[tap].params
+        assert tensor.params == params
+        assert tensor.codes.dtype == params.dtype
+        assert tensor.codes.shape == (16, *study.graph.step(tap).shape[1:])
+        expected = (tensor.codes.double() - float(params.zero_point)) * float(params.scale)
+        assert torch.allclose(tensor.values.double(), expected, rtol=1e-6)
+    assert lane.bits == 8
+    assert lane.plan == study.plan
+
+
+def test_int8_runs_in_integer_kernels_and_the_taps_change_nothing(study, lane, file):
+    bare = onnxruntime.lane(file, taps=None)
+    for kernels in (lane.kernels, bare.kernels):
+        assert kernels["QLinearConv"] == 4
+        assert kernels["QGemm"] == 1
+        assert not {"Conv", "Gemm", "Add", "Concat", "AveragePool"} & set(kernels)
+    assert {lane.kernel(tap) for tap in ("stem", "depthwise", "side")} == {"QLinearConv"}
+    assert lane.deviation(study.evaluation) == 0.0
+    assert next(bare.run(study.evaluation)).taps == {}
+    assert not any("yielding the taps" in note for note in lane.notes)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_codes_agree_within_one_step_on_equal_inputs(study, scheme, tmp_path):
+    lane = exported(study, scheme, tmp_path)
+    found = compare(study, lane, batches=None, progress=False)
+    table = found.table()
+    assert found.first is None
+    assert found.samples == 48
+    assert not found.missing
+    assert float(table["equal inputs"]["more"].max()) <= 0.001
+    assert lane.bits == {"int16": 16}.get(scheme, lane.bits)
+    scores = score(study, lane, progress=False)
+    assert scores.loss(lane.name, "simulated").low <= 0.0 <= scores.loss(lane.name, "simulated").high
+
+
+def _check_network(study: qkit.Study, scheme: str, folder: Path) -> None:
+    lane = exported(study, scheme, folder)
+    found = compare(study, lane, progress=False)
+    table = found.table()
+    assert found.first is None, repr(found)
+    assert float(table["equal inputs"]["more"].max()) <= 0.001
+    assert lane.deviation(study.evaluation) == 0.0
+    if scheme.startswith("int8"):
+        assert not {"Conv", "Gemm", "Add", "Concat", "GlobalAveragePool"} & set(lane.kernels), lane.kernels
+        assert lane.kernels["QLinearConv"] == sum(step.kind == "conv" for step in study.graph.steps)
+    scores = score(study, lane, progress=False)
+    difference = scores.loss(lane.name, "simulated")
+    assert difference.low <= 0.0 <= difference.high
+
+
+def test_a_bundled_network_agrees(tmp_path):
+    _check_network(network("vgg_small"), "int8", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_all_bundled_networks_agree(name, tmp_path):
+    study = network(name)
+    for scheme in SCHEMES:
+        _check_network(study, scheme, tmp_path)
+
+
+def test_the_optimizers_fault_with_biases_is_shown_named_and_avoided(tmp_path):
+    """Sixteen bits on both sides: float biases become int32, which those that do not fit leave as the most negative number."""
+    study = network("vgg_small")
+    path = tmp_path / "plain.onnx"
+    export(study, study.lane("int16"), path, guard_biases=False)
+    lane = onnxruntime.lane(path)
+    assert any("WeightBiasQuantization" in note and "features.4" in note for note in lane.notes)
+    found = compare(study, lane, progress=False)
+    assert found.first == "features.4"
+    assert "32 bits" in found.reasons["features.4"]
+    assert "most negative" in found.reasons["features.7"]
+    # every tap that differs is explained, and the others agree: nothing is blamed on layers further on
+    assert {tap for tap, sums in found.taps.items() if not sums.agrees} <= set(found.reasons)
+    assert found.taps["avgpool"].agrees
+    scores = score(study, lane, progress=False)
+    assert scores.loss(lane.name, "simulated").low > 0.1
+    for spared in (
+        onnxruntime.lane(path, disable=("WeightBiasQuantization",)),
+        onnxruntime.lane(path, optimization="none"),
+        exported(study, "int16", tmp_path),
+    ):
+        assert compare(study, spared, progress=False).first is None
+        assert not any("do not fit, in" in note for note in spared.notes)
+    assert any(
+        note.endswith("all, without WeightBiasQuantization")
+        for note in onnxruntime.lane(path, disable=("WeightBiasQuantization",)).notes
+    )
+
+
+def test_float_files_are_lanes_too(study, tmp_path):
+    export(study, FLOAT, tmp_path / "float.onnx")
+    lane = onnxruntime.lane(tmp_path / "float.onnx", graph=study.graph)
+    assert lane.bits == 32
+    found = compare(study, lane, progress=False)
+    assert found.agrees
+    assert all(tensor.codes is None for tensor in next(lane.run(study.evaluation)).taps.values())
+    assert float(found.table()["sqnr"]["equal inputs"].min()) > 100.0
+
+
+class Shuffled:
+    """An engine that computes as the simulation does but for what a test makes of a tap."""
+
+    name, bits, notes = "mock", 8, ("a note",)
+
+    def __init__(self, study: qkit.Study, change) -> None:
+        self.study, self.change = study, change
+
+    def run(self, loader, *, limit=None):
+        from qkit.lanes import Lane, run_lanes
+
+        for batch in batches(loader, limit):
+            taps: dict[str, EngineTensor] = {}
+            lanes = [Lane("s", self.study.plan)]
+            outputs = run_lanes(
+                self.study.graph,
+                lanes,
+                batch.inputs,
+                observe=lambda s, v, taps=taps: taps.__setitem__(s.name, EngineTensor(v["s"].clone())),
+            )
+            yield EngineBatch(batch, {k: v for k, v in self.change(taps).items() if v is not None}, outputs["s"])
+
+
+def test_a_difference_is_found_where_it_arises(study):
+    step = float(study.plan["depthwise"].params.scale)
+
+    def off(taps):
+        values = taps["depthwise"].values
+        return taps | {"depthwise": EngineTensor(torch.where(values > 0, values - 3 * step, values))}
+
+    found = compare(study, Shuffled(study, off), progress=False)
+    assert found.first == "depthwise"
+    assert found.taps["depthwise"].local.largest == 3
+    # the next layer computed on other inputs than the engine's values say: it differs from equal inputs too, but stem does not
+    assert found.taps["stem"].agrees
+    assert "depthwise" in found.summary
+    json.dumps(found.to_dict(), allow_nan=False)
+    assert "depthwise" in found._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("rounding", "words"),
+    [(lambda x: torch.floor(x), "rounded down"), (lambda x: torch.trunc(x), "towards zero"), (lambda x: torch.ceil(x), None)],
+)
+def test_other_rounding_is_a_reason_where_it_explains_the_codes(study, rounding, words):
+    from qkit.lanes import Lane, run_lanes
+
+    params = study.plan["average"].params
+    scale, zero = float(params.scale), float(params.zero_point)
+    exact: dict[str, torch.Tensor] = {}
+    plan = study.plan.without(["average"])
+    run_lanes(
+        study.graph,
+        [Lane("s", plan)],
+        (study.evaluation[0],),
+        observe=lambda s, v: exact.__setitem__(s.name, v["s"].double().clone()),
+    )
+
+    def cut(taps):
+        codes = rounding(exact["average"] / scale).clamp(params.qmin - zero, params.qmax - zero)
+        return taps | {"average": EngineTensor((codes * scale).float())}
+
+    found = compare(study, Shuffled(study, cut), progress=False)
+    assert found.taps["average"].local.shares[1] > 0.2
+    if words is None:
+        assert "another order" in found.reasons["average"]
+    else:
+        assert words in found.reasons["average"]
+
+
+def test_taps_that_an_engine_does_not_yield_are_computed_from_those_it_does(study):
+    found = compare(study, Shuffled(study, lambda taps: taps | {"stem": None, "project": None}), progress=False)
+    assert found.missing == ("stem", "project")
+    assert found.agrees
+    with pytest.raises(QkitError, match="none of the network's taps"):
+        compare(study, Shuffled(study, lambda taps: {"what": taps["stem"]}), progress=False)
+    with pytest.raises(DataError, match=r"stem has shape .* another network"):
+        compare(study, Shuffled(study, lambda taps: taps | {"stem": EngineTensor(torch.zeros(1, 2))}), progress=False)
+
+
+class Calibration:
+    """Batches for onnxruntime's own quantizer."""
+
+    def __init__(self, name: str, data: list[torch.Tensor]) -> None:
+        self.batches = iter([{name: batch.numpy()} for batch in data])
+
+    def get_next(self):
+        return next(self.batches, None)
+
+
+def _foreign(study: qkit.Study, folder: Path) -> Path:
+    path = folder / "float.onnx"
+    example = next(iter(study.evaluation))[:2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        size = ({0: torch.export.Dim("n")},)
+        torch.onnx.export(
+            study.model,
+            (example,),
+            str(path),
+            dynamo=True,
+            opset_version=18,
+            external_data=False,
+            dynamic_shapes=size,
+            verbose=False,
+        )
+    return path
+
+
+def test_files_of_other_tools_are_matched_by_module_paths(study, tmp_path):
+    """torch's exporter, then onnxruntime's own quantizer: two tools that know nothing of the kit."""
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    path = _foreign(study, tmp_path)
+    float_lane = onnxruntime.lane(path, graph=study.graph)
+    assert set(study.graph.taps) - set(float_lane.taps) <= {":cat"}
+    assert float_lane.bits == 32
+    assert compare(study, float_lane, progress=False).agrees
+    quantized = tmp_path / "quantized.onnx"
+    name = onnx.load(path).graph.input[0].name
+    logging.disable(logging.WARNING)
+    try:
+        quantize_static(
+            str(path), str(quantized), Calibration(name, list(study.calibration)), quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, per_channel=True,
+        )  # fmt: skip
+    finally:
+        logging.disable(logging.NOTSET)
+    lane = onnxruntime.lane(quantized, graph=study.graph)
+    assert lane.bits == 8
+    assert {"input", "stem", "depthwise", "project", "side", "classify"} <= set(lane.taps)
+    assert set(lane.plan.grids) >= {"stem", "stem.weight", "depthwise.weight", "classify.weight"}
+    found = compare(study, lane, progress=False)
+    assert found.first is None, repr(found)
+    unnamed = onnxruntime.lane(quantized)
+    assert unnamed.plan is None
+    assert name in unnamed.taps
+
+
+def _channels_last(batch: str | int) -> onnx.ModelProto:
+    """A file whose input is (N, 6, 5, 3) and whose tap, behind a transposed convolution's output, is channels last as well."""
+    helper, to = onnx.helper, onnx.numpy_helper.from_array
+    weight = np.random.default_rng(0).normal(size=(4, 3, 1, 1)).astype(np.float32)
+    constants = [to(weight, "0.weight"), to(np.float32(0.05), "s"), to(np.uint8(128), "z")]
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["nchw", "0.weight"], ["y"], name="/0/Conv"),
+        helper.make_node("Transpose", ["y"], ["last"], perm=[0, 2, 3, 1], name="/0/Transpose"),
+        helper.make_node("QuantizeLinear", ["last", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["out"]),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(nodes, "g", [value("x", 1, [batch, 6, 5, 3])], [value("out", 1, [batch, 6, 5, 4])], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_channels_last_files_and_fixed_batches(tmp_path):
+    path = tmp_path / "last.onnx"
+    onnx.save(_channels_last(2), path)
+    conv = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False)).eval()
+    with torch.no_grad():
+        conv[0].weight.copy_(torch.from_numpy(onnx.numpy_helper.to_array(onnx.load(path).graph.initializer[0]).copy()))
+    study = qkit.Study(conv, [torch.randn(5, 3, 6, 5)])
+    lane = onnxruntime.lane(path)
+    batch = next(lane.run(study.evaluation))
+    # five samples through a file for two; the tap by its own name, in the file's layout
+    assert batch.taps["last"].codes.shape == (5, 6, 5, 4)
+    expected = torch.clamp(torch.round(conv(study.evaluation[0]).detach() / 0.05) + 128, 0, 255).permute(0, 2, 3, 1)
+    assert (batch.taps["last"].codes.int() - expected.int()).abs().max() <= 1
+    from qkit.engines.onnxruntime import _order
+
+    assert _order((5, 6, 5, 4), (1, 4, 6, 5), "0") == (0, 3, 1, 2)
+    assert _order((5, 4, 6, 5), (1, 4, 6, 5), "0") is None
+    with pytest.raises(DataError, match="layout cannot be told"):
+        _order((5, 5, 6, 4), (1, 4, 6, 5), "0")
+    with pytest.raises(DataError, match="another network"):
+        _order((5, 4, 6, 6), (1, 4, 6, 5), "0")
+
+
+def test_truncated_and_corrupt_files_are_errors_that_name_the_file(file, tmp_path):
+    whole = file.read_bytes()
+    broken = tmp_path / "broken.onnx"
+    for data in (b"", b"not onnx", whole[: len(whole) // 2], whole[:-1], b"\x80\x04cos\nsystem\n", bytes(1000)):
+        broken.write_bytes(data)
+        with pytest.raises(QkitError, match=r"broken\.onnx"):
+            onnxruntime.lane(broken)
+    with pytest.raises(QkitError, match="cannot be read"):
+        onnxruntime.lane(tmp_path / "missing.onnx")
+    with pytest.raises(QkitError, match="no file"):
+        onnxruntime.lane(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["broken.onnx"]
+
+
+def test_a_byte_flipped_anywhere_is_an_error_or_a_lane_but_no_crash(study, file, tmp_path):
+    whole = bytearray(file.read_bytes())
+    rng = np.random.default_rng(1)
+    for position in rng.integers(0, len(whole), 25):
+        data = bytearray(whole)
+        data[position] ^= 0xFF
+        path = tmp_path / "flipped.onnx"
+        path.write_bytes(bytes(data))
+        with contextlib.suppress(QkitError):
+            next(onnxruntime.lane(path, graph=study.graph).run(study.evaluation))
+    assert [p.name for p in tmp_path.iterdir()] == ["flipped.onnx"]
+
+
+def _edited(file: Path, path: Path, **entries: object) -> Path:
+    model = onnx.load(file)
+    for entry in model.metadata_props:
+        key = entry.key.removeprefix("qkit.")
+        if key in entries:
+            entry.value = entries[key] if isinstance(entries[key], str) else json.dumps(entries[key])
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"plan": "{"}, "corrupt"),
+        ({"plan": "[" * 100_000}, "corrupt"),
+        ({"plan": {"format": 99}}, "not a qkit plan"),
+        ({"format": 99}, "format 99"),
+        ({"taps": {"stem": {"tensor": "no/such", "offset": 0, "integer": True}}}, "no tensor"),
+        ({"taps": {"stem": {"tensor": 3, "offset": 0, "integer": True}}}, "corrupt"),
+        ({"taps": {"stem": {"tensor": "stem/values", "offset": 0, "integer": True}}}, "not quantized"),
+        ({"taps": []}, "corrupt"),
+    ],
+)
+def test_metadata_that_do_not_fit_are_errors(file, tmp_path, entries, words):
+    with pytest.raises(QkitError, match=words):
+        onnxruntime.lane(_edited(file, tmp_path / "edited.onnx", **entries))
+
+
+def test_outputs_that_the_file_does_not_have(study, file, tmp_path):
+    lane = onnxruntime.lane(_edited(file, tmp_path / "edited.onnx", outputs=[0, 7]))
+    with pytest.raises(QkitError, match="output 7"):
+        next(lane.run(study.evaluation))
+
+
+def test_a_grid_that_was_edited_in_the_file_is_taken_and_said(study, file, tmp_path):
+    model = onnx.load(file)
+    for tensor in model.graph.initializer:
+        if tensor.name == "depthwise/scale":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(0.125, np.float32), tensor.name))
+    onnx.save(model, tmp_path / "edited.onnx")
+    lane = onnxruntime.lane(tmp_path / "edited.onnx", graph=study.graph)
+    assert any("depthwise is on another grid" in note for note in lane.notes)
+    found = compare(study, lane, progress=False)
+    assert any("its own are taken: depthwise" in note for note in found.notes)
+    assert float(found.plan["depthwise"].params.scale) == 0.125
+    # its bias still is at the old scale further on, which equal inputs show where it is
+    assert found.taps["depthwise"].agrees
+
+
+def test_weights_in_other_files_are_not_opened(file, tmp_path):
+    model = onnx.load(file)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../../etc/passwd")
+    path = tmp_path / "outside.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(QkitError, match="other files"):
+        onnxruntime.lane(path)
+
+
+def test_too_large_files_are_not_read(file):
+    from qkit.engines.onnx_files import read
+
+    with pytest.raises(QkitError, match="more than the 100"):
+        read(file, most_bytes=100)
+
+
+def test_unknown_operators_and_wrong_batches(study, file, lane, tmp_path):
+    model = onnx.load(file)
+    model.graph.node[-1].domain = "nobody.knows"
+    model.opset_import.append(onnx.helper.make_opsetid("nobody.knows", 1))
+    onnx.save(model, tmp_path / "custom.onnx")
+    with pytest.raises(QkitError, match=r"custom\.onnx"):
+        onnxruntime.lane(tmp_path / "custom.onnx")
+    for wrong in (torch.zeros(2, 3, 17, 16), torch.zeros(2, 3, 16, 16, dtype=torch.float64), torch.zeros(2, 5, 16, 16)):
+        with pytest.raises(DataError, match="input"):
+            next(lane.run([wrong]))
+
+
+def test_unknown_settings_are_errors(file):
+    with pytest.raises(QkitError, match="none, basic, extended, all"):
+        onnxruntime.lane(file, optimization="most")
+    with pytest.raises(QkitError, match="no tap 'stemm'"):
+        onnxruntime.lane(file, taps=["stemm"])
+    with pytest.raises(QkitError, match="threads"):
+        onnxruntime.lane(file, threads=0)
+    assert list(onnxruntime.lane(file, taps=["stem"]).taps) == ["stem"]
+
+
+def test_a_missing_extra_is_named(file, monkeypatch):
+    def absent(name: str) -> None:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(onnx_program.importlib, "import_module", absent)
+    with pytest.raises(MissingExtra, match=r"pip install 'qkit\[onnx\]'"):
+        onnxruntime.lane(file)
+
+
+def test_a_shorter_run_says_so(study, lane):
+    assert len(list(lane.run(study.evaluation, limit=2))) == 2
+    assert dataclasses.is_dataclass(lane)
+    assert "int8.onnx" in repr(lane)
+    assert plan_of(study, "int8") == lane.plan
