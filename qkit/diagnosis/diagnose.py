@@ -164,6 +164,12 @@ def _compare(
     study: Study, engine: EngineLane, verdict: Verdict, draft: _Draft, findings: list[Cause], limit: int | None
 ) -> Verdict:
     """The verdict in the light of an engine's lane: what it does otherwise than the simulation is no quantization."""
+    alignment = getattr(engine, "alignment", None)
+    if alignment is not None and not alignment.ok:
+        # tensors that do not belong together tell nothing of the engine
+        findings += alignment.causes()
+        draft.remarks.append(f"{engine.name} was not compared: its trace does not belong to the network as it stands.")
+        return verdict
     plan = plan_at(study, engine.bits)
     found, lost = mismatch(study, engine, plan, limit=limit)
     share = study.metric_name in NAMED

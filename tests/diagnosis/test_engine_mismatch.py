@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_networks import READS, Mixed, fake_quantized, mixed_network, plain_layer, quantized_bias
@@ -206,3 +208,21 @@ def test_the_diagnosis_says_that_it_is_the_engine(study: qkit.Study) -> None:
     scores = side_by_side(study, broken)
     assert list(scores.lanes) == ["float", "simulated int16", "planted int16"]
     assert scores["planted int16"].value < scores["simulated int16"].value
+
+
+def test_a_trace_that_is_not_aligned_is_said_and_not_compared(study: qkit.Study, tmp_path: Path) -> None:
+    from qkit.engines import traces
+
+    traces.write(study, tmp_path / "right", lane="int16", frames=8)
+    found = study.diagnose(engine=traces.read(tmp_path / "right", study, progress=False), progress=False)
+    assert not [cause for cause in (*found.causes, *found.findings) if cause.kind in ("engine-mismatch", "trace-alignment")]
+
+    traces.write(study, tmp_path / "wrong", lane="int16", frames=8)
+    for file in sorted((tmp_path / "wrong").rglob("*side*.npy")):
+        np.save(file, np.load(file)[:, ::-1])  # channels in another order: not what the network has there
+    lane = traces.read(tmp_path / "wrong", study, mend=False, progress=False)
+    assert not lane.alignment.ok
+    found = study.diagnose(engine=lane, progress=False)
+    assert "trace-alignment" in [cause.kind for cause in found.findings]
+    assert not [cause for cause in found.causes if cause.kind == "engine-mismatch"]
+    assert any("was not compared" in remark for remark in found.remarks)
