@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 #: Version of the metadata, and the prefix of its keys.
 FORMAT, PREFIX = 1, "qkit."
-#: Opsets before this one have no 16-bit integers in Q/DQ.
-SIXTEEN_BITS_FROM = 21
+#: Opsets before these are not what torch exports, and have no 16-bit integers in Q/DQ.
+EARLIEST, SIXTEEN_BITS_FROM = 18, 21
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ def export(
     path
         The file, ``.onnx``. It is there as a whole or not at all; nothing else is written.
     opset
-        Of the standard operators; 16-bit grids need 21.
+        Of the standard operators, from 18 on; 16-bit grids need 21.
     example_inputs
         One batch, where the model takes more than float tensors.
     guard_biases
@@ -118,12 +118,17 @@ def export(
     require("onnx", "onnxscript")
     graph, plan = _subject(study, plan)
     target = _check_path(path)
+    if opset < EARLIEST:
+        raise QkitError(f"opset={opset}: files are written from opset {EARLIEST} on, 16-bit grids from {SIXTEEN_BITS_FROM} on.")
     _check_plan(graph, plan, opset)
     given = zeros(graph) if example_inputs is None else example_inputs
     inputs = given if isinstance(given, tuple) else (given,)
     inputs = place_inputs(graph, inputs)
     program = Program(graph, plan)
     model, note = marked_model(program, inputs, opset)
+    version = next((entry.version for entry in model.opset_import if not entry.domain), None)
+    if version != opset:
+        raise QkitError(f"torch wrote opset {version} where {opset} was asked for: take that one.")
     simplify(model)
     rewriter = Rewriter(graph, plan, guard_biases)
     rewriter.rewrite(model)

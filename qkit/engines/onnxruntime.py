@@ -36,6 +36,7 @@ from qkit.plan import Plan
 Optimization = Literal["none", "basic", "extended", "all"]
 #: The step of the optimizer that turns float biases into int32, where they may saturate.
 BIAS_STEP = "WeightBiasQuantization"
+_FLOAT_KERNELS = frozenset({"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
 #: Nodes that only move numbers or change their form.
 _MOVES = frozenset({"Transpose", "Reshape", "Identity", "Flatten", "MaxPool", "NhwcMaxPool", "ReorderInput", "ReorderOutput"})
 
@@ -242,6 +243,12 @@ def _engine_notes(lane: OnnxLane) -> list[str]:
             f"ONNX Runtime's optimizer ({BIAS_STEP}) made int32 of float biases, which {total} of them do not fit, in {many} "
             f"layers: {few(list(prepared.saturated))}. That is a fault of the engine, not of the grids: pass "
             f"disable=({BIAS_STEP!r},), or give these layers' inputs or weights a coarser grid"
+        )
+    floats = [tap for tap, place in lane.taps.items() if place.params is not None and lane.kernel(tap) in _FLOAT_KERNELS]
+    if floats:
+        notes.append(
+            f"{len(floats)} layers on grids run in float between dequantizing and quantizing, since ONNX Runtime has no integer "
+            f"kernel for them here: {few(floats)}"
         )
     if lane.taps:
         bare = Counter(kind for _, kind, _ in lane._prepare(()).nodes if kind not in _MOVES)

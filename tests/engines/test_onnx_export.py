@@ -216,6 +216,8 @@ def test_what_onnx_cannot_carry_is_refused_by_name(study, tmp_path):
         export(study, plan, tmp_path / "m.onnx")
     with pytest.raises(PlanError, match=r"16 bits.*opset 21"):
         export(study, study.lane("int16"), tmp_path / "m.onnx", opset=19)
+    with pytest.raises(QkitError, match="from opset 18 on"):
+        export(study, study.plan, tmp_path / "m.onnx", opset=17)
     with pytest.raises(PlanError, match="another model"):
         export(study, study.plan.with_grid("nowhere", study.plan["stem"]), tmp_path / "m.onnx")
     with pytest.raises(PlanError, match="no plan of its own"):

@@ -91,6 +91,7 @@ def test_codes_agree_within_one_step_on_equal_inputs(study, scheme, tmp_path):
     assert not found.missing
     assert float(table["equal inputs"]["more"].max()) <= 0.001
     assert lane.bits == {"int16": 16}.get(scheme, lane.bits)
+    assert any("run in float between" in note for note in lane.notes) == (scheme in {"int16", "mixed"})
     scores = score(study, lane, progress=False)
     assert scores.loss(lane.name, "simulated").low <= 0.0 <= scores.loss(lane.name, "simulated").high
 
