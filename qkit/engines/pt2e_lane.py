@@ -19,6 +19,7 @@ from qkit.engines.lane import EngineBatch, EngineTensor
 from qkit.engines.pt2e_nodes import is_quantize, places
 from qkit.errors import DataError, GraphError, PlanError
 from qkit.graph import Graph
+from qkit.lanes import execution
 from qkit.loading import batches
 from qkit.numerics import QuantParams, dequantize
 
@@ -47,7 +48,7 @@ class ProgramLane:
             reader = _Reader(self.program, self.sources)
             inputs = [_placed(x, device) for x in batch.inputs]
             try:
-                with torch.no_grad():
+                with execution(device):
                     outputs = reader.run(*inputs)
             except (DataError, PlanError):
                 raise
@@ -136,11 +137,11 @@ class _Reader(fx.Interpreter):
         if value.is_quantized:
             return _native(value)
         if not is_quantize(node):
-            return EngineTensor(value.detach().float().clone())
+            return EngineTensor(value.detach().float().clone().cpu())
         args, _ = self.fetch_args_kwargs_from_env(node)
         params = _grid(args, value)
         if params is None:  # wider than the kit's grids: an int32 tensor
-            return EngineTensor(args[0].detach().float().clone())
+            return EngineTensor(args[0].detach().float().clone().cpu())
         codes = value.detach().cpu()
         return EngineTensor(dequantize(codes, params), codes, params)
 
@@ -167,7 +168,7 @@ def _native(value: Tensor) -> EngineTensor:
         torch.per_tensor_affine,
         torch.per_tensor_symmetric,
     }:
-        return EngineTensor(value.dequantize().detach().float())
+        return EngineTensor(value.dequantize().detach().float().cpu())
     scale = torch.tensor(value.q_scale(), dtype=torch.float32)
     params = QuantParams(scale, torch.tensor(value.q_zero_point(), dtype=torch.int32), bounds.min, bounds.max)
     return EngineTensor(dequantize(codes, params), codes, params)
