@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from benchmarks.accuracy import store
 from benchmarks.accuracy.cells import BUNDLED, SCHEMES, TREATMENTS, UNTRAINED, Cell, cells
@@ -40,8 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not records:
         raise SystemExit(f"{file} has no cells: leave --tables out.")
     store.compact(file, records.values())
-    setting = f"torch {torch.__version__}, Python {platform.python_version()}, {settings.epochs} epochs of training at rate "
-    setting += f"{settings.rate:g}, seeds {', '.join(str(s) for s in sorted({r['seed'] for r in records.values()}))}"
+    setting = f"{settings.epochs} epochs of training at rate {settings.rate:g}; {_machines(records.values())}"
     write(records, folder, setting)
     print((folder / "table.md").read_text(encoding="utf-8").partition("**Every row**")[0])
     print(f"written to {folder}: table.md, scores.json, cells.jsonl")
@@ -90,6 +89,12 @@ def _source(options: argparse.Namespace) -> Source:
 
 def _settings(options: argparse.Namespace) -> Settings:
     return replace(Settings(), epochs=1, iterations=20) if options.quick else Settings()
+
+
+def _machines(records: Iterable[dict[str, Any]]) -> str:
+    """Which torch computed how many cells, where."""
+    counts = Counter(f"torch {r.get('torch', '?')} on {r.get('device', '?')}" for r in records)
+    return ", ".join(f"{where}: {count} cells" for where, count in counts.most_common())
 
 
 def _default_folder(options: argparse.Namespace) -> Path:

@@ -34,9 +34,9 @@ class Settings:
     """What the cells have in common; `benchmarks.accuracy.choose` says how those of training were chosen."""
 
     epochs: int = 12
-    rate: float = 1e-3
+    rate: float = 1e-4
     weight_decay: float = 1e-4
-    learn_steps: bool = True
+    learn_steps: bool = False
     freeze_norms_at: int | None = None
     iterations: int = ITERATIONS
 
