@@ -33,8 +33,6 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     help="Is it quantization, and if it is, which tensor, why, and what is the cheapest thing that fixes it?",
 )
-console = Console()
-
 #: Evaluation images of a diagnosis within a report: enough to tell a few points, few enough for seconds on small networks.
 DIAGNOSIS_IMAGES = 256
 
@@ -95,7 +93,7 @@ def demo(
     from qkit import zoo
 
     case = zoo.load(network)
-    console.print(f"[bold]{case.name}[/bold]: {case.description}")
+    Console().print(f"[bold]{case.name}[/bold]: {case.description}")
     _report(case, out, scheme, method, batches, sensitivity, diagnose, tolerance, device, threads)
 
 
@@ -174,13 +172,13 @@ def diagnose(
     with contextlib.suppress(DataError):
         # what is not finite the diagnosis names; whatever else is wrong with the data it raises again
         study.calibrate(method)
-    console.print(f"[bold]{case.name}[/bold]: {cost(study, batches=batches, budget=budget)}", highlight=False)
+    Console().print(f"[bold]{case.name}[/bold]: {cost(study, batches=batches, budget=budget)}", highlight=False)
     begun = time.perf_counter()
     found = study.diagnose(tolerance=tolerance, batches=batches, budget=budget)
     style = _STYLES[found.verdict.name]
     for number, line in enumerate(found.lines()):
-        console.print(Text(line, style=f"bold {style}" if number == 0 else ""))
-    console.print(f"{found.evaluations} evaluations, {time.perf_counter() - begun:.0f} s", highlight=False)
+        Console().print(Text(line, style=f"bold {style}" if number == 0 else ""))
+    Console().print(f"{found.evaluations} evaluations, {time.perf_counter() - begun:.0f} s", highlight=False)
     if out is not None:
         out.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
     if save_plan is not None:
@@ -217,9 +215,9 @@ def lint_command(
         sys.stdout.write(text + "\n")
     else:
         if len(found):
-            console.print(_finding_table(found, everything))
+            Console().print(_finding_table(found, everything))
         remarks = [*found.remarks, *([] if trained else ["The weights are random: nothing is known of the ranges of channels."])]
-        console.print(Text("\n".join([*remarks, found.summary()])))
+        Console().print(Text("\n".join([*remarks, found.summary()])))
     if not found.ok:
         raise typer.Exit(1)
 
@@ -265,18 +263,18 @@ def _report(
     study = Study(case.model, case.calibration, case.evaluation, scheme=scheme, expected=case.expected, device=device)
     study.calibrate(method)
     scores = study.evaluate(batches=batches)
-    console.print(_score_table(scores))
+    Console().print(_score_table(scores))
     verdict = study.verdict(tolerance=tolerance, batches=batches)
     style = _STYLES[verdict.name]
-    console.print(f"[bold {style}]{verdict.name}[/bold {style}]: {verdict.reason}", highlight=False)
+    Console().print(f"[bold {style}]{verdict.name}[/bold {style}]: {verdict.reason}", highlight=False)
     found = study.diagnose(tolerance=tolerance, batches=_batches_of_images(study, batches)) if diagnose else None
     if found is not None and found.causes:
-        console.print(Text("\n".join(found.lines()[1:])))
+        Console().print(Text("\n".join(found.lines()[1:])))
     made = make(
         study, title=f"Degradation of {case.name}", batches=batches, sensitivity=sensitivity, diagnosis=found, tolerance=tolerance
     )
     write(made, out)
-    console.print(f"Report: {out} ({time.perf_counter() - begun:.0f} s)", highlight=False)
+    Console().print(f"Report: {out} ({time.perf_counter() - begun:.0f} s)", highlight=False)
 
 
 def _batches_of_images(study: Study, limit: int | None) -> int:
