@@ -19,10 +19,16 @@ def modules_after(statement: str) -> set[str]:
 
 def test_import_is_light() -> None:
     by_torch = modules_after("import torch, pandas, scipy.stats, tqdm.auto, safetensors.torch")
-    found = modules_after("import qkit")
-    assert "qkit" in found
+    found = modules_after("from qkit import *")
+    assert "torch" in found
     assert not (set(HEAVY) & found) - by_torch
     assert not {"numba", "matplotlib", "jinja2", "typer", "torchvision"} & found
+
+
+def test_names_are_loaded_when_they_are_used() -> None:
+    assert not {"torch", "numpy", "pandas", "scipy"} & modules_after("import qkit")
+    assert not {"torch", "numpy", "pandas", "scipy"} & modules_after("import qkit; qkit.errors.QkitError; dir(qkit)")
+    assert {"qkit.lanes", "torch"} <= modules_of("import qkit; qkit.lanes")
 
 
 def test_every_public_name_is_there_and_documented() -> None:
@@ -34,7 +40,9 @@ def test_every_public_name_is_there_and_documented() -> None:
 
 def test_parts_come_when_they_are_asked_for() -> None:
     assert not {
-        name for name in modules_of("import qkit") if name.startswith(("qkit.qat", "qkit.ptc", "qkit.mixed", "qkit.surgery"))
+        name
+        for name in modules_of("from qkit import *")
+        if name.startswith(("qkit.qat", "qkit.ptc", "qkit.mixed", "qkit.surgery"))
     }
     import qkit
 
