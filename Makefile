@@ -11,12 +11,13 @@ QKIT_CHROMIUM ?= /usr/bin/chromium
 export QKIT_CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all browser pictures lint bench zoo clean
+.PHONY: help demo test test-slow test-all browser pictures notebooks notebooks-run lint bench zoo clean
 
 help:
 	@echo "make demo      float, int16 and int8 on the bundled network; writes out/degradation.html"
 	@echo "make test      the tests but the slow ones (make test-slow: those; make test-all: all)"
 	@echo "make pictures  the widgets' pictures in docs/widgets, taken by their tests"
+	@echo "make notebooks run the notebooks and compare with what is saved in them (make notebooks-run: run and save)"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     speed and memory as ratios of a float pass"
 	@echo "make zoo       train the bundled networks again (minutes)"
@@ -54,6 +55,18 @@ browser:
 pictures: $(READY) browser
 	mkdir -p docs/widgets
 	QKIT_PICTURES=docs/widgets $(BIN)/python -m pytest tests/widgets/test_browser.py
+
+notebooks notebooks-run: export OMP_NUM_THREADS = 1
+notebooks notebooks-run: export NUMBA_NUM_THREADS = 1
+# bars of progress are no output that could be compared
+notebooks notebooks-run: export QKIT_PROGRESS = 0
+
+notebooks: $(READY)
+	$(BIN)/python -m pytest $(TESTS) --nbval --nbval-current-env --nbval-sanitize-with notebooks/nbval.cfg notebooks $(PYTEST_ARGS)
+
+# all, or those named: make notebooks-run NOTEBOOKS="01 05"
+notebooks-run: $(READY)
+	$(BIN)/python notebooks/execute.py $(NOTEBOOKS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -3,10 +3,13 @@
 A widget runs long work in a thread, where no bar can be drawn and no interrupt from the keyboard arrives. It listens
 instead: every step is reported to it, and it stops the work by raising KeyboardInterrupt, which the work treats as it treats
 the keyboard's: what is finished by then is kept where that makes sense.
+
+``QKIT_PROGRESS=0`` in the environment draws no bars at all, for logs and for notebooks that are run to be saved.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -40,7 +43,8 @@ class Bar:
     def __init__(self, what: str, total: int | None, *, unit: str, show: bool = True) -> None:
         self._what, self._total, self._done = what, total, 0
         self._listener = _listener.get()
-        self._bar = None if self._listener else tqdm(total=total, desc=what, unit=unit, disable=not show, leave=False)
+        hidden = not show or os.environ.get("QKIT_PROGRESS") == "0"
+        self._bar = None if self._listener else tqdm(total=total, desc=what, unit=unit, disable=hidden, leave=False)
         self._tell()
 
     def _tell(self) -> None:
