@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qkit.calibration import check_weights
+from qkit.epochs import Clock
 from qkit.errors import DataError, PlanError, QkitError
 from qkit.graph import Graph, build
 from qkit.lanes import Lane, place_inputs, run_lanes
@@ -33,7 +34,6 @@ from qkit.ptc.running import (
 )
 from qkit.ptc.settings import Phase, Settings
 from qkit.ptc.walk import Moments
-from qkit.qat.module import Clock
 from qkit.study import Study
 
 logger = logging.getLogger(__name__)
@@ -97,13 +97,11 @@ class PtcModule(nn.Module):
     @property
     def epoch(self) -> int:
         """The epoch, from 0. Setting it ends the counting by calls of ``train()``."""
-        return max(self.clock.epoch, 0)
+        return self.clock.current
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
-        if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
-            raise QkitError(f"epoch = {epoch!r}: epochs are whole numbers from 0.")
-        self.clock.epoch, self.clock.counts = epoch, False
+        self.clock.set(epoch)
 
     @property
     def total_epochs(self) -> int:
@@ -131,17 +129,13 @@ class PtcModule(nn.Module):
     def train(self, mode: bool = True) -> PtcModule:
         """Training or evaluation mode; begins the next epoch if a training batch was run since the last."""
         super().train(mode)
-        clock = self.clock
-        if mode and clock.counts and clock.ran:
-            clock.epoch, clock.ran = self.epoch + 1, False
-            if clock.epoch >= self.total_epochs and not clock.warned:
-                clock.warned = True
-                logger.warning(
-                    "train() has begun epoch %d of %d: calibration is done, and further batches teach nothing. The module takes "
-                    "each call of train() after a training batch for a new epoch; if that is not what your loop means, set "
-                    "module.epoch at the start of every epoch.",
-                    clock.epoch + 1, self.total_epochs,
-                )  # fmt: skip
+        if mode and self.clock.train(self.total_epochs):
+            logger.warning(
+                "train() has begun epoch %d of %d: calibration is done, and further batches teach nothing. The module takes each "
+                "call of train() after a training batch for a new epoch; if that is not what your loop means, set module.epoch "
+                "at the start of every epoch.",
+                self.epoch + 1, self.total_epochs,
+            )  # fmt: skip
         return self
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
@@ -217,7 +211,7 @@ class PtcModule(nn.Module):
                 moments = self._moments
             self._plan, self._moments = plan, moments
             self._samples[phase] += size
-        self.clock.epoch, self.clock.ran = self.epoch, True
+        self.clock.batch()
         return output
 
     def _ranges(self) -> Plan:
@@ -270,10 +264,9 @@ class PtcModule(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """What has been learnt and which epoch it is, for `state_dict`."""
-        clock = self.clock
         return {
             "settings": self.settings.told(),
-            "clock": [clock.epoch, clock.counts, clock.ran],
+            "clock": self.clock.state(),
             "samples": dict(self._samples),
             "seen": observations_to_state(self._seen.all()),
             "plan": None if self._plan is None else self._plan.to_dict(),
@@ -297,8 +290,7 @@ class PtcModule(nn.Module):
                     f"{told}: wrap with the same."
                 )
         self._forget()
-        epoch, counts, ran = state["clock"]
-        self.clock.epoch, self.clock.counts, self.clock.ran = int(epoch), bool(counts), bool(ran)
+        self.clock.restore(state["clock"])
         self._samples.update(state["samples"])
         self._seen = Observations(observations_from_state(state["seen"]))
         self._plan = None if state["plan"] is None else Plan.from_dict(state["plan"])

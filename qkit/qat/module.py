@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkit.errors import DataError, QkitError
+from qkit.epochs import Clock
+from qkit.errors import DataError
 from qkit.metrics import MetricFunction
 from qkit.plan import Grid, Plan
 from qkit.qat.layers import fetch, folded, parts, run_layer
@@ -30,28 +31,6 @@ class Schedule:
     total_epochs: int
     freeze_norms_at: int
     freeze_ranges_at: int
-
-
-@dataclass
-class Clock:
-    """Which epoch it is; replicas of a module share their clock with it.
-
-    Attributes
-    ----------
-    epoch
-        From 0; -1 before the first call of `train`.
-    counts
-        Whether calls of `train` begin epochs: until the user sets the epoch.
-    ran
-        Whether there was a training batch in this epoch.
-    warned
-        Whether more epochs than planned were remarked on.
-    """
-
-    epoch: int = -1
-    counts: bool = True
-    ran: bool = False
-    warned: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,13 +111,11 @@ class QatModule(nn.Module):
     @property
     def epoch(self) -> int:
         """The epoch, from 0. Setting it ends the counting by calls of ``train()``."""
-        return max(self.clock.epoch, 0)
+        return self.clock.current
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
-        if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
-            raise QkitError(f"epoch = {epoch!r}: epochs are whole numbers from 0.")
-        self.clock.epoch, self.clock.counts = epoch, False
+        self.clock.set(epoch)
         self._follow_schedule()
 
     @property
@@ -154,16 +131,12 @@ class QatModule(nn.Module):
     def train(self, mode: bool = True) -> QatModule:
         """Training or evaluation mode; begins the next epoch if a training batch was run since the last."""
         super().train(mode)
-        clock = self.clock
-        if mode and clock.counts and (clock.ran or clock.epoch < 0):
-            clock.epoch, clock.ran = clock.epoch + 1, False
-            if clock.epoch >= self.schedule.total_epochs and not clock.warned:
-                clock.warned = True
-                logger.warning(
-                    "train() has begun epoch %d of %d: the module takes each call of train() after a training batch for a new "
-                    "epoch. If that is not what your loop means, set module.epoch at the start of every epoch.",
-                    clock.epoch + 1, self.schedule.total_epochs,
-                )  # fmt: skip
+        if mode and self.clock.train(self.schedule.total_epochs):
+            logger.warning(
+                "train() has begun epoch %d of %d: the module takes each call of train() after a training batch for a new epoch. "
+                "If that is not what your loop means, set module.epoch at the start of every epoch.",
+                self.epoch + 1, self.schedule.total_epochs,
+            )  # fmt: skip
         for quantizer in self.quantizers.values():
             quantizer.refresh()  # type: ignore[operator]
         self._follow_schedule()
@@ -177,12 +150,11 @@ class QatModule(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """The epoch, for `state_dict`."""
-        return torch.tensor([self.clock.epoch, self.clock.counts, self.clock.ran])
+        return torch.tensor(self.clock.state())
 
     def set_extra_state(self, state: Tensor) -> None:
         """The epoch, from `state_dict`."""
-        epoch, counts, ran = (int(x) for x in state.tolist())
-        self.clock.epoch, self.clock.counts, self.clock.ran = epoch, bool(counts), bool(ran)
+        self.clock.restore(state.tolist())
         self._follow_schedule()
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
@@ -198,7 +170,7 @@ class QatModule(nn.Module):
 
     def _run(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
         if self.training:
-            self.clock.ran = True
+            self.clock.batch()
         values: dict[int, Any] = {}
 
         def fill(item: Any) -> Any:
