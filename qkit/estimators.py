@@ -1,6 +1,6 @@
 """Range estimators: from what calibration observed of a tensor to the range of its grid.
 
-=================  ====================================================================================================
+================== ====================================================================================================
 ``minmax``         the extremes
 ``moving-average`` exponential mean over batches of their extremes (Jacob et al. 2018, section 3.1)
 ``percentile``     the values between which a share of the elements lies
@@ -8,7 +8,7 @@
                    Network Quantization", section 3.1)
 ``entropy``        the clip whose quantized distribution is nearest in Kullback-Leibler divergence (Migacz 2017, "8-bit
                    Inference with TensorRT"); defined up to 8 bits, wider grids get the extremes
-=================  ====================================================================================================
+================== ====================================================================================================
 """
 
 from __future__ import annotations
