@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
-import json
 import math
-import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-import qkit
-from qkit.capture import Capture
 from qkit.diagnosis.candidates import OUTSIDE
-from qkit.diagnosis.verdict import TOLERANCE, Verdict
+from qkit.diagnosis.verdict import TOLERANCE
 from qkit.errors import QkitError
-from qkit.metrics import NAMED, Scores
-from qkit.plan import FLOAT, Plan
+from qkit.metrics import NAMED
+from qkit.report import gathering, maps, reproducing, samples
 from qkit.report import worst as worst_layers
 from qkit.report.formats import Units, frame_dict, plain
-from qkit.report.words import UNITS, VERDICTS
+from qkit.report.gathering import WIDE
+from qkit.report.summary import summarize
+from qkit.report.words import UNITS
 from qkit.study import Study
 
 if TYPE_CHECKING:
     from qkit.diagnosis.result import Diagnosis
+    from qkit.engines.comparison import Comparison as EngineComparison
+    from qkit.mixed import Mixed
 
-#: Version of the JSON form.
-FORMAT = 1
+__all__ = ["FORMAT", "WIDE", "Report", "make"]
+
+#: Version of the JSON form. 2: data, plan, lint, remedies tried, scores by sample, treatment, mixed precision, engines.
+FORMAT = 2
 #: Most batches that the table of layers is made of: its figures settle long before the scores do.
 CAPTURE_BATCHES = 4
-WIDE = "int16"
+#: What the settings say where feature maps were not asked for.
+LEFT_OUT = "left out: the report has none of your images. Feature maps of one image come with images=True"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +74,25 @@ class Report:
     environment, settings
         Versions and machine; scheme, calibration and amounts of data.
     reproduce
-        The calls that give this report again.
+        The calls that give this report again; `command` the command line, where there is one.
     narrow
         Name of the lane that the verdict compares with 16 bits.
+    summary
+        Answers to :data:`qkit.report.summary.QUESTIONS`, for somebody who reads nothing else.
+    data
+        Samples, shapes and fingerprint of the data, as :func:`qkit.report.samples.describe` gives them.
+    per_sample
+        Scores of every sample, float64 (N,), by lane; None beyond 100,000 samples.
+    plan
+        Every grid, as :meth:`qkit.Plan.to_dict` gives it; a hash stands for weights' codes not made by rounding.
+    tried
+        Remedies put to the report's samples: score before and after, gain and the loss that is left.
+    lint
+        Findings on the model, as :meth:`qkit.linting.Lint.to_dict` gives them; `settings` says why there are none.
+    maps
+        Feature maps of one image by tap; None unless asked for.
+    treatment, mixed, engines
+        What post-training calibration did, what the search for mixed precision found, and engines against the simulation.
     """
 
     title: str
@@ -95,30 +112,53 @@ class Report:
     environment: dict[str, Any]
     settings: dict[str, Any]
     reproduce: str
-    narrow: str = "int8"
+    narrow: str
+    summary: dict[str, str]
+    data: dict[str, Any]
+    per_sample: dict[str, np.ndarray] | None
+    plan: dict[str, Any]
+    tried: tuple[dict[str, Any], ...] = ()
+    lint: dict[str, Any] | None = None
+    maps: dict[str, dict[str, Any]] | None = None
+    treatment: dict[str, Any] | None = None
+    mixed: dict[str, Any] | None = None
+    engines: tuple[dict[str, Any], ...] = ()
+    command: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """What strict JSON can hold: infinities as "inf" and "-inf", missing figures as None; frames by row name."""
         return {
             "format": FORMAT,
             "title": self.title,
+            "summary": dict(self.summary),
             "model": plain(self.model),
             "metric": plain(self.metric),
             "verdict": plain(self.verdict),
+            "data": plain(self.data),
             "scores": frame_dict(self.scores),
             "lanes": list(self.lanes),
+            "narrow": self.narrow,
+            "diagnosis": plain(self.diagnosis),
+            "tried": plain(self.tried),
+            "treatment": plain(self.treatment),
+            "mixed": plain(self.mixed),
+            "engines": plain(self.engines),
+            "lint": plain(self.lint),
+            "remarks": list(self.remarks),
+            "notes": plain(self.notes),
+            "settings": plain(self.settings),
+            "environment": plain(self.environment),
+            "reproduce": self.reproduce,
+            "command": self.command,
+            "units": dict(UNITS),
             "layer_samples": self.layer_samples,
             "layers": frame_dict(self.layers),
             "weights": frame_dict(self.weights),
             "sensitivity": None if self.sensitivity is None else frame_dict(self.sensitivity),
-            "diagnosis": plain(self.diagnosis),
             "worst": plain(self.worst),
-            "notes": plain(self.notes),
-            "remarks": list(self.remarks),
-            "environment": plain(self.environment),
-            "settings": plain(self.settings),
-            "reproduce": self.reproduce,
-            "units": dict(UNITS),
+            "maps": plain(self.maps),
+            "plan": plain(self.plan),
+            "per_sample": None if self.per_sample is None else samples.encode(self.per_sample),
         }
 
     def __repr__(self) -> str:
@@ -141,8 +181,13 @@ def make(
     batches: int | None = None,
     worst: int = 6,
     sensitivity: bool = True,
-    diagnosis: Diagnosis | None = None,
+    diagnosis: Diagnosis | bool | None = None,
     tolerance: float = TOLERANCE,
+    images: bool = False,
+    lint: bool = True,
+    mixed: Mixed | None = None,
+    engines: EngineComparison | Sequence[EngineComparison] = (),
+    command: str | None = None,
     progress: bool = True,
 ) -> Report:
     """Measure what a degradation report holds.
@@ -150,41 +195,50 @@ def make(
     Parameters
     ----------
     study
-        Calibrated or not; its current plan is the report's.
+        Calibrated or not; its current plan is the report's. A study that `ptc` made brings what that did.
     title
         "Degradation of <model>" by default.
     batches
         Evaluation batches to score on, all by default. The table of layers takes at most `CAPTURE_BATCHES` of them.
     worst
         How many layers to show in detail.
-    diagnosis
-        What :meth:`qkit.Study.diagnose` found, to go into the report.
     sensitivity
         Whether to quantize every layer alone, which costs about half a pass a layer.
+    diagnosis
+        What :meth:`qkit.Study.diagnose` found, to go into the report; True to diagnose now, on the same batches.
     tolerance
         Loss that still counts as close, in units of the score.
+    images
+        Whether to show feature maps of the first evaluation image at the worst layers. They show the image: think of whom
+        the report goes to.
+    lint
+        Whether to add what `qkit.lint` says of the model.
+    mixed
+        What :meth:`qkit.Study.mixed` found, to go into the report.
+    engines
+        What :func:`qkit.engines.compare.compare` found, one or several.
+    command
+        The command line that made this report, where one did; by default the one that comes nearest to it.
 
     Raises
     ------
     QkitError
         If an option is out of range, or the study's data do not fit.
     """
-    if worst < 0:
-        raise QkitError(f"worst={worst}: the number of layers to show in detail is 0 or more.")
-    if not (math.isfinite(tolerance) and tolerance > 0):
-        raise QkitError(f"tolerance={tolerance}: the loss that counts as close is a number above 0, 0.01 for one point.")
-    if batches is not None and batches < 1:
-        raise QkitError(f"batches={batches}: a report needs at least one evaluation batch, or None for all.")
+    _check(worst, tolerance, batches)
     seen = study.observe(progress=progress)
     study.plan  # noqa: B018  # calibrates from what was just observed
     lanes = {name: study.lane(name) for name in ("float", WIDE, study.narrow)}
     scores = study.evaluate(tuple(lanes), batches=batches, progress=progress)
+    described, sizes = samples.describe(study, batches, progress=progress)
+    if isinstance(diagnosis, bool):
+        diagnosis = study.diagnose(tolerance=tolerance, batches=batches, progress=progress) if diagnosis else None
     verdict = study.verdict(tolerance=tolerance, batches=batches, progress=progress)
     if diagnosis is not None and any(cause.kind in OUTSIDE for cause in diagnosis.causes):
         # the lanes alone do not see what the gate has found
         verdict = diagnosis.verdict
     captured = study.capture(tuple(lanes), batches=min(batches or CAPTURE_BATCHES, CAPTURE_BATCHES), progress=progress)
-    layers = _layers(captured)
+    layers = gathering.layers_of(captured)
     narrow = lanes[study.narrow]
     swept = None
     why = "not measured (sensitivity=False)"
@@ -194,8 +248,25 @@ def make(
     elif sensitivity:
         why = f"not measured: the {study.narrow} lane quantizes nothing"
     rules = worst_layers.choose(layers, study.narrow, swept, worst)
-    percent = isinstance(study.metric, str) and study.metric in NAMED
     graph = study.graph
+    metric = {
+        "name": study.metric_name,
+        "percent": isinstance(study.metric, str) and study.metric in NAMED,
+        "samples": scores.n,
+        "tolerance": tolerance,
+        "expected": study.expected,
+    }
+    judged = gathering.verdict_of(verdict)
+    tried = [] if diagnosis is None else gathering.tried_of(study, diagnosis, batches, progress=progress)
+    found = None if diagnosis is None else gathering.strip(gathering.diagnosis_of(diagnosis))
+    treatment = None if study.treatment is None else study.treatment.to_dict()
+    compared = tuple(engines) if isinstance(engines, Sequence) else (engines,)
+    linted = gathering.lint_of(study) if lint else "left out (lint=False)"
+    shown = {name: maps.describe(captured, name, study.narrow) for name in rules} if images else {}
+    options: dict[str, Any] = {"batches": batches, "worst": worst, "sensitivity": sensitivity, "tolerance": tolerance}
+    options |= (
+        ({} if title is None else {"title": title}) | ({"images": True} if images else {}) | ({} if lint else {"lint": False})
+    )
     return Report(
         title=title or f"Degradation of {graph.model_name}",
         model={
@@ -205,139 +276,47 @@ def make(
             "macs": sum(step.macs for step in graph.steps),
             "deviation": graph.deviation,
         },
-        metric={
-            "name": study.metric_name,
-            "percent": percent,
-            "samples": scores.n,
-            "tolerance": tolerance,
-            "expected": study.expected,
-        },
-        verdict=_verdict(verdict),
+        metric=metric,
+        verdict=judged,
         scores=scores.table(),
         lanes=tuple(lane for lane in lanes if lane != "float"),
         layers=layers,
         layer_samples=captured.samples,
         weights=captured.weights(),
         sensitivity=swept,
-        diagnosis=None if diagnosis is None else diagnosis.to_dict(),
+        diagnosis=found,
         worst=tuple(worst_layers.describe(graph, narrow, name, seen, why_worst) for name, why_worst in rules.items()),
         notes=dict(graph.notes),
-        remarks=(*study.remarks, *_remarks(study, lanes, scores, captured, layers)),
-        environment=_environment(study),
-        settings=_settings(study, batches, captured.samples, scores.n) | {"sensitivity": why},
-        reproduce=_reproduce(study, title, batches, worst, sensitivity, tolerance) + _reproduce_diagnosis(diagnosis),
+        remarks=tuple(
+            map(gathering.without_folders, (*study.remarks, *gathering.remarks_of(study, lanes, scores, captured, layers)))
+        ),
+        environment=gathering.environment_of(study),
+        settings=gathering.settings_of(study, batches, captured.samples, scores.n)
+        | {
+            "sensitivity": why,
+            "lint": linted if isinstance(linted, str) else "on one evaluation sample",
+            "images": "feature maps of the first evaluation image (images=True)" if images else LEFT_OUT,
+        },
+        reproduce=reproducing.python(study, options, diagnosis, sizes, mixed=mixed is not None, engines=len(compared)),
         narrow=study.narrow,
+        summary=summarize(judged, metric, study.narrow, found, tried, treatment),
+        data=described,
+        per_sample=None if scores.n > samples.MOST_SAMPLES else {name: scores.lanes[name] for name in lanes},
+        plan=gathering.plan_of(study.plan),
+        tried=tuple(tried),
+        lint=None if isinstance(linted, str) else linted,
+        maps={name: entry for name, entry in shown.items() if entry is not None} if images else None,
+        treatment=treatment,
+        mixed=None if mixed is None else mixed.to_dict(),
+        engines=tuple(gathering.engine_of(comparison) for comparison in compared),
+        command=reproducing.command(study, options, diagnosis) if command is None else gathering.without_folders(command),
     )
 
 
-def _layers(captured: Capture) -> pd.DataFrame:
-    layers = captured.table()
-    for column in layers.columns:
-        if column[1] == "zero point":
-            layers[column] = layers[column].astype("Int64")
-    weights = [captured.graph.step(str(tap)).weight for tap in layers.index]
-    layers.insert(2, ("tap", "weight"), pd.Series(weights, index=layers.index, dtype=object))
-    return layers
-
-
-def _verdict(verdict: Verdict) -> dict[str, Any]:
-    words = VERDICTS[verdict.name]
-    return verdict.to_dict() | {"headline": words.headline, "meaning": words.meaning, "then": words.then}
-
-
-def _remarks(study: Study, lanes: dict[str, Plan], scores: Scores, captured: Capture, layers: pd.DataFrame) -> list[str]:
-    remarks = []
-    if study.metric == "agreement" and not any("agreement" in remark for remark in study.remarks):
-        remarks.append("The score is agreement with the float lane, not accuracy: float agrees with itself by definition.")
-    if captured.samples < scores.n:
-        remarks.append(f"Scores are measured on {scores.n} samples, the figures of layers and weights on {captured.samples}.")
-    edited = [name for name, grid in study.plan.grids.items() if grid.method == "manual"]
-    if edited:
-        remarks.append(f"{_named(edited)} edited by hand: save the plan (plan.save) to hand these ranges on.")
-    for lane in captured.plans:
-        clipped = layers[lane, "clipped"].astype(float)
-        much = clipped[clipped > 0.001].sort_values(ascending=False)
-        if len(much):
-            most = f"most in {much.index[0]} ({100 * much.iloc[0]:.2g} %)"
-            count = "1 tensor" if len(much) == 1 else f"{len(much)} tensors"
-            remarks.append(f"{lane} clips more than 0.1 % of the elements of {count}, {most}.")
-        if bool(np.isinf(layers[lane, "sqnr"].astype(float)).all()):
-            remarks.append(f"{lane} equals float exactly in every layer: it quantizes nothing that these data can show.")
-    missing = [step.name for step in study.graph.steps if step.quantized and step.name not in study.plan.grids]
-    if missing and study.plan != FLOAT:
-        remarks.append(f"{_named(missing)} without a grid in the scheme {study.scheme.name!r}: in float by the user's choice.")
-    return remarks
-
-
-def _named(names: list[str]) -> str:
-    few = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    return f"{few} {'is' if len(names) == 1 else 'are'}"
-
-
-def _environment(study: Study) -> dict[str, Any]:
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "qkit": qkit.__version__,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "pandas": pd.__version__,
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "device": str(study.graph.device),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _settings(study: Study, batches: int | None, layer_samples: int, samples: int) -> dict[str, Any]:
-    method = study.methods
-    plan = json.dumps(study.plan.to_dict(), sort_keys=True)
-    own = bool(study.plan.grids)
-    return {
-        "scheme": study.scheme.name,
-        "activations": _rule(study.scheme.activation) + (f", range by {method.get('method')}" if own else ""),
-        "weights": _rule(study.scheme.weight) + (f", range by {method.get('weight_method')}" if own else ""),
-        "bias": "float" if study.plan.bias_bits is None else f"{study.plan.bias_bits} bits",
-        "overrides": len(study.scheme.overrides),
-        "metric": study.metric_name,
-        "batches": "all" if batches is None else batches,
-        "samples": samples,
-        "layer samples": layer_samples,
-        "plan fingerprint": hashlib.sha256(plan.encode()).hexdigest()[:16],
-    }
-
-
-def _rule(spec: qkit.QuantSpec | None) -> str:
-    if spec is None:
-        return "float"
-    words = [
-        f"{spec.bits} bits",
-        "symmetric" if spec.symmetric else "affine",
-        "per channel" if spec.per_channel else "per tensor",
-    ]
-    return ", ".join([*words, "scales powers of two"] if spec.power_of_two else words)
-
-
-def _reproduce_diagnosis(diagnosis: Diagnosis | None) -> str:
-    if diagnosis is None:
-        return ""
-    return f"# and diagnosis=study.diagnose(batches=…), here on {diagnosis.samples} samples\n"
-
-
-def _reproduce(
-    study: Study, title: str | None, batches: int | None, worst: int, sensitivity: bool, tolerance: float
-) -> str:  # fmt: skip
-    metric = repr(study.metric) if isinstance(study.metric, str) else study.metric_name
-    evaluation = "" if study.evaluation is study.calibration else ", evaluation"
-    expected = "" if study.expected is None else f", expected={study.expected!r}"
-    names = ("method", "weight_method", "percentile", "methods")
-    settings = ", ".join(f"{name}={study.methods[name]!r}" for name in names if study.methods.get(name) is not None)
-    options = [f"title={title!r}"] if title is not None else []
-    options += [f"batches={batches}", f"worst={worst}", f"sensitivity={sensitivity}", f"tolerance={tolerance!r}"]
-    scheme = repr(study.scheme.name) if study.scheme.name in qkit.PRESETS else "scheme"
-    return (
-        f"# qkit {qkit.__version__}; model, calibration{evaluation} as they were\n"
-        f"study = qkit.Study(model, calibration{evaluation}, metric={metric}, scheme={scheme}{expected})\n"
-        f"study.calibrate({settings})\n"
-        f'study.report("degradation.html", {", ".join(options)})\n'
-    )
+def _check(worst: int, tolerance: float, batches: int | None) -> None:
+    if worst < 0:
+        raise QkitError(f"worst={worst}: the number of layers to show in detail is 0 or more.")
+    if not (math.isfinite(tolerance) and tolerance > 0):
+        raise QkitError(f"tolerance={tolerance}: the loss that counts as close is a number above 0, 0.01 for one point.")
+    if batches is not None and batches < 1:
+        raise QkitError(f"batches={batches}: a report needs at least one evaluation batch, or None for all.")

@@ -94,7 +94,24 @@ def _csv(report: Report) -> str:
 
 
 def _json(report: Report) -> str:
-    return json.dumps(report.to_dict(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    return dump(report.to_dict()) + "\n"
+
+
+def dump(value: Any, depth: int = 0) -> str:
+    """Strict JSON, a line for each entry of an object; lists of plain values stay on one line, which tools for differences like.
+
+    Raises
+    ------
+    ValueError
+        If a number is infinite or none.
+    """
+    inner, outer = "\n" + " " * (depth + 1), "\n" + " " * depth
+    if isinstance(value, dict) and value:
+        rows = (f"{json.dumps(str(key), ensure_ascii=False)}: {dump(entry, depth + 1)}" for key, entry in value.items())
+        return "{" + inner + f",{inner}".join(rows) + outer + "}"
+    if isinstance(value, list) and any(isinstance(entry, (dict, list)) for entry in value):
+        return "[" + inner + f",{inner}".join(dump(entry, depth + 1) for entry in value) + outer + "]"
+    return json.dumps(value, allow_nan=False, ensure_ascii=False)
 
 
 def _html(report: Report) -> str:

@@ -32,16 +32,21 @@ def code(value: object) -> str:
 def _table(table: tables.Table) -> str:
     grouped = len({column.group for column in table.columns if column.group}) > 1
     heads = [text(f"{column.group} {column.head}".strip() if grouped else column.head) for column in table.columns]
-    rows = [[code(cell.text) if cell.name else text(cell.text) for cell in row] for row in table.rows]
-    right = [not column.words for column in table.columns]
-    widths = [max(3, *(len(cells[i]) for cells in (heads, *rows))) for i in range(len(heads))]
+    cells = [[code(cell.text) if cell.name else text(cell.text) for cell in row] for row in table.rows]
+    return rows(heads, cells, [not column.words for column in table.columns])
 
-    def line(cells: list[str]) -> str:
-        padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)]
+
+def rows(heads: list[str], cells: list[list[str]], right: list[bool] | None = None) -> str:
+    """A table of texts that are markdown already; `right` says which columns are flush right."""
+    right = [False] * len(heads) if right is None else right
+    widths = [max(3, *(len(line[i]) for line in (heads, *cells))) for i in range(len(heads))]
+
+    def row(texts: list[str]) -> str:
+        padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(texts, widths, right, strict=True)]
         return "| " + " | ".join(padded) + " |"
 
     rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, right, strict=True)]
-    return "\n".join([line(heads), line(rule), *(line(row) for row in rows)])
+    return "\n".join([row(heads), row(rule), *map(row, cells)])
 
 
 def render(report: Report) -> str:

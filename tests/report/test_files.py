@@ -45,7 +45,7 @@ def written(report, tmp_path_factory) -> dict[str, str]:
 def test_json_is_strict_and_complete(report, written):
     data = _strict(written[".json"])
     assert data == report.to_dict()
-    assert data["format"] == 1
+    assert data["format"] == 2
     assert list(data["layers"]) == list(report.layers.index)
     second = data["layers"]["second"]
     assert second["tap"]["weight"] == "second.weight"

@@ -1,0 +1,69 @@
+"""How to get a report again: the Python, and the command line."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import qkit
+from qkit.report.samples import batches_holding
+from qkit.study import Study
+
+if TYPE_CHECKING:
+    from qkit.diagnosis.result import Diagnosis
+
+_FILE = "degradation.html"
+
+
+def python(
+    study: Study, options: dict[str, Any], diagnosis: Diagnosis | None, sizes: list[int], *, mixed: bool, engines: int
+) -> str:  # fmt: skip
+    """The calls that make the report again, on the data as they were."""
+    metric = repr(study.metric) if isinstance(study.metric, str) else study.metric_name
+    evaluation = "" if study.evaluation is study.calibration else ", evaluation"
+    expected = "" if study.expected is None else f", expected={study.expected!r}"
+    names = ("method", "weight_method", "percentile", "methods")
+    settings = ", ".join(f"{name}={study.methods[name]!r}" for name in names if study.methods.get(name) is not None)
+    own = study.scheme.name not in qkit.PRESETS or study.scheme != qkit.PRESETS[study.scheme.name]
+    lines = [f"# qkit {qkit.__version__}; model, calibration{evaluation} as they were" + (", and your own scheme" if own else "")]
+    scheme = "scheme" if own else repr(study.scheme.name)
+    lines.append(f"study = qkit.Study(model, calibration{evaluation}, metric={metric}, scheme={scheme}{expected})")
+    lines.append(f"study.calibrate({settings})")
+    if study.treatment is not None:
+        steps = [effect.step for effect in study.treatment.effects]
+        lines.append(f"study = study.ptc({steps!r})  # with seed=0, unless another was given")
+    if any(grid.method == "manual" for grid in study.plan.grids.values()):
+        lines.append('# ranges were edited by hand: study = study.with_plan(qkit.Plan.load("plan.json")), saved by plan.save')
+    arguments = [f"{name}={value!r}" for name, value in options.items()]
+    if diagnosis is not None:
+        count = batches_holding(sizes, diagnosis.samples)
+        amount = "" if count is None or (count == len(sizes) and options["batches"] is None) else f"batches={count}, "
+        lines.append(f"diagnosis = study.diagnose({amount}tolerance={options['tolerance']!r})  # on {diagnosis.samples} samples")
+        arguments.append("diagnosis=diagnosis")
+    arguments += ["mixed=mixed"] if mixed else []
+    arguments += ["engines=engines"] if engines else []
+    if mixed:
+        lines.append("# mixed = study.mixed(…), with the options that it was made with")
+    if engines:
+        lines.append("# engines: what qkit.engines.compare.compare(study, lane) gave, on the same engine and files")
+    lines.append(f"study.report({_FILE!r}, {', '.join(arguments)})")
+    lines.append(
+        "# every loader starts each pass from the same random state, so that shuffling repeats; the report draws nothing itself"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def command(study: Study, options: dict[str, Any], diagnosis: Diagnosis | None) -> str:
+    """The command line that comes nearest to it, with places for model and data; "" where the study was made of other things."""
+    own = study.scheme.name not in qkit.PRESETS or study.scheme != qkit.PRESETS[study.scheme.name]
+    chosen = study.methods.get("weight_method", "minmax") != "minmax" or study.methods.get("methods")
+    edited = any(grid.method == "manual" for grid in study.plan.grids.values())
+    if own or chosen or edited or study.treatment is not None or study.metric != "top1":
+        return ""
+    words = ["qkit", "report", "--model", "MODEL", "--data", "FOLDER", "--scheme", study.scheme.name]
+    words += ["--method", str(study.methods.get("method", "mse"))]
+    words += [] if study.expected is None else ["--expected", repr(study.expected)]
+    words += [] if options["batches"] is None else ["--batches", str(options["batches"])]
+    words += [] if options["sensitivity"] else ["--no-sensitivity"]
+    words += ["--diagnose" if diagnosis is not None else "--no-diagnose", "--tolerance", repr(options["tolerance"])]
+    return shlex.join([*words, "--out", _FILE])
