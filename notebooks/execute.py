@@ -1,4 +1,4 @@
-"""Run the notebooks and save them with their outputs, less what differs from run to run: ``python notebooks/execute.py [NAME …]``.
+"""Run the notebooks and save them with their outputs: ``python notebooks/execute.py [NAME …]``.
 
 Saved are texts, tables and pictures. Not saved are times of execution, versions of the interpreter, and what needs a running
 kernel: of a widget the picture and the table that stand in for it stay.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,9 @@ from qkit.numerics import QuantParams, dequantize, quantize
 from qkit.plan import Plan
 from qkit.progress import track
 from qkit.steps import Step
+
+if TYPE_CHECKING:
+    from qkit.plots import Picture
 
 logger = logging.getLogger(__name__)
 
@@ -381,6 +384,20 @@ class Capture:
             rows[step.weight] = row
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("weight")
         return _two_levels(frame) if len(frame) else frame
+
+    def plot(self, lanes: Sequence[str] | None = None) -> Picture:
+        """Accumulated and local signal to noise ratio of every tap along the depth, as a picture."""
+        from qkit.plots import depth, picture
+
+        shown = [lane for lane in (self.lanes if lanes is None else lanes) if lane != "float"]
+        words = f"SQNR of {len(self.floats)} taps in {', '.join(shown)}"
+        return picture(depth, self, lanes=shown, words=words, width=9.6, height=4.6)
+
+    def maps(self, tap: str, *, image: int = 0, channels: int = 3) -> Picture:
+        """Feature maps of one image of the first batch in every lane, and their differences from float; the worst channels."""
+        from qkit.plots import feature_maps
+
+        return feature_maps(self[tap], self.graph.step(tap).channel_axis, image=image, channels=channels)
 
     def to_dict(self) -> dict[str, Any]:
         """The table as plain numbers: tap, then column group, then column."""

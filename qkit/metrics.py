@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from qkit.errors import DataError, QkitError
 from qkit.loading import targets_tensor
+
+if TYPE_CHECKING:
+    from qkit.plots import Picture
 
 #: ``metric(outputs, targets)`` gives one score per sample, higher is better; or the name of one of these.
 MetricFunction = Callable[[Any, Any], Any]
@@ -184,6 +187,16 @@ class Scores:
                 loss = self.loss(lane)
                 rows[lane] |= {"loss": loss.value, "loss low": loss.low, "loss high": loss.high}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("lane")
+
+    def plot(self) -> Picture:
+        """Every lane's score with its interval, as a picture."""
+        from qkit.plots import bar_height, intervals, picture
+
+        rows = {lane: self[lane] for lane in self.lanes}
+        unit = ", %" if self.metric in NAMED else ""
+        what = f"{self.metric} on {self.n} samples{unit}"
+        words = f"{self.metric} of {', '.join(self.lanes)}"
+        return picture(intervals, rows, metric=self.metric, what=what, words=words, scores=True, height=bar_height(len(rows)))
 
     def to_dict(self) -> dict[str, Any]:
         """Intervals by lane, as plain numbers."""

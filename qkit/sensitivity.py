@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,10 +18,13 @@ from qkit.errors import DataError, QkitError
 from qkit.graph import Graph
 from qkit.lanes import Frontier, Lane, run_lanes, run_to
 from qkit.loading import Batch, batches
-from qkit.metrics import Interval, MetricFunction, mean_interval, paired_interval, score_batch
+from qkit.metrics import NAMED, Interval, MetricFunction, mean_interval, paired_interval, score_batch
 from qkit.plan import FLOAT, Plan
 from qkit.progress import Bar
 from qkit.steps import Step
+
+if TYPE_CHECKING:
+    from qkit.plots import Picture
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +89,23 @@ class Sensitivity:
             }
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
         return frame.sort_values(name, ascending=False, kind="stable")
+
+    def plot(self, top: int = 12) -> Picture:
+        """The layers with the strongest effects, each with its interval, as a picture."""
+        from qkit.diagnosis.verdict import TOLERANCE
+        from qkit.plots import bar_height, intervals, picture
+
+        name = "loss" if self.mode == "only" else "recovered"
+        table = self.table().head(top)
+        place = {step.name: i for i, step in enumerate(self.layers)}
+        rows = {str(layer): self.effect(place[str(layer)]) for layer in table.index}
+        points = ", points" if self.metric in NAMED else ""
+        what = {"loss": "loss with this layer alone quantized", "recovered": "recovered by sparing this layer"}[name]
+        return picture(
+            intervals, rows, metric=self.metric, what=f"{what}{points} ({len(self.base)} samples); shaded: within the tolerance",
+            tolerance=TOLERANCE, words=f"{name} by layer, the strongest {len(rows)} of {len(self.layers)}",
+            height=bar_height(len(rows)),
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, layers in execution order."""

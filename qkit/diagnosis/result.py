@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from qkit.diagnosis.candidates import Cause
 from qkit.diagnosis.remedies import Remedy
 from qkit.diagnosis.verdict import TOLERANCE, Verdict, amount
+from qkit.errors import QkitError
 from qkit.metrics import NAMED, Interval
 from qkit.plan import Plan
+
+if TYPE_CHECKING:
+    from qkit.plots import Picture
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,31 @@ class Diagnosis:
         ]
         columns = ["cause", "layer", "remedy", "gain", "gain low", "gain high", "loss alone"]
         return pd.DataFrame(rows, columns=columns)
+
+    def plot(self) -> Picture:
+        """What the lanes, the parts of quantization and the confirmed causes lose, and what is left, as a picture.
+
+        Raises
+        ------
+        QkitError
+            If nothing could be scored.
+        """
+        from qkit.plots import bar_height, intervals, picture
+
+        found = {"16 bits": self.verdict.wide, "8 bits": self.verdict.narrow}
+        if self.parts is not None:
+            found |= {"weights alone": self.parts.weights, "activations alone": self.parts.activations}
+            found |= {"ranges alone, 16-bit steps": self.parts.clipping}
+        found |= {f"{c.layer} alone": c.alone for c in self.causes[:6]}
+        found["with all remedies"] = self.best_loss
+        rows = {name: loss for name, loss in found.items() if loss is not None}
+        if not rows:
+            raise QkitError(f"there is no loss to draw: {self.verdict.reason}")
+        points = ", points" if self.metric in NAMED else ""
+        return picture(
+            intervals, rows, metric=self.metric, what=f"loss against float{points}; shaded: within the tolerance",
+            tolerance=TOLERANCE, words=f"losses of the diagnosis: {self.verdict.name}", height=bar_height(len(rows)),
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings."""

@@ -6,6 +6,7 @@ gives the rule and no number; the number here is `tolerance`, the user's).
 
 from __future__ import annotations
 
+import html
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -52,6 +53,9 @@ class Verdict:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
+
+    def _repr_html_(self) -> str:
+        return f"<p><b>{html.escape(self.name)}</b>: {html.escape(self.reason)}</p>"
 
 
 def judge(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from qkit.metrics import Interval, Scores
+from qkit.metrics import NAMED, Interval, Scores
+
+if TYPE_CHECKING:
+    from qkit.plots import Picture
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,19 @@ class Treatment:
             for e in self.effects
         }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("step")
+
+    def plot(self) -> Picture:
+        """The score on the evaluation samples after each step, as a picture; of steps that were undone, what they gave."""
+        from qkit.plots import bar_height, intervals, picture
+
+        rows = {"float": self.scores["float"], "before": self.scores["before"]}
+        rows |= {e.step if e.kept else f"{e.step} (undone)": e.score for e in self.effects}
+        unit = ", %" if self.scores.metric in NAMED else ""
+        what = f"{self.scores.metric} on {self.scores.n} samples{unit}"
+        words = f"{self.scores.metric} after each step"
+        return picture(
+            intervals, rows, metric=self.scores.metric, what=what, words=words, scores=True, height=bar_height(len(rows))
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings."""
