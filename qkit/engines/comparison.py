@@ -12,32 +12,55 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from qkit.engines.faults import FaultKind
+from qkit.engines.walk import Visit
 from qkit.measure import decibels
+from qkit.metrics import Scores
+from qkit.numerics import QuantParams
 from qkit.plan import Plan
 
-#: Share of a tap's codes that rounding keeps within one step.
+#: Share of a tap's codes that rounding keeps within one step, and on the grid.
 ROUNDING = 0.999
+#: Rounding moves a code by one step, in multipliers of few bits by two: of those further apart a tap may have this share.
+FAR_STEPS, FAR = 2, 1e-4
 #: Below this share of equal codes a reason is looked for, though none differ by more than one step.
 WORTH_A_REASON = 0.99
 #: Tensors without codes agree if this many decibels lie between them and their difference: float32 sums in another order do.
 FLOAT_AGREEMENT = 60.0
+#: No element counts for more than so many steps in the mean distance.
+_MOST_APART = 16.0
 
 
 @dataclass(eq=False)
 class Steps:
-    """How many codes differ by 0, by 1 and by more steps, and the greatest difference in steps."""
+    """How many codes differ by 0, by 1, by more and by far more steps, the greatest difference, and their sum."""
 
     same: int = 0
     one: int = 0
     more: int = 0
     largest: int = 0
+    far: int = 0
+    total: float = 0.0
 
     def add(self, difference: Tensor) -> None:
-        """Add differences in steps, whole numbers."""
+        """Add differences in steps, which need not be whole."""
         size = difference.abs()
+        self.total += float(size.clamp(max=_MOST_APART).sum())
+        size = size.round_()
         same, more = int((size == 0).sum()), int((size > 1).sum())
         self.same, self.one, self.more = self.same + same, self.one + size.numel() - same - more, self.more + more
-        self.largest = max(self.largest, int(size.max()) if size.numel() else 0)
+        self.far += int((size > FAR_STEPS).sum())
+        self.largest = max(self.largest, int(size.max().clamp(max=2.0**31)) if size.numel() else 0)
+
+    def merge(self, other: Steps) -> None:
+        """Add what another one counted."""
+        self.same, self.one, self.more = self.same + other.same, self.one + other.one, self.more + other.more
+        self.far, self.total, self.largest = self.far + other.far, self.total + other.total, max(self.largest, other.largest)
+
+    @property
+    def distance(self) -> float:
+        """Mean difference in steps, where no element counts for more than sixteen; NaN without elements."""
+        return self.total / self.count if self.count else math.nan
 
     @property
     def count(self) -> int:
@@ -63,15 +86,21 @@ class TapSums:
     ----------
     kind
         Of its step.
-    accumulated, local
-        Differences in codes: both run from the network's input; the kit's step run on the engine's values.
+    accumulated, equal
+        Differences in steps: both run from the network's input; the kit's step run on the engine's values.
+    explained
+        Elements of the latter that rounding explains.
+    has_grid
+        Whether the tap has one; a step of a float tensor is a thousandth of its size.
     signal, against_float, against_simulation, local_error
         Sums of squares: of the float values, of the engine's difference to them, to the simulation, to the step on equal inputs.
     """
 
     kind: str
     accumulated: Steps = field(default_factory=Steps)
-    local: Steps = field(default_factory=Steps)
+    equal: Steps = field(default_factory=Steps)
+    explained: int = 0
+    has_grid: bool = True
     signal: float = 0.0
     against_float: float = 0.0
     against_simulation: float = 0.0
@@ -84,26 +113,56 @@ class TapSums:
         self.against_float += float((values - floats.double()).square().sum())
         self.against_simulation += float(difference.square().sum())
         if scale is not None:
-            self.accumulated.add((difference / scale).round())
+            self.accumulated.add(difference / scale)
 
-    def add_local(self, engine: Tensor, simulated: Tensor, scale: Tensor | None) -> bool:
+    def add_local(self, visit: Visit) -> bool:
         """Add a batch of the step on equal inputs; whether a reason is worth looking for."""
-        difference = engine.double() - simulated.double()
-        self.local_error += float(difference.square().sum())
-        if scale is None:
-            return False
+        apart = visit.apart(visit.simulated)
+        self.has_grid = visit.params is not None
+        self.local_error += float((apart * visit.unit).square().sum())
         batch = Steps()
-        batch.add((difference / scale).round())
-        self.local.same, self.local.one = self.local.same + batch.same, self.local.one + batch.one
-        self.local.more, self.local.largest = self.local.more + batch.more, max(self.local.largest, batch.largest)
-        return batch.within_one < ROUNDING or batch.shares[0] < WORTH_A_REASON
+        batch.add(apart)
+        explained = int(((apart.abs() < 1.5) & visit.on_grid).sum())
+        self.equal.merge(batch)
+        self.explained += explained
+        if batch.count == 0:
+            return False
+        return explained < ROUNDING * batch.count or batch.shares[0] < WORTH_A_REASON or batch.far > FAR * batch.count
+
+    @property
+    def local(self) -> Steps:
+        """Differences in codes on equal inputs, none where the tap has no grid."""
+        return self.equal if self.has_grid else Steps()
+
+    @property
+    def share(self) -> float:
+        """Share of elements that rounding explains on equal inputs: within a step, and on the grid; NaN without elements."""
+        return self.explained / self.equal.count if self.equal.count else math.nan
 
     @property
     def agrees(self) -> bool:
         """Whether the step computes what the kit's does on the same inputs, as far as rounding goes."""
         if self.local.count:
-            return self.local.within_one >= ROUNDING
+            return self.share >= ROUNDING and self.local.far <= FAR * self.local.count
         return bool(decibels(self.signal, self.local_error) >= FLOAT_AGREEMENT)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What was simulated that reproduces an engine's tensor.
+
+    Attributes
+    ----------
+    kind, words, cure
+        Of the fault (`qkit.engines.faults`).
+    share
+        Share of the elements that are within a step with it.
+    """
+
+    kind: FaultKind
+    words: str
+    cure: str
+    share: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +185,12 @@ class Comparison:
         Taps that the engine does not yield.
     notes
         What a reader has to know, the lane's own notes among it.
+    faults
+        By tap, what reproduces the engine's values, where something does.
+    grids
+        By tap, the plan's own grid where the engine has another, which was taken.
+    scores
+        Of "float", "simulated" and the lane by its name, where they were asked for and the engine's outputs are known.
     """
 
     lane: str
@@ -135,11 +200,19 @@ class Comparison:
     reasons: Mapping[str, str]
     missing: tuple[str, ...]
     notes: tuple[str, ...]
+    faults: Mapping[str, Explanation] = field(default_factory=dict)
+    grids: Mapping[str, QuantParams | None] = field(default_factory=dict)
+    scores: Scores | None = None
+
+    def differs(self, tap: str) -> bool:
+        """Whether the tap differs, on equal inputs, by more than rounding explains, or by as little through a known fault."""
+        fault = self.faults.get(tap)
+        return not self.taps[tap].agrees or (fault is not None and fault.kind != "rounding")
 
     @property
     def first(self) -> str | None:
         """The first tap that differs, on equal inputs, by more than rounding explains; None where all agree."""
-        return next((tap for tap, sums in self.taps.items() if not sums.agrees), None)
+        return next(filter(self.differs, self.taps), None)
 
     @property
     def agrees(self) -> bool:
@@ -189,7 +262,7 @@ class Comparison:
         share = "" if math.isnan(worst) else f"; at the worst tap {worst:.3%} of the codes are within one step on equal inputs"
         if self.first is None:
             return f"{self.lane} agrees with the simulation of {self.plan.name!r} at all {len(self.taps)} taps{share}."
-        differ = sum(not sums.agrees for sums in self.taps.values())
+        differ = sum(map(self.differs, self.taps))
         reason = self.reasons.get(self.first)
         return (
             f"{self.lane} leaves the simulation of {self.plan.name!r} at {self.first} first, and at {differ} of {len(self.taps)} "

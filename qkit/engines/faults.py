@@ -1,0 +1,373 @@
+"""What engines are known to do otherwise than the simulation, each as something that can be simulated.
+
+A fault is a hypothesis: what it is called, what to do about it, and what the layer's output would be with it, on the engine's
+own inputs. Nothing is believed before that output is the engine's (`qkit.engines.explain`). Comparing an engine with the
+simulation and diagnosing one try the same list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from qkit.engines.walk import Visit, along, computed
+from qkit.lanes import ACCUMULATING, lane_bias, lane_weight
+from qkit.numerics import wrap_around
+from qkit.operations import UNBOUNDED
+from qkit.plan import FLOAT
+
+FaultKind = Literal[
+    "dropped-bias", "bias-width", "accumulator", "no-activation", "in-float", "scale", "channel-order", "sample-order", "layout",
+    "rounding",
+]  # fmt: skip
+
+#: A constant factor is a fault from this distance to 1 on: multipliers of few bits are off by less.
+_OFF = 0.02
+#: Accumulators are tried from the width that would just have held the sums, down by so many bits.
+_NARROWER = 8
+#: Values nearer to zero than so many steps, or nearer to the grid's ends than one, say nothing of a factor.
+_CLEAR = 4.0
+
+
+@dataclass(frozen=True, eq=False)
+class Fault:
+    """One thing that engines do.
+
+    Attributes
+    ----------
+    kind
+        Of a fixed vocabulary; "rounding" is a difference and no fault.
+    words
+        What the engine does, to be read behind "it" or "the engine".
+    cure
+        What to do about it.
+    output
+        The layer's values with it; None where it cannot be what happened.
+    """
+
+    kind: FaultKind
+    words: str
+    cure: str
+    output: Callable[[], Tensor | None]
+
+
+def hypotheses(visit: Visit) -> Iterator[Fault]:
+    """All that could be at this step."""
+    if visit.step.weight is not None:
+        yield from _biases(visit)
+        yield from _accumulators(visit)
+    if visit.step.act != UNBOUNDED:
+        yield Fault(
+            "no-activation",
+            "leaves out the activation: its tensor is the one in front of what the network fuses in",
+            "Check that the engine fuses this layer's activation.",
+            lambda: visit.finished(visit.sums, UNBOUNDED),
+        )
+    yield from _in_float(visit)
+    yield from _scales(visit)
+    yield from _orders(visit)
+    yield from _layouts(visit)
+    yield from _roundings(visit)
+
+
+def _biases(visit: Visit) -> Iterator[Fault]:
+    """Biases that are left out, and biases in integers that are too narrow for them."""
+    graph, step, plan = visit.graph, visit.step, visit.plan
+    weight, bias = lane_weight(graph, plan, step.weight or ""), lane_bias(graph, step, plan)
+    if bias is None:
+        return
+
+    def output(other: Tensor | None) -> Tensor:
+        return visit.finished(step.call(visit.inputs[0], weight, other))
+
+    yield Fault("dropped-bias", "drops the bias", "Give the engine this layer's bias.", lambda: output(None))
+    scale = _accumulator_scale(visit)
+    if scale is None:
+        return
+    # not cut to the plan's own width: an engine makes integers of the float bias
+    exact = lane_bias(graph, step, replace(plan, bias_bits=None))
+    codes = torch.round((bias if exact is None else exact).double() / scale)
+    for bits in (32, 16):
+        limit = 2.0 ** (bits - 1)
+        beyond = (codes < -limit) | (codes > limit - 1)
+        if not bool(beyond.any()):
+            continue
+        how = {
+            "saturate": codes.clamp(-limit, limit - 1),
+            # what a float becomes that is cast to an integer too narrow for it, on most processors
+            "become the most negative number": torch.where(beyond, -limit, codes),
+            "wrap around": torch.remainder(codes + limit, 2 * limit) - limit,
+        }
+        for what, held in how.items():
+            yield Fault(
+                "bias-width",
+                f"holds the bias in {bits} bits at the scale of input times weight, where {int(beyond.sum())} of {bias.numel()} "
+                f"entries do not fit and {what}",
+                "Keep the bias of this layer in float or in more bits, or switch off the optimization that turns it into an "
+                "integer (in ONNX Runtime: WeightBiasQuantization).",
+                lambda held=held: output((held * scale).to(bias.dtype)),  # type: ignore[misc]
+            )
+
+
+def _accumulator_scale(visit: Visit) -> Tensor | None:
+    """Scale of input times weight, () or (channels,), float64; None where the sums have no one grid."""
+    step, plan = visit.step, visit.plan
+    source, grid = plan.params(visit.graph.steps[step.inputs[0]].tap), plan.params(step.weight)
+    if source is None or grid is None or source.axis is not None or grid.axis not in (None, step.weight_axis):
+        return None
+    return (source.scale.double() * grid.scale.double()).to(visit.engine.device)
+
+
+def _accumulators(visit: Visit) -> Iterator[Fault]:
+    """Sums that are too large for the integer that they run up in."""
+    step, scale = visit.step, _accumulator_scale(visit)
+    if scale is None or step.kind not in ACCUMULATING:
+        return
+    axis = None if scale.ndim == 0 else step.channel_axis
+    shaped = along(scale, axis, visit.sums.ndim)
+    sums = visit.sums.double()
+    greatest = float((sums / shaped).abs().max())
+    widest = min(int(np.ceil(np.log2(max(greatest, 1.0)))), 32)
+    for bits in range(widest, max(widest - _NARROWER, 7), -1):
+        limit = 2.0 ** (bits - 1)
+
+        def saturated(limit: float = limit) -> Tensor:
+            return visit.finished(torch.minimum(torch.maximum(sums, -limit * shaped), (limit - 1) * shaped))
+
+        def wrapped(bits: int = bits) -> Tensor:
+            return visit.finished(wrap_around(visit.sums, scale, bits, axis))
+
+        for what, output in (("saturates", saturated), ("wraps around", wrapped)):
+            yield Fault(
+                "accumulator",
+                f"sums up in an accumulator of {bits} bits, which {what}",
+                "Use a wider accumulator in this layer, or smaller weights and inputs (another scale).",
+                output,
+            )
+
+
+def _in_float(visit: Visit) -> Iterator[Fault]:
+    """A layer that is not quantized, or only in part."""
+    if visit.params is None:
+        return
+    cure = "Check that the engine quantizes this layer, or leave it out of the plan."
+    step, graph = visit.step, visit.graph
+
+    def clamped(sums: Tensor) -> Tensor:
+        return sums if step.act == UNBOUNDED else sums.clamp(*step.act)
+
+    yield Fault(
+        "in-float",
+        "does not round its output: its values lie between the grid's",
+        cure,
+        lambda: clamped(visit.sums),
+    )
+    if step.weight is None:
+        return
+    yield Fault(
+        "in-float",
+        "runs in float, weights and all: its values lie between the grid's",
+        cure,
+        lambda: clamped(computed(graph, step, visit.inputs, FLOAT)),
+    )
+    yield Fault(
+        "in-float",
+        "runs in float with float weights, and rounds its output alone",
+        cure,
+        lambda: visit.finished(computed(graph, step, visit.inputs, FLOAT)),
+    )
+
+
+def _scales(visit: Visit) -> Iterator[Fault]:
+    """Scales that are off: where the output is rounded, where it is read, or where one of several inputs is read."""
+    exact = visit.sums.double()
+    factor = _factor(visit, exact)
+    if factor is not None:
+        yield Fault(
+            "scale",
+            f"rounds its output at a scale that is off: all values by a constant factor of {factor:.3g}",
+            "Compare the multiplier and shift with which the engine brings this layer's sums to the output's scale.",
+            lambda: visit.finished(exact * factor),
+        )
+        yield Fault(
+            "scale",
+            f"has the right codes at another scale: all values are off by a constant factor of {factor:.3g}",
+            "Compare the scale that the engine uses for this tensor with the plan's (some engines store its reciprocal).",
+            lambda: visit.simulated * factor,
+        )
+    if visit.step.kind not in ("add", "concat") or len(visit.inputs) < 2 or not all(isinstance(x, Tensor) for x in visit.inputs):
+        return
+    for position, index in enumerate(visit.step.inputs):
+        part = visit.step.call(*(x if i == position else torch.zeros_like(x) for i, x in enumerate(visit.inputs))).double()
+        own = _part_factor(visit, exact, part)
+        if own is None:
+            continue
+        name = visit.graph.steps[index].tap or visit.graph.steps[index].name
+        yield Fault(
+            "scale",
+            f"reads its input {name} at a scale that is off by a constant factor of {own:.3g}",
+            "Compare the scale at which the engine reads this input with the plan's scale of that tensor.",
+            lambda own=own, part=part: visit.finished(exact + (own - 1.0) * part),  # type: ignore[misc]
+        )
+
+
+def _clear(visit: Visit, exact: Tensor) -> Tensor:
+    """Where neither activation nor the grid's ends nor rounding hide what happened to a value."""
+    low, high = visit.step.act
+    clear = (exact > low) & (exact < high) & (exact.abs() > _CLEAR * visit.unit) & (visit.engine.double() != 0.0)
+    params = visit.params
+    if params is not None:
+        lo, hi = (along(end.to(exact.device), params.axis, exact.ndim) for end in (params.lo, params.hi))
+        engine = visit.engine.double()
+        clear &= (engine > lo + 0.5 * visit.unit) & (engine < hi - 0.5 * visit.unit)
+    return clear
+
+
+def _factor(visit: Visit, exact: Tensor) -> float | None:
+    """The constant that the engine's values are multiplied by, if they are by one."""
+    clear = _clear(visit, exact)
+    x, y = exact[clear], visit.engine.double()[clear]
+    if x.numel() < 8:
+        return None
+    middle = float((y / x).median())
+    near = (y / x - middle).abs() < 0.25 * abs(middle)
+    x, y = x[near], y[near]
+    if x.numel() < 8 or middle <= 0.0:
+        return None
+    factor = float((x * y).sum() / x.square().sum())
+    two = 2.0 ** round(np.log2(factor))
+    # a shift that is off gives a power of two exactly, which the values tell to a few per mille only
+    factor = two if abs(factor / two - 1.0) < 0.005 else factor
+    return factor if abs(factor - 1.0) > _OFF else None
+
+
+def _part_factor(visit: Visit, exact: Tensor, part: Tensor) -> float | None:
+    """The constant that one input's share of a sum or a concatenation is multiplied by."""
+    clear = _clear(visit, exact) & (part != 0.0)
+    x, y = part[clear], (visit.engine.double() - exact)[clear]
+    if x.numel() < 8:
+        return None
+    factor = 1.0 + float((x * y).sum() / x.square().sum())
+    two = 2.0 ** round(np.log2(factor)) if factor > 0.0 else 1.0
+    factor = two if abs(factor / two - 1.0) < 0.01 else factor
+    return factor if abs(factor - 1.0) > _OFF else None
+
+
+def _orders(visit: Visit) -> Iterator[Fault]:
+    """Channels or samples in another order."""
+    step = visit.step
+    if visit.engine.ndim < 2:
+        return
+    yield Fault(
+        "channel-order",
+        "has its channels in another order",
+        "Check the order of this layer's output channels in the engine.",
+        lambda: _reordered(visit, step.channel_axis),
+    )
+    if step.channel_axis != 0:
+        yield Fault(
+            "sample-order",
+            "has its samples in another order",
+            "Give the engine and the kit the same images in the same order.",
+            lambda: _reordered(visit, 0),
+        )
+    source = visit.inputs[0] if visit.inputs else None
+    if step.weight is not None and step.kind == "conv" and isinstance(source, Tensor) and source.ndim > 2:
+        yield Fault(
+            "channel-order",
+            "reads its input's channels in reverse order",
+            "Check the order of the input's channels in the engine (RGB or BGR).",
+            lambda: visit.finished(computed(visit.graph, step, [source.flip(1)], visit.plan)),
+        )
+
+
+def _reordered(visit: Visit, axis: int) -> Tensor | None:
+    """The simulation's slices in the order in which they are most like the engine's."""
+    rows = [value.movedim(axis, 0).flatten(1).double() for value in (visit.simulated, visit.engine)]
+    a, b = (row - row.mean(1, keepdim=True) for row in rows)
+    cost = -(b @ a.T) / (b.norm(dim=1)[:, None] * a.norm(dim=1) + 1e-30)
+    _, columns = linear_sum_assignment(cost.cpu().numpy())
+    if (columns == np.arange(len(columns))).all():
+        return None
+    return visit.simulated.index_select(axis, torch.as_tensor(columns, device=visit.simulated.device))
+
+
+def _layouts(visit: Visit) -> Iterator[Fault]:
+    """Channels first read as channels last, or the other way round; at the output, or where images are flattened."""
+    cure = "Transpose the engine's tensor, or tell the reader its layout."
+    if visit.engine.ndim == 4:
+        yield Fault(
+            "layout",
+            "holds its channels last (NHWC) where the network has them first",
+            cure,
+            lambda: visit.simulated.permute(0, 2, 3, 1).reshape(visit.engine.shape),
+        )
+        yield Fault(
+            "layout",
+            "takes channels that are first for channels that are last (NCHW read as NHWC)",
+            cure,
+            lambda: _read_as_last(visit.simulated),
+        )
+    shape = _flattened(visit)
+    if shape is not None:
+        source = visit.inputs[0]
+        yield Fault(
+            "layout",
+            "flattens its input with the channels last, where the weights were trained on channels first",
+            "Transpose before flattening in the engine, or reorder this layer's weights.",
+            lambda: visit.finished(
+                computed(
+                    visit.graph,
+                    visit.step,
+                    [source.reshape(len(source), *shape).permute(0, 2, 3, 1).flatten(1)],
+                    visit.plan,
+                )
+            ),
+        )
+
+
+def _read_as_last(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.contiguous().reshape(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def _flattened(visit: Visit) -> tuple[int, ...] | None:
+    """Shape (C, H, W) of the image that a linear layer reads flattened, if it reads one of more than a pixel."""
+    step, graph = visit.step, visit.graph
+    if step.kind != "linear" or visit.inputs[0].ndim != 2:
+        return None
+    source = graph.steps[step.inputs[0]]
+    while source.kind == "keep" and source.inputs:
+        source = graph.steps[source.inputs[0]]
+        shape = source.shape
+        if len(shape) == 4 and int(np.prod(shape[1:])) == visit.inputs[0].shape[1]:
+            return tuple(shape[1:]) if shape[2] * shape[3] > 1 else None
+    return None
+
+
+def _roundings(visit: Visit) -> Iterator[Fault]:
+    """Other ways to round, which are no faults."""
+    params = visit.params
+    if params is None:
+        return
+    act = visit.step.act
+    exact = (visit.sums.double() if act == UNBOUNDED else visit.sums.double().clamp(*act)) / visit.unit
+    zero = along(params.zero_point.to(exact.device).double(), params.axis, exact.ndim)
+    cure = "Nothing is wrong; the simulation rounds halves to even."
+    for words, steps in (
+        ("has halves rounded away from zero, not to even", lambda: torch.sign(exact) * (exact.abs() + 0.5).floor()),
+        ("has halves rounded up, not to even", (exact + 0.5).floor),
+        ("has its values rounded down, not to nearest", exact.floor),
+        ("has its values cut off towards zero, not rounded to nearest", exact.trunc),
+    ):
+
+        def output(steps: Callable[[], Tensor] = steps) -> Tensor:
+            return torch.minimum(torch.maximum(steps(), params.qmin - zero), params.qmax - zero) * visit.unit
+
+        yield Fault("rounding", words, cure, output)

@@ -1,0 +1,148 @@
+"""The walk from equal inputs: every step of the kit computed on what the engine itself had in front of it.
+
+Differences grow on their way through a network, so comparing tensor by tensor from the input on blames every layer behind the
+first bad one. Here a step reads the engine's own values of its inputs, so that a difference at its tap arises there. Where the
+engine has no tensor (fused, not written), the simulation's goes on to the next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkit.engines.lane import EngineBatch, EngineTensor
+from qkit.errors import DataError
+from qkit.graph import Graph
+from qkit.lanes import decide, execution, finish_value, lane_bias, lane_weight, place_inputs
+from qkit.numerics import QuantParams, wrap_around
+from qkit.operations import Bounds
+from qkit.plan import Plan
+from qkit.steps import Step
+
+#: What counts as a step of a tensor without a grid, relative to its root mean square.
+FLOAT_STEP = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """A step that the engine has a tensor of.
+
+    Attributes
+    ----------
+    graph, plan, step
+        What is simulated.
+    inputs
+        The engine's values of what the step reads.
+    sums
+        What the step gives on them, before activation and rounding.
+    simulated
+        The same behind both.
+    engine
+        The engine's values.
+    """
+
+    graph: Graph
+    plan: Plan
+    step: Step
+    inputs: list[Any]
+    sums: Tensor
+    simulated: Tensor
+    engine: Tensor
+
+    @property
+    def params(self) -> QuantParams | None:
+        """The tap's grid."""
+        return self.plan.params(self.step.name)
+
+    @cached_property
+    def unit(self) -> Tensor:
+        """One step of the grid, float64, in a shape that goes with the values'; of a float tensor a thousandth of its size."""
+        if self.params is None:
+            return FLOAT_STEP * self.simulated.double().square().mean().sqrt().clamp(min=1e-30)
+        return along(self.params.scale.to(self.engine.device).double(), self.params.axis, self.engine.ndim)
+
+    @cached_property
+    def on_grid(self) -> Tensor:
+        """Where the engine's values are whole steps; everywhere where the tap has no grid."""
+        if self.params is None:
+            return torch.ones_like(self.engine, dtype=torch.bool)
+        steps = self.engine.double() / self.unit
+        return (steps - steps.round()).abs() < 0.02
+
+    def apart(self, other: Tensor) -> Tensor:
+        """How many steps the engine's values are from these, float64."""
+        return (self.engine.double() - other.double()) / self.unit
+
+    def finished(self, sums: Tensor, act: Bounds | None = None) -> Tensor:
+        """These sums behind activation and rounding, a new tensor."""
+        step = self.step if act is None else replace(self.step, act=act)
+        return finish_value(step, sums.to(torch.float32, copy=True), self.params, ("",), None)
+
+
+def walk(graph: Graph, batch: EngineBatch, plan: Plan) -> Iterator[Visit]:
+    """Every tap that the engine has a tensor of, in execution order.
+
+    Raises
+    ------
+    DataError
+        If a tensor has another shape than the tap.
+    """
+    values: dict[int, Any] = {}
+    given = place_inputs(graph, batch.batch.inputs)
+    for step in graph.steps:
+        if step.kind == "output":
+            return
+        inputs = [given[step.argument]] if step.argument is not None else [values[i] for i in step.inputs]
+        with execution(graph.device):
+            value = computed(graph, step, inputs, plan)
+            if step.quantized:
+                simulated = finish_value(step, value.clone(), plan.params(step.name), ("",), None)
+        tensor = batch.taps.get(step.name) if step.quantized else None
+        if tensor is not None:
+            engine = placed(step, tensor, simulated)
+            yield Visit(graph, plan, step, inputs, value, simulated, engine)
+            values[step.index] = engine
+        else:
+            values[step.index] = simulated if step.quantized else value
+        for i in {*step.inputs, step.index}:
+            if graph.last_use[i] <= step.index:
+                values.pop(i, None)
+
+
+def computed(graph: Graph, step: Step, inputs: list[Any], plan: Plan) -> Any:
+    """What the step gives in the plan's lane on these inputs, before activation and rounding."""
+    if step.weight is not None:
+        y = step.call(inputs[0], lane_weight(graph, plan, step.weight), lane_bias(graph, step, plan))
+        accumulator = decide(step, plan, graph).accumulator
+        if accumulator is not None:
+            source, weight, bits = accumulator
+            axis = None if weight.axis is None else step.channel_axis
+            y = wrap_around(y, source.scale.double() * weight.scale.double(), bits, axis)
+        return y
+    if step.kind == "float":
+        inputs = [x.contiguous() if isinstance(x, Tensor) else x for x in inputs]
+    y = step.call(*inputs)
+    # images in the memory layout that the kit's own lanes have
+    return y.contiguous(memory_format=torch.channels_last) if step.kind == "input" and y.ndim == 4 else y
+
+
+def along(values: Tensor, axis: int | None, ndim: int) -> Tensor:
+    """A number or one a channel in a shape that goes with a tensor of so many dimensions."""
+    return values if axis is None else values.view([-1 if d == axis % ndim else 1 for d in range(ndim)])
+
+
+def placed(step: Step, tensor: EngineTensor, like: Tensor) -> Tensor:
+    """The engine's values beside the kit's: a copy on its device, in its memory layout, checked for its shape."""
+    if tensor.values.shape != like.shape:
+        raise DataError(
+            f"{step.name} has shape {tuple(tensor.values.shape)} in the engine and {tuple(like.shape)} in the network: the "
+            "engine ran another network or another batch; align the lane first."
+        )
+    values = tensor.values.to(like.device, torch.float32)
+    # copied, since the lane's own tensor is not to be written to
+    return values.clone(memory_format=torch.channels_last if values.ndim == 4 else torch.contiguous_format)
