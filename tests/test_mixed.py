@@ -22,6 +22,7 @@ import qkit.mixed.finding as finding
 from qkit.errors import QkitError
 from qkit.mixed import Mixed, search
 from qkit.mixed.layers import Network, network
+from qkit.mixed.picture import draw
 from qkit.mixed.trials import OutOfBudgetError, Trials, relative_errors
 from qkit.progress import listening
 from qkit.schemes import PRESETS
@@ -361,16 +362,16 @@ def test_result_in_all_forms() -> None:
 
 def test_the_picture_has_units_and_all_points() -> None:
     mixed = search(chain(1), tolerance=0.001, progress=False)
-    ax = mixed.plot()
+    ax = draw(mixed, ax=Figure().add_subplot())
     assert ax.get_xlabel() == "share of multiply-accumulates in 16 bits, %"
     assert "likeness" in ax.get_ylabel()
     assert "%" not in ax.get_ylabel()
     labels = [text.get_text() for text in ax.get_legend().get_texts()]  # type: ignore[union-attr]
     assert labels == ["float", "target", "front", "baselines", "found"]
-    own = Figure().add_subplot()
-    assert mixed.plot(ax=own) is own
+    picture = mixed.plot()
+    assert picture.figure.axes[0].get_ylabel() == ax.get_ylabel()
+    assert picture.png().startswith(b"\x89PNG")
     assert not plt.get_fignums()
-    ax.figure.canvas.draw()  # type: ignore[union-attr]
 
 
 @cache
@@ -387,7 +388,7 @@ def test_the_hostile_network_needs_a_fraction_of_what_heuristics_do(scheme: str,
     mixed = search(hostile(scheme), progress=False)
     assert mixed.reached
     assert mixed.share < most
-    assert "%" in mixed.plot().get_ylabel()
+    assert "%" in mixed.plot().figure.axes[0].get_ylabel()
     best = mixed.best_baseline
     assert best is None or mixed.share < 0.5 * best.share
     assert not any(s.reached for s in mixed.baselines if s.name in {"none", "first", "last", "first and last"})

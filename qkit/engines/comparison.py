@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,9 @@ from qkit.measure import decibels
 from qkit.metrics import Scores
 from qkit.numerics import QuantParams
 from qkit.plan import Plan
+
+if TYPE_CHECKING:
+    from qkit.plots import Picture
 
 #: Share of a tap's codes that rounding keeps within one step, and on the grid.
 ROUNDING = 0.999
@@ -235,6 +238,13 @@ class Comparison:
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("tap")
         frame.columns = pd.MultiIndex.from_tuples([*next(iter(rows.values()), {})])
         return frame
+
+    def plot(self) -> Picture:
+        """Share of codes within a step of the simulation, tap by tap: from the network's input, and from equal inputs."""
+        from qkit.engines.picture import draw
+        from qkit.plots import picture
+
+        return picture(draw, self, words=f"{self.lane} against the simulation, {len(self.taps)} taps", width=9.6, height=4.6)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings; infinite and missing ones as None."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from qkit.mixed.result import Setting
 from qkit.report.pictures import BAD, INK, LINES, MUTED, NARROW_COLOUR, STYLE, WIDE_COLOUR, short
@@ -21,11 +20,9 @@ _LINES = 4
 _NAMED = ("top1", "top5", "agreement")
 
 
-def draw(mixed: Mixed, *, ax: Axes | None = None) -> Axes:
+def draw(mixed: Mixed, *, ax: Axes) -> Axes:
     """Score on the evaluation data over the share in 16 bits: the front, what was found, the baselines, the target, float."""
     with matplotlib.style.context(STYLE):
-        if ax is None:
-            ax = Figure(figsize=(7.2, 4.4), layout="constrained", facecolor="white").add_subplot()
         factor = 100.0 if mixed.metric in _NAMED else 1.0
         ax.axhline(factor * mixed.float_score.value, color=MUTED, lw=1.0, ls=":", label="float")
         ax.axhline(factor * mixed.target, color=BAD, lw=1.0, ls="--", label="target")
@@ -75,4 +72,5 @@ def _names(ax: Axes, settings: Sequence[Setting], factor: float) -> None:
             short(s.name, 30), (100.0 * s.share, factor * s.evaluation.value), (-8 if right else 8, way * lines[high]),
             textcoords="offset points", ha="right" if right else "left", va="center", color=MUTED, fontsize=8,
             arrowprops={"arrowstyle": "-", "color": LINES, "lw": 0.6, "shrinkA": 0.0, "shrinkB": 3.0},
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}, zorder=5,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from qkit.metrics import Interval
 from qkit.plan import Plan
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from qkit.plots import Picture
 
 _MOST_NAMES = 6
 _EPSILON = 1e-12
@@ -172,17 +172,13 @@ class Mixed:
             "remarks": list(self.remarks),
         }
 
-    def plot(self, *, ax: Axes | None = None) -> Axes:
-        """The front: score over the share of multiply-accumulates in 16 bits, with target and baselines.
-
-        Parameters
-        ----------
-        ax
-            Where to draw; a figure of its own by default.
-        """
+    def plot(self) -> Picture:
+        """The front: score over the share of multiply-accumulates in 16 bits, with target and baselines, as a picture."""
         from qkit.mixed.picture import draw
+        from qkit.plots import picture
 
-        return draw(self, ax=ax)
+        words = f"{self.metric} over the share of multiply-accumulates in 16 bits"
+        return picture(draw, self, words=words, width=7.6, height=4.4)
 
     @property
     def summary(self) -> str:

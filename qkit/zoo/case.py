@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+
+from qkit.errors import DataError
+from qkit.loading import batches
+
+if TYPE_CHECKING:
+    from qkit.plots import Picture
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,25 @@ class Case:
     expected: float | None
     classes: tuple[str, ...]
     description: str
+
+    def plot(self, images: int = 8) -> Picture:
+        """The first evaluation images as the network is given them, with their classes and the range of their values."""
+        import matplotlib.style
+        from matplotlib.figure import Figure
+
+        from qkit.plots import DPI, WIDTH, Picture
+        from qkit.report.pictures import STYLE, short
+        from qkit.zoo.picture import draw
+
+        batch = next(iter(batches(self.evaluation)), None)
+        if batch is None or images < 1:
+            raise DataError("there is no evaluation image to show.")
+        inputs, targets = batch.inputs[0][:images], batch.targets[:images]
+        names = [short(self.classes[int(target)], 16) for target in targets]
+        with matplotlib.style.context(["default", STYLE]):
+            figure = Figure(figsize=(WIDTH, WIDTH / len(inputs) + 0.5), layout="constrained", facecolor="white", dpi=DPI)
+            draw(inputs, names, figure=figure)
+        return Picture(figure, f"{len(inputs)} evaluation images: {', '.join(names)}")
 
     def __repr__(self) -> str:
         score = "unknown" if self.expected is None else f"{self.expected:.2%}"

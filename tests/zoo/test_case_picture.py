@@ -1,0 +1,34 @@
+"""The picture of a case's images: as they are after the preprocessing, with classes and the range of values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from qkit.errors import DataError
+from qkit.zoo import Case
+
+
+def case(images: torch.Tensor) -> Case:
+    labels = torch.arange(len(images)) % 2
+    data = [(images, labels)] if len(images) else []
+    return Case("toy", nn.Identity(), data, data, None, ("cat", "dog"), "")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_with_their_classes_on_one_scale(channels: int) -> None:
+    images = torch.linspace(-1.0, 3.0, 3 * channels * 4).reshape(3, channels, 2, 2)
+    figure = case(images).plot(3).figure
+    assert [ax.get_title() for ax in figure.axes] == ["cat", "dog", "cat"]
+    assert figure.get_supxlabel() == "values from -1.00 (black) to 3.00 (white)"
+    first = np.asarray(figure.axes[0].images[0].get_array())
+    assert first.min() == 0.0
+    if channels >= 3:
+        torch.testing.assert_close(torch.from_numpy(first), ((images[0, :3] + 1) / 4).movedim(0, -1).double())
+
+
+def test_without_images_it_says_so() -> None:
+    with pytest.raises(DataError, match="no evaluation image"):
+        case(torch.zeros(0, 3, 2, 2)).plot()
