@@ -67,9 +67,9 @@ def report(out: Path, into: Path, split: str = "all", only: Sequence[str] = ()) 
         console.print(table)
     into.mkdir(parents=True, exist_ok=True)
     note = f"Not covered: {', '.join(NOT_COVERED)} (lanes of a real engine)."
-    (into / "table.md").write_text("\n\n".join(_markdown(*table) for table in tables) + f"\n\n{note}\n", encoding="utf-8")
+    (into / "table.md").write_text("\n\n".join(markdown(*table) for table in tables) + f"\n\n{note}\n", encoding="utf-8")
     listed = [[row["id"], ", ".join(row["wrong"]), row["truth"], row["said"]] for row in wrong]
-    text = _markdown(f"Failures: {len(wrong)}", ["case", "wrong", "truth", "said"], listed)
+    text = markdown(f"Failures: {len(wrong)}", ["case", "wrong", "truth", "said"], listed)
     (into / "failures.md").write_text(text + "\n", encoding="utf-8")
     data = {
         "cases": len(records),
@@ -90,6 +90,7 @@ def _cell(value: Share | None) -> str:
     return "–" if value is None else str(value)
 
 
-def _markdown(title: str, head: list[str], body: Rows) -> str:
+def markdown(title: str, head: list[str], body: Rows) -> str:
+    """A titled table."""
     lines = [f"**{title}**", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     return "\n".join([*lines, *(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in body)])

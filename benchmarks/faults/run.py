@@ -9,8 +9,9 @@ import os
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +179,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def _line(spec: CaseSpec) -> str:
-    return json.dumps(run_case(spec), default=float)
+def _line(spec: Any, case: Callable[[Any], dict[str, Any]] = run_case) -> str:
+    return json.dumps(case(spec), default=float)
 
 
 def done(out: Path, *, retry_errors: bool = False) -> set[str]:
@@ -195,10 +196,12 @@ def done(out: Path, *, retry_errors: bool = False) -> set[str]:
     return found
 
 
-def run(specs: Sequence[CaseSpec], out: Path, jobs: int, *, retry_errors: bool = False) -> int:
+def run(
+    specs: Sequence[Any], out: Path, jobs: int, *, retry_errors: bool = False, case: Callable[[Any], dict[str, Any]] = run_case
+) -> int:
     """Run the cases that the file lacks and append a line for each as it is done; returns how many were run.
 
-    An interrupt keeps what is written.
+    An interrupt keeps what is written. `case` makes a case's record, a function of a module.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     before = done(out, retry_errors=retry_errors)
@@ -206,7 +209,7 @@ def run(specs: Sequence[CaseSpec], out: Path, jobs: int, *, retry_errors: bool =
     count = 0
     _end_line(out)
     with out.open("a", encoding="utf-8") as file:
-        for line in _results(todo, jobs):
+        for line in _results(todo, jobs, case):
             file.write(line + "\n")
             file.flush()
             count += 1
@@ -219,12 +222,12 @@ def _end_line(out: Path) -> None:
         out.write_bytes(text + b"\n")
 
 
-def _results(todo: Sequence[CaseSpec], jobs: int) -> Any:
+def _results(todo: Sequence[Any], jobs: int, case: Callable[[Any], dict[str, Any]]) -> Any:
     if jobs <= 1:
         with _quiet():
-            yield from (_line(spec) for spec in tqdm(todo, unit="case"))
+            yield from (_line(spec, case) for spec in tqdm(todo, unit="case"))
         return
     # threads are fixed before torch starts in the workers
     os.environ["OMP_NUM_THREADS"] = "1"
     with multiprocessing.get_context("spawn").Pool(min(jobs, max(len(todo), 1)), initializer=_prepare) as pool:
-        yield from tqdm(pool.imap_unordered(_line, todo), total=len(todo), unit="case")
+        yield from tqdm(pool.imap_unordered(partial(_line, case=case), todo), total=len(todo), unit="case")

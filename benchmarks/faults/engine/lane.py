@@ -1,0 +1,82 @@
+"""An engine made of the kit's executor: the plan's lane, but for what is planted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from qkit.engines.lane import EngineBatch, EngineTensor
+from qkit.graph import Graph
+from qkit.lanes import Lane, finish_value, run_lanes
+from qkit.loading import batches
+from qkit.numerics import QuantParams
+from qkit.plan import Plan
+from qkit.steps import Step
+
+#: ``round(step, sums, params)``: activation and rounding in the engine's own way.
+Round = Callable[[Step, Tensor, "QuantParams | None"], Tensor]
+
+
+def as_the_kit_rounds(step: Step, y: Tensor, params: QuantParams | None) -> Tensor:
+    """The kit's own activation and rounding."""
+    return finish_value(step, y, params, ("",), None)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one step does otherwise: another call, another rounding, or something done to its finished output."""
+
+    call: Callable[..., Any] | None = None
+    round: Round | None = None
+    output: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class PlantedLane:
+    """The plan's lane on the graph, with `changes` by step and, in all other steps, `round`.
+
+    Attributes
+    ----------
+    hidden
+        Taps that the engine does not write.
+    """
+
+    name: str
+    bits: int
+    graph: Graph
+    plan: Plan
+    changes: Mapping[str, Change] = field(default_factory=dict)
+    round: Round = as_the_kit_rounds
+    hidden: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    def run(self, loader: Iterable[Any], *, limit: int | None = None) -> Iterator[EngineBatch]:
+        """Batches as any engine's lane gives them."""
+        graph = self._changed()
+        for batch in batches(loader, limit):
+            taps: dict[str, EngineTensor] = {}
+
+            def look(step: Step, values: Mapping[str, Tensor], taps: dict[str, EngineTensor] = taps) -> None:
+                if step.name not in self.hidden:
+                    taps[step.name] = EngineTensor(values["engine"])
+
+            lanes = [Lane("engine", self.plan)]
+            outputs = run_lanes(graph, lanes, batch.inputs, finish=self._finish, observe=look)
+            yield EngineBatch(batch, taps, outputs["engine"])
+
+    def _finish(
+        self, step: Step, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None
+    ) -> Tensor:
+        change = self.changes.get(step.name, Change())
+        value = (change.round or self.round)(step, y, params)
+        return value if change.output is None else change.output(value).contiguous()
+
+    def _changed(self) -> Graph:
+        def changed(step: Step) -> Step:
+            change = self.changes.get(step.name)
+            return step if change is None or change.call is None else replace(step, call=change.call)
+
+        return replace(self.graph, steps=tuple(map(changed, self.graph.steps)))
