@@ -7,6 +7,7 @@ Each function draws into the ``ax`` that it is given and returns it, in the look
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import matplotlib.style
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -175,6 +177,43 @@ def ranges(study: Study, tensor: str, plans: Mapping[str, Plan], *, ax: Axes) ->
     ax.set_xlim(left, max(right, 1.02 * max(ends, default=right)))
     ax.set_xlabel(f"{tensor}: float value")
     ax.set_ylabel("elements (log)")
+    ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8.5)
+    return ax
+
+
+def trade_off(study: Study, tensor: str, plans: Mapping[str, Plan] | None = None, *, ax: Axes) -> Axes:
+    """Rounding, clipping and total error of a tap over the upper end of its range; dots: what several plans choose.
+
+    From the histogram of the calibration data alone, with the rule of the study's own grid; root mean square, in the tensor's
+    units. The lower end moves along in proportion.
+    """
+    seen = study.observe()
+    if tensor not in seen:
+        raise QkitError(f"{tensor} was not observed: name a tap of study.graph.taps, not a weight.")
+    histogram, grid = seen[tensor].histogram, study.plan[tensor]
+    if grid.params.per_channel:
+        raise QkitError(f"{tensor} has a grid per channel; the picture is of one range.")
+    low, high = min(histogram.min, 0.0), max(histogram.max, 0.0)
+    shares = np.geomspace(0.03, 1.5, 80)
+    errors = [histogram.error(grid.spec.params(torch.tensor(s * low), torch.tensor(s * high))) for s in shares]
+    x = shares * high
+    for label, values, colour, wide in (
+        ("rounding", [e.rounding for e in errors], WIDE_COLOUR, 1.2),
+        ("clipping", [e.clipping for e in errors], NARROW_COLOUR, 1.2),
+        ("both", [e.total for e in errors], INK, 2.0),
+    ):
+        ax.plot(x, np.sqrt(np.maximum(values, 0.0)), color=colour, lw=wide, label=label)
+    for i, (name, plan) in enumerate((plans or {}).items()):
+        params = plan[tensor].params
+        at, total = float(params.hi), math.sqrt(histogram.error(params).total)
+        ax.plot(at, total, "o", ms=6, color=OTHER, zorder=4)
+        ax.annotate(name, (at, total), (0, 10 if i % 2 else -14), textcoords="offset points", ha="center", fontsize=8.5)
+    least = math.sqrt(min(e.total for e in errors))
+    ax.set_yscale("log")
+    ax.set_ylim(least / 30, 30 * least)
+    ax.set_xlabel(f"upper end of the range of {tensor}; its values end at {number(histogram.max, 3)}")
+    ax.set_ylabel("error, root mean square")
+    ax.grid(axis="y")
     ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8.5)
     return ax
 

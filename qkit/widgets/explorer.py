@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from qkit.capture import Capture, TapCapture
 from qkit.errors import QkitError
 from qkit.plan import Plan
+from qkit.plots import depth
 from qkit.report.formats import NOTHING, decibels, is_missing, number, share
-from qkit.report.pictures import MUTED, NARROW_COLOUR, OTHER, WIDE_COLOUR
+from qkit.report.pictures import MUTED
 from qkit.widgets.layers import Column, LayerTable, Line
 from qkit.widgets.maps import FeatureMaps
 from qkit.widgets.panel import Panel, button, row, shown
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 _VIEWS = ("range", "weights per channel", "feature maps")
 _CAPTURING = "capturing"
 _ROLES = ("wide", "narrow", "other")
-_COLOURS = {"wide": WIDE_COLOUR, "narrow": NARROW_COLOUR, "other": OTHER}
 _SHAPES = ("circle", "square", "diamond")
 
 
@@ -306,21 +306,10 @@ class Explorer(Panel):
             ax.text(0.5, 0.5, "not captured yet", ha="center", va="center", transform=ax.transAxes)
             ax.set_axis_off()
             return
-        table = self.capture.table()
-        x = np.arange(1, len(table) + 1)
-        for i, lane in enumerate(lane for lane in self.capture.lanes if lane != "float"):
-            colour = _COLOURS[_ROLES[i % 3]]
-            for figure_name, style in (("sqnr", "o-"), ("local sqnr", "^--")):
-                y = table[lane, figure_name].replace([np.inf, -np.inf], np.nan)
-                label = lane if figure_name == "sqnr" else f"{lane}, local"
-                filled = colour if figure_name == "sqnr" else "white"
-                ax.plot(x, y, style, color=colour, mfc=filled, ms=3.5, lw=1.2 if filled == colour else 0.7, label=label)
-        if self.selected in table.index:
-            ax.axvline(list(table.index).index(self.selected) + 1, color=MUTED, lw=0.8, ls=":")
-        ax.set_xlabel("layer, in the order of execution")
-        ax.set_ylabel("SQNR (dB), higher is better")
-        ax.grid(axis="y")
-        ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        depth(self.capture, ax=ax)
+        names = list(self.capture.table().index)
+        if self.selected in names:
+            ax.axvline(names.index(self.selected), color=MUTED, lw=0.8, ls=":")
 
     def summary(self) -> pd.DataFrame:
         """The table of layers as it reads."""

@@ -31,7 +31,7 @@ S = TypeVar("S", bound="Panel")
 #: Seconds without a change after which the static stand-in is drawn anew.
 _QUIET = 1.5
 _DPI = 110
-_MOST_ROWS = 40
+_MOST_ROWS = 12
 #: Hides the output before the stand-in, the one that holds the widget, where no widget came to life: JupyterLab would say
 #: there that it found no model.
 _NO_WIDGET = ".jp-OutputArea:not(.qkit-live) > .jp-OutputArea-child:has(+ * + * .qkit-static) { display: none; }"
