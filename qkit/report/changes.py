@@ -133,7 +133,7 @@ def grid_range(grid: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def grid_changes(old: Report, new: Report) -> tuple[GridChange, ...]:
-    """Tensors whose grids differ in numbers, by the change of their width, the greatest first; how they were found is no change."""
+    """Tensors whose grids differ in numbers, the greatest change of width first; how they were found is none."""
     before, after = old.plan["grids"], new.plan["grids"]
     keys = ("scale", "zero_point", "qmin", "qmax", "axis")
     found = []

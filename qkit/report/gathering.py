@@ -189,8 +189,9 @@ def lint_of(study: Study) -> dict[str, Any] | str:
         place = where(finding)
         # a path inside the working directory or an installed package says where; others would tell of the machine
         entry["file"] = None if finding.file is None else place.rpartition(":")[0]
-        if entry["file"] is not None and Path(entry["file"]).is_absolute():
-            entry["file"] = Path(entry["file"]).name
+        if entry["file"] is not None:
+            packages = entry["file"].replace("\\", "/").rpartition("site-packages/")[2]
+            entry["file"] = Path(packages).name if Path(packages).is_absolute() else packages
         entry |= {key: without_folders(entry[key]) for key in ("message", "cure")}
     data["remarks"] = [without_folders(remark) for remark in data["remarks"]]
     return data

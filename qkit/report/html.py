@@ -6,11 +6,13 @@ import functools
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from qkit.report import tables
+from qkit.report import sections, tables
+from qkit.report.chart import chart
 from qkit.report.data import Report
 from qkit.report.formats import number
-from qkit.report.pictures import all_pictures, channels_caption, histogram_caption
+from qkit.report.pictures import all_pictures, channels_caption, histogram_caption, maps_caption
 from qkit.report.sentences import sentences
+from qkit.report.summary import QUESTIONS
 from qkit.report.words import GLOSSARY, MOST_BARS
 
 
@@ -20,7 +22,12 @@ def _environment() -> Environment:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )  # fmt: skip
-    environment.filters |= {"number": number, "histogram_caption": histogram_caption, "channels_caption": channels_caption}
+    environment.filters |= {
+        "number": number,
+        "histogram_caption": histogram_caption,
+        "channels_caption": channels_caption,
+        "maps_caption": maps_caption,
+    }
     return environment
 
 
@@ -28,7 +35,13 @@ def render(report: Report) -> str:
     """The page's text."""
     pictures = all_pictures(report)
     worst = [
-        {"entry": entry, "facts": tables.facts(report, entry), "why": tables.rules(report, entry), "pictures": drawn}
+        {
+            "entry": entry,
+            "facts": tables.facts(report, entry),
+            "why": tables.rules(report, entry),
+            "pictures": drawn,
+            "maps": (report.maps or {}).get(entry["tap"]),
+        }
         for entry, drawn in zip(report.worst, pictures["worst"], strict=True)
     ]
     template = _environment().get_template("degradation.html.j2")
@@ -45,4 +58,37 @@ def render(report: Report) -> str:
         worst=worst,
         words=sentences(report),
         glossary=GLOSSARY,
+        questions=QUESTIONS,
+        sections=[(anchor, head) for anchor, head, there in _sections(report) if there],
+        chart=chart(report),
+        tried=sections.tried(report),
+        treatment=sections.treatment(report),
+        mixed=sections.mixed(report),
+        engines=[{"entry": entry, "table": sections.engine(entry)} for entry in report.engines],
+        lint=sections.findings(report),
+        plan=sections.plan(report),
+        plan_json=sections.plan_json(report),
+        data=sections.data(report),
     )  # fmt: skip
+
+
+def _sections(report: Report) -> list[tuple[str, str, bool]]:
+    """Anchors and heads of the page's sections, and whether they are there."""
+    return [
+        ("scores", "Scores", True),
+        ("diagnosis", "Diagnosis", report.diagnosis is not None),
+        ("depth", "Layer by layer", True),
+        ("sensitivity", "Sensitivity", True),
+        ("worst", "Worst layers", True),
+        ("treatment", "Post-training calibration", report.treatment is not None),
+        ("mixed", "Mixed precision", report.mixed is not None),
+        ("engines", "Engine", bool(report.engines)),
+        ("layers", "All layers", True),
+        ("weights", "Weights", True),
+        ("lint", "Lint", True),
+        ("plan", "Plan", True),
+        ("remarks", "Remarks", True),
+        ("about", "Data and settings", True),
+        ("reproduce", "Reproduce", True),
+        ("terms", "Terms", True),
+    ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
-from qkit.report import tables
+from qkit.report import sections, tables
 from qkit.report.data import Report
 from qkit.report.formats import number
 from qkit.report.sentences import sentences
+from qkit.report.summary import QUESTIONS
 from qkit.report.words import GLOSSARY, MOST_BARS
 
 
@@ -51,47 +52,92 @@ def rows(heads: list[str], cells: list[list[str]], right: list[bool] | None = No
 
 def render(report: Report) -> str:
     """The report's text."""
-    words, verdict, model = sentences(report), report.verdict, report.model
+    model, verdict = report.model, report.verdict
     parts = [
         f"# {text(report.title)}",
         f"{text(model['name'])}, scheme {text(report.settings['scheme'])}, {model['taps']} layers, {model['weights']} weights, "
         f"{number(model['macs'])} MACs per sample. {report.environment['date']}.",
         f"## Verdict: {verdict['verdict']}",
-        f"**{text(verdict['headline'])}.** {text(verdict['reason'])}",
+        "\n".join(f"- **{text(question)}** {text(report.summary[key])}" for key, question in QUESTIONS.items()),
+        f"Why: {text(verdict['reason'])}",
         f"What it means: {text(verdict['meaning'])}",
         f"What to do next: {text(verdict['then'])}",
-        "## Scores",
-        text(words["scores"]),
-        _table(tables.scores(report)),
     ]
-    if report.diagnosis is not None:
-        parts += ["## Diagnosis", text(words["diagnosis"])]
-        for i, cause in enumerate(tables.causes(report), 1):
-            parts.append(
-                f"{i}. **{cause['kind']}** at {code(cause['layer'])}: {text(cause['evidence'])} {text(cause['remedy'])} "
-                f"({text(cause['facts'])})"
-            )
-        parts.append(text(report.diagnosis["qat"]))
-        parts += [text(remark) for remark in report.diagnosis["remarks"]]
-    parts += ["## Sensitivity: each layer alone", text(words["sensitivity"])]
+    words = sentences(report)
+    parts += ["## Scores", text(words["scores"]), _table(tables.scores(report))]
+    parts += _diagnosis(report, words) + _layers(report, words) + _beside(report, words) + _behind(report, words)
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _diagnosis(report: Report, words: dict[str, str]) -> list[str]:
+    found = report.diagnosis
+    if found is None:
+        return []
+    parts = ["## Diagnosis", text(words["diagnosis"])]
+    for i, cause in enumerate(tables.causes(report), 1):
+        parts.append(
+            f"{i}. **{cause['kind']}** at {code(cause['layer'])}: {text(cause['evidence'])} {text(cause['remedy'])} "
+            f"({text(cause['facts'])})"
+        )
+    if report.tried:
+        parts += ["### Remedies, before and after", text(words["tried"]), _table(sections.tried(report))]
+    if found["remedies"]:
+        parts.append("What to do, in this order: " + " ".join(text(remedy["text"]) for remedy in found["remedies"]))
+    return [*parts, text(found["qat"]), *map(text, found["remarks"])]
+
+
+def _layers(report: Report, words: dict[str, str]) -> list[str]:
+    parts = ["## Sensitivity: each layer alone", text(words["sensitivity"])]
     if report.sensitivity is not None:
         parts.append(_table(tables.sensitivity(report, MOST_BARS)))
     parts += ["## The worst layers", text(words["worst"])]
     for i, entry in enumerate(report.worst, 1):
         facts = [f"- {text(term)}: {text(figures)}" for term, figures in tables.facts(report, entry)]
         parts += [f"### {i}. {code(entry['tap'])}", f"Here because {text(tables.rules(report, entry))}.", "\n".join(facts)]
-    parts += ["## All layers", text(f"{words['layers']} SQNR in dB. {words['infinite']}".strip())]
+    parts += ["Histograms and feature maps are in the page and in the JSON. " + text(words["images"])] if report.worst else []
+    return parts
+
+
+def _beside(report: Report, words: dict[str, str]) -> list[str]:
+    parts = []
+    if report.treatment is not None:
+        parts += ["## Post-training calibration", text(words["treatment"]), _table(sections.treatment(report))]
+    if report.mixed is not None:
+        parts += ["## Mixed precision", text(words["mixed"]), _table(sections.mixed(report))]
+    for entry in report.engines:
+        said = [f"- {code(tap)}: {text(reason)}" for tap, reason in entry["reasons"].items()]
+        said += [f"- {text(note)}" for note in entry["notes"]]
+        said += [f"- Not written by the engine: {', '.join(map(code, entry['missing']))}."] if entry["missing"] else []
+        parts += [f"## Against a real engine: {text(entry['lane'])}", text(entry["summary"]), "\n".join(said)]
+        parts.append(_table(sections.engine(entry)))
+    return parts
+
+
+def _behind(report: Report, words: dict[str, str]) -> list[str]:
+    parts = ["## All layers", text(f"{words['layers']} SQNR in dB. {words['infinite']}".strip())]
     parts.append(_table(tables.layers(report, minor=False)))
     parts += ["## Weights", text(words["weights"]) if words["weights"] else _table(tables.weights(report))]
+    parts += ["## Lint", text(words["lint"])]
+    listed = sections.findings(report)
+    parts += [_table(listed)] if listed.rows else []
+    parts += ["## The plan", text(words["plan"])]
+    grids = sections.plan(report)
+    parts += [_table(grids)] if grids.rows else []
     parts.append("## What stays float, and remarks")
     parts += [text(words["notes"])] if words["notes"] else []
     remarks = [f"- {text(remark)}" for remark in report.remarks]
     remarks += [f"- {code(name)}: {text(note)}" for name, note in report.notes.items()]
     parts += ["\n".join(remarks)] if remarks else []
+    parts += ["## Data", "\n".join(f"- {text(name)}: {text(value)}" for name, value in sections.data(report))]
     about = [f"- {text(name)}: {text(value)}" for name, value in (report.settings | report.environment).items()]
     parts += ["## Settings and environment", "\n".join(about)]
+    parts += ["## How to get this report again", _fenced(report.reproduce, "python")]
+    if report.command:
+        parts += ["On the command line, with your own model and data in their places:", _fenced(f"{report.command}\n", "sh")]
+    return [*parts, "## Terms", "\n".join(f"- **{text(term)}**: {text(said)}" for term, said in GLOSSARY.items())]
+
+
+def _fenced(lines: str, language: str) -> str:
     # a fence longer than any run of backticks inside
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", report.reproduce)), default=0))
-    parts += ["## How to get this report again", f"{fence}python\n{report.reproduce}{fence}"]
-    parts += ["## Terms", "\n".join(f"- **{text(term)}**: {text(said)}" for term, said in GLOSSARY.items())]
-    return "\n\n".join(parts) + "\n"
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", lines)), default=0))
+    return f"{fence}{language}\n{lines}{fence}"

@@ -10,7 +10,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib.style
@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from qkit.report.data import WIDE, Report
-from qkit.report.formats import Units, number
+from qkit.report.formats import Units, decibels, number
+from qkit.report.maps import arrays
 from qkit.report.words import MOST_BARS
 
 #: Colours by role: in light and in dark surroundings. All light ones differ, since they are found again in the SVG.
@@ -60,25 +61,31 @@ STYLE = {
     # names of layers and classes are text, whatever signs they hold
     "text.parse_math": False,
 }
-_MOST_NAMES = 90
 _LONGEST_NAME = 34
-_FLOOR_MARGIN = 4.0
 
 
 def picture(draw: Callable[..., Axes], *args: Any, width: float, height: float) -> str:
     """A figure of so many inches with one picture in it, as SVG in a data URI that follows the reader's preference."""
+    return _as_address(lambda figure: draw(*args, ax=figure.add_subplot()), width=width, height=height)
+
+
+def _as_address(draw: Callable[[Figure], Any], *, width: float, height: float) -> str:
     light = ";".join(f"--qkit-{name}:{colours[0]}" for name, colours in COLOURS.items())
     dark = ";".join(f"--qkit-{name}:{colours[1]}" for name, colours in COLOURS.items())
     rules = f"svg{{{light}}}@media screen and (prefers-color-scheme:dark){{svg{{{dark}}}}}"
-    text = svg(draw, *args, width=width, height=height).replace("<defs>", f"<defs><style>{rules}</style>", 1)
+    text = _svg(draw, width=width, height=height).replace("<defs>", f"<defs><style>{rules}</style>", 1)
     return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
 
 
 def svg(draw: Callable[..., Axes], *args: Any, width: float, height: float) -> str:
     """The same as SVG to be put into a page that sets the colours: variables ``--qkit-`` and a name of `COLOURS`."""
+    return _svg(lambda figure: draw(*args, ax=figure.add_subplot()), width=width, height=height)
+
+
+def _svg(draw: Callable[[Figure], Any], *, width: float, height: float) -> str:
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(width, height), facecolor="none", layout="constrained")
-        draw(*args, ax=figure.add_subplot())
+        draw(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _themed(buffer.getvalue())
@@ -127,53 +134,6 @@ def losses(report: Report, *, ax: Axes) -> Axes:
 
 def _finite(values: Any) -> np.ndarray:
     return np.asarray(values, dtype=float)
-
-
-def depth(report: Report, *, ax: Axes) -> Axes:
-    """SQNR of every tap over depth: accumulated and local, per lane, with the weights' own; the worst layers marked."""
-    names = [str(name) for name in report.layers.index]
-    x = np.arange(len(names))
-    weights = [(i, w) for i, w in enumerate(report.layers["tap", "weight"]) if w in report.weights.index]
-    series: list[tuple[str, str, np.ndarray, np.ndarray]] = []
-    for lane in [lane for lane in report.lanes if lane in (WIDE, report.narrow)] or list(report.lanes):
-        series += [(lane, figure, x, _finite(report.layers[lane, figure])) for figure in ("sqnr", "local sqnr")]
-        if (lane, "sqnr") in report.weights:
-            own = _finite([report.weights.loc[w, (lane, "sqnr")] for _, w in weights])
-            series.append((lane, "weight", np.array([i for i, _ in weights], int), own))
-    values = np.concatenate([v for *_, v in series])
-    usable = values[np.isfinite(values)]
-    low, high = (float(usable.min()), float(usable.max())) if len(usable) else (0.0, 100.0)
-    low, high = min(low, 0.0) - _FLOOR_MARGIN, high + _FLOOR_MARGIN
-    top, bottom = high + 0.05 * (high - low), low
-    looks: dict[str, dict[str, Any]] = {
-        "sqnr": {"lw": 1.8, "marker": "o", "ms": 3.2},
-        "local sqnr": {"lw": 0.7, "ls": (0, (4, 2)), "marker": "^", "ms": 3.6},
-        "weight": {"lw": 0.0, "marker": "D", "ms": 3.4, "mfc": "none", "mew": 0.9},
-    }
-    said = {"sqnr": "accumulated", "local sqnr": "local", "weight": "weight alone"}
-    for lane, figure, at, v in series:
-        shown = np.where(np.isposinf(v), top, np.where(np.isneginf(v), bottom, v))
-        ax.plot(at, shown, color=_colour(report, lane), label=f"{lane}, {said[figure]}", **looks[figure])
-    if np.isposinf(values).any():
-        ax.axhline(top, color=MUTED, lw=0.6, ls=":")
-        ax.annotate("∞: no error", (0, top), (3, 3), xycoords=("axes fraction", "data"), textcoords="offset points", color=MUTED)
-    for i, entry in enumerate(report.worst, 1):
-        here = names.index(entry["tap"])
-        ax.axvspan(here - 0.4, here + 0.4, color=BAD, alpha=0.15, lw=0)
-        ax.annotate(
-            str(i), (here, 1), (0, 2), xycoords=("data", "axes fraction"), textcoords="offset points", ha="center", color=BAD,
-            fontweight="bold",
-        )  # fmt: skip
-    ax.axhline(0, color=MUTED, lw=0.8)
-    ax.set_ylim(bottom, top + 0.06 * (top - bottom))
-    ax.set_xlim(-0.8, len(names) - 0.2)
-    every = -(-len(names) // _MOST_NAMES)
-    ticks = x[::every]
-    ax.set_xticks(ticks, [short(names[i]) for i in ticks], rotation=90, fontsize=7.5)
-    ax.set_ylabel("SQNR (dB), higher is better")
-    ax.grid(axis="y")
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.05), ncols=6, fontsize=8.5)
-    return ax
 
 
 def sensitivity(report: Report, *, ax: Axes) -> Axes:
@@ -313,19 +273,60 @@ def channels(entry: dict[str, Any], *, ax: Axes) -> Axes:
     return ax
 
 
+def map_pictures(entry: dict[str, Any]) -> str:
+    """Feature maps of one layer: a row per channel; float, the lane, and their difference, as SVG in a data URI."""
+    count, high, wide = entry["shape"]
+    cell = min(2.1, 2.1 * wide / high)
+    return _as_address(
+        lambda figure: feature_maps(entry, axes=figure.subplots(count, 3, squeeze=False)),
+        width=3 * (cell + 0.75),
+        height=count * (cell * high / wide + 0.42) + 0.2,
+    )
+
+
+def feature_maps(entry: dict[str, Any], *, axes: Any) -> Any:
+    """Draw a layer's maps into axes of three columns, a row per channel; the first two of a row share their colours' scale."""
+    exact, other = (maps.astype(np.float64) for maps in arrays(entry))
+    for row, channel in enumerate(entry["channels"]):
+        ends = min(exact[row].min(), other[row].min()), max(exact[row].max(), other[row].max())
+        apart = other[row] - exact[row]
+        most = float(np.abs(apart).max()) or 1.0
+        shown = (
+            (exact[row], "cividis", ends, f"channel {channel}, float"),
+            (other[row], "cividis", ends, f"{entry['lane']}, {decibels(entry['sqnr'][row])} dB"),
+            (apart, "PuOr_r", (-most, most), "difference"),
+        )
+        for ax, (plane, colours, (low, high), title) in zip(axes[row], shown, strict=True):
+            drawn = ax.imshow(plane, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.set_title(title, fontsize=8)
+            bar = ax.figure.colorbar(drawn, ax=ax, fraction=0.05, pad=0.03)
+            bar.ax.tick_params(labelsize=6.5)
+            bar.outline.set_visible(False)
+    return axes
+
+
+def maps_caption(entry: dict[str, Any]) -> str:
+    """What the feature maps show."""
+    text = f"Feature maps of evaluation image {entry['image']}: the {len(entry['channels'])} channels with the lowest SQNR in it."
+    if max(entry["thinned"]) > 1:
+        text += f" Every {entry['thinned'][0]}th row and {entry['thinned'][1]}th column is shown."
+    return f"{text} Float and {entry['lane']} share their colours in each row; the difference has its own, white is none."
+
+
 def all_pictures(report: Report) -> dict[str, Any]:
-    """Every picture of the report as a data URI: ``losses``, ``depth``, ``sensitivity``, and pairs by worst layer."""
-    names: Sequence[str] = [str(name) for name in report.layers.index]
-    longest = max((len(short(name)) for name in names), default=0)
+    """Every picture of the report as a data URI: ``losses``, ``sensitivity``, and those of each worst layer."""
+    maps = report.maps or {}
     bars = 0 if report.sensitivity is None else min(len(report.sensitivity), MOST_BARS)
     return {
         "losses": picture(losses, report, width=5.4, height=0.95 + 0.42 * len(report.lanes)),
-        "depth": picture(depth, report, width=12.6, height=4.0 + 0.065 * longest),
         "sensitivity": picture(sensitivity, report, width=9.2, height=0.8 + 0.25 * max(bars, 2)) if bars else None,
         "worst": [
             {
                 "histogram": picture(histogram, e, width=6.2, height=2.5) if e["histogram"] else None,
                 "channels": picture(channels, e, width=4.5, height=2.5) if e["weight"] else None,
+                "maps": map_pictures(maps[e["tap"]]) if e["tap"] in maps else None,
             }
             for e in report.worst
         ],

@@ -6,6 +6,7 @@ import numpy as np
 
 from qkit.diagnosis.result import interaction_words
 from qkit.metrics import Interval
+from qkit.report import sections
 from qkit.report.data import Report
 from qkit.report.formats import Units
 from qkit.report.words import MOST_BARS
@@ -22,6 +23,12 @@ def sentences(report: Report) -> dict[str, str]:
         "worst": _worst(report),
         "layers": f"Measured on {_samples(report.layer_samples)}, in order of execution.",
         "weights": "" if len(report.weights) else "The network has no weights that are quantized: there is nothing to show here.",
+        "tried": _tried(report),
+        "images": _images(report),
+        "treatment": sections.treatment_words(report),
+        "mixed": sections.mixed_words(report),
+        "lint": sections.lint_words(report),
+        "plan": sections.plan_words(report),
         "notes": "" if report.notes or report.remarks else "Nothing stays float, and there is nothing to remark.",
     }
 
@@ -105,6 +112,29 @@ def _sensitivity(report: Report) -> str:
         f"Loss with one layer in {report.narrow} and all others in float. {shown}Each 95 % interval stands for itself: "
         f"of {count}, {by_chance} by chance. {found} {lost}."
     )
+
+
+def _tried(report: Report) -> str:
+    if not report.tried:
+        return ""
+    text = f"Each remedy in the whole {report.narrow} network, on this report's {_samples(report.metric['samples'])}."
+    found = report.diagnosis
+    if found is not None and found["samples"] < report.metric["samples"]:
+        text += f" They were chosen on {found['samples']} of these, so the others are a check."
+    elif found is not None:
+        text += " They were chosen on the same samples, so the gains are on the bright side."
+    return text
+
+
+def _images(report: Report) -> str:
+    if report.maps is None:
+        return (
+            "Feature maps are left out, since they show your images, and this page may be handed on: "
+            "study.report(…, images=True) adds those of the first evaluation image."
+        )
+    if not report.maps:
+        return "Feature maps were asked for, but none of the worst layers has positions to show."
+    return "The feature maps show the first evaluation image: think of whom this page goes to."
 
 
 def _worst(report: Report) -> str:

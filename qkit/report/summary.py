@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qkit.report.formats import Units
+from qkit.report.words import CAUSES, REMEDIES
 
 #: What the summary answers, in this order.
 QUESTIONS = {
@@ -64,7 +65,7 @@ def _cause(verdict: dict[str, Any], diagnosis: dict[str, Any] | None) -> str:
         nothing = verdict["verdict"] == "no-degradation"
         return "None: nothing is lost." if nothing else "None was confirmed by an experiment."
     first = causes[0]
-    text = f"{first['kind']} at {first['layer'] or 'the whole network'}: {first['evidence']}"
+    text = f"{first['kind']} at {first['layer'] or 'the whole network'}: {first['evidence']} {CAUSES.get(first['kind'], '')}"
     if len(causes) > 1:
         others = "one more cause was" if len(causes) == 2 else f"{len(causes) - 1} more causes were"
         text += f" {others[:1].upper()}{others[1:]} confirmed."
@@ -76,8 +77,9 @@ def _remedy(verdict: dict[str, Any], diagnosis: dict[str, Any] | None) -> str:
     if diagnosis is not None and diagnosis["causes"] and diagnosis["causes"][0]["remedy"]["kind"] == "fix-input":
         return str(diagnosis["causes"][0]["remedy"]["text"])
     if diagnosis is not None and diagnosis["remedies"]:
-        steps = [f"{r['kind']} at {r['layer']}" if r["layer"] else f"{r['kind']} everywhere" for r in diagnosis["remedies"]]
-        return ", then ".join(steps) + "."
+        steps = [f"{_in_words(r['kind'])}, {_where(r['layer'])}" for r in diagnosis["remedies"]]
+        text = "; then ".join(steps)
+        return f"{text[:1].upper()}{text[1:]}."
     if name == "no-degradation":
         return "None needed."
     if name == "inconclusive":
@@ -85,6 +87,14 @@ def _remedy(verdict: dict[str, Any], diagnosis: dict[str, Any] | None) -> str:
     if diagnosis is None:
         return f"Not looked for: {_ASK}."
     return str(verdict["then"]) if name == "not-quantization" else "No remedy was found that helps by more than chance."
+
+
+def _where(layer: str) -> str:
+    return f"at {layer}" if layer else "everywhere"
+
+
+def _in_words(kind: str) -> str:
+    return f"{REMEDIES[kind]} ({kind})" if kind in REMEDIES else kind
 
 
 def _needed(verdict: dict[str, Any]) -> str:

@@ -154,3 +154,20 @@ CAUSES: Mapping[str, str] = {
     ),
     "unquantized-layer": "This layer runs in float in every lane: what quantizing it would cost is not measured.",
 }
+
+#: What a remedy does, in half a sentence.
+REMEDIES: Mapping[str, str] = {
+    "per-channel-weights": "one scale per output channel for the weights",
+    "cross-layer-equalization": "channel ranges evened out between neighbouring layers, which leaves the float network as it is",
+    "clip-weights": "a narrower range for the weights",
+    "clip-activation": "a narrower range for the activations",
+    "widen-range": "a wider range",
+    "affine-activation": "a grid that fits one-sided values",
+    "free-scale": "a scale that need not be a power of two",
+    "bias-correction": "biases corrected for the shift that rounding makes",
+    "wider-bias": "wider biases",
+    "split-join": "a grid for each of the tensors that meet",
+    "sixteen-bit-layer": "16 bits for the layer",
+    "recalibrate": "ranges chosen anew",
+    "qat": "quantization-aware training",
+}

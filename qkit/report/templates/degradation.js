@@ -1,0 +1,130 @@
+"use strict";
+/* Sorting of tables and of the chart of layers, and the chart's figures under pointer and keyboard. Without it the page says the same. */
+
+for (const table of document.querySelectorAll("table.sortable")) {
+  const body = table.tBodies[0];
+  const heads = [...[...table.tHead.rows].at(-1).cells];
+  for (const [at, head] of heads.entries()) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    button.setAttribute("aria-label", "sort by " + head.dataset.label);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") === "ascending";
+      for (const other of heads) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const key = (row) => {
+        const v = row.cells[at].dataset.v;
+        return v === undefined ? null : Number(v.replace("inf", "Infinity"));
+      };
+      const order = (a, b) => {
+        const x = key(a), y = key(b), sign = down ? -1 : 1;
+        if (x === null && y === null) {
+          return a.cells[at].textContent.localeCompare(b.cells[at].textContent, undefined, { numeric: true }) * sign;
+        }
+        // what has no value stays at the end
+        if (x === null || y === null) return x === null ? 1 : -1;
+        return x === y ? 0 : (x < y ? -1 : 1) * sign;
+      };
+      body.append(...[...body.rows].sort(order));
+    });
+  }
+}
+
+for (const figure of document.querySelectorAll("figure.layers")) {
+  const svg = figure.querySelector("svg");
+  const tip = figure.querySelector(".tip");
+  const select = figure.querySelector("select");
+  const first = Number(svg.dataset.left), column = Number(svg.dataset.column);
+  const layers = [...svg.querySelectorAll("g.layer")];
+  let sorted = layers, shown = null;
+  figure.querySelector(".tools").hidden = false;
+
+  const number = (layer, key) => {
+    const v = layer.dataset[key];
+    return v === undefined ? NaN : Number(v.replace("inf", "Infinity"));
+  };
+  const sort = () => {
+    const key = select.value, down = select.selectedOptions[0].dataset.down !== undefined;
+    const compare = (a, b) => {
+      if (key === "name") return a.dataset.name.localeCompare(b.dataset.name, undefined, { numeric: true });
+      const x = number(a, key), y = number(b, key);
+      if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);
+      return x === y ? 0 : (x < y ? -1 : 1) * (down ? -1 : 1);
+    };
+    sorted = [...layers].sort(compare);
+    sorted.forEach((layer, i) => {
+      layer.style.transform = `translate(${first + i * column}px, 0)`;
+      layer.tabIndex = i === 0 ? 0 : -1;
+    });
+    // a line along the depth means nothing in another order
+    svg.classList.toggle("resorted", key !== "order");
+    hide();
+  };
+  const show = (layer) => {
+    shown?.classList.remove("shown");
+    shown = layer;
+    layer.classList.add("shown");
+    tip.textContent = layer.getAttribute("aria-label");
+    tip.hidden = false;
+    const box = layer.querySelector(".hit").getBoundingClientRect(), frame = figure.getBoundingClientRect();
+    const room = frame.width - tip.offsetWidth - 4, middle = box.left + box.width / 2 - frame.left;
+    const beside = middle + 14 + tip.offsetWidth > frame.width ? middle - 14 - tip.offsetWidth : middle + 14;
+    tip.style.left = `${Math.max(0, Math.min(beside, room))}px`;
+    tip.style.top = `${figure.querySelector(".scroll").offsetTop + 34}px`;
+  };
+  const hide = () => {
+    shown?.classList.remove("shown");
+    shown = null;
+    tip.hidden = true;
+  };
+  const go = (layer) => {
+    for (const other of sorted) other.tabIndex = other === layer ? 0 : -1;
+    layer.focus();
+  };
+  for (const layer of layers) {
+    const title = layer.querySelector("title");
+    layer.setAttribute("aria-label", title.textContent);
+    layer.setAttribute("role", "img");
+    title.remove();
+    layer.addEventListener("pointerenter", () => show(layer));
+    layer.addEventListener("focus", () => {
+      show(layer);
+      layer.scrollIntoView({ block: "nearest", inline: "nearest" });
+    });
+    layer.addEventListener("blur", hide);
+    layer.addEventListener("click", () => go(layer));
+    layer.addEventListener("dblclick", () => open(layer));
+  }
+  svg.addEventListener("pointerleave", () => {
+    const focused = layers.find((layer) => layer === document.activeElement);
+    if (focused) show(focused);
+    else hide();
+  });
+  const open = (layer) => {
+    const row = [...document.querySelectorAll("#table-layers tbody tr")].find((r) => r.cells[0].dataset.v === layer.dataset.order + ".0");
+    if (!row) return;
+    for (const other of document.querySelectorAll("tr.found")) other.classList.remove("found");
+    row.classList.add("found");
+    row.scrollIntoView({ block: "center" });
+    row.tabIndex = -1;
+    row.focus({ preventScroll: true });
+  };
+  svg.addEventListener("keydown", (event) => {
+    const at = sorted.indexOf(document.activeElement);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: sorted.length - 1 }[event.key];
+    if (at < 0) return;
+    if (to !== undefined) {
+      event.preventDefault();
+      go(sorted[Math.max(0, Math.min(to, sorted.length - 1))]);
+    } else if (event.key === "Enter") {
+      event.preventDefault();
+      open(sorted[at]);
+    } else if (event.key === "Escape") {
+      hide();
+    }
+  });
+  select.addEventListener("change", sort);
+  sort();
+}
