@@ -11,13 +11,14 @@ QKIT_CHROMIUM ?= /usr/bin/chromium
 export QKIT_CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all browser pictures notebooks notebooks-run lint bench zoo clean
+.PHONY: help demo test test-slow test-all browser pictures notebooks notebooks-run docs lint bench zoo clean
 
 help:
 	@echo "make demo      float, int16 and int8 on the bundled network; writes out/degradation.html"
 	@echo "make test      the tests but the slow ones (make test-slow: those; make test-all: all)"
 	@echo "make pictures  the widgets' pictures in docs/widgets, taken by their tests"
 	@echo "make notebooks run the notebooks and compare with what is saved in them (make notebooks-run: run and save)"
+	@echo "make docs      the site, in out/docs: tutorial, how-to, causes and remedies, reference"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     speed and memory as ratios of a float pass"
 	@echo "make zoo       train the bundled networks again (minutes)"
@@ -67,6 +68,9 @@ notebooks: $(READY)
 # all, or those named: make notebooks-run NOTEBOOKS="01 05"
 notebooks-run: $(READY)
 	$(BIN)/python notebooks/execute.py $(NOTEBOOKS)
+
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -b html docs out/docs
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.metadata import version as installed
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -42,13 +43,13 @@ nb_ipywidgets_js: dict[str, dict[str, str]] = {}
 nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence", "attrs_inline"]
 myst_heading_anchors = 3
-# a listing by pattern may be empty: there is a site without notebooks
-suppress_warnings = ["toc.empty_glob"]
+# notebooks begin their cells at whatever level reads best
+suppress_warnings = ["myst.header"]
 
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-autodoc_class_signature = "separated"
+autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 88
 napoleon_google_docstring = False
@@ -64,6 +65,9 @@ def _generate() -> None:
     made |= {docs / "generated" / "reference" / name: text for name, text in reference.texts().items()}
     made |= {docs / "notebooks" / n: text for n, text in notebooks.copies(root / "notebooks", docs / "notebooks", moved).items()}
     made[docs / "generated" / "commands.md"] = commands.page()
+    made[docs / "generated" / "parts" / "pages.md"] = _listed(
+        "report" if (docs / "report.md").is_file() else "", "widgets", "traces"
+    )
     for path, text in made.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         # only what changed, so that Sphinx reads again only what is new
@@ -72,6 +76,22 @@ def _generate() -> None:
     for folder in ("generated", "notebooks"):
         for path in set((docs / folder).rglob("*.*")) - set(made):
             path.unlink()
+
+
+def _listed(*names: str) -> str:
+    """A part of the table of contents: the pages that there are."""
+    return "\n".join(["```{toctree}", ":hidden:", ":caption: Look up", "", "reference/index", *filter(None, names), "```", ""])
+
+
+def _without_types(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """A comment on an attribute is a sentence: what stands before its colon is no type."""
+    if what == "attribute":
+        lines[:] = [line.replace(": ", " – ", 1) for line in lines]
+
+
+def setup(app: Any) -> None:
+    """Sphinx's hook; before napoleon reads the docstrings."""
+    app.connect("autodoc-process-docstring", _without_types, priority=100)
 
 
 _generate()

@@ -51,7 +51,7 @@ PLACES: dict[str, tuple[str, str, str, float]] = {
     "range-too-wide": ("vgg_small", "tap", "features.4", 196.0),
     "bias-shift": ("vgg_small", "leaning", "features.11", 5.0),
     "signed-grid-on-one-sided-tensor": ("resnet_small", "tap", "layer1.1:add", 2.0),
-    "power-of-two-scale": ("resnet_small", "tap", "layer2.0.conv1", 2.0),
+    "power-of-two-scale": ("vgg_small", "tap", "features.4", 2.0),
     "mismatched-join": ("inception_small", "concat", "inception3b:cat", 261.0),
     "bias-width": ("vgg_small", "network", "", 13.0),
     "insufficient-bits": ("vgg_small", "tap", "features.4", 2.0),

@@ -29,6 +29,8 @@ def page() -> str:
         rows = list(_rows(command, context))
         if rows:
             parts += _table(rows)
+        if getattr(command, "epilog", None):
+            parts += [_examples(command.epilog), ""]
     return "\n".join(parts) + "\n"
 
 
@@ -50,8 +52,17 @@ def _rows(command: Any, context: Any) -> Iterator[tuple[str, str, str]]:
             continue
         names, text = record
         extra = re.search(r"\s*\[((?:default:|required|x[<>]|[\d.]+<)[^\]]*)\]$", text)
-        said = extra[1].removeprefix("default: ") if extra else ""
-        yield f"`{names.replace('|', ' | ')}`", said, _prose(text[: extra.start()] if extra else text)
+        said = "" if extra is None else extra[1]
+        text = text if extra is None else text[: extra.start()]
+        # the choices of an option and its bounds are told beside its help, where there is room
+        choices = re.search(r" [<\[]([^<>\[\]]*\|[^<>\[\]]*)[>\]]", names)
+        if choices:
+            names = names.replace(choices[0], "")
+            text = f"{text} One of {', '.join(f'`{each.strip()}`' for each in choices[1].split('|'))}."
+        bounds = [part for part in said.split("; ") if "<" in part or ">" in part]
+        text = f"{text} {', '.join(f'`{bound}`' for bound in bounds)}" if bounds else text
+        default = "; ".join(part for part in said.split("; ") if part and part not in bounds).removeprefix("default: ")
+        yield f"`{names}`", default if default in ("", "required") else f"`{default}`", _prose(text)
 
 
 def _table(rows: list[tuple[str, str, str]]) -> list[str]:
@@ -60,9 +71,22 @@ def _table(rows: list[tuple[str, str, str]]) -> list[str]:
     return [*lines, ""]
 
 
+def _examples(text: str) -> str:
+    """What stands below a command's help: lines that are commands become a block of code, the rest stays text."""
+    parts = []
+    for part in re.split(r"\n\s*\n", _MARKUP.sub("", text)):
+        line = part.strip()
+        if line.startswith("qkit "):
+            parts.append(f"```text\n{line}\n```")
+        elif line != "Examples":
+            parts.append(_prose(line))
+    return "\n\n".join(parts).replace("\n```\n\n```text", "")
+
+
 def _prose(text: str | None) -> str:
     """Help text without the terminal's colours; marks of paragraphs that are kept as they are become blocks of code."""
-    plain = _MARKUP.sub("", inspect.cleandoc(text or ""))
+    # an option's two dashes would be one dash of a sentence
+    plain = re.sub(r"(?<![`\w-])(--[a-z][a-z-]*)", r"`\1`", _MARKUP.sub("", inspect.cleandoc(text or "")))
     parts = []
     for part in plain.replace("\f", "").split("\n\n"):
         if part.startswith("\b"):

@@ -104,11 +104,9 @@ def channels(ax: Axes, peaks: np.ndarray, step: float | np.ndarray, *, what: str
     heights = np.maximum(peaks[order], 1e-9 * peaks.max())
     lost = heights < steps / 2
     floor = 0.3 * min(float(heights[heights > 1e-8 * peaks.max()].min()), float(steps.min()))
-    ax.bar(x[~lost], heights[~lost] - floor, 0.85, floor, color=WIDE, alpha=0.75, lw=0)
+    ax.bar(x[~lost], heights[~lost], 0.85, color=WIDE, alpha=0.75, lw=0)
     if lost.any():
-        ax.bar(
-            x[lost], np.maximum(heights[lost] - floor, 0), 0.85, floor, color=BAD, lw=0, label="below half a step: rounds to 0"
-        )
+        ax.bar(x[lost], heights[lost], 0.85, color=BAD, lw=0, label="below half a step: rounds to 0")
     ax.step(x, steps, where="mid", color=INK, lw=1.2, label="one step of the grid")
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(numticks=7))

@@ -74,7 +74,9 @@ class Page:
         if self.module != "qkit":
             lines += [f".. automodule:: {self.module}", "   :no-members:", ""]
         for name in self.names:
-            lines += _entry(module, name, known)
+            entry = _entry(module, name, known)
+            # a page of one name is headed by it
+            lines += entry[3:] if (name,) == self.names and name == self.title else entry
         return "\n".join(lines)
 
     def described(self) -> Iterator[tuple[int, str]]:
