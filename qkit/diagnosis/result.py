@@ -168,7 +168,7 @@ class Diagnosis:
             found.append(f"{number}. {cause.kind}{where}: {cause.evidence} {cause.remedy.text}{gain and gain + '.'}")
         if self.verdict.name in ("quantization", "both", "not-quantization") and not self.causes:
             found.append("No single cause was confirmed.")
-        found += [f"Said, not measured: {c.kind} at {c.layer}: {c.evidence}" for c in self.findings[:5]]
+        found += [f"Said, not measured: {c.kind}{f' at {c.layer}' if c.layer else ''}: {c.evidence}" for c in self.findings[:5]]
         if self.harmless:
             listed = ", ".join(f"{tap} ({sqnr:.0f} dB)" for tap, sqnr in self.harmless)
             found.append(f"Looks bad and is harmless, quantized alone: {listed}.")
