@@ -18,12 +18,17 @@ from qkit.engines.compare import compare, score
 from qkit.engines.comparison import Comparison
 from qkit.engines.lane import EngineLane
 from qkit.errors import DataError
+from qkit.lanes import ACCUMULATING
 from qkit.metrics import Interval, Scores
 from qkit.numerics import QuantParams
 from qkit.plan import FLOAT, Plan
 
 if TYPE_CHECKING:
     from qkit.study import Study
+
+
+#: An engine ran another network if this part of the layers with weights, of which there are some, computes something else.
+_MOST, _SOME = 0.75, 3
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,11 @@ def departure_of(study: Study, found: Comparison) -> Departure | None:
     if first is None:
         return None
     layer, share = study.graph.step(first).layer, found.taps[first].share
-    if first in found.grids:
+    fault = found.faults.get(first)
+    if first in found.grids and (fault is None or fault.kind == "rounding"):
         words = _grids_in_words(found.plan.params(first), found.grids[first])
         cure = "Give the engine the plan's grids, or compare it with the plan that it runs (study.with_plan)."
         return Departure(first, layer, share, "grid", words, share, cure)
-    fault = found.faults.get(first)
     if fault is None:
         cure = "Look at this layer in the engine: no fault that was tried reproduces what it computes."
         return Departure(first, layer, share, None, None, share, cure)
@@ -91,7 +96,8 @@ def departure_of(study: Study, found: Comparison) -> Departure | None:
 def causes(study: Study, lane: EngineLane, plan: Plan, *, limit: int | None = None) -> tuple[list[Cause], Interval | None]:
     """``engine-mismatch`` where the engine leaves the simulation, and what it loses against the simulation, paired.
 
-    Images in another order than the kit's are ``trace-alignment``. The loss is None where the engine's outputs are not known.
+    Images in another order than the kit's, and another network, are ``trace-alignment``. The loss is None where the engine's
+    outputs are not known.
     """
     comparison = compare(study, lane, plan=plan, batches=limit, scored=True, progress=False)
     scores = comparison.scores
@@ -99,6 +105,14 @@ def causes(study: Study, lane: EngineLane, plan: Plan, *, limit: int | None = No
     found = departure_of(study, comparison)
     if found is None:
         return [], loss
+    differ, weighted = _unrelated(comparison)
+    if weighted >= _SOME and differ >= _MOST * weighted:
+        evidence = (
+            f"at {differ} of {weighted} layers with weights, {found.tap} the first, {lane.name} has values that have nothing to "
+            "do with what the network gives on the engine's own inputs: it ran another network, or other weights."
+        )
+        cure = "Check that the engine ran this network with these weights, and that its tensors go by the right names."
+        return [Cause("trace-alignment", found.layer, found.tap, evidence, Remedy("fix-input", "", cure), loss)], loss
     what = found.fault or "does something that no fault tried here reproduces"
     evidence = (
         f"{lane.name} leaves the simulation at {found.tap}: on the engine's own inputs {found.share:.1%} of its elements are "
@@ -110,6 +124,12 @@ def causes(study: Study, lane: EngineLane, plan: Plan, *, limit: int | None = No
     kind: CauseKind = "trace-alignment" if found.kind == "sample-order" else "engine-mismatch"
     remedy = Remedy("fix-input", found.layer, found.cure)
     return [Cause(kind, found.layer, found.tap, evidence, remedy, loss)], loss
+
+
+def _unrelated(found: Comparison) -> tuple[int, int]:
+    """At how many layers with weights the engine computes something else altogether, and how many there are."""
+    weighted = [sums for sums in found.taps.values() if sums.kind in ACCUMULATING]
+    return sum(sums.unrelated for sums in weighted), len(weighted)
 
 
 def _grids_in_words(engine: QuantParams | None, planned: QuantParams | None) -> str:

@@ -30,6 +30,8 @@ FAR_STEPS, FAR = 2, 1e-4
 WORTH_A_REASON = 0.99
 #: Tensors without codes agree if this many decibels lie between them and their difference: float32 sums in another order do.
 FLOAT_AGREEMENT = 60.0
+#: Below so many decibels two tensors have nothing in common but their sign and size.
+UNRELATED = 3.0
 #: No element counts for more than so many steps in the mean distance.
 _MOST_APART = 16.0
 
@@ -95,8 +97,10 @@ class TapSums:
         Elements of the latter that rounding explains.
     has_grid
         Whether the tap has one; a step of a float tensor is a thousandth of its size.
-    signal, against_float, against_simulation, local_error
-        Sums of squares: of the float values, of the engine's difference to them, to the simulation, to the step on equal inputs.
+    signal, against_float, against_simulation
+        Sums of squares: of the float values, of the engine's difference to them, and to the simulation.
+    local_signal, local_error
+        The same of the step on equal inputs, and of the engine's difference to it.
     """
 
     kind: str
@@ -107,6 +111,7 @@ class TapSums:
     signal: float = 0.0
     against_float: float = 0.0
     against_simulation: float = 0.0
+    local_signal: float = 0.0
     local_error: float = 0.0
 
     def add_accumulated(self, engine: Tensor, floats: Tensor, simulated: Tensor, scale: Tensor | None) -> None:
@@ -122,6 +127,7 @@ class TapSums:
         """Add a batch of the step on equal inputs; whether a reason is worth looking for."""
         apart = visit.apart(visit.simulated)
         self.has_grid = visit.params is not None
+        self.local_signal += float(visit.simulated.double().square().sum())
         self.local_error += float((apart * visit.unit).square().sum())
         batch = Steps()
         batch.add(apart)
@@ -147,7 +153,12 @@ class TapSums:
         """Whether the step computes what the kit's does on the same inputs, as far as rounding goes."""
         if self.local.count:
             return self.share >= ROUNDING and self.local.far <= FAR * self.local.count
-        return bool(decibels(self.signal, self.local_error) >= FLOAT_AGREEMENT)
+        return bool(decibels(self.local_signal, self.local_error) >= FLOAT_AGREEMENT)
+
+    @property
+    def unrelated(self) -> bool:
+        """Whether the engine's values have nothing to do with what the step gives on the same inputs."""
+        return bool(decibels(self.local_signal, self.local_error) < UNRELATED)
 
 
 @dataclass(frozen=True)
