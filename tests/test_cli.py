@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+import qkit
 from qkit import cli
+from qkit.commands import source
 from qkit.errors import QkitError
 from qkit.plan import Plan
 from qkit.zoo import load_torchvision
@@ -109,7 +112,7 @@ def test_report_in_a_process_of_its_own_is_a_page(images: Path, weights: dict[st
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "page.html").read_text()
     assert "<!doctype html>" in page[:20].lower()
-    assert "calibrating" in done.stderr, "progress is shown"
+    assert "calibrating" not in done.stderr, "bars are for terminals"
     assert "Report: page.html" in done.stdout
 
 
@@ -152,7 +155,7 @@ def test_an_interrupt_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "Study", stop)
+    monkeypatch.setattr(source, "make_study", stop)
     monkeypatch.setattr(sys, "argv", ["qkit", "demo"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
@@ -178,8 +181,47 @@ def test_diagnose_says_that_a_sound_network_leaves_no_plan_to_save(tmp_path: Pat
     assert not (tmp_path / "plan.json").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["report", "--help"], ["diagnose", "--help"]])
-def test_help(arguments: list[str]) -> None:
-    result = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "200"})
+COMMANDS = ("demo", "lab", "diagnose", "lint", "capture", "report", "export", "config")
+
+
+def test_help_lists_the_commands_and_the_exit_codes() -> None:
+    result = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert all(f" {command} " in result.output for command in COMMANDS)
+    assert "130 interrupted" in result.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_has_examples_and_exit_codes(command: str) -> None:
+    result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     assert "Usage" in result.output
+    assert f"qkit {command}" in result.output.split("Examples")[1]
+    assert "130 interrupted" in result.output.split("Exit code")[1]
+    assert "--json" in result.output
+    assert ("--config" in result.output) == (command != "config")
+
+
+def test_what_help_lists_is_what_there_is() -> None:
+    from qkit import PRESETS, zoo
+    from qkit.commands import options
+    from qkit.diagnosis.verdict import TOLERANCE
+    from qkit.estimators import METHODS
+    from qkit.metrics import NAMED
+
+    assert set(options.SCHEMES) == set(PRESETS)
+    assert set(options.METHODS) == set(METHODS)
+    assert set(options.BUNDLED) == set(zoo.names())
+    assert get_args(get_args(get_type_hints(options.DataOptions)["metric"])[0]) == tuple(NAMED)
+    assert options.TOLERANCE == TOLERANCE
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, qkit.cli\ntry: qkit.cli.app([])\nexcept SystemExit: pass\nprint(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "Usage" in done.stdout
+    assert not {"torch", "numpy", "pandas", "scipy", "matplotlib", "IPython"} & set(done.stderr.split())
+
+
+def test_version() -> None:
+    assert CliRunner().invoke(cli.app, ["--version"]).output == f"qkit {qkit.__version__}\n"

@@ -74,7 +74,8 @@ def test_errors_are_exit_code_1_and_json_is_json(factory: str, tmp_path: Path) -
         (["--model", "nowhere:Net"], "cannot be imported"),
         (["--input-size", "3,32,32"], "'3,32,32' is no size"),
         (["--input-size", "1x4x32x32"], "does not run on the batch"),
-        (["--weights", "nowhere.pth"], "nowhere.pth"),
+        (["--model", "resnet18", "--weights", "nowhere.pth"], "nowhere.pth"),
+        (["--weights", "nowhere.pth"], "--weights goes with --model"),
         (["--out", "file/lint.json"], "cannot be written"),
     ],
 )

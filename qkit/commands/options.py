@@ -1,0 +1,159 @@
+"""Options that several commands have, in groups: each is written once, and a command names the groups that it takes.
+
+A group is a frozen dataclass whose fields are typer's options; `qkit.commands.command` spreads them over a command's
+signature. What an option is by default is None wherever that depends on something else, and its help says on what.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+#: Names that the libraries define and that help and choices show without importing them; a test holds them together.
+SCHEMES = (
+    "int8", "int8-per-tensor", "int8-symmetric", "int8-power-of-two", "int8-per-channel-power-of-two", "int16",
+    "int8-weights-int16-activations", "int4-weights",
+)  # fmt: skip
+METHODS = ("minmax", "moving-average", "percentile", "mse", "entropy")
+BUNDLED = ("mobilenet_v2_lite", "mobilenet_v2_hostile", "resnet_small", "vgg_small", "inception_small")
+#: The bundled network that is taken where none is named.
+DEFAULT_MODEL = "mobilenet_v2_hostile"
+#: Loss that still counts as close.
+TOLERANCE = 0.01
+
+MODEL, DATA, GRIDS, OUTPUT, RUNNING = "Model", "Data", "Quantization", "Output", "Running"
+
+
+def option(*names: str, panel: str, help: str, **more: Any) -> Any:  # noqa: A002  # typer's name for it
+    """A typer option in a panel."""
+    return typer.Option(*names, rich_help_panel=panel, help=help, **more)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which network."""
+
+    model: Annotated[
+        str | None,
+        option(
+            panel=MODEL,
+            metavar="NAME|package.module:function",
+            help="A torchvision name such as resnet50 (with --weights), package.module:function that makes your own model "
+            f"(looked for in the working directory too), or a bundled network: {', '.join(BUNDLED)}. {DEFAULT_MODEL} by default.",
+        ),
+    ] = None
+    weights: Annotated[
+        Path | None,
+        option(
+            panel=MODEL,
+            metavar="FILE",
+            help="State dict for it: .safetensors, or what torch.save wrote. Read as plain tensors: no code in the file is run.",
+        ),
+    ] = None
+    argument: Annotated[
+        list[str] | None,
+        option(
+            panel=MODEL,
+            metavar="NAME=VALUE",
+            help="Argument for the function that builds the model, such as transform_input=true; can be repeated.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images calibrate and judge it."""
+
+    data: Annotated[
+        str | None,
+        option(
+            panel=DATA,
+            metavar="FOLDER|package.module:function",
+            help="A folder of images per class, or with such folders under train/ and val/; or package.module:function that "
+            "returns (calibration loader, evaluation loader). A bundled network brings its own.",
+        ),
+    ] = None
+    classes: Annotated[
+        str | None,
+        option(
+            panel=DATA,
+            metavar="FILE|LIST",
+            help="Class names in the order of the model's outputs: a text or JSON file, or a comma list. Needed where the "
+            "folders' names in alphabetical order are not those.",
+        ),
+    ] = None
+    calibration_data: Annotated[
+        Path | None, option(panel=DATA, metavar="FOLDER", help="Another folder of images per class to calibrate with.")
+    ] = None
+    weights_tag: Annotated[
+        str | None,
+        option(panel=DATA, metavar="TAG", help="torchvision's weights whose preprocessing to use, such as IMAGENET1K_V1."),
+    ] = None
+    preprocessing: Annotated[
+        str | None, option(panel=DATA, metavar="NAME", help="torchvision model whose preprocessing to take instead.")
+    ] = None
+    expected: Annotated[
+        float | None,
+        option(
+            panel=DATA,
+            min=0.0,
+            max=1.0,
+            help="The float score that you believe in, as a fraction: 0.7188. Missing it is a finding of its own.",
+        ),
+    ] = None
+    metric: Annotated[
+        Literal["top1", "top5", "agreement"] | None,
+        option(panel=DATA, help="What is scored. top1 by default; agreement with the float lane where there are no labels."),
+    ] = None
+    batch_size: Annotated[int | None, option(panel=DATA, min=1, help="Images a batch. 32 by default, 64 for bundled ones.")] = (
+        None
+    )
+    calibration_images: Annotated[
+        int | None, option(panel=DATA, min=1, help="Most images to calibrate with. 256 by default.")
+    ] = None
+    limit: Annotated[int | None, option(panel=DATA, min=1, help="Most images in either part. All by default.")] = None
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """How it is quantized."""
+
+    scheme: Annotated[
+        str | None,
+        option(
+            panel=GRIDS,
+            metavar="NAME",
+            help=f"Grids: {', '.join(SCHEMES)}. By default int8, and int8-per-tensor for the bundled networks.",
+        ),
+    ] = None
+    method: Annotated[
+        str, option(panel=GRIDS, metavar="NAME", help=f"How ranges of activations are chosen: {', '.join(METHODS)}.")
+    ] = "mse"
+    plan: Annotated[
+        Path | None,
+        option(
+            panel=GRIDS,
+            metavar="FILE",
+            help="Take the grids of this plan, as diagnose --save-plan or export write it, instead of calibrated ones.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """Where it runs."""
+
+    device: Annotated[
+        str | None, option(panel=RUNNING, metavar="NAME", help="Where to compute, such as cuda. The CPU by default.")
+    ] = None
+    threads: Annotated[int | None, option(panel=RUNNING, min=1, help="CPU threads. torch's own choice by default.")] = None
+
+
+#: Evaluation batches, of commands that score.
+Batches = Annotated[int | None, option(panel=DATA, min=1, help="Evaluation batches to score on. All by default.")]
+Tolerance = Annotated[
+    float, option(panel=GRIDS, min=0.0, max=1.0, help="Loss that still counts as close, as a fraction: 0.01 is one point.")
+]

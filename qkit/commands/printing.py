@@ -1,0 +1,80 @@
+"""What the commands show: tables for a terminal, files that are there as a whole, JSON that is strict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from qkit.errors import QkitError
+
+if TYPE_CHECKING:
+    from qkit.metrics import Interval, Scores
+
+#: Colours of the verdicts, and of lint's severities.
+VERDICTS = {"no-degradation": "green", "quantization": "yellow", "not-quantization": "red", "both": "red", "inconclusive": "cyan"}
+SEVERITIES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+def strict(value: Any) -> Any:
+    """Nested data as strict JSON has them: infinities as strings, NaN as None."""
+    from qkit.report.formats import plain
+
+    return plain(value)
+
+
+def prepare_file(path: Path) -> Path:
+    """The path, its folder made: called before the work, which is not to be lost to a mistyped name.
+
+    Raises
+    ------
+    QkitError
+        If the folder cannot be made, or the path is a folder.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QkitError(f"{path} cannot be written: {error.strerror or error}.") from error
+    if path.is_dir():
+        raise QkitError(f"{path} is a folder: name a file.")
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file.
+
+    Raises
+    ------
+    QkitError
+        If that cannot be done.
+    """
+    prepare_file(path)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise QkitError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def score_table(scores: Scores) -> Table:
+    """A row per lane: score and loss with their intervals."""
+    from qkit.metrics import NAMED
+
+    percent = scores.metric in NAMED
+
+    def shown(interval: Interval) -> tuple[str, str]:
+        factor, unit = (100.0, " %") if percent else (1.0, "")
+        return f"{factor * interval.value:.2f}{unit}", f"{factor * interval.low:.2f} to {factor * interval.high:.2f}"
+
+    table = Table(title=f"{scores.metric} on {scores.n} images, 95 % intervals")
+    for name in ("lane", "score", "interval", "loss (points)" if percent else "loss", "interval of the loss"):
+        table.add_column(name, justify="left" if name == "lane" else "right")
+    for lane in scores.lanes:
+        loss = shown(scores.loss(lane)) if lane != "float" else ("–", "")
+        table.add_row(lane, *shown(scores[lane]), loss[0].removesuffix(" %"), loss[1])
+    return table
+
+
+def size(count: int) -> str:
+    """Bytes for a reader."""
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{max(count / 1024, 0.1):.1f} KiB"

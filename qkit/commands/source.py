@@ -1,0 +1,255 @@
+"""From the options to a network, its data, and a study of both."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qkit.commands.options import BUNDLED, DEFAULT_MODEL, DataOptions, GridOptions, MachineOptions, ModelOptions
+from qkit.errors import DataError, QkitError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from qkit.loading import Batch
+    from qkit.study import Study
+    from qkit.zoo.case import Case
+
+#: Suffixes of weights, and of programs that are no modules.
+_WEIGHTS = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
+_PROGRAMS = {".pt2": "an exported program", ".onnx": "an ONNX file", ".tflite": "a TFLite file", ".ts": "a TorchScript program"}
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network with its data, and whether the kit brought both."""
+
+    case: Case
+    bundled: bool
+    metric: str | None = None
+
+
+def use_threads(machine: MachineOptions) -> None:
+    """Set the number of CPU threads, where one is given."""
+    if machine.threads is not None:
+        import torch
+
+        torch.set_num_threads(machine.threads)
+
+
+def load(model: ModelOptions, data: DataOptions) -> Source:
+    """The network and its data.
+
+    Raises
+    ------
+    QkitError
+        If there is no such network, options do not go together, or data and weights do not fit.
+    """
+    name = named(model, data)
+    with working_folder():
+        if data.data is None:
+            return _bundled(name, model, data)
+        if not _is_factory(data.data):
+            return Source(_images(name, model, data), bundled=False, metric=data.metric)
+        return Source(_own_data(name, model, data), bundled=False, metric=data.metric)
+
+
+def named(model: ModelOptions, data: DataOptions | None = None) -> str:
+    """The network's name; the default one where nothing is said of any.
+
+    Raises
+    ------
+    QkitError
+        If weights or data are given and no network, or if the name is a file's.
+    """
+    if model.model is None:
+        given = "--weights" if model.weights is not None else "--data" if data is not None and data.data is not None else None
+        if given is not None:
+            raise QkitError(f"{given} goes with --model: name the network, a torchvision name or package.module:function.")
+        return DEFAULT_MODEL
+    suffix = Path(model.model).suffix.lower()
+    if suffix in _PROGRAMS:
+        raise QkitError(
+            f"{model.model} is {_PROGRAMS[suffix]}, which is not taken apart here (and may run code when it is read): give the "
+            "module itself, as package.module:function."
+        )
+    if suffix in _WEIGHTS or Path(model.model).is_file():
+        raise QkitError(
+            f"{model.model} is a file of weights and does not say what network they belong to: name that with --model (a "
+            f"torchvision name, or package.module:function) and the file with --weights {model.model}."
+        )
+    return model.model
+
+
+def network(model: ModelOptions) -> nn.Module | str:
+    """The module where it is the kit's own with other weights, else its name."""
+    name = named(model)
+    if name not in BUNDLED:
+        return name
+    from qkit import zoo
+
+    return zoo.build(name)
+
+
+@contextlib.contextmanager
+def working_folder() -> Iterator[None]:
+    """The user's own modules are found in the working directory: first while they are loaded, and last from then on.
+
+    First, as for any script, so that ``model:make`` is the user's; last afterwards, so that a file of theirs named like a
+    package does not take its place when the kit loads that.
+    """
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path and "" not in sys.path:
+            sys.path.append(folder)
+
+
+def make_study(source: Source, grids: GridOptions, machine: MachineOptions) -> Study:
+    """A study of the source, not calibrated.
+
+    Raises
+    ------
+    QkitError
+        If the scheme is none that there is, or model and data do not fit.
+    """
+    from qkit.study import Study
+
+    case = source.case
+    scheme = grids.scheme or ("int8-per-tensor" if source.bundled else "int8")
+    return Study(
+        case.model, case.calibration, case.evaluation, metric=source.metric, scheme=scheme, expected=case.expected,
+        device=machine.device,
+    )  # fmt: skip
+
+
+def calibrate(study: Study, grids: GridOptions) -> Study:
+    """The study calibrated, or with the plan of the file."""
+    study.calibrate(grids.method)
+    if grids.plan is None:
+        return study
+    from qkit.plan import Plan
+
+    return study.with_plan(Plan.load(grids.plan))
+
+
+def batches_of_images(study: Study, images: int, limit: int | None) -> int:
+    """Batches that hold so many images, at most `limit`."""
+    count = math.ceil(images / first_batch(study).size)
+    return count if limit is None else min(count, limit)
+
+
+def first_batch(study: Study) -> Batch:
+    """The first one of the evaluation data."""
+    from qkit.loading import batches
+
+    return next(iter(batches(study.evaluation)))
+
+
+def _bundled(name: str, model: ModelOptions, data: DataOptions) -> Source:
+    from qkit import zoo
+
+    if name not in BUNDLED:
+        raise QkitError(
+            f"{name} needs data: name a folder of images per class with --data, or package.module:function that returns the "
+            f"loaders. Of the networks that bring their own there are {', '.join(BUNDLED)}."
+        )
+    if model.argument:
+        raise QkitError("--argument goes with a network of your own: the bundled ones take none.")
+    _refuse(
+        data, ("classes", "calibration_data", "weights_tag", "preprocessing", "calibration_images", "limit"), "goes with --data"
+    )
+    case = zoo.load(name) if data.batch_size is None else zoo.load(name, data.batch_size)
+    if model.weights is not None:
+        from qkit.zoo.usermodel import user_model
+
+        case = replace(case, model=user_model(zoo.build(name), model.weights), expected=None)
+    if data.expected is not None:
+        case = replace(case, expected=data.expected)
+    return Source(case, bundled=True, metric=data.metric)
+
+
+def _images(name: str, model: ModelOptions, data: DataOptions) -> Case:
+    from qkit import zoo
+
+    given = {k: v for k in ("batch_size", "calibration_images") if (v := getattr(data, k)) is not None}
+    case = zoo.user_case(
+        network(model), model.weights, data.data or "", classes=data.classes, calibration_data=data.calibration_data,
+        weights_tag=data.weights_tag, preprocessing=data.preprocessing, model_arguments=_arguments(model),
+        expected=data.expected, limit=data.limit, **given,
+    )  # fmt: skip
+    return case if case.name == name else replace(case, name=name)
+
+
+def _own_data(name: str, model: ModelOptions, data: DataOptions) -> Case:
+    """The network on loaders that a function of the user's returns."""
+    from qkit.zoo.case import Case
+    from qkit.zoo.usermodel import user_model
+
+    _refuse(
+        data,
+        ("classes", "calibration_data", "weights_tag", "preprocessing", "batch_size", "calibration_images", "limit"),
+        f"goes with a folder of images, and {data.data} is a function that returns the loaders",
+    )
+    built = user_model(network(model), model.weights, _arguments(model))
+    made = _call(data.data or "")
+    pair = isinstance(made, tuple) and len(made) == 2
+    calibration, evaluation = made if pair else (made, made)
+    for loader in (calibration, evaluation):
+        if not isinstance(loader, Iterable) or isinstance(loader, tuple):
+            raise DataError(
+                f"{data.data} returned a {type(made).__name__}: it returns (calibration loader, evaluation loader), or one "
+                "loader for both."
+            )
+    return Case(name, built, calibration, evaluation, data.expected, (), f"{name} on what {data.data} returned.")
+
+
+def _call(path: str) -> Any:
+    module, _, function = path.partition(":")
+    try:
+        factory: Any = importlib.import_module(module)
+        for part in function.split("."):
+            factory = getattr(factory, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DataError(f"the data's function {path} cannot be imported: {error}.") from error
+    try:
+        return factory()
+    except Exception as error:
+        raise DataError(f"the data's function {path} failed: {type(error).__name__}: {error}.") from error
+
+
+def _is_factory(text: str) -> bool:
+    return _FACTORY.fullmatch(text) is not None and not Path(text).exists()
+
+
+def _arguments(model: ModelOptions) -> dict[str, Any]:
+    """``name=value``, the value as JSON where it is such, else as text."""
+    found: dict[str, Any] = {}
+    for text in model.argument or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise QkitError(f"--argument {text!r} is not NAME=VALUE, such as transform_input=true.")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _refuse(data: DataOptions, names: tuple[str, ...], why: str) -> None:
+    for item in fields(data):
+        if item.name in names and getattr(data, item.name) is not None:
+            raise QkitError(f"--{item.name.replace('_', '-')} {why}.")

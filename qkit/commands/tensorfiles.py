@@ -1,0 +1,373 @@
+"""Captured tensors on disk, written batch by batch: a folder of ``.npy`` that reads back as traces, or one ``.npz``.
+
+=====================  ==========================================================================================================
+``float/``             a ``.npy`` per tap, float32, (samples, …); with ``trace.json``, a trace (`qkit.engines.traces.read`)
+``int8/``, …           the same of a lane: integer codes where the tap has a grid, float32 where it stays in float; scales and
+                       zero points are in ``trace.json``
+``values/int8/``, …    the real numbers that the codes stand for, float32
+``index.json``         lanes, taps, files, shapes, types, scales, zero points; value = (code - zero point) × scale
+``errors.csv, .json``  the table of errors, a row per tap
+=====================  ==========================================================================================================
+
+An ``.npz`` has ``float/TAP``, ``int8/TAP/codes``, ``int8/TAP/values``, ``int8/TAP/scale``, ``int8/TAP/zero_point``, and the index
+as the text ``index``; the tables of errors lie beside it. Whatever the number of samples, memory holds one batch.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from qkit.capture import Capture, Store
+from qkit.engines.traces.manifest import FILE, Entry, Manifest
+from qkit.engines.traces.names import safe_name
+from qkit.errors import DataError, QkitError
+from qkit.graph import Graph
+from qkit.loading import Batch, batches
+from qkit.numerics import dequantize
+from qkit.plan import Plan
+from qkit.progress import Bar
+
+#: Version of the index, and its name.
+FORMAT, INDEX = "qkit-capture 1", "index.json"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes
+    ----------
+    capture
+        The sums of errors over the samples.
+    files
+        All files, the index first.
+    samples, size
+        How many samples, and bytes on disk.
+    interrupted
+        Whether there were to be more samples.
+    """
+
+    capture: Capture
+    files: tuple[Path, ...]
+    samples: int
+    size: int
+    interrupted: bool
+
+
+def bytes_needed(graph: Graph, plans: Mapping[str, Plan], taps: Iterable[str], samples: int, *, values: bool = True) -> int:
+    """Bytes that the tensors take on disk."""
+    total = 0
+    for tap in taps:
+        each = 4
+        for plan in plans.values():
+            params = plan.params(tap)
+            each += 4 if params is None else (1 if params.bits <= 8 else 2) + 4 * values
+        total += each * int(np.prod(graph.step(tap).shape[1:]))
+    return total * samples
+
+
+def check_target(target: Path, *, force: bool) -> Path:
+    """The target, which is free; with `force`, the files of an earlier capture are removed from it.
+
+    Raises
+    ------
+    QkitError
+        If the folder has files in it, or the archive is there, and `force` is not set; or if it cannot be made.
+    """
+    single = target.suffix.lower() == ".npz"
+    try:
+        if single:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_dir() or (target.exists() and not force):
+                raise QkitError(f"{target} is there already: name another file, or write over it with --force.")
+            return target
+        if target.is_file():
+            raise QkitError(f"{target} is a file: name a folder, or a file that ends in .npz.")
+        target.mkdir(parents=True, exist_ok=True)
+        if any(target.iterdir()):
+            if not force:
+                raise QkitError(f"{target} is not empty: name another folder, or write over an earlier capture with --force.")
+            _clear(target)
+    except OSError as error:
+        raise QkitError(f"{target} cannot be written: {error.strerror or error}.") from error
+    return target
+
+
+def write(
+    graph: Graph, loader: Iterable[Any], plans: Mapping[str, Plan], taps: Sequence[str], target: Path, *, samples: int,
+    values: bool = True,
+) -> Written:  # fmt: skip
+    """Run float and the plans' lanes over the first samples, and write the taps' tensors and the table of all taps' errors.
+
+    Parameters
+    ----------
+    target
+        A folder, or a file that ends in ``.npz``; as `check_target` left it.
+    samples
+        How many; fewer where the loader has fewer.
+    values
+        Also the real numbers of lanes that have codes.
+
+    Raises
+    ------
+    DataError
+        If the loader is empty or a batch does not fit.
+    QkitError
+        If a file cannot be written.
+    """
+    single = target.suffix.lower() == ".npz"
+    try:
+        root = Path(tempfile.mkdtemp(prefix=f".{target.stem}.", dir=target.parent)) if single else target
+        try:
+            files = _Files(frozenset(taps), None, 0, root=root, plans=plans, values=values)
+            capture, whole = _run(graph, loader, plans, files, samples)
+            files.finish(capture.samples)
+            index = _index(graph, capture, files, taps, whole)
+            made = _archive(target, files, index) if single else _folder(target, files, index, capture)
+            tables = _tables(capture, target.with_suffix(".errors") if single else target / "errors")
+        finally:
+            if single:
+                shutil.rmtree(root, ignore_errors=True)
+        every = (*made, *tables)
+        return Written(capture, every, capture.samples, sum(path.stat().st_size for path in every), not whole)
+    except OSError as error:
+        raise QkitError(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
+@dataclass(eq=False)
+class _Files(Store):
+    """Tensors go to files as they come, instead of being kept."""
+
+    root: Path = Path()
+    plans: Mapping[str, Plan] = field(default_factory=dict)
+    values: bool = True
+    made: dict[str, _Npy] = field(default_factory=dict)
+    #: (lane, tap) -> names in `made`
+    places: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
+    _names: dict[str, str] = field(default_factory=dict)
+
+    def put(self, tap: str, tensors: Mapping[str, Tensor]) -> None:
+        """One batch of a tap: by lane, codes where the lane has a grid, else values."""
+        name = self._name(tap)
+        for lane, tensor in tensors.items():
+            self._append(lane, tap, "tensor", f"{lane}/{name}.npy", tensor)
+            params = None if lane == "float" else self.plans[lane].params(tap)
+            if params is not None and self.values:
+                self._append(lane, tap, "values", f"values/{lane}/{name}.npy", dequantize(tensor, params))
+
+    def _append(self, lane: str, tap: str, what: str, name: str, tensor: Tensor) -> None:
+        self.places.setdefault((lane, tap), {})[what] = name
+        if name not in self.made:
+            path = self.root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.made[name] = _Npy(path)
+        self.made[name].append(tensor.contiguous().numpy())
+
+    def _name(self, tap: str) -> str:
+        """A file name for the tap; no two taps have one, on systems without case neither."""
+        if tap not in self._names:
+            name, taken = safe_name(tap), {n.lower() for n in self._names.values()}
+            self._names[tap] = name if name.lower() not in taken else f"{name}-{len(taken)}"
+        return self._names[tap]
+
+    def finish(self, samples: int) -> None:
+        """Close the files at so many samples; what an interrupted batch wrote beyond is cut off."""
+        for array in self.made.values():
+            array.finish(samples)
+
+
+@dataclass(eq=False)
+class _Npy:
+    """A ``.npy`` file that grows along its first axis: numpy keeps room for that in its header."""
+
+    path: Path
+    shape: tuple[int, ...] = ()
+    dtype: np.dtype[Any] | None = None
+    count: int = 0
+
+    def append(self, array: np.ndarray) -> None:
+        first = self.dtype is None
+        if first:
+            self.shape, self.dtype = array.shape[1:], array.dtype
+        elif array.shape[1:] != self.shape or array.dtype != self.dtype:
+            raise DataError(f"{self.path.stem} has shape {array.shape[1:]} in one batch and {self.shape} in another.")
+        with self.path.open("wb" if first else "ab") as file:
+            if first:
+                file.write(self._header(0))
+            file.write(np.ascontiguousarray(array).tobytes())
+        self.count += len(array)
+
+    def finish(self, count: int) -> None:
+        header = self._header(count)
+        with self.path.open("r+b") as file:
+            file.write(header)
+            assert self.dtype is not None
+            file.truncate(len(header) + count * int(np.prod(self.shape)) * self.dtype.itemsize)
+        self.count = count
+
+    def _header(self, count: int) -> bytes:
+        assert self.dtype is not None
+        stream = io.BytesIO()
+        described = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (count, *self.shape)}
+        np.lib.format.write_array_header_1_0(stream, described)
+        return stream.getvalue()
+
+
+def _run(graph: Graph, loader: Iterable[Any], plans: Mapping[str, Plan], files: _Files, samples: int) -> tuple[Capture, bool]:
+    """The capture, and whether it has all samples (not after an interrupt)."""
+    capture = Capture(graph, plans, files)
+    try:
+        with Bar("capturing", samples, unit="sample") as bar:
+            for batch in batches(loader):
+                part = _first(batch, samples - capture.samples)
+                capture.run(part.inputs, part.size)
+                bar.update(part.size)
+                if capture.samples >= samples:
+                    return capture, True
+    except KeyboardInterrupt:
+        if capture.samples == 0:
+            raise
+        return capture, False
+    if capture.samples == 0:
+        raise DataError("the loader gave no batch to capture: pass at least one.")
+    return capture, True
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    """The batch's first samples."""
+    if count >= batch.size:
+        return batch
+    size = batch.size
+    return Batch(tuple(x[:count] if isinstance(x, Tensor) and x.ndim and x.shape[0] == size else x for x in batch.inputs))
+
+
+def _index(graph: Graph, capture: Capture, files: _Files, taps: Sequence[str], whole: bool) -> dict[str, Any]:
+    described: dict[str, Any] = {}
+    for tap in taps:
+        step = graph.step(tap)
+        described[tap] = {"kind": step.kind, "weight": step.weight, "lanes": {}}
+        for lane in capture.lanes:
+            places = files.places[lane, tap]
+            main = files.made[places["tensor"]]
+            params = None if lane == "float" else capture.plans[lane].params(tap)
+            entry: dict[str, Any] = {"shape": [main.count, *main.shape], "dtype": str(main.dtype)}
+            if params is None:
+                entry["values"] = places["tensor"]
+            else:
+                entry |= {"codes": places["tensor"], "values": places.get("values"), "bits": params.bits}
+                entry |= {"scale": params.scale.tolist(), "zero_point": params.zero_point.tolist(), "axis": params.axis}
+                entry |= {"qmin": params.qmin, "qmax": params.qmax}
+            described[tap]["lanes"][lane] = entry
+    return {
+        "format": FORMAT,
+        "model": graph.model_name,
+        "samples": capture.samples,
+        "interrupted": not whole,
+        "lanes": {lane: None if lane == "float" else capture.plans[lane].name for lane in capture.lanes},
+        "rule": "value = (code - zero point) × scale",
+        "layout": "as the model has it; images are NCHW",
+        "taps": described,
+    }
+
+
+def _folder(root: Path, files: _Files, index: dict[str, Any], capture: Capture) -> list[Path]:
+    made = []
+    for lane in capture.lanes:
+        manifest = root / lane / FILE
+        _manifest(lane, index).save(manifest)
+        made.append(manifest)
+    own = [path.relative_to(root).as_posix() for path in made] + [*files.made, "errors.csv", "errors.json"]
+    target = root / INDEX
+    target.write_text(json.dumps({**index, "files": own}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return [target, *made, *(array.path for array in files.made.values())]
+
+
+def _manifest(lane: str, index: dict[str, Any]) -> Manifest:
+    entries = []
+    widths = set()
+    for tap, described in index["taps"].items():
+        entry = described["lanes"][lane]
+        name = Path(entry.get("codes") or entry["values"]).name
+        known: dict[str, Any] = {}
+        if "codes" in entry:
+            widths.add(entry["bits"])
+            known = {key: tuple(np.atleast_1d(entry[key]).tolist()) for key in ("scale", "zero_point")}
+        entries.append(Entry(file=name, tap=tap, **known))
+    bits = (8 if max(widths) <= 8 else 16) if widths else 32
+    return Manifest(tuple(entries), name=lane, bits=bits)
+
+
+def _archive(target: Path, files: _Files, index: dict[str, Any]) -> list[Path]:
+    temporary = files.root / "archive"
+    with zipfile.ZipFile(temporary, "w") as archive:
+        stored = {**index, "taps": {}}
+        for tap, described in index["taps"].items():
+            lanes = {}
+            for lane, entry in described["lanes"].items():
+                if "codes" not in entry:
+                    archive.write(files.root / entry["values"], f"{lane}/{tap}.npy")
+                    lanes[lane] = {**entry, "values": f"{lane}/{tap}"}
+                    continue
+                base = f"{lane}/{tap}"
+                archive.write(files.root / entry["codes"], f"{base}/codes.npy")
+                if entry["values"] is not None:
+                    archive.write(files.root / entry["values"], f"{base}/values.npy")
+                for key, kind in (("scale", np.float32), ("zero_point", np.int32)):
+                    archive.writestr(f"{base}/{key}.npy", _npy(np.asarray(entry[key], kind)))
+                lanes[lane] = {**entry, "codes": f"{base}/codes", "values": entry["values"] and f"{base}/values"}
+            stored["taps"][tap] = {**described, "lanes": lanes}
+        archive.writestr("index.npy", _npy(np.array(json.dumps(stored, allow_nan=False))))
+    mask = os.umask(0)
+    os.umask(mask)
+    temporary.chmod(0o666 & ~mask)
+    temporary.replace(target)
+    return [target]
+
+
+def _npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def _tables(capture: Capture, base: Path) -> list[Path]:
+    table = capture.table()
+    pairs: Any = table.columns.tolist()
+    table.columns = pd.Index([figure if group == "tap" else f"{group} {figure}" for group, figure in pairs])
+    comma, plain = base.with_name(f"{base.name}.csv"), base.with_name(f"{base.name}.json")
+    table.to_csv(comma, lineterminator="\n")
+    plain.write_text(json.dumps(capture.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return [comma, plain]
+
+
+def _clear(root: Path) -> None:
+    """Remove what an earlier capture wrote, as its index lists it; nothing outside the folder, and nothing else."""
+    index = root / INDEX
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))
+        if listed["format"] != FORMAT:
+            raise ValueError(f"its format is {listed['format']!r}")
+        files = [str(name) for name in listed["files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise QkitError(f"{root} is not empty and is no earlier capture ({INDEX}: {error}): name another folder.") from error
+    for name in (*files, INDEX):
+        path = root / name
+        if path.resolve().is_relative_to(root.resolve()) and path.is_file():
+            path.unlink()
+    for lane in [str(name) for name in listed.get("lanes", ())]:
+        for folder in (root / lane, root / "values" / lane, root / "values"):
+            if folder.is_dir() and folder.resolve().is_relative_to(root.resolve()) and not any(folder.iterdir()):
+                folder.rmdir()
