@@ -195,11 +195,13 @@ def _layer(
     for lane in shown:
         role = _role(report, lane)
         weight = row["tap", "weight"]
-        if isinstance(weight, str) and weight in report.weights.index and (lane, "sqnr") in report.weights:
-            parts.append(_mark("diamond", role, errors(float(report.weights[lane, "sqnr"].to_dict()[weight]))))
+        own: dict[Any, Any] = report.weights[lane, "sqnr"].to_dict() if (lane, "sqnr") in report.weights else {}
+        if isinstance(weight, str) and weight in own:
+            parts.append(_mark("diamond", role, errors(float(own[weight]))))
         for look, figure in (("triangle", "local sqnr"), ("dot", "sqnr")):
             if not is_missing(row[lane, figure]):
-                parts.append(_mark(look, role, errors(float(row[lane, figure]))))
+                value: Any = row[lane, figure]
+                parts.append(_mark(look, role, errors(float(value))))
     data: dict[str, Any] = {
         "order": i,
         "local": row[report.narrow, "local sqnr"],

@@ -276,7 +276,7 @@ def channels(entry: dict[str, Any], *, ax: Axes) -> Axes:
 def map_pictures(entry: dict[str, Any]) -> str:
     """Feature maps of one layer: a row per channel; float, the lane, and their difference, as SVG in a data URI."""
     count, high, wide = entry["shape"]
-    cell = min(2.1, 2.1 * wide / high)
+    cell = min(1.9, 1.9 * wide / high)
     return _as_address(
         lambda figure: feature_maps(entry, axes=figure.subplots(count, 3, squeeze=False)),
         width=3 * (cell + 0.75),

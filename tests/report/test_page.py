@@ -20,7 +20,9 @@ from qkit import Scheme, Study
 from qkit.report import html, make, markdown
 from qkit.report.words import GLOSSARY, VERDICTS
 
-SECTIONS = ["scores", "depth", "sensitivity", "worst", "layers", "weights", "remarks", "about", "terms"]
+SECTIONS = [
+    "scores", "depth", "sensitivity", "worst", "layers", "weights", "lint", "plan", "remarks", "about", "reproduce", "terms",
+]  # fmt: skip
 
 
 def _page(report) -> Page:
@@ -42,7 +44,8 @@ def _page(report) -> Page:
             assert "mathdefault" not in word
             assert "nan" not in word
     assert "nan" not in page.text.lower().split()
-    assert "None" not in page.text.replace("batches=None", "")
+    # as a word of a sentence it is one; as a value it is a figure that was forgotten
+    assert not re.search(r"\bNone\b(?!( (was|is|needed|to look)|: (nothing|no remedy)))", page.text.replace("batches=None", ""))
     _text(report)
     return page
 
@@ -75,7 +78,7 @@ def test_page_says_everything(report, page):
     for words in (report.title, report.verdict["reason"], report.verdict["meaning"], report.verdict["then"], "quantized"):
         assert words in page.text
     assert all(term in page.text and said in page.text for term, said in GLOSSARY.items())
-    assert len(page.images) == 3 + sum(2 if e["weight"] else 1 for e in report.worst)
+    assert len(page.images) == 2 + sum(2 if e["weight"] else 1 for e in report.worst)
     assert all(entry["tap"] in page.text for entry in report.worst)
     assert report.settings["plan fingerprint"] in page.text
 
@@ -94,12 +97,10 @@ def test_tables_of_the_page(report, page):
 
 
 def test_pictures_name_layers_and_lanes(report, page):
-    losses, depth, bars, *_ = (words_of(picture) for picture in pictures(page))
+    losses, bars, *_ = (words_of(picture) for picture in pictures(page))
     assert {"int16", "int8"} <= set(losses)
-    assert set(report.layers.index) <= set(depth)
-    assert {"int8, accumulated", "int8, local", "int8, weight alone"} <= set(depth)
-    assert {str(i) for i in range(1, len(report.worst) + 1)} <= set(depth)
     assert set(report.sensitivity.index) <= set(bars)
+    assert all(said in page.text for said in ("int8, accumulated", "int8, local", "int8, weight alone"))
 
 
 def test_pictures_follow_light_and_dark(page):
@@ -263,7 +264,7 @@ def test_constant_tensors():
     assert entry["histogram"]["min"] == entry["histogram"]["max"] == 0.0
     both = dataclasses.replace(made, worst=(entry, html_entry(study, "3")))
     page = _page(both)
-    assert len(page.images) == 3 + 4
+    assert len(page.images) == 2 + 4
 
 
 def html_entry(study: Study, tap: str) -> dict:
@@ -306,17 +307,3 @@ def test_activations_with_a_grid_per_channel():
     made = make(tiny_study(scheme=scheme), worst=6, progress=False)
     assert made.to_dict()["layers"]["second"]["int8"]["zero point"] is None
     assert "zero points per channel" in _page(made).text
-
-
-def test_many_layers_with_long_names(report):
-    """Names on the axis are thinned out and cut in the middle; the table has them all."""
-    names = [f"backbone.stage{i}.block.with.a.name.of.quite.some.length.conv{i}" for i in range(200)]
-    layers = pd.concat([report.layers] * 40).iloc[:200].set_axis(names)
-    worst = ({**report.worst[0], "tap": names[150]},)
-    other = dataclasses.replace(report, layers=layers, worst=worst, sensitivity=None)
-    page = _page(other)
-    axis = [word for word in words_of(pictures(page)[1]) if "…" in word]
-    assert 50 <= len(axis) <= 90
-    assert max(map(len, axis)) <= 34
-    assert len(set(axis)) == len(axis)
-    assert [row[1] for row in page.cells["table-layers"][2:]] == names
