@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from qkit import Study
+from qkit.engines.lane import EngineBatch, EngineTensor
+from qkit.loading import Batch
+from qkit.numerics import quantize
 
 HOSTILE = "</code><script>alert(1)</script> |`\"'&\n$x_1$*"
 
@@ -32,3 +38,27 @@ def image_batches(count: int = 2, size: int = 16) -> list[tuple[Tensor, Tensor]]
 def tiny_study(**options: object) -> Study:
     torch.manual_seed(3)
     return Study(Small(), image_batches(), image_batches(), **options)
+
+
+class PerturbedEngine:
+    """An engine that computes what the study's plan says, but for one tap, which is off by some steps of its grid."""
+
+    bits = 8
+    notes = ("it was made for a test, in /nowhere/at/all.",)
+
+    def __init__(self, study: Study, tap: str, steps: int) -> None:
+        self.name, self.study, self.tap, self.steps = "perturbed <engine>", study, tap, steps
+
+    def run(self, loader: Iterable[Any], *, limit: int | None = None) -> Iterator[EngineBatch]:
+        for item in list(loader)[:limit]:
+            capture = Study(self.study.model, [item], metric="agreement").capture(
+                {"int8": self.study.plan}, keep="all", progress=False
+            )
+            taps = {}
+            for name in capture.taps:
+                held = capture[name].int8
+                if held.params is None:
+                    continue
+                values = held.values + (self.steps * held.scale if name == self.tap else 0.0)
+                taps[name] = EngineTensor(values, quantize(values, held.params), held.params)
+            yield EngineBatch(Batch((item[0],), item[1]), taps)
