@@ -136,7 +136,8 @@ class TapSums:
         self.explained += explained
         if batch.count == 0:
             return False
-        return explained < ROUNDING * batch.count or batch.shares[0] < WORTH_A_REASON or batch.far > FAR * batch.count
+        # even one that is far away is worth it: a rare fault is named if it is reproduced
+        return explained < ROUNDING * batch.count or batch.shares[0] < WORTH_A_REASON or batch.far > 0
 
     @property
     def local(self) -> Steps:
