@@ -35,7 +35,7 @@ command(app, "lint", examples=lint.EXAMPLES, codes="there are errors", panel=_LO
 command(app, "capture", examples=capture.EXAMPLES, panel=_LOOK)(capture.capture)
 command(app, "report", examples=report.EXAMPLES, codes="with --max-loss: the loss grew by more", panel=_GIVE)(report.report)
 command(app, "export", examples=export.EXAMPLES, panel=_GIVE)(export.export)
-command(app, "config", examples=configure.EXAMPLES, panel=_GIVE)(configure.configure)
+command(app, "config", examples=configure.EXAMPLES, panel=_GIVE, configurable=False)(configure.configure)
 
 
 def _version(wanted: bool) -> None:

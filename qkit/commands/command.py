@@ -21,6 +21,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from qkit.commands import config
+from qkit.commands.known import Known
 from qkit.commands.options import RUNNING, option
 
 #: Exit codes: all is well, what the command looks for was found, an error in usage or data, the keyboard's interrupt.
@@ -99,7 +100,15 @@ class ConfigOptions:
     ] = None
 
 
-def command(app: typer.Typer, name: str, *, examples: tuple[str, ...], codes: str = "", panel: str | None = None) -> Any:
+def command(
+    app: typer.Typer,
+    name: str,
+    *,
+    examples: tuple[str, ...],
+    codes: str = "",
+    panel: str | None = None,
+    configurable: bool = True,
+) -> Any:
     """Make a command of a function ``function(talk, group, …, option=…) -> Outcome``.
 
     Parameters
@@ -110,28 +119,33 @@ def command(app: typer.Typer, name: str, *, examples: tuple[str, ...], codes: st
         What exit code 1 means here, to go under the help too.
     panel
         Of the list of commands.
+    configurable
+        Whether its options can come from a configuration file.
     """
 
     def register(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
         said = [*("[bold]Examples[/bold]", *(f"  [cyan]{line}[/cyan]" for line in examples))]
         found = f"1 {codes}, " if codes else ""
         said.append(f"[bold]Exit code[/bold]: 0 all is well, {found}2 error in usage or data, 130 interrupted.")
-        app.command(name, epilog="\n\n".join(said), rich_help_panel=panel)(spread(function))
+        run, known = spread(function, configurable=configurable)
+        if known is not None:
+            config.COMMANDS[name] = {option.key: option for option in known}
+        app.command(name, epilog="\n\n".join(said), rich_help_panel=panel)(run)
         return function
 
     return register
 
 
-def spread(function: Callable[..., Outcome]) -> Callable[..., None]:
-    """The function as typer takes it: groups of options as single ones, with those that every command has."""
+def spread(function: Callable[..., Outcome], *, configurable: bool = True) -> tuple[Callable[..., None], list[Known] | None]:
+    """The function as typer takes it: groups of options as single ones, with those that every command has.
+
+    Also returns what a configuration file may hold for it; None for a command that takes none.
+    """
     groups: dict[str, type] = {}
     parameters: list[inspect.Parameter] = []
     hints = get_type_hints(function, include_extras=True)
-    takes_context = False
     for name, given in list(inspect.signature(function).parameters.items())[1:]:
-        if hints[name] is typer.Context:
-            takes_context = True
-        elif is_dataclass(hints[name]):
+        if is_dataclass(hints[name]):
             groups[name] = hints[name]
             parameters += _fields(hints[name])
         else:
@@ -139,7 +153,9 @@ def spread(function: Callable[..., Outcome]) -> Callable[..., None]:
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=given.default, annotation=hints[name])
             )
     parameters += _fields(RunningOptions)
-    if not takes_context:
+    known = None
+    if configurable:
+        known = [Known.of(parameter) for parameter in parameters]
         parameters += _fields(ConfigOptions)
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
 
@@ -147,10 +163,7 @@ def spread(function: Callable[..., Outcome]) -> Callable[..., None]:
     def run(context: typer.Context, **values: Any) -> None:
         running = _group(RunningOptions, values)
         arguments: dict[str, Any] = {name: _group(group, values) for name, group in groups.items()}
-        if takes_context:
-            # a command about the options themselves, which reads no file of them
-            arguments["context"] = context
-        elif (target := _group(ConfigOptions, values).write_config) is not None:
+        if configurable and (target := _group(ConfigOptions, values).write_config) is not None:
             config.save(context, target)
         talk = Talk(as_json=running.as_json, line=config.line(context))
         code = _run(lambda: function(talk, **arguments, **values), talk, running)
@@ -159,7 +172,7 @@ def spread(function: Callable[..., Outcome]) -> Callable[..., None]:
 
     run.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in (context, *parameters)}
-    return run
+    return run, known
 
 
 def _fields(group: type) -> list[inspect.Parameter]:

@@ -16,37 +16,35 @@ the working directory, as on the command line. Every key and value is checked, t
 
 from __future__ import annotations
 
-import difflib
 import json
 import shlex
 import textwrap
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import typer
 
 import qkit
+from qkit.commands.known import Known, nearest
 from qkit.errors import QkitError
 
 #: Table whose keys hold for all commands.
 DEFAULTS = "defaults"
-#: Options that are about the file itself.
-_NOT_KEPT = frozenset({"config", "write-config", "help"})
+#: Command -> key -> option, of all commands that take a configuration; filled as they are made.
+COMMANDS: dict[str, dict[str, Known]] = {}
 _MARK = "# qkit "
 
 
 def load(context: typer.Context, path: Path | None) -> Path | None:
     """Take the options of the file as the command's defaults: the callback of ``--config``."""
     if path is not None and not context.resilient_parsing:
-        root = context.find_root().command
-        commands: Mapping[str, Any] = getattr(root, "commands", {})
-        context.default_map = values(path, commands, context)
+        context.default_map = values(path, context.info_name or "")
     return path
 
 
-def values(path: Path, commands: Mapping[str, Any], context: typer.Context, name: str | None = None) -> dict[str, Any]:
+def values(path: Path, name: str) -> dict[str, Any]:
     """The command's options by parameter name, from ``[defaults]`` and its own table.
 
     Raises
@@ -55,25 +53,25 @@ def values(path: Path, commands: Mapping[str, Any], context: typer.Context, name
         If the file cannot be read, or a table, a key or a value is none that there is; names the nearest one.
     """
     document = _document(path)
-    known = {command: _by_key(commands[command]) for command in commands}
-    everywhere = {key: parameter for options in known.values() for key, parameter in options.items()}
-    name = name or context.info_name or ""
+    everywhere = {key: option for options in COMMANDS.values() for key, option in options.items()}
     found: dict[str, Any] = {}
     for table in sorted(document, key=lambda t: t != DEFAULTS):
-        if table != DEFAULTS and table not in known:
-            raise QkitError(f"{path} has a table [{table}], which is no command{_nearest(table, [DEFAULTS, *known])}.")
         if not isinstance(document[table], Mapping):
-            raise QkitError(
-                f"{path}: {table} = {document[table]!r} stands outside a table: put it under [{DEFAULTS}] or a command."
-            )
-        options = everywhere if table == DEFAULTS else known[table]
+            raise QkitError(f"{path}: {table} = {document[table]!r} stands in no table: put it under [{DEFAULTS}].")
+        if table != DEFAULTS and table not in COMMANDS:
+            raise QkitError(f"{path} has a table [{table}], which is no command{nearest(table, [DEFAULTS, *COMMANDS])}.")
+        options = everywhere if table == DEFAULTS else COMMANDS[table]
         for key, value in document[table].items():
             plain = key.replace("_", "-")
             if plain not in options:
-                raise QkitError(f"{path}: [{table}] has no option {key!r}{_nearest(plain, options)}.")
-            _check(path, table, key, value, options[plain], context)
-            if table == name or (table == DEFAULTS and plain in known.get(name, {})):
-                found[known[name][plain].name] = value
+                raise QkitError(f"{path}: [{table}] has no option {key!r}{nearest(plain, options)}.")
+            own = COMMANDS[name].get(plain)
+            if table == DEFAULTS and own is not None:
+                options[plain] = own
+            if wrong := options[plain].refuses(value):
+                raise QkitError(f"{path}: [{table}] {key} = {value!r} {wrong}.")
+            if own is not None and table in (name, DEFAULTS):
+                found[own.name] = value
     return found
 
 
@@ -86,25 +84,24 @@ def save(context: typer.Context, path: Path) -> None:
         If the file is not one that this function wrote, or cannot be written.
     """
     name = context.info_name or ""
-    chosen = {key: context.params.get(parameter.name) for key, parameter in _by_key(context.command).items()}
-    write(
-        path, f"{_MARK}{qkit.__version__}: the options of a run, repeated by `qkit {name} --config {path}`\n{table(name, chosen)}"
-    )
+    chosen = {key: context.params.get(option.name) for key, option in COMMANDS[name].items()}
+    first = f"{_MARK}{qkit.__version__}: the options of a run, repeated by `qkit {name} --config {path}`\n"
+    write(path, first + table(name, chosen))
 
 
 def line(context: typer.Context) -> str:
     """The run as one line of shell, without a configuration file: what differs from the defaults."""
-    words = ["qkit", context.info_name or ""]
-    for key, parameter in _by_key(context.command).items():
-        value = context.params.get(parameter.name)
-        if value is None or value == _default(parameter):
+    name = context.info_name or ""
+    words = ["qkit", name]
+    for key, option in COMMANDS.get(name, {}).items():
+        value = context.params.get(option.name)
+        if value is None or value == option.default:
             continue
-        if isinstance(value, bool):
-            words.append(f"--{key}" if value else next(iter(parameter.secondary_opts), f"--no-{key}"))
-            continue
-        if parameter.param_type_name == "argument":
+        if option.argument:
             words.append(str(value))
-        elif parameter.multiple:
+        elif isinstance(value, bool):
+            words.append(f"--{key}" if value else f"--no-{key}")
+        elif option.many:
             words += [word for item in value for word in (f"--{key}", str(item))]
         else:
             words += [f"--{key}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
@@ -122,21 +119,20 @@ def write(path: Path, text: str) -> None:
         raise QkitError(f"the configuration cannot be written to {path}: {error}.") from error
 
 
-def template(command: str, options: Any, chosen: Mapping[str, Any]) -> str:
+def template(command: str, chosen: Mapping[str, Any]) -> str:
     """A command's table with every option, its help as a comment; options without a value are comments too."""
     lines = [f"[{command}]"]
-    for key, parameter in _by_key(options).items():
-        value = chosen.get(parameter.name, _default(parameter))
-        lines += textwrap.wrap(
-            " ".join((getattr(parameter, "help", None) or "").split()), 110, initial_indent="# ", subsequent_indent="# "
-        )
+    for key, option in COMMANDS[command].items():
+        value = chosen.get(option.name, option.default)
+        lines += textwrap.wrap(option.help, 110, initial_indent="# ", subsequent_indent="# ")
         lines.append(f"# {key} =" if value is None else f"{key} = {toml(value)}")
     return "\n".join(lines) + "\n"
 
 
-def effective(options: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """A command's options by key, those in `chosen` by parameter name."""
-    return {key: chosen.get(parameter.name, _default(parameter)) for key, parameter in _by_key(options).items()}
+def effective(command: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """A command's options by key, those in `chosen` by parameter name, as plain data."""
+    found = {key: chosen.get(option.name, option.default) for key, option in COMMANDS[command].items()}
+    return {key: str(value) if isinstance(value, Path) else value for key, value in found.items()}
 
 
 def table(name: str, chosen: Mapping[str, Any]) -> str:
@@ -168,52 +164,3 @@ def _document(path: Path) -> dict[str, Any]:
         raise QkitError(f"the configuration {path} cannot be read: {error.strerror or error}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise QkitError(f"{path} is no TOML: {error}.") from error
-
-
-def _by_key(command: Any) -> dict[str, Any]:
-    """The command's options by their long name, its arguments by their own."""
-    named = {}
-    for parameter in command.params:
-        names = [name for name in parameter.opts if name.startswith("--")] or [parameter.name.replace("_", "-")]
-        key = names[0].removeprefix("--")
-        if key not in _NOT_KEPT:
-            named[key] = parameter
-    return named
-
-
-def _default(parameter: Any) -> Any:
-    return None if callable(parameter.default) or parameter.default in ([], ()) else parameter.default
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    options = sorted(known)
-    near = difflib.get_close_matches(name, options, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(options)}"
-
-
-def _check(path: Path, table: str, key: str, value: Any, parameter: Any, context: typer.Context) -> None:
-    """Raise where a value is none that the option takes."""
-    listed = parameter.multiple or parameter.nargs != 1
-    wanted: tuple[type, ...] = (str,)
-    words = "a text"
-    kind = str(parameter.type.name)
-    if getattr(parameter, "is_flag", False) or kind == "boolean":
-        wanted, words = (bool,), "true or false"
-    elif kind.startswith("integer"):
-        wanted, words = (int,), "a whole number"
-    elif kind.startswith("float"):
-        wanted, words = (int, float), "a number"
-    elements = value if listed and isinstance(value, list) else [value]
-    fits = all(isinstance(v, wanted) and (bool in wanted or not isinstance(v, bool)) for v in elements)
-    if not fits or (parameter.nargs > 1 and len(elements) != parameter.nargs):
-        count = f"a list of {parameter.nargs} of these: " if parameter.nargs > 1 else ""
-        raise QkitError(
-            f"{path}: [{table}] {key} = {value!r} is not {count}{words}{', or a list of such' if parameter.multiple else ''}."
-        )
-    try:
-        parameter.process_value(context, elements if listed else value)
-    except Exception as error:
-        said = getattr(error, "message", None)
-        if said is None:
-            raise
-        raise QkitError(f"{path}: [{table}] {key} = {value!r}: {said}") from error
