@@ -93,8 +93,8 @@ class TapSums:
         Of its step.
     accumulated, equal
         Differences in steps: both run from the network's input; the kit's step run on the engine's values.
-    explained
-        Elements of the latter that rounding explains.
+    explained, far
+        Elements of the latter that rounding explains, and that are so far apart that no rounding does.
     has_grid
         Whether the tap has one; a step of a float tensor is a thousandth of its size.
     signal, against_float, against_simulation
@@ -107,6 +107,7 @@ class TapSums:
     accumulated: Steps = field(default_factory=Steps)
     equal: Steps = field(default_factory=Steps)
     explained: int = 0
+    far: int = 0
     has_grid: bool = True
     signal: float = 0.0
     against_float: float = 0.0
@@ -131,9 +132,11 @@ class TapSums:
         self.local_error += float((apart * visit.unit).square().sum())
         batch = Steps()
         batch.add(apart)
-        explained = int(((apart.abs() < 1.5) & visit.on_grid).sum())
+        beyond = apart.abs() - visit.slack
+        explained = int(((beyond < 1.5) & visit.on_grid).sum())
         self.equal.merge(batch)
         self.explained += explained
+        self.far += int((beyond > FAR_STEPS + 0.5).sum())
         if batch.count == 0:
             return False
         # even one that is far away is worth it: a rare fault is named if it is reproduced
@@ -153,7 +156,7 @@ class TapSums:
     def agrees(self) -> bool:
         """Whether the step computes what the kit's does on the same inputs, as far as rounding goes."""
         if self.local.count:
-            return self.share >= ROUNDING and self.local.far <= FAR * self.local.count
+            return self.share >= ROUNDING and self.far <= FAR * self.local.count
         return bool(decibels(self.local_signal, self.local_error) >= FLOAT_AGREEMENT)
 
     @property

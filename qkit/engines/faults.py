@@ -16,7 +16,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from qkit.engines.walk import Visit, along, computed
+from qkit.engines.walk import Visit, along, computed, rounded
 from qkit.lanes import ACCUMULATING, lane_bias, lane_weight
 from qkit.numerics import wrap_around
 from qkit.operations import UNBOUNDED
@@ -356,18 +356,12 @@ def _roundings(visit: Visit) -> Iterator[Fault]:
     params = visit.params
     if params is None:
         return
-    act = visit.step.act
-    exact = (visit.sums.double() if act == UNBOUNDED else visit.sums.double().clamp(*act)) / visit.unit
-    zero = along(params.zero_point.to(exact.device).double(), params.axis, exact.ndim)
     cure = "Nothing is wrong; the simulation rounds halves to even."
-    for words, steps in (
-        ("has halves rounded away from zero, not to even", lambda: torch.sign(exact) * (exact.abs() + 0.5).floor()),
-        ("has halves rounded up, not to even", (exact + 0.5).floor),
-        ("has its values rounded down, not to nearest", exact.floor),
-        ("has its values cut off towards zero, not rounded to nearest", exact.trunc),
-    ):
-
-        def output(steps: Callable[[], Tensor] = steps) -> Tensor:
-            return torch.minimum(torch.maximum(steps(), params.qmin - zero), params.qmax - zero) * visit.unit
-
-        yield Fault("rounding", words, cure, output)
+    ways: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
+        ("has halves rounded away from zero, not to even", lambda x: torch.sign(x) * (x.abs() + 0.5).floor()),
+        ("has halves rounded up, not to even", lambda x: (x + 0.5).floor()),
+        ("has its values rounded down, not to nearest", torch.floor),
+        ("has its values cut off towards zero, not rounded to nearest", torch.trunc),
+    )
+    for words, how in ways:
+        yield Fault("rounding", words, cure, lambda how=how: rounded(visit.step, visit.sums, params, how))  # type: ignore[misc]

@@ -2,12 +2,13 @@
 
 Differences grow on their way through a network, so comparing tensor by tensor from the input on blames every layer behind the
 first bad one. Here a step reads the engine's own values of its inputs, so that a difference at its tap arises there. Where the
-engine has no tensor (fused, not written), the simulation's goes on to the next step.
+engine has no tensor (fused, not written), the simulation's goes on to the next step, and with it a doubt: the engine may have
+rounded that tensor otherwise. How far that moves what comes behind is found by rounding it down instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,10 +21,12 @@ from qkit.errors import DataError
 from qkit.graph import Graph
 from qkit.lanes import decide, execution, finish_value, lane_bias, lane_weight, place_inputs
 from qkit.numerics import QuantParams, wrap_around
-from qkit.operations import Bounds
+from qkit.operations import UNBOUNDED, Bounds
 from qkit.plan import Plan
 from qkit.steps import Step
 
+#: Root mean square movements that a rounding nobody saw may make.
+_DOUBT = 4.0
 #: What counts as a step of a tensor without a grid, relative to its root mean square.
 FLOAT_STEP = 1e-3
 
@@ -44,6 +47,9 @@ class Visit:
         The same behind both.
     engine
         The engine's values.
+    slack
+        Steps that roundings in tensors which the engine does not show may move the values by, zero where it shows all that is
+        read; in a shape that goes with the values'.
     """
 
     graph: Graph
@@ -53,6 +59,7 @@ class Visit:
     sums: Tensor
     simulated: Tensor
     engine: Tensor
+    slack: Tensor
 
     @property
     def params(self) -> QuantParams | None:
@@ -93,25 +100,55 @@ def walk(graph: Graph, batch: EngineBatch, plan: Plan) -> Iterator[Visit]:
         If a tensor has another shape than the tap.
     """
     values: dict[int, Any] = {}
+    # the same where tensors that the engine does not show are rounded down
+    doubted: dict[int, Any] = {}
     given = place_inputs(graph, batch.batch.inputs)
     for step in graph.steps:
         if step.kind == "output":
             return
         inputs = [given[step.argument]] if step.argument is not None else [values[i] for i in step.inputs]
+        others = [doubted.get(i, values[i]) for i in step.inputs] if any(i in doubted for i in step.inputs) else None
+        params = plan.params(step.name)
+        tensor = batch.taps.get(step.name) if step.quantized else None
         with execution(graph.device):
             value = computed(graph, step, inputs, plan)
+            other = None if others is None else computed(graph, step, others, plan)
             if step.quantized:
-                simulated = finish_value(step, value.clone(), plan.params(step.name), ("",), None)
-        tensor = batch.taps.get(step.name) if step.quantized else None
+                simulated = finish_value(step, value.clone(), params, ("",), None)
+                if tensor is None and params is not None:
+                    other = rounded(step, value if other is None else other, params, torch.floor)
+                elif other is not None:
+                    other = finish_value(step, other.clone(), params, ("",), None)
         if tensor is not None:
             engine = placed(step, tensor, simulated)
-            yield Visit(graph, plan, step, inputs, value, simulated, engine)
+            visit = Visit(graph, plan, step, inputs, value, simulated, engine, torch.zeros((), dtype=torch.float64))
+            yield visit if other is None else replace(visit, slack=_slack(visit, other))
             values[step.index] = engine
         else:
             values[step.index] = simulated if step.quantized else value
+            if other is not None:
+                doubted[step.index] = other
         for i in {*step.inputs, step.index}:
             if graph.last_use[i] <= step.index:
                 values.pop(i, None)
+                doubted.pop(i, None)
+
+
+def _slack(visit: Visit, other: Tensor) -> Tensor:
+    """By channel, how many steps apart the two are, generously: values of one channel move together."""
+    apart = ((other.double() - visit.simulated.double()) / visit.unit).square()
+    if apart.ndim < 2:
+        return _DOUBT * apart.mean().sqrt()
+    rest = [d for d in range(apart.ndim) if d != visit.step.channel_axis % apart.ndim]
+    return _DOUBT * apart.mean(rest, keepdim=True).sqrt()
+
+
+def rounded(step: Step, sums: Tensor, params: QuantParams, how: Callable[[Tensor], Tensor]) -> Tensor:
+    """These sums behind the activation and another way to round, such as ``torch.floor``; cut to the grid, float32."""
+    exact = sums.double() if step.act == UNBOUNDED else sums.double().clamp(*step.act)
+    scale, zero = (along(t.to(sums.device).double(), params.axis, sums.ndim) for t in (params.scale, params.zero_point))
+    steps = torch.minimum(torch.maximum(how(exact / scale), params.qmin - zero), params.qmax - zero)
+    return (steps * scale).to(torch.float32)
 
 
 def computed(graph: Graph, step: Step, inputs: list[Any], plan: Plan) -> Any:

@@ -215,3 +215,25 @@ def test_scores_come_from_the_same_pass(study: qkit.Study) -> None:
 def test_shapes_that_do_not_fit_are_errors(study: qkit.Study) -> None:
     with pytest.raises(DataError, match=r"classify has shape .* another network"):
         compared(study, classify=lambda m, v, p: plain_layer(m, "classify", v, p)[:, :3])
+
+
+def test_a_rounding_in_a_tensor_that_is_not_shown_is_no_fault_of_the_next(study: qkit.Study) -> None:
+    """The addition cuts off what is behind the point; the convolution that reads it is not to blame, a fault of its own is."""
+
+    def cut(m: Mixed, v: Values, p: Plan) -> Tensor:
+        scale = p.params(":add").scale
+        return (F.relu(v["project"] + v["stem"]) / scale).floor() * scale
+
+    class Hiding(Engine):
+        def run(self, loader: Iterable[Any], *, limit: int | None = None) -> Iterator[EngineBatch]:
+            for given in super().run(loader, limit=limit):
+                yield EngineBatch(given.batch, {tap: t for tap, t in given.taps.items() if tap != ":add"}, given.outputs)
+
+    shown = compare(study, Engine(study, {":add": cut}), progress=False)
+    assert "rounded down" in shown.reasons[":add"] or "cut off" in shown.reasons[":add"]
+    hidden = compare(study, Hiding(study, {":add": cut}), progress=False)
+    assert hidden.missing == (":add",)
+    assert hidden.taps["side"].local.shares[0] < 0.9
+    assert hidden.first is None
+    broken = compare(study, Hiding(study, {":add": cut, "side": shifted(0.5)}), progress=False)
+    assert broken.first == "side"
