@@ -56,7 +56,7 @@ def render(report: Report) -> str:
     parts = [
         f"# {text(report.title)}",
         f"{text(model['name'])}, scheme {text(report.settings['scheme'])}, {model['taps']} layers, {model['weights']} weights, "
-        f"{number(model['macs'])} MACs per sample. {report.environment['date']}.",
+        f"{number(model['macs'])} MACs per sample. {text(report.environment['date'])}.",
         f"## Verdict: {verdict['verdict']}",
         "\n".join(f"- **{text(question)}** {text(report.summary[key])}" for key, question in QUESTIONS.items()),
         f"Why: {text(verdict['reason'])}",
@@ -76,7 +76,7 @@ def _diagnosis(report: Report, words: dict[str, str]) -> list[str]:
     parts = ["## Diagnosis", text(words["diagnosis"])]
     for i, cause in enumerate(tables.causes(report), 1):
         parts.append(
-            f"{i}. **{cause['kind']}** at {code(cause['layer'])}: {text(cause['evidence'])} {text(cause['remedy'])} "
+            f"{i}. **{text(cause['kind'])}** at {code(cause['layer'])}: {text(cause['evidence'])} {text(cause['remedy'])} "
             f"({text(cause['facts'])})"
         )
     if report.tried:

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 import pandas as pd
 
 from qkit.errors import QkitError
-from qkit.report import samples, schema
+from qkit.plan import Plan
+from qkit.report import maps, samples, schema
 from qkit.report.data import FORMAT, Report
 
 _AGAIN = "make the report again with this version of qkit"
@@ -156,3 +157,14 @@ def _agree(data: dict[str, Any]) -> None:
     for entry in data["worst"]:
         if entry["tap"] not in data["layers"]:
             raise QkitError(f"worst names {entry['tap']!r}, which is none of the layers; {_AGAIN}.")
+        seen = entry["histogram"]
+        if seen is not None and (not seen["counts"] or len(seen["edges"]) != len(seen["counts"]) + 1):
+            raise QkitError(f"worst: {entry['tap']} has {len(seen['counts'])} counts and {len(seen['edges'])} edges; {_AGAIN}.")
+    for tap, entry in (data["maps"] or {}).items():
+        try:
+            maps.arrays(entry)
+        except ValueError as error:
+            raise QkitError(f"maps/{tap} is no image of shape {entry['shape']} ({error}); {_AGAIN}.") from error
+    # codes are a hash here, which no plan takes
+    grids = {name: {k: v for k, v in grid.items() if k != "codes"} for name, grid in data["plan"]["grids"].items()}
+    Plan.from_dict({**data["plan"], "grids": grids})

@@ -8,7 +8,6 @@ import re
 import sys
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from markdown_it import MarkdownIt

@@ -80,7 +80,7 @@ def test_other_json_is_no_report(tmp_path, text):
 
 def test_other_versions_are_refused(path):
     for version in (1, 3, "2", None):
-        with pytest.raises(QkitError, match="format .*, this version reads 2: make the report again"):
+        with pytest.raises(QkitError, match=r"format .*, this version reads 2: make the report again"):
             read(damaged(path, lambda data, v=version: data.update(format=v)))
 
 
@@ -101,6 +101,7 @@ CHANGES = {
     "scores has the lanes": lambda d: d["scores"].pop("int16"),
     "layers/second has the groups": lambda d: d["layers"]["second"].pop("int16"),
     "worst names 'elsewhere'": lambda d: d["worst"][0].update(tap="elsewhere"),
+    "worst: second has 159 counts and 161 edges": lambda d: d["worst"][0]["histogram"]["counts"].pop(),
     "plan/grids/second/qmin is missing": lambda d: d["plan"]["grids"]["second"].pop("qmin"),
 }
 
@@ -110,6 +111,18 @@ def test_damage_is_named(path, said):
     with pytest.raises(QkitError, match="make the report again") as caught:
         read(damaged(path, CHANGES[said]))
     assert f"report.json: {said}" in str(caught.value)
+
+
+def test_plan_and_maps_are_checked_too(full):
+    data = full.to_dict()
+    data["plan"]["grids"]["second"]["scale"] = -1.0
+    with pytest.raises(QkitError, match="entry 'second' is corrupt"):
+        from_dict(data)
+    data = full.to_dict()
+    tap = next(iter(data["maps"]))
+    for damage in ({"shape": [3, 9, 8]}, {"float": "AAAA"}, {"quantized": "no base64"}):
+        with pytest.raises(QkitError, match=f"maps/{tap} is no image"):
+            from_dict(data | {"maps": {tap: data["maps"][tap] | damage}})
 
 
 def test_words_that_look_like_infinity_stay_words(report):
