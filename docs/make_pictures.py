@@ -35,6 +35,7 @@ from qkit import FLOAT, Histogram, Plan, Study, zoo  # noqa: E402
 from qkit.calibration import observe  # noqa: E402
 from qkit.diagnosis import Cause, Diagnosis  # noqa: E402
 from qkit.diagnosis.engine import departure, shares  # noqa: E402
+from qkit.editing import channel_params  # noqa: E402
 from qkit.engines import traces  # noqa: E402
 from qkit.engines.lane import EngineBatch, EngineTensor  # noqa: E402
 from qkit.lanes import Lane, lane_weight, run_lanes  # noqa: E402
@@ -54,7 +55,7 @@ PLACES: dict[str, tuple[str, str, str, float]] = {
     "power-of-two-scale": ("vgg_small", "tap", "features.4", 2.0),
     "mismatched-join": ("inception_small", "concat", "inception3b:cat", 261.0),
     "bias-width": ("vgg_small", "network", "", 13.0),
-    "insufficient-bits": ("vgg_small", "tap", "features.4", 2.0),
+    "insufficient-bits": ("vgg_small", "network", "", 2.0),
     "calibration-mismatch": ("vgg_small", "offset", "", -2.0),
     "preprocessing": ("vgg_small", "inverted", "", 0.3),
     "train-mode": ("resnet_small", "training", "", 16.0),
@@ -160,7 +161,7 @@ def on_its_grid(s: Scene) -> Any:
     for ax, plan in zip(axes, (s.study.plan, s.after), strict=True):
         histogram(ax, s.seen(tensor), plan[tensor].params)
     low, high = (f([ax.get_xlim()[i] for ax in axes]) for i, f in enumerate((min, max)))
-    if s.kind in ("range-too-narrow", "signed-grid-on-one-sided-tensor", "power-of-two-scale", "insufficient-bits"):
+    if s.kind in ("range-too-narrow", "signed-grid-on-one-sided-tensor", "power-of-two-scale"):
         for ax, plan in zip(axes, (s.study.plan, s.after), strict=True):
             ax.clear()
             histogram(ax, s.seen(tensor), plan[tensor].params, view=(low, high))
@@ -184,8 +185,9 @@ def outlier(s: Scene) -> Any:
         arrowprops={"arrowstyle": "->", "color": BAD},
     )  # fmt: skip
     axes[1].annotate(
-        f"values up to {far:.3g}\nbecome {high:.3g}", (0.99, 0.6), xycoords="axes fraction", ha="right", color=BAD, fontsize=8
-    )
+        f"values up to {far:.3g}\nbecome {high:.3g}", (0.99, 0.6), xycoords="axes fraction", ha="right", color=BAD, fontsize=8,
+        bbox={"color": "#fdfdfd", "pad": 1},
+    )  # fmt: skip
     s.heads(axes)
     return made
 
@@ -206,6 +208,19 @@ def by_channel(s: Scene) -> Any:
     for ax in axes:
         ax.set_ylim(min(a.get_ylim()[0] for a in axes), top * 3)
     s.heads(axes)
+    return made
+
+
+def few_bits(s: Scene) -> Any:
+    """The filter of a weight that reaches furthest, on its own grid."""
+    made, axes = figure()
+    tensor = s.cause.tensor
+    weight = s.study.graph.weights[tensor]
+    channel = int(weight.flatten(1).abs().amax(1).argmax())
+    seen = Histogram.of(weight[channel].contiguous())
+    for ax, plan in zip(axes, (s.study.plan, s.after), strict=True):
+        histogram(ax, seen, channel_params(plan[tensor].params)[channel], view=(1.25 * min(seen.min, -seen.max), 1.25 * seen.max))
+    s.heads(axes, f"filter {channel} of {tensor}")
     return made
 
 
@@ -273,12 +288,14 @@ def bias_width(s: Scene) -> Any:
         limit = 2.0 ** (bits - 1)
         beyond = codes > limit
         ax.bar(x[~beyond], codes[~beyond], 0.9, color=WIDE, alpha=0.75, lw=0)
-        ax.bar(x[beyond], codes[beyond], 0.9, color=BAD, lw=0, label=f"{int(beyond.sum())} of {len(codes)} do not fit")
+        if beyond.any():
+            ax.bar(x[beyond], codes[beyond], 0.9, color=BAD, lw=0, label=f"{int(beyond.sum())} of {len(codes)} do not fit")
         ax.axhline(limit, color=INK, lw=1.0, ls=(0, (3, 2)), label=f"greatest integer of {bits} bits")
-        ax.set_yscale("log")
-        ax.set_ylim(0.5, 2.0**34)
+        ax.set_yscale("log", base=2)
+        ax.set_ylim(1, 2.0**40)
+        ax.set_yticks([2.0**n for n in range(0, 33, 8)], [f"2^{n}" for n in range(0, 33, 8)])
         ax.set_xlabel("output channels, smallest bias first")
-        ax.set_ylabel("|bias| in units of input × weight step")
+        ax.set_ylabel("|bias|, input × weight steps")
         ax.legend(loc="upper left", fontsize=8)
     s.heads(axes, f"{s.cause.layer}, bias")
     return made
@@ -483,7 +500,8 @@ def overflow(s: Scene) -> Any:
         ax.plot(codes[wrong], held[wrong], ".", ms=3, color=BAD, mec="none", label=f"{100 * wrong.mean():.1f} % wrap around")
         ax.set_xlabel("exact sum")
         ax.set_ylabel(f"in {bits} bits")
-        ax.ticklabel_format(style="sci", scilimits=(0, 0), axis="both")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
         if wrong.any():
             ax.legend(loc="upper left", fontsize=8)
     exact, before, after = s.scores
@@ -508,6 +526,8 @@ def unquantized(s: Scene) -> Any:
     axes[0].bar(np.arange(len(names)), list(counts.values()), 0.8, color=colours, lw=0)
     axes[0].axhline(256, color=INK, lw=0.9, ls=(0, (3, 2)), label="256: what 8 bits can hold")
     axes[0].set_yscale("log")
+    axes[0].set_yticks([10, 100, 1000, 10_000, 100_000], ["10", "100", "1 000", "10 000", "100 000"])
+    axes[0].set_ylim(10, 4e6)
     axes[0].set_xticks(np.arange(len(names)), names, rotation=30, ha="right")
     axes[0].set_ylabel("distinct values")
     axes[0].set_title(f"{s.cause.layer} has no grid: the lane called int8 is float there")
@@ -566,7 +586,8 @@ def engine_mismatch() -> Any:
     axes[0].plot(x, [100 * value for value in local.values()], "s", ms=5, color=WIDE, label="on the engine's own inputs")
     at = list(local).index(found.tap)
     axes[0].plot(at, 100 * local[found.tap], "s", ms=7, color=BAD)
-    axes[0].annotate(f"{found.tap}: {found.fault}", (at, 100 * local[found.tap]), (10, -2), textcoords="offset points", color=BAD)
+    axes[0].annotate(f"{found.tap}: {found.fault}", (at, 100 * local[found.tap]), (14, 14), textcoords="offset points", color=BAD,
+                     bbox={"color": "#fdfdfd", "pad": 1})  # fmt: skip
     axes[0].set_ylabel("within a step, percent")
     axes[0].set_xlabel("taps in execution order")
     axes[0].set_ylim(0, 107)
@@ -655,7 +676,7 @@ DRAWN: dict[str, Callable[[Scene], Any]] = {
     "power-of-two-scale": on_its_grid,
     "mismatched-join": join,
     "bias-width": bias_width,
-    "insufficient-bits": on_its_grid,
+    "insufficient-bits": few_bits,
     "calibration-mismatch": calibration,
     "preprocessing": preprocessing,
     "train-mode": train_mode,

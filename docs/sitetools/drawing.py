@@ -68,7 +68,7 @@ def histogram(
     if log:
         ax.set_yscale("log")
         positive = share[share > 0]
-        ax.set_ylim(0.4 * float(positive.min()) if len(positive) else 1e-6, 2.0)
+        ax.set_ylim(min(0.4 * float(positive.min()), 1e-4) if len(positive) else 1e-6, 2.0)
         ax.yaxis.set_major_formatter(
             FuncFormatter(lambda v, _: f"{100 * v:g} %" if v >= 1e-4 else f"{100 * v:.0e} %".replace("e-0", "e-"))
         )
@@ -93,7 +93,7 @@ def comb(ax: Axes, params: QuantParams, view: tuple[float, float]) -> None:
         return
     teeth = np.arange(round((high - low) / scale) + 1) * scale + low
     teeth = teeth[(teeth >= view[0]) & (teeth <= view[1])]
-    ax.vlines(teeth, 0, 0.06, color=INK, lw=0.8, transform=transform)
+    ax.vlines(teeth, 0, 0.1, color=INK, lw=1.1, transform=transform, zorder=3)
 
 
 def channels(ax: Axes, peaks: np.ndarray, step: float | np.ndarray, *, what: str) -> Axes:
