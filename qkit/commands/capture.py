@@ -73,7 +73,7 @@ def capture(
     """
     from qkit.commands import tensorfiles
 
-    tensorfiles.check_target(out, force=False) if not force else None
+    tensorfiles.check_target(out, force=force)
     source.use_threads(machine)
     taken = source.load(model, data)
     study = source.calibrate(source.make_study(taken, grids, machine), grids)
@@ -87,8 +87,7 @@ def capture(
             f"{len(taps)} tensors of {samples} samples take {size(needed)}, more than --max-mib {most:g}: choose fewer with "
             "--tap, --samples or --lane, leave the real numbers out with --no-values, or raise it."
         )
-    tensorfiles.check_target(out, force=force)
-    made = tensorfiles.write(graph, study.evaluation, plans, taps, out, samples=samples, values=values)
+    made = tensorfiles.write(graph, study.evaluation, plans, taps, out, samples=samples, values=values, force=force)
     if names:
         talk.say(_table(made.capture.table().loc[list(taps)], names, made.samples))
     fewer = made.samples < samples

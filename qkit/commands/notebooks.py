@@ -81,11 +81,11 @@ def copy(target: Path, *, overwrite: bool = False, source: Path | None = None) -
         for path in _files(origin):
             name = path.relative_to(origin).as_posix()
             place = target / name
+            if place.is_symlink() or not place.parent.resolve().is_relative_to(target.resolve()):
+                raise QkitError(f"{place} is a link, or lies behind one: nothing is written there. Name another folder.")
             what = _state(path, place, known.get(name), overwrite=overwrite)
             done[what].append(name)
             if what in ("new", "updated", "replaced"):
-                if place.is_symlink() or not place.parent.resolve().is_relative_to(target.resolve()):
-                    raise QkitError(f"{place} is a link, or lies behind one: nothing is written there. Name another folder.")
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, place)
             if what != "kept":
@@ -97,7 +97,7 @@ def copy(target: Path, *, overwrite: bool = False, source: Path | None = None) -
 
 
 def _state(ours: Path, theirs: Path, copied: str | None, *, overwrite: bool) -> str:
-    if not theirs.exists() and not theirs.is_symlink():
+    if not theirs.exists():
         return "new"
     found, wanted = _hash(theirs), _hash(ours)
     if found == wanted:

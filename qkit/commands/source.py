@@ -223,7 +223,7 @@ def _call(path: str) -> Any:
         factory: Any = importlib.import_module(module)
         for part in function.split("."):
             factory = getattr(factory, part)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the user's module does while it is imported
         raise DataError(f"the data's function {path} cannot be imported: {error}.") from error
     try:
         return factory()

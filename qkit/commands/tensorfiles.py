@@ -80,56 +80,59 @@ def bytes_needed(graph: Graph, plans: Mapping[str, Plan], taps: Iterable[str], s
 
 
 def check_target(target: Path, *, force: bool) -> Path:
-    """The target, which is free; with `force`, the files of an earlier capture are removed from it.
+    """The target, if it can be written; nothing is made or removed yet.
 
     Raises
     ------
     QkitError
-        If the folder has files in it, or the archive is there, and `force` is not set; or if it cannot be made.
+        If the folder has files in it, or the archive is there, and `force` is not set; with it, if the files in the folder are no
+        earlier capture's; or if there can be no such file.
     """
-    single = target.suffix.lower() == ".npz"
-    try:
-        if single:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.is_dir() or (target.exists() and not force):
-                raise QkitError(f"{target} is there already: name another file, or write over it with --force.")
-            return target
-        if target.is_file():
-            raise QkitError(f"{target} is a file: name a folder, or a file that ends in .npz.")
-        target.mkdir(parents=True, exist_ok=True)
-        if any(target.iterdir()):
-            if not force:
-                raise QkitError(f"{target} is not empty: name another folder, or write over an earlier capture with --force.")
-            _clear(target)
-    except OSError as error:
-        raise QkitError(f"{target} cannot be written: {error.strerror or error}.") from error
+    above = next(path for path in target.absolute().parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise QkitError(f"{target} cannot be written: {above} is no folder that can be written to.")
+    if target.suffix.lower() == ".npz":
+        if target.is_dir() or (target.exists() and not force):
+            raise QkitError(f"{target} is there already: name another file, or write over it with --force.")
+        return target
+    if target.is_file():
+        raise QkitError(f"{target} is a file: name a folder, or a file that ends in .npz.")
+    if target.is_dir() and any(target.iterdir()):
+        if not force:
+            raise QkitError(f"{target} is not empty: name another folder, or write over an earlier capture with --force.")
+        _earlier(target)
     return target
 
 
 def write(
     graph: Graph, loader: Iterable[Any], plans: Mapping[str, Plan], taps: Sequence[str], target: Path, *, samples: int,
-    values: bool = True,
+    values: bool = True, force: bool = False,
 ) -> Written:  # fmt: skip
     """Run float and the plans' lanes over the first samples, and write the taps' tensors and the table of all taps' errors.
 
     Parameters
     ----------
     target
-        A folder, or a file that ends in ``.npz``; as `check_target` left it.
+        A folder, or a file that ends in ``.npz``.
     samples
         How many; fewer where the loader has fewer.
     values
         Also the real numbers of lanes that have codes.
+    force
+        Write over an earlier capture: its files are removed first, others stay.
 
     Raises
     ------
     DataError
         If the loader is empty or a batch does not fit.
     QkitError
-        If a file cannot be written.
+        As `check_target`, or if a file cannot be written.
     """
-    single = target.suffix.lower() == ".npz"
+    single = check_target(target, force=force).suffix.lower() == ".npz"
     try:
+        (target.parent if single else target).mkdir(parents=True, exist_ok=True)
+        if not single:
+            _clear(target)
         root = Path(tempfile.mkdtemp(prefix=f".{target.stem}.", dir=target.parent)) if single else target
         try:
             files = _Files(frozenset(taps), None, 0, root=root, plans=plans, values=values)
@@ -353,21 +356,29 @@ def _tables(capture: Capture, base: Path) -> list[Path]:
     return [comma, plain]
 
 
-def _clear(root: Path) -> None:
-    """Remove what an earlier capture wrote, as its index lists it; nothing outside the folder, and nothing else."""
-    index = root / INDEX
+def _earlier(root: Path) -> dict[str, Any]:
+    """The index of an earlier capture."""
     try:
-        listed = json.loads(index.read_text(encoding="utf-8"))
-        if listed["format"] != FORMAT:
+        listed = json.loads((root / INDEX).read_text(encoding="utf-8"))
+        if listed["format"] != FORMAT or not all(isinstance(name, str) for name in (*listed["files"], *listed["lanes"])):
             raise ValueError(f"its format is {listed['format']!r}")
-        files = [str(name) for name in listed["files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise QkitError(f"{root} is not empty and is no earlier capture ({INDEX}: {error}): name another folder.") from error
-    for name in (*files, INDEX):
+    found: dict[str, Any] = listed
+    return found
+
+
+def _clear(root: Path) -> None:
+    """Remove what an earlier capture wrote, as its index lists it; nothing outside the folder, and nothing else."""
+    if not any(root.iterdir()):
+        return
+    listed = _earlier(root)
+    for name in (*listed["files"], INDEX):
         path = root / name
         if path.resolve().is_relative_to(root.resolve()) and path.is_file():
             path.unlink()
-    for lane in [str(name) for name in listed.get("lanes", ())]:
+    for lane in listed["lanes"]:
         for folder in (root / lane, root / "values" / lane, root / "values"):
-            if folder.is_dir() and folder.resolve().is_relative_to(root.resolve()) and not any(folder.iterdir()):
+            inside = folder.resolve().is_relative_to(root.resolve()) and folder.resolve() != root.resolve()
+            if folder.is_dir() and inside and not any(folder.iterdir()):
                 folder.rmdir()

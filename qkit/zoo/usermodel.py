@@ -145,7 +145,7 @@ def _from_factory(path: str, arguments: dict[str, Any]) -> nn.Module:
     module_name, _, function = path.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the user's module does while it is imported
         raise QkitError(f"The model factory {path} cannot be imported: {error}.") from error
     try:
         model = factory(**arguments)

@@ -106,7 +106,8 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["qkit", *arguments])
-        runner = CliRunner(env={"COLUMNS": "200"})
+        monkeypatch.setenv("COLUMNS", "200")
+        runner = CliRunner()
         with runner.isolation() as streams:
             try:
                 cli.main()
