@@ -45,8 +45,8 @@ def texts(root: Path, docs: Path) -> dict[Path, str]:
     # a part is read as if it stood in the page that includes it, which lies in docs itself
     for name, text in parts((root / "README.md").read_text(encoding="utf-8")).items():
         # a narrow column must not part a figure from its unit
-        text = re.sub(r"(?<=\d) (?=%)", "\u00a0", text)
-        made[docs / "generated" / "parts" / f"{name}.md"] = relinked(text, root, docs, moved)
+        whole = re.sub(r"(?<=\d) (?=%)", "\u00a0", text)
+        made[docs / "generated" / "parts" / f"{name}.md"] = relinked(whole, root, docs, moved)
     return made
 
 
