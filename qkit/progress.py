@@ -61,6 +61,8 @@ class Bar:
     def close(self) -> None:
         """The work is over, finished or not."""
         if self._bar is not None:
+            # a notebook keeps bars that stopped short of their total, though they are told not to stay
+            self._bar.total = None
             self._bar.close()
 
     def __enter__(self) -> Bar:
