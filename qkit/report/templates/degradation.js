@@ -33,7 +33,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 }
 
 for (const figure of document.querySelectorAll("figure.layers")) {
-  const svg = figure.querySelector("svg");
+  const svg = figure.querySelector("svg.chart");
   const tip = figure.querySelector(".tip");
   const select = figure.querySelector("select");
   const first = Number(svg.dataset.left), column = Number(svg.dataset.column);
