@@ -60,7 +60,7 @@ class Case:
         inputs, targets = batch.inputs[0][:images], batch.targets[:images]
         names = [short(self.classes[int(target)], 16) for target in targets]
         with matplotlib.style.context(["default", STYLE]):
-            figure = Figure(figsize=(WIDTH, WIDTH / len(inputs) + 0.5), layout="constrained", facecolor="white", dpi=DPI)
+            figure = Figure(figsize=(WIDTH, WIDTH / len(inputs) + 0.38), layout="constrained", facecolor="white", dpi=DPI)
             draw(inputs, names, figure=figure)
         return Picture(figure, f"{len(inputs)} evaluation images: {', '.join(names)}")
 
