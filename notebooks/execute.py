@@ -31,7 +31,7 @@ def execute(path: Path) -> float:
     book = nbformat.read(path, as_version=4)
     start = time.monotonic()
     NotebookClient(
-        book, timeout=600, kernel_name="python3", record_timing=False, store_widget_state=False,
+        book, timeout=600, kernel_name="python3", record_timing=False, store_widget_state=False, coalesce_streams=True,
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()  # fmt: skip
     seconds = time.monotonic() - start

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from qkit.errors import QkitError
 from qkit.metrics import NAMED, Interval
@@ -203,16 +204,22 @@ def trade_off(study: Study, tensor: str, plans: Mapping[str, Plan] | None = None
         ("both", [e.total for e in errors], INK, 2.0),
     ):
         ax.plot(x, np.sqrt(np.maximum(values, 0.0)), color=colour, lw=wide, label=label)
-    for i, (name, plan) in enumerate((plans or {}).items()):
-        params = plan[tensor].params
-        at, total = float(params.hi), math.sqrt(histogram.error(params).total)
+    chosen = sorted(((float(p[tensor].params.hi), n, p[tensor].params) for n, p in (plans or {}).items()), key=lambda c: c[:2])
+    for i, (at, name, params) in enumerate(chosen):
+        total = math.sqrt(histogram.error(params).total)
         ax.plot(at, total, "o", ms=6, color=OTHER, zorder=4)
-        ax.annotate(name, (at, total), (0, 10 if i % 2 else -14), textcoords="offset points", ha="center", fontsize=8.5)
+        # neighbours may lie close together: names stand in turn further above
+        ax.annotate(
+            name, (at, total), (0, 14 + 13 * (i % 3)), textcoords="offset points", ha="center", fontsize=8.5,
+            arrowprops={"arrowstyle": "-", "color": MUTED, "lw": 0.6, "shrinkA": 0.0, "shrinkB": 4.0},
+        )  # fmt: skip
     least = math.sqrt(min(e.total for e in errors))
     ax.set_yscale("log")
     ax.set_ylim(least / 30, 30 * least)
     ax.set_xlabel(f"upper end of the range of {tensor}; its values end at {number(histogram.max, 3)}")
     ax.set_ylabel("error, root mean square")
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
     ax.grid(axis="y")
     ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8.5)
     return ax

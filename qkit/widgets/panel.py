@@ -32,6 +32,8 @@ S = TypeVar("S", bound="Panel")
 _QUIET = 1.5
 _DPI = 110
 _MOST_ROWS = 12
+#: Characters from which a cell is a sentence rather than a figure, and begins at the left.
+_SENTENCE = 60
 #: Hides the output before the stand-in, the one that holds the widget, where no widget came to life: JupyterLab would say
 #: there that it found no model.
 _NO_WIDGET = ".jp-OutputArea:not(.qkit-live) > .jp-OutputArea-child:has(+ * + * .qkit-static) { display: none; }"
@@ -169,6 +171,8 @@ class Panel(ipywidgets.VBox):
     def _table(self) -> str:
         whole = self.summary()
         table = whole.head(_MOST_ROWS).to_html(float_format="{:.4g}".format, border=0, na_rep="–")
+        if whole.map(lambda cell: len(str(cell)) > _SENTENCE).any(axis=None):
+            table = table.replace("<td>", '<td style="text-align:left;white-space:normal">')
         left = len(whole) - _MOST_ROWS
         return f'<div style="overflow:auto;white-space:nowrap">{table}</div>' + (
             f"<p>… and {left} more rows</p>" if left > 0 else ""
