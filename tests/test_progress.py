@@ -413,3 +413,18 @@ def test_a_stopped_effect_leaves_the_study_as_good_as_new(study: Study, stage: s
         assert (mine.local, mine.layer, mine.output) == (other.local, other.layer, other.output)
         np.testing.assert_array_equal(mine.scores, other.scores)
     assert study.score(first) == fresh().evaluate({"first": first}, progress=False)["first"]
+
+
+def test_a_bar_that_stops_short_leaves_no_remnant_in_a_notebook() -> None:
+    pytest.importorskip("ipywidgets")
+    from tqdm.notebook import tqdm
+
+    bar = Bar("looking", 5, unit="batch")
+    if bar._bar is None:
+        pytest.skip("no bar is drawn here")
+    bar._bar = tqdm(total=5, leave=False, display=False)
+    bar.update(2)
+    with bar:
+        pass
+    # what tqdm asks before it shows a bar as failed for good
+    assert not (bar._bar.total and bar._bar.n < bar._bar.total)
