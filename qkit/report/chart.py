@@ -24,6 +24,7 @@ _FONT = 6.1
 _LONGEST = 34
 #: Width of the columns together that fits the page without scrolling, as long as each keeps ten units.
 _INNER = 1120.0
+_LEAST_WIDTH = 520.0
 #: Ways to sort: key, words, whether the greatest comes first.
 ORDERS: Mapping[str, tuple[str, bool]] = {
     "order": ("order of execution", False),
@@ -74,13 +75,14 @@ def chart(report: Report) -> Chart:
     """Draw the report's layers."""
     names = [str(name) for name in report.layers.index]
     shown = [lane for lane in (WIDE, report.narrow) if lane in report.lanes] or list(report.lanes)
-    column = min(max(_INNER / max(len(names), 1), 10.0), 36.0)
+    column = min(max(_INNER / max(len(names), 1), 10.0), 48.0)
     has_loss = report.sensitivity is not None and len(report.sensitivity) > 0
     words = _FONT * max((len(short(name, _LONGEST)) for name in names), default=0) + 10
     bottom_of_errors = _TOP + _ERRORS
     losses = _losses(report, bottom_of_errors + _GAP) if has_loss else None
     names_at = bottom_of_errors + (_GAP + _LOSSES if losses else 0.0) + 8
-    width, height = _LEFT + column * max(len(names), 8) + _RIGHT, names_at + words + _BOTTOM
+    # the axes' words need their room where the layers are few
+    width, height = max(_LEFT + column * len(names) + _RIGHT, _LEAST_WIDTH), names_at + words + _BOTTOM
     errors = _errors(report, shown)
     parts = [*_axes(errors, losses, width, report)]
     parts += [_line(report, lane, errors, column) for lane in shown]

@@ -28,9 +28,11 @@ def python(
     lines = [f"# qkit {qkit.__version__}; model, calibration{evaluation} as they were" + (", and your own scheme" if own else "")]
     scheme = "scheme" if own else repr(study.scheme.name)
     lines.append(f"study = qkit.Study(model, calibration{evaluation}, metric={metric}, scheme={scheme}{expected})")
-    lines.append(f"study.calibrate({settings})")
-    if study.treatment is not None:
+    if study.treatment is None:
+        lines.append(f"study.calibrate({settings})")
+    else:
         steps = [effect.step for effect in study.treatment.effects]
+        lines.append("study.calibrate()  # with the arguments that it had before post-training calibration")
         lines.append(f"study = study.ptc({steps!r})  # with seed=0, unless another was given")
     if any(grid.method == "manual" for grid in study.plan.grids.values()):
         lines.append('# ranges were edited by hand: study = study.with_plan(qkit.Plan.load("plan.json")), saved by plan.save')
@@ -45,11 +47,11 @@ def python(
     if mixed:
         lines.append("# mixed = study.mixed(…), with the options that it was made with")
     if engines:
-        lines.append("# engines: what qkit.engines.compare.compare(study, lane) gave, on the same engine and files")
-    lines.append(f"study.report({_FILE!r}, {', '.join(arguments)})")
-    lines.append(
-        "# every loader starts each pass from the same random state, so that shuffling repeats; the report draws nothing itself"
-    )
+        lines.append("# engines = qkit.engines.compare.compare(study, lane), on the same engine and files")
+    # an argument a line: a title may hold anything
+    lines += ["study.report(", *(f"    {argument}," for argument in (repr(_FILE), *arguments)), ")"]
+    lines.append("# every pass over a loader starts from the same random state, so that shuffling repeats;")
+    lines.append("# the report itself draws no random numbers")
     return "\n".join(lines) + "\n"
 
 

@@ -183,7 +183,11 @@ def engine(entry: dict[str, Any]) -> Table:
     heads = ("differ by 0", "by 1 step", "by more", "greatest (steps)", "SQNR to simulation (dB)", "on equal inputs (dB)")
     table = Table((*_words("tap", "kind"), *(Column(head, "equal inputs" if i < 4 else "") for i, head in enumerate(heads))))
     keys = [*(f"equal inputs {name}" for name in ("same", "one", "more", "largest")), "sqnr simulation", "sqnr equal inputs"]
-    shows = (share, share, share, number, decibels, decibels)
+
+    def whole(value: Any) -> str:
+        return NOTHING if is_missing(value) else number(round(value))
+
+    shows = (share, share, share, whole, decibels, decibels)
 
     def agreement(item: tuple[str, dict[str, Any]]) -> float:
         parts = [item[1].get(key) for key in keys[:2]]

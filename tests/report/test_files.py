@@ -81,13 +81,16 @@ def test_markdown_tables_parse(report, written):
         if token.type == "tr_close":
             row = None
     assert all(len({len(r) for r in table}) == 1 for table in tables)
-    scores, sensitivity, layers, weights = tables
+    scores, sensitivity, layers, weights, lint, plan = tables
+    assert {row[2] for row in lint[1:]} == {finding["rule"] for finding in report.lint["findings"]}
+    assert [row[0] for row in plan[1:]] == list(report.plan["grids"])
     assert [r[0] for r in scores[1:]] == ["float", "int16", "int8"]
     assert [r[1] for r in layers[1:]] == list(report.layers.index)
     assert [r[0] for r in weights[1:]] == list(report.weights.index)
     assert [r[0] for r in sensitivity[1:]] == list(report.sensitivity.index)
     assert report.verdict["verdict"] in written[".md"]
-    assert max(len(line) for line in written[".md"].splitlines() if line.startswith("|")) < 180
+    figures = written[".md"].partition("## Lint")[0]
+    assert max(len(line) for line in figures.splitlines() if line.startswith("|")) < 180
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
