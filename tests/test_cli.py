@@ -70,7 +70,9 @@ def report(images: Path, weights: Path, *more: str) -> list[str]:
 def test_demo(network: str, tmp_path: Path) -> None:
     out = tmp_path / "made" / "report.json"
     result = CliRunner().invoke(
-        cli.app, ["demo", "--network", network, "--no-sensitivity", "--batches", "3", "--out", str(out)], catch_exceptions=False
+        cli.app,
+        ["demo", "--network", network, "--no-sensitivity", "--no-diagnose", "--batches", "3", "--out", str(out)],
+        catch_exceptions=False,
     )
     assert result.exit_code == 0, result.output
     data = json.loads(out.read_text())
@@ -82,6 +84,7 @@ def test_demo(network: str, tmp_path: Path) -> None:
     assert "top1 on 192 images" in result.output
 
 
+@pytest.mark.slow
 def test_demo_calls_the_hostile_network_by_its_name(tmp_path: Path) -> None:
     out = tmp_path / "report.md"
     result = CliRunner().invoke(cli.app, ["demo", "--no-sensitivity", "--out", str(out)], catch_exceptions=False)
@@ -93,7 +96,16 @@ def test_demo_calls_the_hostile_network_by_its_name(tmp_path: Path) -> None:
 def test_report_on_a_folder_of_images(kind: str, images: Path, weights: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "report.csv"
     arguments = report(
-        images, weights[kind], "--classes", "blue,green,red", "--out", str(out), "--no-sensitivity", "--batch-size", "6"
+        images,
+        weights[kind],
+        "--classes",
+        "blue,green,red",
+        "--out",
+        str(out),
+        "--no-sensitivity",
+        "--no-diagnose",
+        "--batch-size",
+        "6",
     )
     result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -106,8 +118,9 @@ def test_report_on_a_folder_of_images(kind: str, images: Path, weights: dict[str
 def test_report_in_a_process_of_its_own_is_a_page(images: Path, weights: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("blue\ngreen\nred\n")
     arguments = report(
-        images, weights["pth"], "--classes", "classes.txt", "--out", "page.html", "--batch-size", "6", "--threads", "2"
-    )
+        images, weights["pth"], "--classes", "classes.txt", "--out", "page.html", "--batch-size", "6", "--threads", "2",
+        "--no-sensitivity", "--no-diagnose",
+    )  # fmt: skip
     done = subprocess.run([sys.executable, "-m", "qkit", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "page.html").read_text()
@@ -162,6 +175,7 @@ def test_an_interrupt_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stopped.value.code == 130
 
 
+@pytest.mark.slow
 def test_diagnose_prints_causes_and_writes_diagnosis_and_plan(tmp_path: Path) -> None:
     out, plan = tmp_path / "diagnosis.json", tmp_path / "plan.json"
     arguments = ["diagnose", "--batches", "4", "--budget", "200", "--out", str(out), "--save-plan", str(plan)]
