@@ -58,7 +58,9 @@ def _picture(page: Page, name: str) -> None:
     if not folder:
         return
     page.wait_for_timeout(2000)
-    tall = page.evaluate("() => document.querySelector('.jp-WindowedPanel-inner, .jp-Notebook').scrollHeight + 120")
-    page.set_viewport_size({"width": 1300, "height": min(int(tall), TALLEST)})
+    tall = page.evaluate(
+        "() => Math.max(...[...document.querySelectorAll('.jp-Notebook, .jp-Notebook *')].map(e => e.scrollHeight))"
+    )
+    page.set_viewport_size({"width": 1300, "height": min(int(tall) + 150, TALLEST)})
     page.wait_for_timeout(1500)
     page.screenshot(path=Path(folder) / f"{name}.png")
