@@ -18,7 +18,8 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 #: Where the notebooks are: in the installed package, or in the checkout.
 SOURCES = (_PACKAGE / "notebooks", _PACKAGE.parent / "notebooks")
 LISTED = ".qkit-notebooks.json"
-#: What is copied: the notebooks, and what they may need beside them. The tools that run and check them stay.
+#: What is copied: the notebooks, and what they may need beside them. The tools that run and check them stay, and
+#: so does what the notebooks wrote, in ``out``.
 SUFFIXES = (".ipynb", ".png", ".jpg", ".svg", ".csv", ".json", ".md", ".npz")
 
 
@@ -113,7 +114,7 @@ def _files(origin: Path) -> list[Path]:
         for path in origin.rglob("*")
         if path.is_file()
         and path.suffix.lower() in SUFFIXES
-        and not any(part.startswith((".", "_")) for part in path.relative_to(origin).parts)
+        and not any(part.startswith((".", "_")) or part == "out" for part in path.relative_to(origin).parts)
     )
 
 

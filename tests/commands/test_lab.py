@@ -25,8 +25,9 @@ def source(tmp_path: Path) -> Path:
     origin = tmp_path / "origin"
     (origin / "pictures").mkdir(parents=True)
     (origin / ".ipynb_checkpoints").mkdir()
+    (origin / "out").mkdir()
     for name, text in (
-        ("01_one.ipynb", "one"), ("02_two.ipynb", "two"), ("pictures/a.png", "a"), ("execute.py", "no"), ("nbval.cfg", "no"),
+        ("01_one.ipynb", "one"), ("02_two.ipynb", "two"), ("pictures/a.png", "a"), ("execute.py", "no"), ("nbval.cfg", "no"), ("out/plan.json", "no"),
         (".ipynb_checkpoints/01_one.ipynb", "no"),
     ):  # fmt: skip
         (origin / name).write_text(text)
@@ -52,7 +53,7 @@ def test_a_copy_is_brought_up_to_date_and_changes_are_kept(source: Path, tmp_pat
     assert (target / "01_one.ipynb").read_text() == "one, better"
     assert (target / "own.ipynb").read_text() == "my own"
     assert sorted(path.name for path in source.iterdir()) == [
-        ".ipynb_checkpoints", "01_one.ipynb", "02_two.ipynb", "execute.py", "nbval.cfg", "pictures",
+        ".ipynb_checkpoints", "01_one.ipynb", "02_two.ipynb", "execute.py", "nbval.cfg", "out", "pictures",
     ], "the kit's own are as they were"  # fmt: skip
 
 
