@@ -66,7 +66,7 @@ def report(out: Path, into: Path, split: str = "all", only: Sequence[str] = ()) 
             table.add_row(*row)
         console.print(table)
     into.mkdir(parents=True, exist_ok=True)
-    note = f"Not covered: {', '.join(NOT_COVERED)} (lanes of a real engine)."
+    note = f"Not covered: {', '.join(NOT_COVERED)} (see engine.md)."
     (into / "table.md").write_text("\n\n".join(markdown(*table) for table in tables) + f"\n\n{note}\n", encoding="utf-8")
     listed = [[row["id"], ", ".join(row["wrong"]), row["truth"], row["said"]] for row in wrong]
     text = markdown(f"Failures: {len(wrong)}", ["case", "wrong", "truth", "said"], listed)
