@@ -62,5 +62,6 @@ def _picture(page: Page, name: str) -> None:
         "() => Math.max(...[...document.querySelectorAll('.jp-Notebook, .jp-Notebook *')].map(e => e.scrollHeight))"
     )
     page.set_viewport_size({"width": 1300, "height": min(int(tall) + 150, TALLEST)})
+    page.evaluate("() => document.querySelectorAll('.jp-Notebook, .jp-Notebook *').forEach(e => { e.scrollTop = 0; })")
     page.wait_for_timeout(1500)
     page.screenshot(path=Path(folder) / f"{name}.png")
