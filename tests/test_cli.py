@@ -211,9 +211,9 @@ def test_help_of_a_command_has_examples_and_exit_codes(command: str) -> None:
     assert result.exit_code == 0
     assert "Usage" in result.output
     assert f"qkit {command}" in result.output.split("Examples")[1]
-    assert "130 interrupted" in " ".join(result.output.split("Exit code")[1].split())
+    assert "130 interrupted" in " ".join(result.output.split("Examples")[1].split("Exit code")[1].split())
     assert "--json" in result.output
-    assert ("--config" in result.output) == (command != "config")
+    assert ("--write-config" in result.output) == (command != "config")
 
 
 def test_what_help_lists_is_what_there_is() -> None:
