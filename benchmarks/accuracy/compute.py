@@ -113,9 +113,6 @@ def _trained(study: Study, cell: Cell, settings: Settings, subject: Subject, dev
     start = study
     if cell.treatment != "qat":
         start = study.ptc(BEFORE_TRAINING, seed=cell.seed, progress=False)
-        assert start.treatment is not None
-        if not any(effect.kept for effect in start.treatment.effects):
-            return _scores(study, study.plan), {"same as": "qat"}
     trained, losses = train(start, settings, subject.train, cell.seed, device)
     loss, share = on_images(trained, trained.calibration)
     return _scores(trained, trained.plan), {"calibration": {"loss": loss, "top1": share}, "losses": losses}

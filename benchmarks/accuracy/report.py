@@ -9,12 +9,12 @@ from typing import Any
 
 from benchmarks.accuracy import published
 from benchmarks.accuracy.cells import FLOAT, SCHEMES
-from benchmarks.accuracy.rows import CHOSEN, TARGETS, Records, Row, Table
+from benchmarks.accuracy.rows import TARGETS, Records, Row, Table
 from benchmarks.accuracy.store import versions
 from qkit.metrics import Interval
 from qkit.ptc import STEPS
 
-_SUMMARY = ("plain", "ptc", "mixed", CHOSEN, "torchao", "torchao qat")
+_SUMMARY = ("plain", "ptc", "mixed", "qat", "ptc + qat", "torchao", "torchao qat")
 
 
 def write(records: Records, folder: Path, setting: str) -> str:
@@ -65,9 +65,8 @@ def _summary(table: Table) -> str:
     body = []
     for network in table.networks:
         for scheme in (s for s in SCHEMES if s != FLOAT):
-            rows = {t: table.row(network, scheme, t) for t in (*_SUMMARY, "qat")}
+            rows = {t: table.row(network, scheme, t) for t in _SUMMARY}
             if any(rows.values()):
-                rows[CHOSEN] = rows[CHOSEN] or rows["qat"]
                 body.append([network, scheme, *(_loss(rows[t], TARGETS.get(t)) for t in _SUMMARY)])
     head = ["network", "scheme", *_SUMMARY]
     head = [f"{name} (target {100 * TARGETS[name]:g})" if name in TARGETS else name for name in head]

@@ -19,12 +19,10 @@ from qkit.ptc import STEPS
 Difference = tuple[Interval, tuple[float, ...]]
 Records = Mapping[str, dict[str, Any]]
 
-#: Training from the plain study or from the calibrated one, whichever has the lower cross-entropy on the calibration images.
-CHOSEN = "qat, start chosen"
 #: Most that may be lost against float, as a share.
-TARGETS = {"ptc": 0.005, CHOSEN: 0.003}
+TARGETS = {"ptc": 0.005, "ptc + qat": 0.003}
 #: What of the kit is compared with what of torchao.
-RIVALS = (("plain", "torchao"), ("ptc", "torchao"), ("qat", "torchao qat"), (CHOSEN, "torchao qat"))
+RIVALS = (("plain", "torchao"), ("ptc", "torchao"), ("qat", "torchao qat"), ("ptc + qat", "torchao qat"))
 
 
 @dataclass(frozen=True)
@@ -82,28 +80,9 @@ class Table:
             if "error" not in record:
                 key = record["network"], record["scheme"], record["treatment"]
                 self._cells.setdefault(key, {})[record["seed"]] = record
-        for network, scheme, treatment in list(self._cells):
-            if treatment == "ptc + qat":
-                self._choose(network, scheme)
-        order = (*TREATMENTS, CHOSEN)
         self.keys = sorted(
-            (key for key in self._cells if key[1] in SCHEMES), key=lambda k: (k[0], SCHEMES.index(k[1]), order.index(k[2]))
+            (key for key in self._cells if key[1] in SCHEMES), key=lambda k: (k[0], SCHEMES.index(k[1]), TREATMENTS.index(k[2]))
         )
-
-    def _choose(self, network: str, scheme: str) -> None:
-        plain = self._cells.get((network, scheme, "qat"), {})
-        treated = self._cells[network, scheme, "ptc + qat"]
-        same = [seed for seed, record in treated.items() if "same as" in record.get("more", {})]
-        for seed in same:
-            if seed in plain:
-                treated[seed] = {**plain[seed], "more": {**plain[seed]["more"], "same as": "qat"}}
-            else:
-                del treated[seed]
-        both = sorted(plain.keys() & treated.keys())
-        if both:
-            self._cells[network, scheme, CHOSEN] = {
-                seed: min(plain[seed], treated[seed], key=lambda r: r["more"]["calibration"]["loss"]) for seed in both
-            }
 
     def of(self, network: str, scheme: str, treatment: str) -> dict[int, dict[str, Any]]:
         """Records by seed."""
