@@ -77,7 +77,8 @@ def judge(
     share = scores.metric in NAMED
     at_wide = f"{wide} loses {amount(loss_wide, share)}"
     at_narrow = f"{narrow} loses {amount(loss_narrow, share)}"
-    bits = "8 bits" if narrow == "int8" else f"the bits of {narrow}"
+    width = narrow.removeprefix("int")
+    bits = f"{width} bits" if width.isdigit() else f"the bits of {narrow}"
     base = scores["float"]
     if expected is not None and not base.low - tolerance <= expected <= base.high + tolerance:
         found, wanted = (f"{x:.2%}" if share else f"{x:.4g}" for x in (base.value, expected))
