@@ -33,6 +33,10 @@ def lab(
     port: Annotated[
         int | None, option(panel=RUNNING, min=1, max=65535, help="Of JupyterLab. The first free one from 8888 on by default.")
     ] = None,
+    allow_root: Annotated[
+        bool,
+        option("--allow-root", panel=RUNNING, help="Start as root too, as in a container; JupyterLab refuses that otherwise."),
+    ] = False,
 ) -> Outcome:
     """Copy the notebooks into a folder of yours and open JupyterLab on it.
 
@@ -52,7 +56,7 @@ def lab(
     told = {**asdict(done), "folder": str(folder)}
     if copy_only:
         return Outcome(told)
-    code = _start(folder, browser=browser, port=port)
+    code = _start(folder, browser=browser, port=port, allow_root=allow_root)
     if code:
         raise QkitError(f"JupyterLab ended with code {code}; its own messages are above.")
     return Outcome(told)
@@ -67,11 +71,13 @@ def _require() -> None:
         )
 
 
-def _start(folder: Path, *, browser: bool, port: int | None) -> int:
+def _start(folder: Path, *, browser: bool, port: int | None, allow_root: bool) -> int:
     """Run JupyterLab until it ends; Ctrl-C is its own business, it asks back."""
     arguments = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder.resolve()}"]
     if not browser:
         arguments.append("--no-browser")
+    if allow_root:
+        arguments.append("--allow-root")
     if port is not None:
         arguments += [f"--port={port}", "--ServerApp.port_retries=0"]
     process = subprocess.Popen(arguments, stdout=sys.stderr)  # noqa: S603  # our own interpreter

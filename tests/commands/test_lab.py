@@ -145,7 +145,7 @@ def test_a_real_jupyterlab_serves_the_copy(folder: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "qkit", "lab", "mine", "--no-browser", "--port", str(port)], cwd=folder, stderr=subprocess.PIPE,
+        [sys.executable, "-m", "qkit", "lab", "mine", "--no-browser", "--allow-root", "--port", str(port)], cwd=folder, stderr=subprocess.PIPE,
         env={**os.environ, "JUPYTER_TOKEN": "t", "JUPYTER_ALLOW_INSECURE_WRITES": "1"}, start_new_session=True, text=True,
     )  # fmt: skip
     try:
@@ -161,5 +161,6 @@ def test_a_real_jupyterlab_serves_the_copy(folder: Path) -> None:
                 time.sleep(1)
         assert {path.name for path in notebooks.find().glob("*.ipynb")} <= names
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
