@@ -165,7 +165,9 @@ def test_the_report_is_written(tmp_path):
 @pytest.mark.slow
 def test_the_diagnosis_on_a_case_a_kind(tmp_path):
     out = tmp_path / "lines.jsonl"
-    one_a_kind = {spec.kind: spec for spec in cases("develop")}
+    # on a small network where the kind is planted in one
+    small_last = sorted(cases("develop"), key=lambda spec: spec.network in ("vgg_small", "resnet_small"))
+    one_a_kind = {spec.kind: spec for spec in small_last}
     runner.run(list(one_a_kind.values()), out, 2, case=run_case)
     found = score.figures(read(out))
     assert found["first layer"].value >= 0.9, found["first layer"]
