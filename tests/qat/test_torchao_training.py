@@ -20,7 +20,7 @@ from qkit.loading import seeded
 from qkit.metrics import paired_interval
 
 #: Grids follow the extremes, as torchao's do, rather than being learned.
-SETTINGS = replace(Settings(), epochs=4, learn_steps=False)
+SETTINGS = replace(Settings(), epochs=4, rate=1e-3, learn_steps=False)
 
 
 @pytest.fixture(autouse=True)
