@@ -84,4 +84,8 @@ def page(url: str, profile: Path, *, width: int = 1200, height: int = 1000) -> I
         yield Page(next(target["webSocketDebuggerUrl"] for target in targets if target["type"] == "page"))
     finally:
         process.terminate()
-        process.wait(10)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:  # a busy machine: it has nothing to save
+            process.kill()
+            process.wait()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from benchmarks.timing import Ratio, peak_bytes, ratio
 from qkit.calibration import make_plan, observe
 from qkit.capture import capture
+from qkit.evaluator import Evaluator
 from qkit.graph import build
 from qkit.lanes import Lane, run_lanes
 from qkit.schemes import scheme_of
@@ -82,7 +83,10 @@ def measure(name: str, *, sweeps: bool, repeats: int) -> list[Row]:
     if sweeps:
         for mode, share in (("only", 0.6), ("except", 0.75)):
             found = ratio(
-                lambda m=mode: sweep(graph, loader, plans["int8"], m, "top1", progress=False), reference, repeats=3, warm=False
+                lambda m=mode: sweep(Evaluator(graph, loader, "top1"), plans["int8"], m, progress=False),
+                reference,
+                repeats=3,
+                warm=False,
             )
             add(f'sensitivity "{mode}", L = {layers} layers', found.over(layers), share, "× L passes")
     plain = peak_bytes(reference)

@@ -70,7 +70,11 @@ def server(root: Path) -> Iterator[Server]:
             yield Server(url, root / "notebooks")
         finally:
             process.terminate()
-            process.wait(10)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:  # a busy machine: it has nothing to save
+                process.kill()
+                process.wait()
 
 
 def _until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

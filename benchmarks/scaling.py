@@ -9,6 +9,7 @@ from benchmarks.imagenet_nets import Row, network
 from benchmarks.timing import ratio
 from qkit.calibration import make_plan, observe
 from qkit.capture import capture
+from qkit.evaluator import Evaluator
 from qkit.graph import build
 from qkit.schemes import scheme_of
 from qkit.sensitivity import sweep
@@ -27,7 +28,7 @@ def measure() -> list[Row]:
         graph, plans = _prepare(plain, x)
         loader = [(x, torch.zeros(8, dtype=torch.int64))]
         found = ratio(
-            lambda p=plans["int8"], g=graph, data=loader: sweep(g, data, p, "only", "top1", progress=False),
+            lambda p=plans["int8"], g=graph, data=loader: sweep(Evaluator(g, data, "top1"), p, "only", progress=False),
             lambda m=plain, data=x: _float(m, data), repeats=3,
         )  # fmt: skip
         layers = len(graph.taps)

@@ -38,9 +38,9 @@ from qkit.diagnosis.engine import departure, shares  # noqa: E402
 from qkit.editing import channel_params  # noqa: E402
 from qkit.engines import traces  # noqa: E402
 from qkit.engines.lane import EngineBatch, EngineTensor  # noqa: E402
+from qkit.graph.step import Step  # noqa: E402
 from qkit.lanes import Lane, lane_weight, run_lanes  # noqa: E402
 from qkit.loading import batches  # noqa: E402
-from qkit.steps import Step  # noqa: E402
 
 #: Where each cause is planted: network, form, site, strength.
 PLACES: dict[str, tuple[str, str, str, float]] = {

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,23 +12,19 @@ from torch import Tensor
 from qkit.errors import DataError, PlanError
 from qkit.estimators import Method, Observation, activation_grid, check_method, weight_grid
 from qkit.graph import Graph
+from qkit.graph.step import Step
 from qkit.histogram import Histogram
 from qkit.histogram import observe as observe_tensor
 from qkit.lanes import Lane, decide, run_lanes, value_at
 from qkit.loading import batches
 from qkit.numerics import saturated_biases
 from qkit.plan import Grid, Plan
-from qkit.progress import track
+from qkit.progress import track, uninterrupted
 from qkit.schemes import Scheme
-from qkit.steps import Step
-
-logger = logging.getLogger(__name__)
 
 
 def observe(graph: Graph, loader: Iterable[Any], *, limit: int | None = None, progress: bool = True) -> dict[str, Observation]:
     """Histograms and extremes of every tap over the loader, one float pass a batch.
-
-    An interrupt keeps what was seen, and says so.
 
     Parameters
     ----------
@@ -41,23 +36,88 @@ def observe(graph: Graph, loader: Iterable[Any], *, limit: int | None = None, pr
     DataError
         If the loader is empty, a batch does not fit, or a tap holds NaN or infinity (named).
     """
-    tallies: dict[str, _Tally] = {}
+    return Observing(graph).run(loader, limit=limit, progress=progress)
+
+
+class Observing:
+    """A pass of `observe` that can be interrupted: run again over the same loader, it goes on from the finished batches."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._seen = Observations()
+        #: By tap; None until the pass is made.
+        self.found: dict[str, Observation] | None = None
+
+    def run(self, loader: Iterable[Any], *, limit: int | None = None, progress: bool = True) -> dict[str, Observation]:
+        """What all batches showed, by tap; the pass is made once."""
+        if self.found is not None:
+            return self.found
+        for at, batch in enumerate(track(batches(loader, limit), "calibrating", unit="batch", show=progress)):
+            if at >= self._seen.count:
+                self._seen.add(glimpse(self._graph, batch.inputs)[0])
+        if not self._seen.count:
+            raise DataError("the calibration loader gave no batch: pass at least one (about 100 images are usual).")
+        self.found = self._seen.all()
+        return self.found
+
+
+def glimpse(graph: Graph, inputs: tuple[Any, ...]) -> tuple[dict[str, Observation], Any]:
+    """What one batch shows of every tap in float, and the float output.
+
+    Raises
+    ------
+    DataError
+        If a tap holds NaN or infinity (named).
+    """
+    seen: dict[str, Observation] = {}
 
     def look(step: Step, values: Mapping[str, Tensor]) -> None:
-        tallies.setdefault(step.name, _Tally()).add(*observe_tensor(values["float"], step.channel_axis, name=step.name))
+        histogram, low, high = observe_tensor(values["float"], step.channel_axis, name=step.name)
+        seen[step.name] = Observation(histogram, (float(low.min()),), (float(high.max()),), low, high)
 
-    done = 0
-    try:
-        for batch in track(batches(loader, limit), "calibrating", unit="batch", show=progress):
-            run_lanes(graph, [Lane("float")], batch.inputs, observe=look)
-            done += 1
-    except KeyboardInterrupt:
-        if done == 0:
-            raise
-        logger.warning("calibration was interrupted: the ranges come from the %d whole batches before that.", done)
-    if done == 0:
-        raise DataError("the calibration loader gave no batch: pass at least one (about 100 images are usual).")
-    return {name: tally.observation(done) for name, tally in tallies.items()}
+    output = run_lanes(graph, [Lane("float")], inputs, observe=look)["float"]
+    return seen, output
+
+
+def joined(parts: Sequence[Observation]) -> Observation:
+    """One tap's observations on one batch after the other, as of all of them."""
+    return Observation(
+        Histogram.merge([part.histogram for part in parts]),
+        tuple(low for part in parts for low in part.batch_min),
+        tuple(high for part in parts for high in part.batch_max),
+        np.min([part.channel_min for part in parts], axis=0),
+        np.max([part.channel_max for part in parts], axis=0),
+    )
+
+
+class Observations:
+    """What every tap has shown so far, batch by batch. They are joined a few at a time, which saves most of the cost."""
+
+    _JOIN_AT = 8
+
+    def __init__(self, seen: Mapping[str, Observation] | None = None) -> None:
+        self._parts: tuple[Mapping[str, Observation], ...] = (dict(seen),) if seen else ()
+        #: Batches added.
+        self.count = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def add(self, batch: Mapping[str, Observation]) -> None:
+        """Count a batch's; all of it, or nothing where it is interrupted."""
+        parts = (self._joined(),) if len(self._parts) >= self._JOIN_AT else self._parts
+        with uninterrupted():
+            self._parts, self.count = (*parts, batch), self.count + 1
+
+    def _joined(self) -> dict[str, Observation]:
+        names = dict.fromkeys(name for part in self._parts for name in part)
+        return {name: joined([part[name] for part in self._parts if name in part]) for name in names}
+
+    def all(self) -> dict[str, Observation]:
+        """By tap."""
+        found = self._joined()
+        self._parts = (found,) if found else ()
+        return found
 
 
 def observe_channels(
@@ -78,36 +138,6 @@ def observe_channels(
     if not parts:
         raise DataError("the calibration loader gave no batch: pass at least one.")
     return [Histogram.merge(channel) for channel in zip(*parts, strict=True)]
-
-
-class _Tally:
-    """What one tap has shown so far. Histograms are merged a few batches at a time, which saves most of a merge's cost."""
-
-    _MERGE_AT = 8
-
-    def __init__(self) -> None:
-        self.histograms: list[Histogram] = []
-        self.lows: list[np.ndarray] = []
-        self.highs: list[np.ndarray] = []
-
-    def add(self, histogram: Histogram, low: np.ndarray, high: np.ndarray) -> None:
-        if len(self.histograms) >= self._MERGE_AT:
-            self.histograms = [Histogram.merge(self.histograms)]
-        self.histograms.append(histogram)
-        self.lows.append(low)
-        self.highs.append(high)
-
-    def observation(self, count: int) -> Observation:
-        # an interrupted batch may have reached some of the taps: its histogram is the last one, still apart
-        kept = self.histograms[:-1] if len(self.lows) > count else self.histograms
-        lows, highs = self.lows[:count], self.highs[:count]
-        return Observation(
-            Histogram.merge(kept),
-            tuple(float(low.min()) for low in lows),
-            tuple(float(high.max()) for high in highs),
-            np.min(lows, axis=0),
-            np.max(highs, axis=0),
-        )
 
 
 def make_plan(
@@ -173,6 +203,19 @@ def saturations(graph: Graph, plan: Plan) -> dict[str, int]:
             count = saturated_biases(graph.biases[step.bias], source.scale.double() * weight.scale.double(), bits)
             if count:
                 found[step.name] = count
+    return found
+
+
+def zero_divisors(graph: Graph, plan: Plan, seen: Mapping[str, Observation]) -> dict[str, float]:
+    """Taps that are divided by, and what share of their observed values rounds to 0 on the plan's grid, where any does."""
+    found = {}
+    for step in graph.steps:
+        tap = None if step.divisor is None else graph.steps[step.divisor].tap
+        grid = plan.params(tap)
+        if tap is not None and tap in seen and grid is not None and plan.params(step.name) is not None:
+            half = 0.5 * float(grid.scale.max())
+            if share := seen[tap].histogram.share_between(-half, half):
+                found[tap] = share
     return found
 
 

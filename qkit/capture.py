@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+import safetensors.torch
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from qkit.closing import Closeable
 from qkit.errors import DataError, QkitError
+from qkit.files import check_unused, explained, file_name, write_bytes
 from qkit.graph import Graph
+from qkit.graph.step import Step
 from qkit.lanes import Lane, finish_value, lane_weight, run_lanes
 from qkit.loading import batches
 from qkit.measure import ErrorSums, FloatSums, decibels, describe, local_error, measure
 from qkit.numerics import QuantParams, dequantize, quantize
 from qkit.plan import Plan
-from qkit.progress import track
-from qkit.steps import Step
+from qkit.progress import track, uninterrupted
 
 if TYPE_CHECKING:
     from qkit.plots import Picture
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 #: Kept tensors stay in memory up to this many bytes, then go to files.
 MEMORY_BUDGET = 1 << 30
 _LOCAL = " (local)"
+_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,28 +120,44 @@ class Store:
                 f"keeping {tap} takes more than the budget of {self.budget / 2**20:.0f} MiB: name a folder= for the rest, keep "
                 "fewer taps (keep=[…]), or raise memory_budget=."
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
         number = len(self.files.get((tap, next(iter(tensors))), []))
-        safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in tap)
-        path = self.folder / f"{safe}.{len(self.files):04d}.{number:05d}.safetensors"
-        save_file({lane: t.contiguous() for lane, t in tensors.items()}, path, metadata={"tap": tap})
-        for lane in tensors:
-            self.files.setdefault((tap, lane), []).append(path)
+        path = self.folder / f"{file_name(tap)}.{number:05d}{_SUFFIX}"
+        stored = safetensors.torch.save({lane: t.contiguous() for lane, t in tensors.items()}, metadata={"tap": tap})
+        with uninterrupted():
+            # a file that is not noted would be in the way of the next pass
+            write_bytes(path, stored, parents=True, new=True)
+            for lane in tensors:
+                self.files.setdefault((tap, lane), []).append(path)
+
+    def shorten(self, count: int) -> None:
+        """Forget what is beyond the first `count` batches: a batch that was interrupted."""
+        for tensors in self.memory.values():
+            self.nbytes -= sum(t.nbytes for t in tensors[count:])
+            del tensors[count:]
+        for place, paths in self.files.items():
+            kept = max(count - len(self.memory.get(place, [])), 0)
+            for path in paths[kept:]:
+                path.unlink(missing_ok=True)
+            del paths[kept:]
 
     def get(self, tap: str, lane: str, count: int) -> Tensor | None:
         """The first `count` batches of a tap in a lane, concatenated; None if it was not kept."""
         parts = list(self.memory.get((tap, lane), []))
-        for path in self.files.get((tap, lane), []):
-            with safe_open(path, framework="pt") as stored:
-                parts.append(stored.get_tensor(lane))
+        for path in self.files.get((tap, lane), [])[: max(count - len(parts), 0)]:
+            try:
+                with explained(path, "read"), safetensors.safe_open(path, framework="pt") as stored:
+                    parts.append(stored.get_tensor(lane))
+            except safetensors.SafetensorError as error:
+                raise QkitError(f"{path} no longer holds {tap} in {lane} ({error}): capture it again.") from error
         return torch.cat(parts[:count]) if parts else None
 
 
-class Capture:
+class Capture(Closeable):
     """Errors of every tap in every lane over the batches seen, and the tensors themselves.
 
     Made by :func:`capture`. ``capture["features.0.0"].int8.codes`` gives a tap's tensors: all batches if the tap was kept,
-    otherwise the first batch, run again for that tap.
+    otherwise the first batch, run again for that tap. Closed, it has its figures still and no tensors, which raises `QkitError`;
+    files that kept tensors went to stay in the folder that was named for them.
     """
 
     def __init__(self, graph: Graph, plans: Mapping[str, Plan], store: Store) -> None:
@@ -148,10 +166,15 @@ class Capture:
         self.floats: dict[str, FloatSums] = {}
         self.errors: dict[tuple[str, str], ErrorSums] = {}
         self.samples = 0
-        self._batches = 0
+        self.batches = 0
         self._pending: list[Callable[[], None]] = []
         self._store = store
         self._first: tuple[Any, ...] | None = None
+
+    def _release(self) -> None:
+        self._store.memory.clear()
+        self._store.files.clear()
+        self._first = None
 
     @property
     def lanes(self) -> tuple[str, ...]:
@@ -164,10 +187,11 @@ class Capture:
         return self.graph.taps
 
     def __getitem__(self, name: str) -> TapCapture:
+        self._check_open()
         step = self.graph.step(name)
         if step.weight == name and step.name != name:
             return self._weight(name)
-        kept = {lane: self._store.get(name, lane, self._batches) for lane in self.lanes}
+        kept = {lane: self._store.get(name, lane, self.batches) for lane in self.lanes}
         if any(t is None for t in kept.values()):
             kept = self._again(step)
         return TapCapture(name, {lane: self._tensor(name, lane, t) for lane, t in kept.items() if t is not None})
@@ -202,19 +226,22 @@ class Capture:
 
     def run(self, inputs: tuple[Any, ...], size: int) -> dict[str, Any]:
         """Take one batch into account, once it is through; returns the lanes' outputs."""
+        self._check_open()
         self._pending.clear()
         local = [Lane(name + _LOCAL, plan, reads="float") for name, plan in self.plans.items()]
         # local lanes first: their tensors are gone before the lanes that live on make theirs
         float_lane, *others = self._plain_lanes()
         observe = self._keep if self._store.taps else None
+        self._store.shorten(self.batches)
         outputs = run_lanes(self.graph, [float_lane, *local, *others], inputs, finish=self._finish, observe=observe)
-        for add in self._pending:
-            add()
-        self._pending.clear()
-        self.samples += size
-        self._batches += 1
-        if self._first is None:
-            self._first = inputs
+        with uninterrupted():
+            for add in self._pending:
+                add()
+            self._pending.clear()
+            self.samples += size
+            self.batches += 1
+            if self._first is None:
+                self._first = inputs
         return outputs
 
     def _finish(
@@ -468,28 +495,49 @@ def capture(
     keep
         Taps whose tensors to keep over all batches, or "all".
     folder
-        Where kept tensors go beyond `memory_budget` bytes, as safetensors files.
+        Where kept tensors go beyond `memory_budget` bytes, as safetensors files: one that holds none yet.
 
     Raises
     ------
     DataError
         If the loader is empty, or a batch does not fit or is not finite.
     QkitError
-        If a kept tensor exceeds the budget and there is no folder.
+        If a kept tensor exceeds the budget and there is no folder, the folder holds safetensors files already, or one cannot be
+        written. None of the capture's files are left then.
     """
-    names = graph.taps if keep == "all" else tuple(keep)
-    for name in names:
-        graph.step(name)
-    if "float" in plans:
-        raise QkitError("the float lane is always there: do not name a plan 'float'.")
-    result = Capture(graph, plans, Store(frozenset(names), None if folder is None else Path(folder), memory_budget))
+    work = Capturing(graph, plans, keep=keep, folder=folder, memory_budget=memory_budget)
     try:
-        for batch in track(batches(loader, limit), "capturing", unit="batch", show=progress):
-            result.run(batch.inputs, batch.size)
-    except KeyboardInterrupt:
-        if result.samples == 0:
-            raise
-        logger.warning("the capture was interrupted: its figures are those of %d samples.", result.samples)
-    if result.samples == 0:
-        raise DataError("the loader gave no batch to capture: pass at least one.")
-    return result
+        return work.run(loader, limit=limit, progress=progress)
+    except BaseException:
+        work.discard()
+        raise
+
+
+class Capturing:
+    """A pass of `capture` that can be interrupted: run again over the same loader, it goes on from the finished batches."""
+
+    def __init__(
+        self, graph: Graph, plans: Mapping[str, Plan], *, keep: Sequence[str] | Literal["all"] = (),
+        folder: str | Path | None = None, memory_budget: int = MEMORY_BUDGET,
+    ) -> None:  # fmt: skip
+        names = graph.taps if keep == "all" else tuple(keep)
+        for name in names:
+            graph.step(name)
+        if "float" in plans:
+            raise QkitError("the float lane is always there: do not name a plan 'float'.")
+        place = None if folder is None else check_unused(folder, f"*{_SUFFIX}")
+        self._store = Store(frozenset(names), place, memory_budget)
+        self._capture = Capture(graph, plans, self._store)
+
+    def run(self, loader: Iterable[Any], *, limit: int | None = 1, progress: bool = True) -> Capture:
+        """The capture, with all batches in it."""
+        for at, batch in enumerate(track(batches(loader, limit), "capturing", unit="batch", show=progress)):
+            if at >= self._capture.batches:
+                self._capture.run(batch.inputs, batch.size)
+        if not self._capture.batches:
+            raise DataError("the loader gave no batch to capture: pass at least one.")
+        return self._capture
+
+    def discard(self) -> None:
+        """Remove the files of a pass that is given up."""
+        self._store.shorten(0)

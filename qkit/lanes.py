@@ -7,6 +7,7 @@ is dropped, in every lane, after the last step that reads it: bounded memory.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,11 +19,11 @@ from torch import Tensor
 
 from qkit.errors import DataError, PlanError
 from qkit.graph import Graph
+from qkit.graph.operations import UNBOUNDED
+from qkit.graph.step import Step
 from qkit.layout import dense, without_gaps
 from qkit.numerics import QuantParams, dequantize, fake_quantize_, quantize_bias, wrap_around
-from qkit.operations import UNBOUNDED
 from qkit.plan import FLOAT, Codes, Plan
-from qkit.steps import Step
 
 #: Kinds of steps whose sums run up in an accumulator.
 ACCUMULATING = frozenset({"conv", "conv-transpose", "linear"})
@@ -206,9 +207,12 @@ def _bias(graph: Graph, step: Step, decision: Decision) -> Tensor | None:
 
 
 @contextmanager
-def execution(device: torch.device) -> Iterator[None]:
-    """No gradients, and on a GPU plain float32 and repeatable kernels: TF32 alone would cost more than int16 does."""
-    with torch.inference_mode():
+def execution(device: torch.device, *, inference: bool = True) -> Iterator[None]:
+    """No gradients, and on a GPU plain float32 and repeatable kernels: TF32 alone would cost more than int16 does.
+
+    With `inference`, what is computed can never take gradients.
+    """
+    with torch.inference_mode() if inference else torch.no_grad():
         if device.type == "cuda":
             with (
                 torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
@@ -370,9 +374,25 @@ def _compute(step: Step, operands: tuple[Value, ...], decision: Decision, shared
     if step.kind == "input" and values[0].ndim == 4:
         return values[0].clone(memory_format=torch.channels_last)
     result = step.call(*values)
+    if step.divisor is not None and decision.output is not None:
+        return defined(result, values)
     if step.quantized and any(isinstance(v, Tensor) and v.data_ptr() == result.data_ptr() for v in values):
         result = result.clone()
     return result
+
+
+def defined(y: Tensor, operands: Sequence[Any]) -> Tensor:
+    """A quotient in front of a grid, where 0 / 0 becomes the grid's least code.
+
+    That is what ONNX Runtime and torch's own fake quantization make of NaN on most processors; others make 0 of it. What comes
+    of operands that are themselves NaN or infinite stays, so that it is found.
+    """
+    nothing = y.isnan()
+    if not bool(nothing.any()):
+        return y
+    for x in operands:
+        nothing = nothing & torch.isfinite(x) if isinstance(x, Tensor) else nothing
+    return y.masked_fill(nothing, -math.inf)
 
 
 def place_inputs(graph: Graph, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -383,11 +403,18 @@ def place_inputs(graph: Graph, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     DataError
         On another number of inputs, another dtype, rank, or channel count.
     """
-    steps = [step for step in graph.steps if step.argument is not None]
-    for step in steps:
-        if step.argument is None or step.argument >= len(inputs):
-            raise DataError(f"{graph.model_name} takes an input {step.name!r} that the batch of {len(inputs)} does not have.")
-        x = inputs[step.argument]
+    values = graph.entry.values(inputs)
+    fixed = graph.fixed_batch
+    known = [leaf.value for leaf in graph.entry.leaves if leaf.is_tensor]
+    if fixed is not None and any(x.shape[:1] != k.shape[:1] for x, k in zip(values, known, strict=True)):
+        raise DataError(
+            f"{graph.model_name} computes with a batch of {fixed} and takes no other; this one is {tuple(values[0].shape)}. Use "
+            f"batches of {fixed} (drop_last=True), or export the network with an open batch."
+        )
+    for step in graph.steps:
+        if step.argument is None:
+            continue
+        x = values[step.argument]
         if step.kind != "input":
             continue
         if not isinstance(x, Tensor):
@@ -405,4 +432,4 @@ def place_inputs(graph: Graph, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
             )
         if x.numel() == 0:
             raise DataError(f"{step.name} is empty (shape {tuple(x.shape)}): drop empty batches.")
-    return tuple(x.to(graph.device, non_blocking=True) if isinstance(x, Tensor) else x for x in inputs)
+    return tuple(x.to(graph.device, non_blocking=True) if isinstance(x, Tensor) else x for x in values)

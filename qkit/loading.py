@@ -13,6 +13,11 @@ import torch
 from torch import Tensor
 
 from qkit.errors import DataError
+from qkit.graph.structures import flatten
+from qkit.progress import uninterrupted
+
+_INPUTS = frozenset({"input", "inputs", "image", "images", "pixel_values", "x"})
+_TARGETS = frozenset({"target", "targets", "label", "labels", "y"})
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,13 @@ class Batch:
     @property
     def size(self) -> int:
         """Number of samples: the first tensor's first dimension."""
-        return next((int(x.shape[0]) for x in self.inputs if isinstance(x, Tensor) and x.ndim), 1)
+        first = first_tensor(self.inputs)
+        return 1 if first is None else int(first.shape[0])
+
+
+def first_tensor(inputs: Any) -> Tensor | None:
+    """The first tensor with a batch in nested inputs, None where there is none."""
+    return next((x for _, x in flatten(inputs)[0] if isinstance(x, Tensor) and x.ndim), None)
 
 
 class _Randomness:
@@ -58,11 +69,13 @@ class _Randomness:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        outer = self._exchange(self.state)
-        try:
-            yield
-        finally:
-            self.state = self._exchange(outer)
+        with uninterrupted() as interruptible:
+            outer = self._exchange(self.state)
+            try:
+                with interruptible():
+                    yield
+            finally:
+                self.state = self._exchange(outer)
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
@@ -129,9 +142,10 @@ def batches(loader: Iterable[Any], limit: int | None = None) -> Batches:
 
 
 def as_batch(item: Any) -> Batch:
-    """``inputs``, ``(inputs, targets)`` or ``{"input"/"image"/"pixel_values": …, "target"/"label"/"labels": …}`` as a `Batch`.
+    """``inputs``, ``(inputs, targets)`` or ``{"pixel_values": …, "labels": …}`` as a `Batch`.
 
-    Inputs may be a tensor or a tuple of the model's positional inputs.
+    Inputs may be a tensor, a tuple of the model's positional inputs, or a dict of its inputs by name. Of a dict alone what is
+    called target, label or y is the targets.
 
     Raises
     ------
@@ -142,13 +156,17 @@ def as_batch(item: Any) -> Batch:
         return Batch((item,))
     pair: Any = item
     if isinstance(item, Mapping):
-        sources = [item[k] for k in ("input", "inputs", "image", "images", "pixel_values", "x") if k in item]
-        goals = [item[k] for k in ("target", "targets", "label", "labels", "y") if k in item]
-        pair = (sources[0], goals[0] if goals else None) if len(sources) == 1 else None
+        goals = [key for key in item if key in _TARGETS]
+        rest = {key: value for key, value in item.items() if key not in _TARGETS}
+        tensors = {key: value for key, value in rest.items() if isinstance(value, Tensor)}
+        alone = len(tensors) == 1 and next(iter(tensors)) in _INPUTS  # paths, sizes and the like may be beside it
+        pair = (next(iter(tensors.values())) if alone else rest, item[goals[0]] if goals else None) if len(goals) <= 1 else None
     if isinstance(pair, (tuple, list)) and 1 <= len(pair) <= 2:
         inputs, targets = pair[0], pair[1] if len(pair) == 2 else None
         if isinstance(inputs, Tensor):
             return Batch((inputs,), targets)
+        if isinstance(inputs, Mapping) and any(isinstance(value, Tensor) for value in inputs.values()):
+            return Batch((dict(inputs),), targets)
         if isinstance(inputs, (tuple, list)) and inputs and isinstance(inputs[0], Tensor):
             return Batch(tuple(inputs), targets)
     what = f"{type(item).__name__} of {len(item)}" if isinstance(item, (tuple, list, Mapping)) else type(item).__name__

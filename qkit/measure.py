@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qkit.graph.operations import UNBOUNDED, Bounds
 from qkit.layout import channels_innermost, rows
 from qkit.numerics import QuantParams, fake_quantize_
-from qkit.operations import UNBOUNDED, Bounds
 
 
 @dataclass(eq=False)

@@ -18,6 +18,7 @@ from scipy import stats
 from torch import Tensor
 
 from qkit.errors import DataError, QkitError
+from qkit.graph.structures import float_tensors
 from qkit.loading import targets_tensor
 
 if TYPE_CHECKING:
@@ -49,11 +50,22 @@ class Interval:
 
 
 def _classes(outputs: Any) -> Tensor:
+    """Class scores: the only output, or what is called logits among several."""
+    if not isinstance(outputs, Tensor):
+        named = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+        tensors = float_tensors(outputs)
+        outputs = named if isinstance(named, Tensor) else tensors[0] if len(tensors) == 1 else outputs
     if not isinstance(outputs, Tensor) or outputs.ndim < 2:
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise QkitError(
             f"the model's output is {shape}, not (samples, classes, …): pass metric= a function "
             "(outputs, targets) -> scores per sample."
+        )
+    if bool(outputs.isnan().any()):
+        bad = int(outputs.flatten(1).isnan().any(1).sum())
+        raise DataError(
+            f"the class scores of {bad} of {len(outputs)} samples are NaN, which no class is: study.diagnose() says where they "
+            "arise, in the weights, the inputs, or a division."
         )
     return outputs
 
@@ -63,7 +75,15 @@ def top1(outputs: Any, targets: Any) -> Tensor:
     scores = _classes(outputs)
     if scores.ndim == 2:
         targets = targets_tensor(targets, len(scores))
-    hit = scores.argmax(1) == torch.as_tensor(targets).to(scores.device)
+    classes = scores.argmax(1)
+    labels = torch.as_tensor(targets)
+    if labels.shape != classes.shape:
+        raise DataError(
+            f"top-1 of an output of shape {tuple(scores.shape)} needs class indices of shape {tuple(classes.shape)}, not targets "
+            f"of shape {tuple(labels.shape)}: give the targets that shape, pass metric= a function (outputs, targets) -> scores "
+            "per sample, or metric='agreement'."
+        )
+    hit: Tensor = classes == labels.to(scores.device)
     return hit.double().flatten(1).mean(1) if hit.ndim > 1 else hit.double()
 
 

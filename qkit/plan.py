@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qkit import files
 from qkit.errors import PlanError
 from qkit.numerics import QuantParams, QuantSpec
 
@@ -328,8 +328,14 @@ class Plan:
             raise PlanError(f"the plan's entry {name!r} is corrupt: {error!r}. Calibrate and save the plan again.") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        """Write the plan as JSON.
+
+        Raises
+        ------
+        PlanError
+            If the file cannot be written; an earlier one is then as it was.
+        """
+        files.write_json(path, self.to_dict(), error=PlanError)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -340,10 +346,7 @@ class Plan:
         PlanError
             If the file is missing, is not JSON, or not a plan.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise PlanError(f"{path} cannot be read as a plan: {error}. Give a file that plan.save() wrote.") from error
+        data = files.read_json(path, "a plan", error=PlanError, cure="Give a file that plan.save() wrote.")
         try:
             return cls.from_dict(data)
         except PlanError as error:

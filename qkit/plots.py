@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from qkit import files
 from qkit.errors import QkitError
 from qkit.metrics import NAMED, Interval
 from qkit.plan import Plan
@@ -57,15 +58,27 @@ class Picture:
 
     def png(self) -> bytes:
         """The picture, on white."""
-        buffer = io.BytesIO()
-        with matplotlib.style.context(["default", STYLE]):
-            self.figure.savefig(buffer, format="png", metadata={"Software": None})
-        return buffer.getvalue()
+        return self._drawn("png", metadata={"Software": None})
 
     def save(self, path: str | Path) -> None:
-        """Write it in the format of the path's suffix: .png, .svg, .pdf."""
+        """Write it in the format of the path's suffix: .png, .svg, .pdf.
+
+        Raises
+        ------
+        QkitError
+            If there is no such format, or the file cannot be written; an earlier one is then as it was.
+        """
+        suffix = Path(path).suffix.lower().removeprefix(".")
+        known = self.figure.canvas.get_supported_filetypes()
+        if suffix not in known:
+            raise QkitError(f"{path} does not end in a format of pictures: name it {', '.join(f'.{name}' for name in known)}.")
+        files.write_bytes(path, self._drawn(suffix))
+
+    def _drawn(self, form: str, **options: Any) -> bytes:
+        buffer = io.BytesIO()
         with matplotlib.style.context(["default", STYLE]):
-            self.figure.savefig(path)
+            self.figure.savefig(buffer, format=form, **options)
+        return buffer.getvalue()
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         return {"image/png": self.png(), "text/plain": repr(self)}

@@ -2,7 +2,7 @@
 
 A widget runs long work in a thread, where no bar can be drawn and no interrupt from the keyboard arrives. It listens
 instead: every step is reported to it, and it stops the work by raising KeyboardInterrupt, which the work treats as it treats
-the keyboard's: what is finished by then is kept where that makes sense.
+the keyboard's: it goes up to the caller, and the same call goes on from what was finished.
 
 ``QKIT_PROGRESS=0`` in the environment draws no bars at all, for logs and for notebooks that are run to be saved.
 """
@@ -10,14 +10,18 @@ the keyboard's: what is finished by then is kept where that makes sense.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from operator import length_hint
-from types import TracebackType
+from types import FrameType
 from typing import TypeVar
 
 from tqdm.auto import tqdm
+
+from qkit.closing import Closeable
 
 T = TypeVar("T")
 
@@ -37,8 +41,44 @@ def listening(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
-class Bar:
-    """Progress of one piece of work; a context manager."""
+@contextmanager
+def uninterrupted() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Hold the keyboard's interrupt back until the block is done, so that what belongs together changes together.
+
+    Gives a context manager that lets interrupts through within the block, the held one first. Other threads than the main one
+    get no interrupt from the keyboard: there it does nothing.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield nullcontext
+        return
+    came: list[tuple[int, FrameType | None]] = []
+
+    def hold() -> None:
+        signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+
+    def through() -> None:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            before(*came.pop())
+
+    @contextmanager
+    def release() -> Iterator[None]:
+        try:
+            through()
+            yield
+        finally:
+            hold()
+
+    hold()
+    try:
+        yield release
+    finally:
+        through()
+
+
+class Bar(Closeable):
+    """Progress of one piece of work, which is over, finished or not, when it is closed."""
 
     def __init__(self, what: str, total: int | None, *, unit: str, show: bool = True) -> None:
         self._what, self._total, self._done = what, total, 0
@@ -52,24 +92,24 @@ class Bar:
             self._listener(self._what, self._done, self._total)
 
     def update(self, count: int = 1) -> None:
-        """So many more are done."""
+        """So many more are done.
+
+        Raises
+        ------
+        QkitError
+            If it is closed: a bar that was drawn again would stay on the page.
+        """
+        self._check_open()
         self._done += count
         self._tell()
         if self._bar is not None:
             self._bar.update(count)
 
-    def close(self) -> None:
-        """The work is over, finished or not."""
+    def _release(self) -> None:
         if self._bar is not None:
             # a notebook keeps bars that stopped short of their total, though they are told not to stay
             self._bar.total = None
             self._bar.close()
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def track(items: Iterable[T], what: str, *, unit: str, show: bool = True) -> Iterator[T]:

@@ -6,32 +6,25 @@ full plan up to theirs: a lane costs the steps from its layer on, so L lanes cos
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from qkit.errors import DataError, QkitError
+from qkit.errors import QkitError
+from qkit.evaluator import MEMORY_BUDGET, Evaluator
 from qkit.graph import Graph
-from qkit.lanes import Frontier, Lane, run_lanes, run_to
-from qkit.loading import Batch, batches
-from qkit.metrics import NAMED, Interval, MetricFunction, mean_interval, paired_interval, score_batch
+from qkit.graph.step import Step
+from qkit.metrics import NAMED, Interval, mean_interval, paired_interval
 from qkit.plan import FLOAT, Plan
-from qkit.progress import Bar
-from qkit.steps import Step
 
 if TYPE_CHECKING:
     from qkit.plots import Picture
 
-logger = logging.getLogger(__name__)
-
 Mode = Literal["only", "except"]
 
-#: Lanes run together while their live tensors fit in about this many bytes.
-MEMORY_BUDGET = 2 << 30
 #: Name of the lane that all are compared with; no layer has an empty one.
 _BASE = ""
 
@@ -129,65 +122,45 @@ class Sensitivity:
 
 
 def sweep(
-    graph: Graph,
-    loader: Iterable[Any],
+    evaluator: Evaluator,
     plan: Plan,
     mode: Mode,
-    metric: str | MetricFunction,
     *,
     layers: Sequence[str] | None = None,
-    limit: int | None = None,
+    batches: int | None = None,
     memory_budget: int = MEMORY_BUDGET,
     progress: bool = True,
 ) -> Sensitivity:
     """Score every layer quantized alone ("only") or spared ("except").
 
-    A layer is a tap's grid together with its weight's. An interrupt keeps the batches finished so far, and says so.
+    A layer is a tap's grid together with its weight's.
 
     Parameters
     ----------
     layers
         Tap names; all that the plan quantizes by default.
-    limit
+    batches
         Batches to take; None for all.
     memory_budget
-        Bytes of live tensors; lanes beyond it run in a further group from where they part from the base, not from the input.
+        See `Evaluator.scores`.
 
     Raises
     ------
     QkitError
         For another mode, or a layer without a grid.
     DataError
-        If the loader is empty or does not fit.
+        If the data are empty or do not fit.
     """
     if mode not in ("only", "except"):
         raise QkitError(f"mode is 'only' (one layer quantized) or 'except' (one layer spared), not {mode!r}.")
-    steps = _layers(graph, plan, layers)
+    steps = _layers(evaluator.graph, plan, layers)
     base = FLOAT if mode == "only" else plan
-    lanes = [Lane(step.name, _lane_plan(plan, step, mode)) for step in steps]
-    by_start = sorted(zip(_starts(graph, steps), lanes, strict=True), key=lambda pair: pair[0])
-    scores: list[np.ndarray] = []
-    bases: list[np.ndarray] = []
-    source = batches(loader, limit)
-    total = source.__length_hint__() * len(lanes) or None
-    bar = Bar(f"sensitivity ({mode})", total, unit="layer", show=progress)
-    try:
-        for batch in source:
-            reference = run_lanes(graph, [Lane("float")], batch.inputs)["float"] if metric == "agreement" else None
-            outputs = run_from_base(graph, batch, base, by_start, memory_budget, bar)
-            row = {name: score_batch(metric, out, batch.targets, reference, batch.size) for name, out in outputs.items()}
-            scores.append(np.stack([row[lane.name] for lane in lanes]))
-            bases.append(row[_BASE])
-    except KeyboardInterrupt:
-        if not bases:
-            raise
-        logger.warning("the sweep was interrupted: its scores are those of %d batches.", len(bases))
-    finally:
-        bar.close()
-    if not bases:
-        raise DataError("the evaluation loader gave no batch: pass at least one.")
-    name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
-    return Sensitivity(mode, name, tuple(steps), np.concatenate(scores[: len(bases)], axis=1), np.concatenate(bases))
+    lanes = {_BASE: base, **{step.name: _lane_plan(plan, step, mode) for step in steps}}
+    found = evaluator.scores(
+        lanes, base=base, batches=batches, memory_budget=memory_budget, what=f"sensitivity ({mode})", progress=progress
+    )
+    scores = np.stack([found[step.name] for step in steps])
+    return Sensitivity(mode, evaluator.metric_name, tuple(steps), scores, found[_BASE])
 
 
 def _layers(graph: Graph, plan: Plan, names: Sequence[str] | None) -> list[Step]:
@@ -207,44 +180,3 @@ def _layers(graph: Graph, plan: Plan, names: Sequence[str] | None) -> list[Step]
 def _lane_plan(plan: Plan, step: Step, mode: Mode) -> Plan:
     tensors = [name for name in (step.name, step.weight) if name in plan.grids]
     return plan.only(tensors) if mode == "only" else plan.without(tensors)  # type: ignore[arg-type]
-
-
-def _starts(graph: Graph, steps: Sequence[Step]) -> list[int]:
-    """Index of the first step at which each layer's lane parts from the base: a weight may have been used before."""
-    first: dict[str | None, int] = {}
-    for step in graph.steps:
-        first.setdefault(step.weight, step.index)
-    return [step.index if step.weight is None else first[step.weight] for step in steps]
-
-
-def run_from_base(
-    graph: Graph, batch: Batch, base: Plan, lanes: Sequence[tuple[int, Lane]], budget: int, bar: Bar
-) -> dict[str, Any]:
-    """Outputs of the base and of all lanes by name, the lanes in groups, each from the base's values where it starts.
-
-    Parameters
-    ----------
-    lanes
-        Pairs of the first step at which a lane parts from the base, and the lane; sorted by that step.
-    budget
-        Bytes of live tensors for a group.
-    bar
-        Progress bar, moved on by one for every lane.
-    """
-    group = _group_size(graph, batch.size, budget)
-    outputs: dict[str, Any] = {}
-    frontier: Frontier | None = None
-    for at in range(0, len(lanes), group):
-        members = [lane for _, lane in lanes[at : at + group]]
-        # the inputs go along, since a model may read one of them behind the frontier
-        frontier = run_to(graph, Lane(_BASE, base), batch.inputs, lanes[at][0], start=frontier)
-        together = [*members, Lane(_BASE, base)] if at + group >= len(lanes) else members
-        outputs |= run_lanes(graph, together, batch.inputs, start=frontier)
-        bar.update(len(members))
-    return outputs
-
-
-def _group_size(graph: Graph, samples: int, budget: int) -> int:
-    """Lanes whose live tensors fit the budget: a lane holds at most a few of the largest tensors at a time."""
-    largest = max((int(np.prod(s.shape[1:])) for s in graph.steps if s.shape), default=1) * max(samples, 1) * 4
-    return max(4, int(budget // (3 * largest)))

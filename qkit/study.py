@@ -7,22 +7,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.export import ExportedProgram
 
-from qkit.calibration import check_weights, make_plan, observe, saturations
-from qkit.capture import MEMORY_BUDGET, Capture, capture
+from qkit.calibration import check_weights, make_plan, saturations, zero_divisors
+from qkit.capture import MEMORY_BUDGET, Capture
 from qkit.diagnosis.verdict import TOLERANCE, Verdict, judge
 from qkit.errors import DataError, QkitError
 from qkit.estimators import Observation
+from qkit.evaluator import Evaluator
 from qkit.graph import Graph, build
-from qkit.lanes import Lane, run_lanes
+from qkit.graph.arrival import arrive
+from qkit.graph.files import network, origin_of
+from qkit.graph.share import Share, share_of
+from qkit.listing import few
 from qkit.loading import batches
-from qkit.metrics import Interval, MetricFunction, Scores, mean_interval, score_batch
+from qkit.metrics import Interval, MetricFunction, Scores, mean_interval
 from qkit.plan import FLOAT, Plan
-from qkit.progress import track
-from qkit.rescore import Effect, Prefix, agree, first_difference, prefix
+from qkit.prefix import Effect
 from qkit.schemes import PRESETS, Scheme, scheme_of
 from qkit.sensitivity import Mode, Sensitivity, sweep
 
@@ -43,6 +46,9 @@ Lanes = Sequence[str] | Mapping[str, Plan]
 #: The folded graph may differ from the model by this much, relative to the output's greatest magnitude.
 DEVIATION = 1e-4
 
+#: What makes another study where an attribute cannot be set.
+_CHANGES = {"evaluation": "with_data", "calibration": "with_data", "methods": "with_calibration", "graph": "with_model"}
+
 
 class Study:
     """One model under one scheme on given data.
@@ -50,7 +56,8 @@ class Study:
     Parameters
     ----------
     model
-        Trained, float32. It is copied: mode, weights and hooks stay as they are.
+        Trained, float32: a module, which is copied (mode, weights and hooks stay as they are); an ONNX file; or a program of
+        torch.export, as it is or as a ``.pt2`` file. An ONNX file with Q/DQ nodes brings its grids: they are the plan.
     calibration
         Iterable of batches (inputs, or pairs with targets) from which ranges are observed; can be iterated repeatedly.
     evaluation
@@ -60,7 +67,8 @@ class Study:
         "top1", "top5", "agreement", or a function ``(outputs, targets) -> scores per sample``, higher is better. By
         default top-1 where the evaluation data have targets, else agreement with the float lane, which is said.
     scheme
-        A preset's name or a `Scheme`.
+        A preset's name or a `Scheme`; "int8" by default. A quantized ONNX file has its own grids, which are the plan unless a
+        scheme is given.
     expected
         The float score that the user believes in.
     device
@@ -76,22 +84,20 @@ class Study:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | str | Path | ExportedProgram,
         calibration: Iterable[Any],
         evaluation: Iterable[Any] | None = None,
         *,
         metric: str | MetricFunction | None = None,
-        scheme: str | Scheme = "int8",
+        scheme: str | Scheme | None = None,
         expected: float | None = None,
         device: torch.device | str | None = None,
         leaf_modules: Iterable[type[nn.Module] | str] = (),
     ) -> None:
-        self.scheme = scheme_of(scheme)
-        self.expected = expected
-        self.calibration = calibration
-        self.evaluation = calibration if evaluation is None else evaluation
+        self._scheme = scheme_of("int8" if scheme is None else scheme)
+        self._expected = expected
         self._remarks: tuple[str, ...] = ()
-        first = next(iter(batches(self.evaluation)), None)
+        first = next(iter(batches(calibration if evaluation is None else evaluation)), None)
         example = next(iter(batches(calibration)), None)
         if first is None or example is None:
             which = "evaluation" if example is not None else "calibration"
@@ -104,32 +110,126 @@ class Study:
             metric = "top1" if first.targets is not None else "agreement"
             if metric == "agreement":
                 self._remark("The data have no targets: the score is agreement with the float lane, not accuracy.")
-        self.metric = metric
-        self.model = model
-        if isinstance(model, nn.Module) and model.training:
+        self._model: nn.Module = network(model, example.inputs)
+        if arrive(self._model).model.training and not isinstance(self._model, fx.GraphModule):
             self._remark("The model was handed over in training mode; it is analysed in evaluation mode.")
-        self.graph: Graph = build(model, example.inputs, device=device, leaf_modules=leaf_modules)
+        graph = build(self._model, example.inputs, device=device, leaf_modules=leaf_modules)
+        for remark in graph.remarks:
+            self._remark(remark)
         try:
-            check_weights(self.graph)
+            check_weights(graph)
         except DataError as error:
             self._remark(f"{error} Nothing can be calibrated or scored; study.diagnose() says where it comes from.")
-        if self.graph.deviation > DEVIATION:
+        if graph.deviation > DEVIATION:
             self._remark(
-                f"The folded graph differs from the model by {self.graph.deviation:.1e} relative: distrust it until you know why."
+                f"The folded graph differs from the model by {graph.deviation:.1e} relative: distrust it until you know why."
             )
-        floats = [step.name for step in self.graph.steps if step.kind == "float"]
+        floats = [step.name for step in graph.steps if step.kind == "float"]
         if floats:
-            named = ", ".join(floats[:4]) + (f" and {len(floats) - 4} more" if len(floats) > 4 else "")
-            self._remark(f"{len(floats)} operations stay float in every lane: {named}; study.graph.notes says why.")
-        self._observed: dict[str, Observation] = {}
-        #: How the current plan's ranges were chosen: the arguments of `calibrate`.
-        self.methods: dict[str, Any] = {}
+            self._remark(
+                f"{graph.share}. Operations that stay float in every lane: {few(floats)} ({len(floats)} in all); "
+                "study.graph.notes says why."
+            )
+        self._evaluator = Evaluator(graph, calibration if evaluation is None else evaluation, metric, calibration=calibration)
+        self._methods: dict[str, Any] = {}
+        self._batches: int | None = None
+        self._given: Mapping[str, Observation] | None = None
         self._plans: dict[str, Plan] = {}
-        self._cache: dict[tuple[Plan, int | None], np.ndarray] = {}
-        self._prefix: tuple[Prefix, int | None] | None = None
         self._plan: Plan | None = None
-        #: What `ptc` did to arrive at this study; None where it comes from elsewhere.
-        self.treatment: Treatment | None = None
+        self._treatment: Treatment | None = None
+        self._of_file: tuple[Plan, tuple[str, ...]] | None = None
+        self._read_file(grids=scheme is None)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if isinstance(getattr(Study, name, None), property):
+            other = _CHANGES.get(name, f"with_{name}")
+            how = f"use study.{other}(…), which gives another study." if hasattr(Study, other) else "make another study."
+            raise AttributeError(f"study.{name} cannot be set, since what has been measured depends on it: {how}")
+        super().__setattr__(name, value)
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """Graph, data and metric, and what has been measured of them so far."""
+        return self._evaluator
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, without wrappers; of a file, the module that runs it."""
+        return self._model
+
+    @property
+    def graph(self) -> Graph:
+        """The folded network with its taps."""
+        return self._evaluator.graph
+
+    @property
+    def calibration(self) -> Iterable[Any]:
+        """The batches that ranges are observed on."""
+        return self._evaluator.calibration
+
+    @property
+    def evaluation(self) -> Iterable[Any]:
+        """The batches that plans are scored on."""
+        return self._evaluator.data
+
+    @property
+    def metric(self) -> str | MetricFunction:
+        """The score."""
+        return self._evaluator.metric
+
+    @property
+    def metric_name(self) -> str:
+        """Name of the score."""
+        return self._evaluator.metric_name
+
+    @property
+    def scheme(self) -> Scheme:
+        """The rules that grids follow."""
+        return self._scheme
+
+    @property
+    def expected(self) -> float | None:
+        """The float score that the user believes in."""
+        return self._expected
+
+    @property
+    def methods(self) -> Mapping[str, Any]:
+        """How the current plan's ranges were chosen: the arguments of `calibrate`."""
+        return self._methods
+
+    @property
+    def treatment(self) -> Treatment | None:
+        """What `ptc` did to arrive at this study; None where it comes from elsewhere."""
+        return self._treatment
+
+    def _read_file(self, *, grids: bool) -> None:
+        """What an ONNX file says of its own quantization; with `grids`, its grids are the plan."""
+        origin = origin_of(self.model)
+        if origin is None or not origin.grids:
+            return
+        if origin.rectified:
+            self._remark(
+                f"The quantizer left out activations that grids from 0 on stand for; they are here again, as "
+                f"{' and '.join(sorted(set(origin.rectified.values())))}: {few(origin.rectified)}."
+            )
+        from qkit.engines.onnx_grids import grids_left_out, plan_of_file, preset_of
+
+        plan = plan_of_file(self.graph, origin) if grids else None
+        if plan is None:
+            return
+        self._plan, self._scheme = plan, PRESETS[preset_of(plan)]
+        self._methods = {"method": "mse", "weight_method": "minmax", "percentile": 99.99, "methods": None}
+        tensors = (*self.graph.taps, *self.graph.weights)
+        bare = [tensor for tensor in tensors if tensor not in plan.grids]
+        said = [
+            f"The file is quantized: its grids are the plan ({len(tensors) - len(bare)} of {len(tensors)} tensors; "
+            f"study.calibrate() makes others).{f' Without a grid there: {few(bare)}.' if bare else ''}"
+        ]
+        if left := grids_left_out(self.graph, origin, plan):
+            said.append(f"Grids of the file that are not simulated, since the tensor has another one here: {few(left)}.")
+        self._of_file = plan, tuple(said)
+        for remark in said:
+            logger.warning("%s", remark)
 
     def _remark(self, text: str) -> None:
         self._remarks = (*self._remarks, text)
@@ -138,12 +238,24 @@ class Study:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What a reader of the figures has to know: about data and model, and about the current plan."""
-        saturated = {} if self._plan is None else saturations(self.graph, self._plan)
-        if not saturated:
-            return self._remarks
-        named = ", ".join(list(saturated)[:4]) + (f" and {len(saturated) - 4} more" if len(saturated) > 4 else "")
-        bits = self.plan.bias_bits
-        return (*self._remarks, f"Biases saturate at {bits} bits in {named}: {sum(saturated.values())} in all.")
+        told = self._of_file[1] if self._of_file is not None and self.has_file_grids else ()
+        return (*self._remarks, *told, *(() if self._plan is None else self._remarks_of(self._plan)))
+
+    def _remarks_of(self, plan: Plan) -> list[str]:
+        said = []
+        if saturated := saturations(self.graph, plan):
+            bits, many = plan.bias_bits, sum(saturated.values())
+            said.append(f"Biases saturate at {bits} bits in {few(saturated)}: {many} in all.")
+        seen = self._evaluator.observed(batches=self._batches) if self._given is None else self._given
+        if divisors := zero_divisors(self.graph, plan, seen):
+            worst = max(divisors, key=divisors.__getitem__)
+            more = f" (and by {len(divisors) - 1} more like it)" if len(divisors) > 1 else ""
+            said.append(
+                f"The network divides by {worst}{more}, {100 * divisors[worst]:.2g} % of whose values round to 0 on its grid. "
+                "What is divided by 0 ends at an end of its own grid, and engines differ in what they make of 0 / 0. Give the "
+                "divisor 16 bits, or add a small number to it in the model."
+            )
+        return said
 
     @property
     def plan(self) -> Plan:
@@ -154,18 +266,34 @@ class Study:
         return self._plan
 
     @property
-    def metric_name(self) -> str:
-        """Name of the score."""
-        return self.metric if isinstance(self.metric, str) else getattr(self.metric, "__name__", "metric")
+    def has_file_grids(self) -> bool:
+        """Whether the current plan is the grids that a quantized ONNX file brought."""
+        return self._of_file is not None and self._plan is self._of_file[0]
+
+    @property
+    def share(self) -> Share:
+        """How much of the network is computed on integers under the current plan; all that could be, before there is one.
+
+        A plan without any grid for activations (or for weights) is taken as what its scheme means.
+        """
+        if self._plan is None:
+            return self.graph.share
+        groups = (self.graph.taps, self.graph.weights)
+        bare = [set(tensors) - set(self._plan.grids) for tensors in groups]
+        some = [part for part, tensors in zip(bare, groups, strict=True) if len(part) < len(tensors)]
+        return share_of(self.graph.steps, set[str]().union(*(some or bare)))
 
     def observe(self, *, batches: int | None = None, progress: bool = True) -> Mapping[str, Observation]:
-        """Histograms of every tap on the calibration data: one float pass, kept for all later calibrations."""
-        if not self._observed or batches is not None:
-            check_weights(self.graph)
-            seen = observe(self.graph, self.calibration, limit=batches, progress=progress)
-            self._observed.clear()
-            self._observed.update(seen)
-        return self._observed
+        """Histograms of every tap on the calibration data: one float pass, kept for all later calibrations.
+
+        Parameters
+        ----------
+        batches
+            So many of them; by default those that the current plan's ranges were chosen from, at first all.
+        """
+        if batches is None and self._given is not None:
+            return self._given
+        return self._evaluator.observe(batches=self._batches if batches is None else batches, progress=progress)
 
     def calibrate(
         self,
@@ -188,12 +316,12 @@ class Study:
         methods
             Estimators by tap or weight name, which win over the general ones.
         batches
-            Observe anew, on so many batches; by default all, once.
+            Most to observe; all by default.
         """
         settings = {"method": method, "weight_method": weight_method, "percentile": percentile, "methods": methods}
-        seen = self.observe(batches=batches, progress=progress)
+        seen = self._evaluator.observe(batches=batches, progress=progress)
         plan = make_plan(self.graph, seen, self.scheme, **settings)  # type: ignore[arg-type]
-        self.methods, self._plan, self._plans, self._prefix = settings, plan, {}, None
+        self._methods, self._plan, self._plans, self._batches, self._given = settings, plan, {}, batches, None
         for remark in self.remarks[len(self._remarks) :]:
             logger.warning("%s", remark)
         return plan
@@ -230,13 +358,56 @@ class Study:
         if unknown:
             raise QkitError(f"there is no setting {', '.join(unknown)}; the settings are {', '.join(self.methods)}.")
         other = self._copy()
-        other.scheme, other._plans = self.scheme if scheme is None else scheme_of(scheme), {}
-        other.methods = {**self.methods, **methods}
+        other._scheme, other._plans = self.scheme if scheme is None else scheme_of(scheme), {}
+        other._methods = {**self.methods, **methods}
         if observed is not None:
             if not observed:
                 raise DataError("nothing was observed: pass what qkit.calibration.observe() gave.")
-            other._observed = dict(observed)
+            other._given = dict(observed)
         other._plan = make_plan(self.graph, other.observe(), other.scheme, **other.methods)
+        return other
+
+    def with_metric(self, metric: str | MetricFunction) -> Study:
+        """A new study that scores by another metric; it shares graph, plan and histograms of this one."""
+        return self._with(self._evaluator.on(metric=metric))
+
+    def with_data(self, *, calibration: Iterable[Any] | None = None, evaluation: Iterable[Any] | None = None) -> Study:
+        """A new study on other data, where they are given; other calibration data give it other ranges, by the same methods.
+
+        Raises
+        ------
+        DataError
+            If they are empty or do not fit.
+        """
+        other = self._with(self._evaluator.on(evaluation, calibration=calibration))
+        if calibration is not None:
+            other._given, other._plans = None, {}
+            other._plan = None if self._plan is None else make_plan(self.graph, other.observe(), self.scheme, **self.methods)
+        if evaluation is not None and next(iter(batches(evaluation)), None) is None:
+            raise DataError("the evaluation loader gave no batch: pass at least one.")
+        return other
+
+    def with_expected(self, expected: float | None) -> Study:
+        """A new study that expects that float score."""
+        other = self._copy()
+        other._expected = expected
+        return other
+
+    def with_treatment(self, treatment: Treatment) -> Study:
+        """A new study that says how `ptc` arrived at it."""
+        other = self._copy()
+        other._treatment = treatment
+        return other
+
+    def _with(self, evaluator: Evaluator) -> Study:
+        other = self._copy()
+        other._evaluator = evaluator
+        return other
+
+    def with_remarks(self, remarks: Iterable[str]) -> Study:
+        """A new study that says these sentences too, such as how the weights were read, in all its reports."""
+        other = self._copy()
+        other._remarks = (*remarks, *self._remarks)
         return other
 
     def with_model(self, model: nn.Module, *, expected: float | None = None) -> Study:
@@ -264,7 +435,7 @@ class Study:
     def _copy(self) -> Study:
         other = object.__new__(Study)
         other.__dict__.update(self.__dict__)
-        other._prefix = other.treatment = None
+        other._plans, other._treatment = dict(self._plans), None
         return other
 
     @property
@@ -329,96 +500,25 @@ class Study:
         The lanes are float, int16 and the study's own (`narrow`) where none are named.
         """
         plans = {name: plan for name, plan in self._resolve(lanes).items() if name != "float"}
-        loader = {"evaluation": self.evaluation, "calibration": self.calibration}.get(data)
-        if loader is None:
-            raise QkitError(f"data is 'evaluation' or 'calibration', not {data!r}.")
-        return capture(
-            self.graph, loader, plans, limit=batches, keep=keep, folder=folder, memory_budget=memory_budget, progress=progress
+        return self._evaluator.capture(
+            plans, batches=batches, data=data, keep=keep, folder=folder, memory_budget=memory_budget, progress=progress
         )
 
     def evaluate(self, lanes: Lanes | None = None, *, batches: int | None = None, progress: bool = True) -> Scores:
         """Scores of the lanes on the evaluation data, in lockstep; plans scored before are not run again.
 
         The lanes are float, int16 and the study's own (`narrow`) where none are named.
-        An interrupt keeps the batches finished so far, and says so.
         """
         plans = self._resolve(lanes)
-        todo = {name: plan for name, plan in plans.items() if (plan, batches) not in self._cache}
-        if todo:
-            fresh, whole = self._score(todo, batches, progress)
-            if not whole:
-                return Scores(self.metric_name, fresh)
-            self._cache.update({(plan, batches): fresh[name] for name, plan in todo.items()})
-        return Scores(self.metric_name, {name: self._cache[plan, batches] for name, plan in plans.items()})
-
-    def _score(self, plans: Mapping[str, Plan], limit: int | None, progress: bool) -> tuple[dict[str, np.ndarray], bool]:
-        """Scores of the plans, and whether all batches were taken (not after an interrupt)."""
-        check_weights(self.graph)
-        rows: list[dict[str, np.ndarray]] = []
-        lanes = [Lane(name, plan) for name, plan in plans.items()]
-        if self.metric == "agreement" and "float" not in plans:
-            lanes.append(Lane("float"))
-        whole = True
-        try:
-            for batch in track(batches(self.evaluation, limit), "evaluating", unit="batch", show=progress):
-                outputs = run_lanes(self.graph, lanes, batch.inputs)
-                reference = outputs.get("float")
-                rows.append({n: score_batch(self.metric, outputs[n], batch.targets, reference, batch.size) for n in plans})
-        except KeyboardInterrupt:
-            if not rows:
-                raise
-            logger.warning("the evaluation was interrupted: its scores are those of %d batches and are not kept.", len(rows))
-            whole = False
-        if not rows:
-            raise DataError("the evaluation loader gave no batch: pass at least one.")
-        return {name: np.concatenate([row[name] for row in rows]) for name in plans}, whole
+        return Scores(self.metric_name, self._evaluator.scores(plans, batches=batches, progress=progress))
 
     def score(self, plan: Plan | None = None, *, batches: int | None = None) -> Interval:
-        """The score of a plan near the current one, computed from the first changed step on.
-
-        The current plan's values at that step are kept: further plans that change it, as a range being tuned does, cost only
-        what lies behind it, and one that changes a later step starts there.
-        """
-        plan = self.plan if plan is None else plan
-        if (plan, batches) not in self._cache:
-            first = first_difference(self.graph, self.plan, plan)
-            if first is None:
-                return self.evaluate({"plan": self.plan}, batches=batches, progress=False)["plan"]
-            self._cache[plan, batches] = self._prefix_at(first, plan, batches).scores(plan)
-        return mean_interval(self._cache[plan, batches])
+        """The score of a plan near the current one, computed from the first changed step on; see `Evaluator.score_near`."""
+        return mean_interval(self._evaluator.score_near(self.plan if plan is None else plan, self.plan, batches=batches))
 
     def effect(self, tensor: str, plan: Plan | None = None, *, batches: int | None = None) -> Effect:
-        """What the plan makes of a tap (or of the tap behind a weight), of the output and of the score; computed from there on.
-
-        A further plan that differs from this one at that tensor alone, as while its range is being tuned, costs only what lies
-        behind it.
-        """
-        plan = self.plan if plan is None else plan
-        step = self.graph.step(tensor)
-        if not step.quantized:
-            raise QkitError(f"{tensor} has no grid of its own: it shares that of {step.tap}, or stays in float.")
-        index = step.index
-        found = self._prefix_at(index, plan, batches, errors=True).effect(plan)
-        self._cache[plan, batches] = found.scores
-        return found
-
-    def _prefix_at(self, index: int, plan: Plan, batches: int | None, *, errors: bool = False) -> Prefix:
-        """The kept prefix, advanced to that step, where the plan can start from it; else a new one."""
-        kept, limit = self._prefix or (None, None)
-        if (
-            kept is None
-            or kept.index > index
-            or limit != batches
-            or (errors and not kept.has_errors)
-            or not agree(self.graph, kept.plan, plan, index)
-        ):
-            check_weights(self.graph)
-            base = self.plan if agree(self.graph, self.plan, plan, index) else plan
-            kept = prefix(self.graph, self.evaluation, base, index, self.metric, limit=batches, errors=errors)
-        elif kept.index < index:
-            kept = kept.advanced(index)
-        self._prefix = kept, batches
-        return kept
+        """What the plan makes of a tap, of the output and of the score; see `Evaluator.effect`."""
+        return self._evaluator.effect(tensor, self.plan if plan is None else plan, self.plan, batches=batches)
 
     def sensitivity(
         self,
@@ -434,12 +534,12 @@ class Study:
         See :func:`qkit.sensitivity.sweep`.
         """
         plan = lane if isinstance(lane, Plan) else self.lane(lane or self.narrow)
-        return sweep(self.graph, self.evaluation, plan, mode, self.metric, layers=layers, limit=batches, progress=progress)
+        return sweep(self._evaluator, plan, mode, layers=layers, batches=batches, progress=progress)
 
     def verdict(self, *, tolerance: float = TOLERANCE, batches: int | None = None, progress: bool = True) -> Verdict:
         """Is it quantization? From float, 16 bits and the study's own lane (`narrow`) on the evaluation data."""
         scores = self.evaluate(batches=batches, progress=progress)
-        return judge(scores, narrow=self.narrow, tolerance=tolerance, expected=self.expected)
+        return judge(scores, narrow=self.narrow, tolerance=tolerance, expected=self.expected, share=self.share)
 
     def diagnose(
         self,
@@ -582,4 +682,4 @@ class Study:
     def __repr__(self) -> str:
         plan = "not calibrated" if self._plan is None else repr(self._plan)
         what = f"{self.graph.model_name}: {len(self.graph.taps)} taps, scheme {self.scheme.name!r}, metric {self.metric_name!r}"
-        return f"Study({what}, {plan})"
+        return f"Study({what}, {plan}, {self.share})"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from qkit import DataError, GraphError, QkitError
 from qkit.calibration import make_plan, observe
-from qkit.capture import Capture, capture
+from qkit.capture import Capture, Capturing, capture
 from qkit.graph import Graph, build
 from qkit.plan import FLOAT, Plan
 from qkit.schemes import PRESETS
@@ -211,6 +213,24 @@ def test_kept_tensors_are_all_batches_in_memory_or_in_files(tmp_path: Path) -> N
         capture(graph, batches, two, limit=None, keep=["stem"], memory_budget=0, progress=False)
 
 
+def test_a_closed_capture_has_its_figures_and_no_tensors(tmp_path: Path) -> None:
+    _, graph, plans = network()
+    with capture(graph, images(4, 7, 1), plans, limit=2, keep=["stem"], folder=tmp_path, memory_budget=0, progress=False) as made:
+        table = made.table()
+        kept = weakref.ref(made._first[0])  # type: ignore[index]
+    files = list(tmp_path.iterdir())
+    assert made.closed
+    assert kept() is None
+    pd.testing.assert_frame_equal(made.table(), table)
+    for tap in ("stem", "project", "stem.weight"):
+        with pytest.raises(QkitError, match="closed"):
+            made[tap]
+    with pytest.raises(QkitError, match="closed"):
+        made.run((images(1)[0],), 4)
+    made.close()
+    assert list(tmp_path.iterdir()) == files, "they are the user's"
+
+
 def test_taps_with_like_names_do_not_share_files(tmp_path: Path) -> None:
     model = nn.Sequential()
     model.add_module("a_b", nn.Sequential(nn.Conv2d(3, 2, 1)))
@@ -305,7 +325,7 @@ def test_an_empty_loader_and_names_that_are_not_there() -> None:
 
 
 class Interrupted:
-    """A loader whose third batch is a Ctrl-C."""
+    """A loader with a Ctrl-C after so many batches."""
 
     def __init__(self, after: int) -> None:
         self.after = after
@@ -315,19 +335,22 @@ class Interrupted:
         raise KeyboardInterrupt
 
 
-def test_an_interrupt_keeps_what_was_seen_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("budget", [1 << 30, 0], ids=["memory", "files"])
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_an_interrupt_goes_up_and_the_pass_goes_on_from_there(after: int, budget: int, tmp_path: Path) -> None:
     _, graph, plans = network()
-    found = capture(graph, Interrupted(2), {"int8": plans["int8"]}, limit=None, keep=["stem"], progress=False)
-    assert found.samples == 4
-    assert "interrupted" in caplog.text
-    assert found["stem"].float.values.shape[0] == 4
-    whole = capture(graph, images(2, 2), {"int8": plans["int8"]}, limit=None, progress=False)
-    assert found.table().equals(whole.table())
+    work = Capturing(graph, {"int8": plans["int8"]}, keep=["stem"], folder=tmp_path, memory_budget=budget)
     with pytest.raises(KeyboardInterrupt):
-        capture(graph, Interrupted(0), {"int8": plans["int8"]}, limit=None, progress=False)
+        work.run(Interrupted(after), limit=None, progress=False)
+    found = work.run(images(2, 2, 2), limit=None, progress=False)
+    whole = capture(graph, images(2, 2, 2), {"int8": plans["int8"]}, limit=None, keep=["stem"], progress=False)
+    assert found.samples == 6
+    assert found.table().equals(whole.table())
+    assert torch.equal(found["stem"].int8.codes, whole["stem"].int8.codes)
 
 
-def test_an_interrupt_within_a_batch_leaves_that_batch_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("budget", [1 << 30, 0], ids=["memory", "files"])
+def test_an_interrupt_within_a_batch_counts_that_batch_once(monkeypatch: pytest.MonkeyPatch, budget: int, tmp_path: Path) -> None:
     _, graph, plans = network()
     lone = {"int8": plans["int8"]}
     from qkit import measure as module
@@ -343,10 +366,16 @@ def test_an_interrupt_within_a_batch_leaves_that_batch_out(monkeypatch: pytest.M
         return plain(*args)
 
     monkeypatch.setattr("qkit.capture.measure", third)
-    found = capture(graph, images(2, 3), lone, limit=None, progress=False)
+    work = Capturing(graph, lone, keep="all", folder=tmp_path, memory_budget=budget)
+    with pytest.raises(KeyboardInterrupt):
+        work.run(images(2, 3), limit=None, progress=False)
+    found = work.run(images(2, 3), limit=None, progress=False)
     monkeypatch.undo()
-    assert found.samples == 2
-    assert found.table().equals(capture(graph, images(2), lone, progress=False).table())
+    whole = capture(graph, images(2, 3), lone, limit=None, keep="all", progress=False)
+    assert found.table().equals(whole.table())
+    for tap in graph.taps:
+        assert torch.equal(found[tap].float.values, whole[tap].float.values)
+        assert torch.equal(found[tap].int8.codes, whole[tap].int8.codes)
 
 
 def test_a_lane_that_does_not_differ_has_no_error() -> None:

@@ -16,10 +16,10 @@ from qkit.calibration import make_plan, observe
 from qkit.capture import capture
 from qkit.errors import DataError
 from qkit.graph import build
+from qkit.graph.step import Step
 from qkit.lanes import Lane, execution, run_lanes
 from qkit.plan import Plan
 from qkit.schemes import PRESETS
-from qkit.steps import Step
 from qkit.study import Study
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; there is none here")

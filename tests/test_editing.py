@@ -265,14 +265,14 @@ def test_the_code_of_a_tuned_study_scores_alike() -> None:
     np.testing.assert_array_equal(lanes["plan"], lanes["tuned"])
 
 
-def test_the_code_of_a_weight_that_cannot_have_channels_under_a_rule_that_has() -> None:
-    """A transposed convolution in groups: one grid, whatever the rule."""
+def test_the_code_of_a_weight_in_groups_under_a_rule_that_has_channels() -> None:
+    """A transposed convolution in groups has a scale for each output channel, and an edited range is one for all."""
     x = torch.randn(2, 4, 3, 3)
     study = Study(nn.Sequential(nn.ConvTranspose2d(4, 4, 2, groups=2)).eval(), [x], scheme="int8")
     study.calibrate("minmax", progress=False)
     grid = study.plan["0.weight"]
     assert grid.spec.per_channel
-    assert grid.params.axis is None
+    assert grid.params.scale.shape == (4,)
     history = History((study.plan,)).then(study.plan.with_range("0.weight", -0.1, 0.1))
     assert executed(history) == history.plan
 

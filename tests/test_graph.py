@@ -77,12 +77,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = {
         lambda: sequential(conv(), nn.Identity(), nn.Dropout(), BN(4), nn.Identity(), RELU()), IMAGE, ["0 conv"],
     ),
     "depthwise": (lambda: sequential(conv(4, 8, groups=4, bias=False), BN(8), RELU()), IMAGE, ["0 conv"]),
-    "reflected": (lambda: sequential(conv(padding_mode="reflect"), BN(4)), IMAGE, ["0 conv"]),
+    "reflected": (lambda: sequential(conv(padding_mode="reflect"), BN(4)), IMAGE, ["0:pad =input", "0 conv"]),
     "same, even kernel, circular": (
-        lambda: sequential(nn.Conv2d(4, 4, 4, padding="same", padding_mode="circular"), BN(4)), IMAGE, ["0 conv"],
+        lambda: sequential(nn.Conv2d(4, 4, 4, padding="same", padding_mode="circular"), BN(4)), IMAGE,
+        ["0:pad =input", "0 conv"],
     ),
     "uneven padding, replicated": (
-        lambda: sequential(nn.Conv2d(4, 4, 3, padding=(2, 1), padding_mode="replicate"), BN(4)), IMAGE, ["0 conv"],
+        lambda: sequential(nn.Conv2d(4, 4, 3, padding=(2, 1), padding_mode="replicate"), BN(4)), IMAGE,
+        ["0:pad =input", "0 conv"],
     ),
     "1d": (
         lambda: sequential(nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6), RELU(), nn.MaxPool1d(2)), SIGNAL, ["0 conv", "3 =0"],
@@ -94,12 +96,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = {
         lambda: sequential(nn.ConvTranspose2d(4, 6, 3, 2, dilation=2, output_padding=1), BN(6), RELU6()), IMAGE,
         ["0 conv-transpose"],
     ),
-    "transposed in groups keeps its norm": (
-        lambda: sequential(nn.ConvTranspose2d(4, 4, 3, 2, groups=2), BN(4), RELU()), IMAGE,
-        ["0 conv-transpose", "1 batchnorm"],
+    "transposed in groups": (
+        lambda: sequential(nn.ConvTranspose2d(4, 6, 3, 2, groups=2), BN(6), RELU()), IMAGE, ["0 conv-transpose"],
     ),
     "transposed to a size": (
-        lambda: net(lambda n, x: n.up(x, output_size=[17, 17]), up=nn.ConvTranspose2d(4, 6, 3, 2)), IMAGE, ["up float"],
+        lambda: net(lambda n, x: n.up(x, output_size=[17, 17]), up=nn.ConvTranspose2d(4, 6, 3, 2)), IMAGE,
+        ["up conv-transpose"],
     ),
     "linear, norm, relu": (
         lambda: sequential(nn.Flatten(), nn.Linear(256, 6), nn.BatchNorm1d(6), RELU()), IMAGE, ["0 =input", "1 linear"],
@@ -117,7 +119,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = {
     ),
     "norm used twice": (
         lambda: net(lambda n, x: n.norm(n.conv(x)) + n.norm(x), conv=conv(), norm=BN(4)), IMAGE,
-        ["conv conv", "norm batchnorm", "norm#2 batchnorm", ":add add"],
+        ["conv conv", "norm batchnorm", ":add add"],
     ),
     "modules used twice": (
         lambda: net(lambda n, x: n.relu(n.conv(n.relu(n.conv(x)))), conv=conv(), relu=RELU()), IMAGE,
@@ -140,7 +142,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = {
     "hardtanh": (lambda: net(lambda n, x: F.hardtanh(n.c(x), min_val=-0.2), c=conv()), IMAGE, ["c conv"]),
     "clamp to tensors": (
         lambda: net(lambda n, x: n.c(x).clamp(n.low, n.high), c=conv(), low=torch.tensor(-0.2), high=torch.tensor(0.3)), IMAGE,
-        ["c conv", "low meta", "high meta", ":clamp activation"],
+        ["c conv", ":clamp activation"],
     ),
     "clamp of the input": (lambda: net(lambda n, x: F.relu(x)), IMAGE, [":relu activation"]),
     "curved activations": (
@@ -157,14 +159,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = {
     ),
     "chunks, cat": (
         lambda: net(lambda n, x: torch.cat([F.relu((p := n.c(x).chunk(2, 1))[0]), p[1]], 1), c=conv()), IMAGE,
-        ["c conv", ":chunk =c", ":getitem =c", ":relu activation", ":getitem#2 =c", ":cat concat"],
+        ["c conv", ":chunk =c", ":getitem =c", ":getitem#2 =c", ":relu activation", ":cat concat"],
     ),
     "stack": (
         lambda: net(lambda n, x: torch.stack([x, n.c(x)]).sum(0), c=conv()), IMAGE, ["c conv", ":stack concat", ":sum pool"],
     ),
     "moving axes": (
         lambda: net(lambda n, x: n.c(x).permute(0, 2, 3, 1).contiguous().view(x.size(0), -1, 4), c=conv()), IMAGE,
-        ["c conv", ":permute =c", ":contiguous =c", ":size meta", ":view =c"],
+        ["c conv", ":permute =c", ":contiguous =c", ":view =c"],
     ),
     "dropout, said to be off": (
         lambda: net(lambda n, x: F.dropout(n.c(x), 0.5, n.training), c=conv()), IMAGE, ["c conv"],
@@ -172,7 +174,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = {
     "scaled add": (lambda: net(lambda n, x: torch.add(n.c(x), x, alpha=2), c=conv()), IMAGE, ["c conv", ":add add"]),
     "constants and numbers": (
         lambda: net(lambda n, x: 1 - (x * n.k - 3), k=torch.randn(4, 1, 1)), IMAGE,
-        ["k constant", ":mul mul", ":sub add", ":sub#2 add"],
+        [":mul batchnorm"],
     ),
     "functional conv": (
         lambda: net(lambda n, x: F.conv2d(x, n.w, n.b, padding=1, groups=2).relu(),
@@ -184,7 +186,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = {
     ),
     "computed weight": (
         lambda: net(lambda n, x: F.conv2d(x, n.w * 2), w=nn.Parameter(torch.randn(4, 4, 3, 3))), IMAGE,
-        ["w constant", ":mul mul", ":conv2d float"],
+        [":conv2d conv"],
     ),
     "upsampling": (
         lambda: net(lambda n, x: F.interpolate(F.interpolate(x, scale_factor=2), scale_factor=2, mode="bilinear")), IMAGE,
@@ -194,8 +196,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = {
         lambda: net(lambda n, x: F.pad(F.pad(x, (1, 1)), (1, 1, 0, 0), value=-5.0)), IMAGE,
         [":pad =input", ":pad#2 activation"],
     ),
+    "a choice": (
+        lambda: net(lambda n, x: torch.where(x > 0, n.c(x), x), c=conv()), IMAGE, [":gt meta", "c conv", ":where concat"],
+    ),
     "unknown": (
-        lambda: net(lambda n, x: torch.where(x > 0, n.c(x), x), c=conv()), IMAGE, [":gt meta", "c conv", ":where float"],
+        lambda: net(lambda n, x: torch.special.i0e(n.c(x)), c=conv()), IMAGE, ["c conv", ":special_i0e float"],
     ),
     "nothing at all": (lambda: nn.Identity(), IMAGE, []),
 }  # fmt: skip
@@ -349,21 +354,59 @@ def test_training_mode_is_analysed_in_evaluation_mode() -> None:
     torch.testing.assert_close(float_lane(build(model, x), x), expected.detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_changing_a_shared_view_in_place_is_refused() -> None:
-    model = net(lambda n, x: torch.cat([F.relu((p := (y := n.c(x)).chunk(2, 1))[0], inplace=True), p[1], y], 1), c=conv())
-    with pytest.raises(GraphError, match="in place, which shares memory"):
-        build(model, torch.randn(IMAGE))
-
-
 @torch.fx.wrap
 def adds_one_in_place(x: Tensor) -> Tensor:
     return x.add_(1.0)
 
 
-def test_unknown_function_that_writes_to_its_input_is_refused() -> None:
-    model = net(lambda n, x: adds_one_in_place(y := n.c(x)) + y, c=conv())
+def halves(x: Tensor) -> Tensor:
+    x[:, :2] = x[:, 2:] * 0.5
+    return x
+
+
+def every_other(n: nn.Module, x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    y[..., ::2] = n.c(x)[..., ::2]
+    y[:, 1].mul_(2.0)
+    return y
+
+
+# writes through views, all of which change what is read afterwards
+WRITES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "a part of a chunk": lambda n, x: torch.cat([F.relu((p := (y := n.c(x)).chunk(2, 1))[0], inplace=True), p[1], y], 1),
+    "a function that torch.fx would not look into": lambda n, x: adds_one_in_place(y := n.c(x)) + y,
+    "a slice": lambda n, x: halves(y := n.c(x)) + y,
+    "slices and a selection of zeros": every_other,
+    "a flat view": lambda n, x: (y := n.c(x)).view(len(x), -1).clamp_(-0.1, 0.1).sum() + y,
+    "a transposed view, read through another": lambda n, x: (
+        (z := (y := n.c(x)).transpose(1, 2))[:, 0], y.permute(0, 2, 1, 3).mul_(3.0), z + y.transpose(1, 2),
+    )[-1],
+    "a part of an unbound tensor": lambda n, x: ((y := n.c(x)).unbind(1)[1].fill_(2.0), y * 1.5)[-1],
+    "twice the same": lambda n, x: ((y := n.c(x))[:, 0].add_(1.0), y[:, 0].add_(1.0), y)[-1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRITES)
+def test_writing_through_views_changes_what_is_read_afterwards(case: str) -> None:
+    model = net(WRITES[case], c=conv()).eval()
+    graph = build(model, torch.randn(IMAGE))
+    x = torch.randn(3, *IMAGE[1:])
+    with torch.no_grad():
+        torch.testing.assert_close(float_lane(graph, x), model(x.clone()), rtol=1e-5, atol=1e-6)
+
+
+def test_a_module_kept_out_of_the_trace_that_writes_to_its_input_is_refused() -> None:
+    class Writer(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.add_(1.0)
+
     with pytest.raises(GraphError, match=r"changes its input in place.*clone"):
-        build(model, torch.randn(IMAGE))
+        build(sequential(conv(), Writer()), torch.randn(IMAGE), leaf_modules=[Writer])
+
+
+def test_what_nothing_reads_is_no_part_of_the_graph() -> None:
+    graph = build(net(lambda n, x: (n.side(x) + 1.0, n.head(x))[1], side=conv(), head=conv()), torch.randn(IMAGE))
+    assert graph.taps == ("input", "head")
 
 
 def test_a_model_that_is_not_a_module() -> None:

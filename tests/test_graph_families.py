@@ -21,13 +21,11 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Family:
-    """A family's smallest member, the image size it is tried with, and what of it an engine would leave in float."""
+    """A family's smallest member and the image size it is tried with."""
 
     model: str
     size: int = 32
-    other_size: int | None = 48
     options: dict[str, Any] = field(default_factory=dict)
-    stays_float: frozenset[str] = frozenset()
     unfolded_norms: int = 0
 
 
@@ -46,23 +44,25 @@ FAMILIES = [
     Family("squeezenet1_1"),
     Family("googlenet", options={"aux_logits": True, "init_weights": False}),
     Family("googlenet", options={"aux_logits": False, "init_weights": False, "transform_input": True}),
-    Family("inception_v3", size=75, other_size=96, options={"aux_logits": True, "init_weights": False}),
-    Family("alexnet", size=64, other_size=80),
+    Family("inception_v3", size=75, options={"aux_logits": True, "init_weights": False}),
+    Family("alexnet", size=64),
     Family("vgg11"),
     Family("vgg11_bn"),
     Family("mnasnet0_5"),
     Family("convnext_tiny"),
-    Family("vit_b_16", other_size=None, options={"image_size": 32}, stays_float=frozenset({"MultiheadAttention"})),
-    Family("swin_t", stays_float=frozenset({"shifted_window_attention", "_get_relative_position_bias", "_patch_merging_pad"})),
-    Family("swin_v2_t", stays_float=frozenset({"shifted_window_attention", "_get_relative_position_bias", "_patch_merging_pad"})),
+    Family("vit_b_16", options={"image_size": 32}),
+    Family("swin_t"),
+    Family("swin_v2_t"),
 ]
 LARGE = [
     Family("wide_resnet50_2"),
-    Family("maxvit_t", size=224, other_size=None, unfolded_norms=11),
-    Family("inception_v3", size=299, other_size=None, options={"aux_logits": False, "init_weights": False}),
-    Family("resnet50", size=224, other_size=None),
-    Family("mobilenet_v3_large", size=224, other_size=None),
+    Family("maxvit_t", size=224, unfolded_norms=11),
+    Family("inception_v3", size=299, options={"aux_logits": False, "init_weights": False}),
+    Family("resnet50", size=224),
+    Family("mobilenet_v3_large", size=224),
 ]
+#: one of each build, since two widths of one graph take two passes more and find little that the graph's own test does not
+TWO_WIDTHS = {"mobilenet_v2", "mobilenet_v3_small", "resnet18", "densenet121", "shufflenet_v2_x0_5", "convnext_tiny", "swin_t"}
 CASES = [
     *(pytest.param(f, id=f"{f.model}{'-transform' if f.options.get('transform_input') else ''}") for f in FAMILIES),
     *(pytest.param(f, id=f"{f.model}-{f.size}", marks=pytest.mark.slow) for f in LARGE),
@@ -126,9 +126,8 @@ def test_folded_graph_equals_the_model(family: Family, torchvision_models: Modul
     assert expected.std() > 1e-3, "an output that depends on nothing would prove nothing"
     assert graph.deviation < TOLERANCE
     assert relative(float_lane(graph, x), expected) < TOLERANCE
-    # shapes of the example are not baked in
-    size = family.other_size or family.size
-    other = torch.randn(3, 3, size, size)
+    # the number of images is not baked in
+    other = torch.randn(3, 3, family.size, family.size)
     with torch.no_grad():
         expected = model(other)
     assert relative(float_lane(graph, other), expected) < TOLERANCE
@@ -137,19 +136,17 @@ def test_folded_graph_equals_the_model(family: Family, torchvision_models: Modul
     weighted = {s.name for s in graph.steps if s.kind in {"conv", "linear"}}
     assert calls
     assert set(calls.values()) == {1}
-    inside_attention = {n for n in calls if any(n.startswith(f"{s.name}.") for s in graph.steps if s.kind == "float")}
-    assert {n for n in weighted if ":" not in n} == set(calls) - inside_attention
+    computed = {name for name in calls if "cpb_mlp" in name}  # of positions alone: a constant
+    assert {n for n in weighted if ":" not in n} == set(calls) - computed
     assert sum(s.kind == "batchnorm" for s in graph.steps) == family.unfolded_norms
     assert len(set(graph.taps)) == len(graph.taps)
 
-    # what stays float is a float step with a note that names it, and nothing else is
-    floats = [s for s in graph.steps if s.kind == "float"]
-    assert {graph.notes[s.name].split()[0] for s in floats} == family.stays_float
-    assert all("runs in float" in graph.notes[s.name] for s in floats)
+    assert not [s for s in graph.steps if s.kind == "float"], "nothing stays float"
+    assert graph.share.macs == graph.share.elements == 1.0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [pytest.param(f, id=f.model) for f in FAMILIES if not f.options.get("transform_input")])
+@pytest.mark.parametrize("family", [pytest.param(f, id=f.model) for f in FAMILIES if f.model in TWO_WIDTHS])
 def test_sixteen_bits_are_far_nearer_to_float_than_eight(family: Family, torchvision_models: ModuleType) -> None:
     x = torch.randn(4, 3, family.size, family.size)
     graph = build(make(family, torchvision_models), x)

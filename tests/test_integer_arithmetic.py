@@ -24,11 +24,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from qkit.calibration import make_plan, observe
 from qkit.graph import Graph, build
+from qkit.graph.step import Step
 from qkit.lanes import Lane, quantize_weight, run_lanes
 from qkit.numerics import QuantParams, QuantSpec
 from qkit.plan import Plan
 from qkit.schemes import PRESETS, Scheme
-from qkit.steps import Step
 
 UNIT = 2.0**-24
 AFFINE = QuantSpec(bits=8, symmetric=False)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkit import kernels
+from qkit.graph.operations import UNBOUNDED
 from qkit.numerics import QuantParams, QuantSpec
-from qkit.operations import UNBOUNDED
 
 #: Neither rows nor positions are multiples of a vector, of the flush interval or of the number of threads.
 SHAPES = [(1, 1), (1, 7), (3, 1), (65, 2), (64, 33), (63, 96), (1, 70_001), (129, 2048), (70_001, 1), (201, 1003)]

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from qkit.calibration import make_plan, observe
 from qkit.errors import DataError, PlanError
 from qkit.graph import Graph, build
+from qkit.graph.step import Step
 from qkit.lanes import Frontier, Lane, finish_value, run_lanes, run_to
 from qkit.numerics import QuantParams
 from qkit.plan import FLOAT, Codes, Plan
 from qkit.schemes import PRESETS, Scheme
-from qkit.steps import Step
 
 
 @cache

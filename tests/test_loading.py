@@ -58,6 +58,15 @@ def test_several_inputs() -> None:
     assert as_batch(((IMAGES, 0.5),)).inputs == (IMAGES, 0.5)
 
 
+@pytest.mark.parametrize("inputs", [{"picture": IMAGES}, {"pixel_values": IMAGES, "pixel_mask": IMAGES[:, 0] > 0}])
+def test_a_dict_of_the_models_own_arguments_stays_a_dict(inputs: dict[str, Tensor]) -> None:
+    batch = as_batch({**inputs, "labels": LABELS})
+    assert list(batch.inputs[0]) == list(inputs)
+    assert batch.targets is LABELS
+    assert batch.size == 2
+    assert list(as_batch((inputs, LABELS)).inputs[0]) == list(inputs)
+
+
 def test_two_tensors_are_inputs_and_targets() -> None:
     batch = as_batch([IMAGES, IMAGES + 1])
     assert len(batch.inputs) == 1
@@ -79,8 +88,8 @@ def test_two_tensors_are_inputs_and_targets() -> None:
         (([np.zeros(3)], LABELS), "tuple of 2"),
         ({}, "dict of 0"),
         ({"label": LABELS}, "dict of 1"),
-        ({"picture": IMAGES}, "dict of 1"),
-        ({"image": IMAGES, "x": IMAGES}, "dict of 2"),
+        ({"picture": "a.png", "label": LABELS}, "dict of 2"),
+        ({"image": IMAGES, "label": LABELS, "y": LABELS}, "dict of 3"),
         ({"image": "a.png"}, "dict of 1"),
     ],
     ids=repr,

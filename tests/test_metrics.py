@@ -130,8 +130,12 @@ def test_metrics_that_do_not_fit() -> None:
         score_batch(lambda _o, _t: torch.tensor([1.0, math.nan, 1, 1, 1, 1]), scores, targets, None, 6)
     with pytest.raises(DataError, match="one class index for each of 6"):
         score_batch("top1", scores, torch.randn(6), None, 6)
+    with pytest.raises(DataError, match=r"shape \(6, 2, 3\), not targets of shape \(6,\)"):
+        score_batch("top1", torch.randn(6, 4, 2, 3), torch.zeros(6).long(), None, 6)
     with pytest.raises(QkitError, match="pass metric= a function"):
-        score_batch("top1", {"logits": scores}, targets, None, 6)
+        score_batch("top1", {"boxes": scores, "scores": scores}, targets, None, 6)
+    assert np.array_equal(score_batch("top1", {"logits": scores, "loss": scores.mean()}, targets, None, 6),
+                          score_batch("top1", scores, targets, None, 6))  # fmt: skip
     with pytest.raises(DataError, match="same samples"):
         paired_interval(np.zeros(3), np.zeros(4))
     with pytest.raises(DataError, match="no scores"):

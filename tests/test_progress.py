@@ -14,7 +14,7 @@ from small_networks import mixed_network
 from torch import Tensor
 
 import qkit.progress
-from qkit import Study
+from qkit import QkitError, Study
 from qkit.calibration import observe, observe_channels
 from qkit.progress import Bar, listening, track
 
@@ -97,6 +97,16 @@ def test_every_update_is_reported_with_what_is_done_and_the_total(bars: Bars) ->
         bar.update(3)
     assert heard.reports == [("sweeping", n, 9) for n in (0, 1, 6, 6, 9)]
     assert not bars.made, "no bar is drawn for a listener"
+
+
+def test_a_closed_bar_stays_closed(bars: Bars) -> None:
+    with Bar("sweeping", 9, unit="lane") as bar:
+        bar.update()
+    bar.close()
+    assert bars.made[0]["closed"] == 1
+    with pytest.raises(QkitError, match="closed"):
+        bar.update()
+    assert bars.made[0]["updates"] == [1]
 
 
 def test_a_total_that_is_not_known_is_none() -> None:
@@ -297,11 +307,11 @@ def study() -> Study:
 @pytest.mark.parametrize(
     ("work", "what", "counts", "total"),
     [
-        (lambda s: s.evaluate(), "evaluating", BATCHES, BATCHES),
-        (lambda s: s.evaluate(batches=3, progress=False), "evaluating", 3, 3),
+        (lambda s: s.evaluate(), "evaluating", 3 * BATCHES, 3 * BATCHES),
+        (lambda s: s.evaluate(batches=3, progress=False), "evaluating", 9, 9),
         (lambda s: s.observe(batches=BATCHES), "calibrating", BATCHES, BATCHES),
         (lambda s: s.capture(batches=2), "capturing", 2, 2),
-        (lambda s: s.sensitivity(), "sensitivity (only)", 9 * BATCHES, 9 * BATCHES),
+        (lambda s: s.sensitivity(), "sensitivity (only)", 10 * BATCHES, 10 * BATCHES),
         (lambda s: observe_channels(s.graph, s.calibration, "stem"), "counting per channel", BATCHES, BATCHES),
     ],
     ids=["evaluate", "some", "observe", "capture", "sensitivity", "channels"],
@@ -321,62 +331,12 @@ def test_long_work_reports_each_batch_or_lane(
 
 
 def test_a_loader_without_a_length_has_no_total(study: Study) -> None:
-    study.evaluation = Unsized(batches())
+    study = study.with_data(evaluation=Unsized(batches()))
     heard = Recorder()
     with listening(heard):
         study.evaluate(progress=False)
-    assert heard.reports == [("evaluating", n, None) for n in range(BATCHES + 1)]
-
-
-@pytest.mark.parametrize("done", [1, 2, 3])
-def test_an_evaluation_that_is_stopped_keeps_its_batches_says_so_and_is_not_taken_for_whole(
-    study: Study, done: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    with listening(Recorder(stop=done)):
-        part = study.evaluate()
-    assert f"interrupted: its scores are those of {done} batches" in caplog.text
-    assert part.n == done * SIZE
-    expected = fresh().evaluate(batches=done, progress=False)
-    for lane in ("float", "int16", "int8"):
-        np.testing.assert_array_equal(part.lanes[lane], expected.lanes[lane])
-    assert study.evaluate(progress=False).n == BATCHES * SIZE
-
-
-@pytest.mark.parametrize("done", [1, 2, 3])
-def test_a_calibration_that_is_stopped_keeps_its_batches_and_says_so(
-    study: Study, done: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    with listening(Recorder(stop=done)):
-        seen = observe(study.graph, batches())
-    assert f"the ranges come from the {done} whole batches" in caplog.text
-    expected = observe(study.graph, batches(), limit=done, progress=False)
-    assert list(seen) == list(expected)
-    for tap, mine in seen.items():
-        other = expected[tap]
-        assert mine.histogram.to_dict() == other.histogram.to_dict()
-        assert (mine.batch_min, mine.batch_max) == (other.batch_min, other.batch_max)
-        np.testing.assert_array_equal(mine.channel_min, other.channel_min)
-        np.testing.assert_array_equal(mine.channel_max, other.channel_max)
-
-
-@pytest.mark.parametrize("done", [1, 2, 3])
-def test_a_capture_that_is_stopped_keeps_its_batches_and_says_so(
-    study: Study, done: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    with listening(Recorder(stop=done)):
-        part = study.capture(batches=None, keep=["stem"])
-    assert f"those of {done * SIZE} samples" in caplog.text
-    assert part.samples == done * SIZE
-    assert part["stem"].float.values.shape[0] == done * SIZE
-    assert part.table().equals(study.capture(batches=done, progress=False).table())
-
-
-def test_a_sweep_that_is_stopped_within_a_batch_keeps_the_whole_ones(study: Study, caplog: pytest.LogCaptureFixture) -> None:
-    lanes = len(study.graph.taps)
-    with listening(Recorder(stop=2 * lanes + 1)):
-        part = study.sensitivity()
-    assert "those of 2 batches" in caplog.text
-    assert part.table().equals(study.sensitivity(batches=2, progress=False).table())
+    assert {total for _, _, total in heard.reports} == {None}
+    assert heard.reports[-1] == ("evaluating", 3 * BATCHES, None)
 
 
 @pytest.mark.parametrize("work", [Study.evaluate, Study.capture, Study.sensitivity, lambda s: observe(s.graph, batches())])

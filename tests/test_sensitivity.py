@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -15,9 +13,10 @@ import torch
 from small_networks import READS, mixed_network, plain_run
 from torch import Tensor, nn
 
-import qkit.sensitivity
+import qkit.evaluator
 from qkit.calibration import make_plan, observe
 from qkit.errors import DataError, QkitError
+from qkit.evaluator import Evaluator
 from qkit.graph import Graph, build
 from qkit.lanes import Lane, run_lanes, run_to
 from qkit.plan import FLOAT, Plan
@@ -63,7 +62,7 @@ def naive(mode: str, taps: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("budget", [1, 150_000, 1 << 30])
 def test_sweep_equals_the_naive_loop(mode: Any, budget: int) -> None:
     graph, plan, batches = setting()
-    result = sweep(graph, batches, plan, mode, margin, memory_budget=budget, progress=False)
+    result = sweep(Evaluator(graph, batches, margin), plan, mode, memory_budget=budget, progress=False)
     scores, base = naive(mode, tuple(READS))
     assert tuple(s.name for s in result.layers) == tuple(READS)
     assert np.array_equal(result.scores, scores)
@@ -74,7 +73,7 @@ def test_sweep_equals_the_naive_loop(mode: Any, budget: int) -> None:
 @pytest.mark.parametrize("mode", ["only", "except"])
 def test_sweep_equals_plain_torch(mode: Any) -> None:
     graph, plan, batches = setting()
-    result = sweep(graph, batches, plan, mode, margin, progress=False)
+    result = sweep(Evaluator(graph, batches, margin), plan, mode, progress=False)
     model, (x, y) = mixed_network(), (torch.cat(parts) for parts in zip(*batches, strict=True))
     step = float(plan.grids["classify"].params.scale)
     for tap, scores in zip(READS, result.scores, strict=True):
@@ -88,9 +87,9 @@ def test_sweep_equals_plain_torch(mode: Any) -> None:
 def test_a_lane_costs_the_steps_from_its_layer_on(mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     graph, plan, batches = setting()
     executed: Counter[str] = Counter()
-    monkeypatch.setattr(qkit.sensitivity, "run_lanes", lambda *a, **k: run_lanes(*a, **k, executed=executed))
-    monkeypatch.setattr(qkit.sensitivity, "run_to", lambda *a, **k: run_to(*a, **k, executed=executed))
-    sweep(graph, batches[:1], plan, mode, margin, progress=False)
+    monkeypatch.setattr(qkit.evaluator, "run_lanes", lambda *a, **k: run_lanes(*a, **k, executed=executed))
+    monkeypatch.setattr(qkit.evaluator, "run_to", lambda *a, **k: run_to(*a, **k, executed=executed))
+    sweep(Evaluator(graph, batches[:1], margin), plan, mode, progress=False)
     expected = Counter(s.name for s in graph.steps)
     for step in graph.steps:
         if not step.quantized:
@@ -104,7 +103,7 @@ def test_a_lane_costs_the_steps_from_its_layer_on(mode: Any, monkeypatch: pytest
     assert executed == expected
     # groups compute the base's way to where they start once, never again from the input
     executed.clear()
-    sweep(graph, batches[:1], plan, mode, margin, memory_budget=1, progress=False)
+    sweep(Evaluator(graph, batches[:1], margin), plan, mode, memory_budget=1, progress=False)
     assert executed["input"] <= expected["input"] + 1
     assert sum(executed.values()) <= sum(expected.values()) + 3 * len(graph.steps)
 
@@ -129,7 +128,7 @@ def test_a_weight_that_was_used_before_its_layer(mode: Any, layers: tuple[str, .
     x, y = torch.randn(5, 3, 8, 8), torch.tensor([0, 1, 2, 3, 4])
     graph = build(Reusing(), x)
     plan = make_plan(graph, observe(graph, [x], progress=False), PRESETS["int8-per-tensor"])
-    result = sweep(graph, [(x, y)], plan, mode, margin, layers=layers, memory_budget=1, progress=False)
+    result = sweep(Evaluator(graph, [(x, y)], margin), plan, mode, layers=layers, memory_budget=1, progress=False)
     assert [s.name for s in result.layers] == [tap for tap in graph.taps if layers is None or tap in layers]
     for step, scores in zip(result.layers, result.scores, strict=True):
         own = {step.name, step.weight}
@@ -151,7 +150,7 @@ def test_inputs_that_are_read_late() -> None:
     inputs, y = (torch.randn(4, 3, 4, 4), torch.randn(4, 3, 4, 4)), torch.tensor([0, 1, 2, 0])
     graph = build(Late(), inputs)
     plan = make_plan(graph, observe(graph, [(inputs, y)], progress=False), PRESETS["int8"])
-    result = sweep(graph, [(inputs, y)], plan, "only", margin, memory_budget=1, progress=False)
+    result = sweep(Evaluator(graph, [(inputs, y)], margin), plan, "only", memory_budget=1, progress=False)
     for step, scores in zip(result.layers, result.scores, strict=True):
         separate = plan.where(lambda name, _, own=(step.name, step.weight): name in own)
         assert np.array_equal(scores, margin(run_lanes(graph, [Lane("a", separate)], inputs)["a"], y).double()), step.name
@@ -159,14 +158,14 @@ def test_inputs_that_are_read_late() -> None:
 
 def test_some_layers_by_tap_or_weight_name() -> None:
     graph, plan, batches = setting()
-    result = sweep(graph, batches, plan, "only", margin, layers=["side.weight", "stem"], progress=False)
+    result = sweep(Evaluator(graph, batches, margin), plan, "only", layers=["side.weight", "stem"], progress=False)
     assert [s.name for s in result.layers] == ["stem", "side"]
     assert np.array_equal(result.scores, naive("only", ("stem", "side"))[0])
 
 
 def test_limit_takes_the_first_batches() -> None:
     graph, plan, batches = setting()
-    result = sweep(graph, batches, plan, "except", margin, limit=2, progress=False)
+    result = sweep(Evaluator(graph, batches, margin), plan, "except", batches=2, progress=False)
     scores, base = naive("except", tuple(READS))
     assert np.array_equal(result.scores, scores[:, :8])
     assert np.array_equal(result.base, base[:8])
@@ -177,7 +176,7 @@ def test_agreement_is_with_the_float_lane(mode: Any) -> None:
     graph, plan, batches = setting()
     plan = plan.with_range("stem", 0.0, 0.8)
     inputs = [x for x, _ in batches]
-    result = sweep(graph, inputs, plan, mode, "agreement", progress=False)
+    result = sweep(Evaluator(graph, inputs, "agreement"), plan, mode, progress=False)
     x = torch.cat(inputs)
     classes = mixed_network()(x).argmax(1)
     for tap, scores in zip(READS, result.scores, strict=True):
@@ -188,69 +187,24 @@ def test_agreement_is_with_the_float_lane(mode: Any) -> None:
     assert not result.scores.all()
 
 
-def interrupted(batches: list[Any], after: int) -> Any:
-    """A loader that the user interrupts after so many batches."""
-
-    class Loader:
-        def __iter__(self) -> Iterator[Any]:
-            yield from batches[:after]
-            raise KeyboardInterrupt
-
-    return Loader()
-
-
-def test_an_interrupt_keeps_the_batches_before_it(caplog: pytest.LogCaptureFixture) -> None:
-    graph, plan, batches = setting()
-    with caplog.at_level(logging.WARNING):
-        result = sweep(graph, interrupted(batches, 2), plan, "only", margin, progress=False)
-    assert "interrupted: its scores are those of 2 batches" in caplog.text
-    scores, base = naive("only", tuple(READS))
-    assert np.array_equal(result.scores, scores[:, :8])
-    assert np.array_equal(result.base, base[:8])
-
-
-@pytest.mark.parametrize("at", [13, 25, 29])
-def test_an_interrupt_amid_a_batch_drops_that_batch(at: int) -> None:
-    graph, plan, batches = setting()
-    calls = 0
-
-    def interrupting(outputs: Tensor, targets: Any) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            raise KeyboardInterrupt
-        return margin(outputs, targets)
-
-    result = sweep(graph, batches, plan, "only", interrupting, progress=False)
-    whole = sum(SIZES[: (at - 1) // (len(READS) + 1)])
-    assert result.scores.shape == (len(READS), whole)
-    assert result.base.shape == (whole,)
-
-
-def test_an_interrupt_before_the_first_batch_is_the_users() -> None:
-    graph, plan, batches = setting()
-    with pytest.raises(KeyboardInterrupt):
-        sweep(graph, interrupted(batches, 0), plan, "only", margin, progress=False)
-
-
 def test_errors() -> None:
     graph, plan, batches = setting()
     with pytest.raises(QkitError, match=r"mode is 'only'.*not 'without'"):
-        sweep(graph, batches, plan, "without", margin, progress=False)  # type: ignore[arg-type]
+        sweep(Evaluator(graph, batches, margin), plan, "without", progress=False)  # type: ignore[arg-type]
     with pytest.raises(QkitError, match="no tap 'stam'"):
-        sweep(graph, batches, plan, "only", margin, layers=["stam"], progress=False)
+        sweep(Evaluator(graph, batches, margin), plan, "only", layers=["stam"], progress=False)
     with pytest.raises(QkitError, match="no grid for side: nothing to switch"):
-        sweep(graph, batches, plan.without(["side", "side.weight"]), "only", margin, layers=["side"], progress=False)
+        sweep(Evaluator(graph, batches, margin), plan.without(["side", "side.weight"]), "only", layers=["side"], progress=False)
     with pytest.raises(QkitError, match="no layer to sweep: the plan quantizes nothing"):
-        sweep(graph, batches, FLOAT, "only", margin, progress=False)
+        sweep(Evaluator(graph, batches, margin), FLOAT, "only", progress=False)
     with pytest.raises(QkitError, match="no layer to sweep: layers= names none"):
-        sweep(graph, batches, plan, "only", margin, layers=[], progress=False)
+        sweep(Evaluator(graph, batches, margin), plan, "only", layers=[], progress=False)
     with pytest.raises(DataError, match="gave no batch"):
-        sweep(graph, [], plan, "only", margin, progress=False)
+        sweep(Evaluator(graph, [], margin), plan, "only", progress=False)
     with pytest.raises(DataError, match="needs targets"):
-        sweep(graph, [x for x, _ in batches], plan, "only", "top1", progress=False)
+        sweep(Evaluator(graph, [x for x, _ in batches], "top1"), plan, "only", progress=False)
     with pytest.raises(DataError, match="NaN or infinity for 4 of 4"):
-        sweep(graph, batches, plan, "only", lambda o, t: o[:, 0] * torch.nan, progress=False)
+        sweep(Evaluator(graph, batches, lambda o, t: o[:, 0] * torch.nan), plan, "only", progress=False)
 
 
 def test_effects_are_losses_and_gains() -> None:

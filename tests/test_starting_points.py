@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qkit import Study
+from qkit.evaluator import Evaluator
 from qkit.sensitivity import sweep
 
 
@@ -37,8 +38,8 @@ def _two_inputs() -> Study:
 def test_edited_grid_scores_alike_from_anywhere(make, at):
     study = make()
     edited = study.plan.with_range(study.graph.taps[at], -0.02, 0.02)
-    # the mapping's lanes run from the input; the two studies share data and ranges, not kept values
-    whole = study.with_plan(study.plan)._score({"edited": edited}, None, False)[0]["edited"]
+    # another evaluator keeps no values of the first one
+    whole = Evaluator(study.graph, study.evaluation, study.metric).scores({"edited": edited}, progress=False)["edited"]
     quick = study.score(edited)
     assert quick.n == 48
     assert quick.value == whole.mean() < 1.0
@@ -49,7 +50,7 @@ def test_edited_grid_scores_alike_from_anywhere(make, at):
 def test_sweep_in_small_groups_is_the_sweep_in_one(make, mode):
     study = make()
     options = {"progress": False}
-    whole = sweep(study.graph, study.evaluation, study.plan, mode, study.metric, **options)
-    grouped = sweep(study.graph, study.evaluation, study.plan, mode, study.metric, memory_budget=0, **options)
+    whole = sweep(Evaluator(study.graph, study.evaluation, study.metric), study.plan, mode, **options)
+    grouped = sweep(Evaluator(study.graph, study.evaluation, study.metric), study.plan, mode, memory_budget=0, **options)
     assert np.array_equal(whole.scores, grouped.scores)
     assert np.array_equal(whole.base, grouped.base)

@@ -361,9 +361,7 @@ FAMILIES = {
 SLOW = {
     "vgg11_bn": 32,
     "googlenet": 64,
-    "inception_v3": 299,
     "swin_t": 64,
-    "vit_b_16": 224,
     "regnet_x_400mf": 64,
     "resnext50_32x4d": 64,
 }

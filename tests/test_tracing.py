@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from qkit.errors import GraphError
 from qkit.graph import build, run_float
-from qkit.tracing import trace
+from qkit.graph.fronts.tracing import trace
 
 
 class Asserting(nn.Module):

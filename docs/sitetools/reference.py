@@ -32,6 +32,7 @@ MODULES: Mapping[str, str] = {
     "qkit.zoo": "Networks and data",
     "qkit.calibration": "Observing and calibrating",
     "qkit.estimators": "Range estimators",
+    "qkit.evaluator": "The evaluator",
     "qkit.capture": "Captured tensors",
     "qkit.engines.lane": "Engines: the lane of one",
     "qkit.engines.compare": "Engines: comparing",

@@ -27,6 +27,7 @@ from typing import Any
 import typer
 
 import qkit
+from qkit import files
 from qkit.commands.known import Known, nearest
 from qkit.errors import QkitError
 
@@ -110,13 +111,10 @@ def line(context: typer.Context) -> str:
 
 def write(path: Path, text: str) -> None:
     """Write a configuration, over nothing but an earlier one."""
-    try:
-        if path.exists() and not path.read_text(encoding="utf-8").startswith(_MARK):
-            raise QkitError(f"{path} was not written by qkit: name another file for the configuration, or remove it.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise QkitError(f"the configuration cannot be written to {path}: {error}.") from error
+    files.prepare(path)
+    if path.is_file() and not files.read_text(path, "a configuration").startswith(_MARK):
+        raise QkitError(f"{path} was not written by qkit: name another file for the configuration, or remove it.")
+    files.write_text(path, text)
 
 
 def template(command: str, chosen: Mapping[str, Any]) -> str:
@@ -158,9 +156,8 @@ def mark() -> str:
 
 
 def _document(path: Path) -> dict[str, Any]:
+    text = files.read_text(path, "a configuration")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise QkitError(f"the configuration {path} cannot be read: {error.strerror or error}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise QkitError(f"{path} is no TOML: {error}.") from error

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from pathlib import Path
 from typing import Annotated
 
 from rich.text import Text
 
+from qkit import files
 from qkit.commands import source
 from qkit.commands.command import FINE, FOUND, Outcome, Talk
 from qkit.commands.options import (
@@ -25,7 +25,7 @@ from qkit.commands.options import (
     Tolerance,
     option,
 )
-from qkit.commands.printing import VERDICTS, prepare_file, strict, write_text
+from qkit.commands.printing import VERDICTS, strict
 from qkit.errors import DataError, QkitError
 
 EXAMPLES = (
@@ -70,7 +70,7 @@ def diagnose(
     from qkit.diagnosis import cost
 
     for path in filter(None, (out, save_plan)):
-        prepare_file(path)
+        files.prepare(path)
     source.use_threads(machine)
     taken = source.load(model, data)
     study = source.make_study(taken, grids, machine)
@@ -86,7 +86,7 @@ def diagnose(
     talk.say(f"{found.evaluations} evaluations, {seconds:.0f} s")
     told = strict(found.to_dict())
     if out is not None:
-        write_text(out, json.dumps(told, indent=1, allow_nan=False) + "\n")
+        files.write_json(out, told)
         talk.sentence(f"Diagnosis: {out}")
     if save_plan is not None:
         if found.best is None:

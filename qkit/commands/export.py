@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.text import Text
 
+from qkit import files
 from qkit.commands import source
 from qkit.commands.command import Outcome, Talk
 from qkit.commands.options import OUTPUT, DataOptions, GridOptions, MachineOptions, ModelOptions, option
-from qkit.commands.printing import prepare_file, size, write_text
+from qkit.commands.printing import size
 from qkit.errors import PlanError, QkitError
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def export(
     paths = out or [Path("model.onnx")]
     formats = [format_of(path, format) for path in paths]
     for path in paths:
-        prepare_file(path)
+        files.prepare(path)
     settings = Settings(opset, encodings_version, _names(names), prototxt)
     if ("prototxt" in formats) != (prototxt is not None):
         raise QkitError("--format prototxt and --prototxt FILE, which TIDL wrote, go together.")
@@ -167,8 +168,10 @@ def _onnx(study: Study, path: Path, settings: Settings) -> Told:
     from qkit.engines.compare import compare
     from qkit.engines.onnxruntime import lane
 
-    engine: Any = lane(path, graph=study.graph)
-    found = compare(study, engine, batches=1)
+    # the file is checked, not what this machine's processor makes of it
+    with lane(path, graph=study.graph, precise=True) as opened:
+        engine: Any = opened
+        found = compare(study, engine, batches=1)
     return made.notes, f"{text}. Run on {found.samples} samples: {found.summary}"
 
 
@@ -207,12 +210,12 @@ def _same(study: Study, found: Plan, path: Path) -> str:
 
 def _tidl(study: Study, path: Path, settings: Settings) -> Told:
     from qkit.engines import tidl
-    from qkit.engines.jsonfile import read_json, write_json
+    from qkit.engines.jsonfile import read_json
 
     with _silent(tidl.logger):
         # what it logs is listed below
         options = tidl.compile_options(study.plan, study.graph, names=settings.names)
-    write_json(options, path)
+    files.write_json(path, options)
     widths = tidl.bits_from_options(read_json(path, "options").data, study.graph, names=settings.names)
     planned = {name: grid.spec.bits for name, grid in study.plan.grids.items()}
     differ = [name for name, bits in planned.items() if widths.get(name) != bits]
@@ -236,12 +239,9 @@ def _prototxt(study: Study, path: Path, settings: Settings) -> Told:
     from qkit.engines import tidl
 
     assert settings.prototxt is not None
-    try:
-        text = settings.prototxt.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"{settings.prototxt} cannot be read as TIDL's prototxt: {error}.") from error
-    write_text(path, tidl.with_ranges(text, study.plan, study.graph, names=settings.names))
-    found = tidl.ranges_from_prototxt(path.read_text(encoding="utf-8"), study.graph, names=settings.names)
+    text = files.read_text(settings.prototxt, "TIDL's prototxt", error=PlanError)
+    files.write_text(path, tidl.with_ranges(text, study.plan, study.graph, names=settings.names))
+    found = tidl.ranges_from_prototxt(files.read_text(path), study.graph, names=settings.names)
     held = [name for name in found if name in study.plan.grids]
     missing = [name for name in study.plan.grids if name not in found]
     notes = (f"{len(missing)} tensors, {missing[0]} among them, which TIDL's file has no range of",) if missing else ()

@@ -1,18 +1,18 @@
-"""``qkit lint``: what hinders tracing, and what predicts trouble in fixed point."""
+"""``qkit lint``: what keeps a study from taking a model, and what predicts trouble in fixed point."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rich.table import Table
 from rich.text import Text
 
+from qkit import files
 from qkit.commands import source
 from qkit.commands.command import FINE, FOUND, Outcome, Talk
 from qkit.commands.options import MODEL, OUTPUT, MachineOptions, ModelOptions, option
-from qkit.commands.printing import SEVERITIES, prepare_file, write_text
+from qkit.commands.printing import SEVERITIES
 from qkit.errors import QkitError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "qkit lint --model mobilenet_v2",
     "qkit lint --model net:make --input-size 1x3x224x224",
+    "qkit lint --model net.onnx",
     "qkit lint --model net:make --json > lint.json",
 )
 
@@ -32,13 +33,15 @@ def lint(
     input_size: Annotated[
         str | None,
         option(
-            panel=MODEL, metavar="NxCxHxW", help="The batch's shape. 1x3x224x224, or what the bundled network takes, by default."
+            panel=MODEL,
+            metavar="NxCxHxW",
+            help="The batch's shape. By default what the bundled network or the model's file takes, else 1x3x224x224.",
         ),
     ] = None,
     everything: Annotated[bool, option("--all", panel=OUTPUT, help="List every finding, however many are alike.")] = False,
     out: Annotated[Path | None, option(panel=OUTPUT, metavar="FILE", help="Also write the findings here, as JSON.")] = None,
 ) -> Outcome:
-    """Say what hinders symbolic tracing and what predicts trouble in fixed point, with file and line. Needs no data.
+    """Say what keeps a study from taking a model and what predicts trouble in fixed point, with file and line. Needs no data.
 
     A torchvision network needs no weights either: it is then built with random ones, and nothing is said of channels' ranges.
     """
@@ -50,14 +53,14 @@ def lint(
     if machine.device is not None:
         raise QkitError("--device does not go with lint: it runs one batch, on the CPU.")
     if out is not None:
-        prepare_file(out)
+        files.prepare(out)
     source.use_threads(machine)
     with source.working_folder():
-        network, batch, trained = model_and_batch(source.named(model), model.weights, input_size)
+        network, batch, trained = model_and_batch(source.named(model), model.weights, input_size, weights_key=model.weights_key)
         found = look(network, batch)
     told = found.to_dict()
     if out is not None:
-        write_text(out, json.dumps(told, indent=1) + "\n")
+        files.write_json(out, told)
     if len(found):
         talk.say(_table(found, everything))
     remarks = [*found.remarks, *([] if trained else ["The weights are random: nothing is known of the ranges of channels."])]

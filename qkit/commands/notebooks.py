@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from qkit import files
 from qkit.errors import QkitError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -76,7 +76,7 @@ def copy(target: Path, *, overwrite: bool = False, source: Path | None = None) -
     if target.resolve() == origin.resolve() or origin.resolve() in target.resolve().parents:
         raise QkitError(f"{target} is where the kit's own notebooks are: name another folder.")
     done: dict[str, list[str]] = {key: [] for key in ("new", "updated", "same", "kept", "replaced")}
-    try:
+    with files.explained(target):
         target.mkdir(parents=True, exist_ok=True)
         known = _listed(target)
         for path in _files(origin):
@@ -87,13 +87,10 @@ def copy(target: Path, *, overwrite: bool = False, source: Path | None = None) -
             what = _state(path, place, known.get(name), overwrite=overwrite)
             done[what].append(name)
             if what in ("new", "updated", "replaced"):
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, place)
+                files.write_bytes(place, path.read_bytes(), parents=True)
             if what != "kept":
                 known[name] = _hash(path)
-        (target / LISTED).write_text(json.dumps({"copied": known}, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise QkitError(f"the notebooks cannot be copied to {target}: {error.strerror or error}.") from error
+        files.write_json(target / LISTED, {"copied": known})
     return Copied(target, **{key: tuple(names) for key, names in done.items()})
 
 

@@ -40,9 +40,10 @@ class ModelOptions:
         str | None,
         option(
             panel=MODEL,
-            metavar="NAME|package.module:function",
+            metavar="NAME|package.module:function|FILE",
             help="A torchvision name such as resnet50 (with --weights), package.module:function that makes your own model "
-            f"(looked for in the working directory too), or a bundled network: {', '.join(BUNDLED)}. {DEFAULT_MODEL} by default.",
+            "(looked for in the working directory too), an .onnx or .pt2 file, or a bundled network: "
+            f"{', '.join(BUNDLED)}. {DEFAULT_MODEL} by default.",
         ),
     ] = None
     weights: Annotated[
@@ -50,7 +51,17 @@ class ModelOptions:
         option(
             panel=MODEL,
             metavar="FILE",
-            help="State dict for it: .safetensors, or what torch.save wrote. Read as plain tensors: no code in the file is run.",
+            help="Checkpoint for it: .safetensors, a file of torch.save, or the .index.json of several. Prefixes such as module. "
+            "are taken off. Read as plain tensors: no code in the file is run.",
+        ),
+    ] = None
+    weights_key: Annotated[
+        str | None,
+        option(
+            panel=MODEL,
+            metavar="NAME",
+            help="Which weights to take where the file has several, such as model or model_ema. By default the averaged ones "
+            "(EMA), and that is said.",
         ),
     ] = None
     argument: Annotated[
@@ -95,6 +106,44 @@ class DataOptions:
     preprocessing: Annotated[
         str | None, option(panel=DATA, metavar="NAME", help="torchvision model whose preprocessing to take instead.")
     ] = None
+    size: Annotated[
+        str | None,
+        option(
+            panel=DATA,
+            metavar="N|HxW",
+            help="Height and width of the images: 224 or 224x320. They are resized to cover it, and the middle is cut out. By "
+            "default what the preprocessing or the model's file says.",
+        ),
+    ] = None
+    mean: Annotated[
+        str | None,
+        option(
+            panel=DATA,
+            metavar="M|M,M,M",
+            help="Subtracted from the values, which are 0 to 1, in the order of --channels: 0.485,0.456,0.406. Goes with --std.",
+        ),
+    ] = None
+    std: Annotated[
+        str | None, option(panel=DATA, metavar="S|S,S,S", help="Divides the values after that: 0.229,0.224,0.225.")
+    ] = None
+    pixel_range: Annotated[
+        int | None,
+        option(
+            "--range",
+            panel=DATA,
+            metavar="1|255",
+            help="Greatest value of a pixel: 255 for a network that takes 0 to 255, with --mean and --std in the same units. 1 "
+            "by default.",
+        ),
+    ] = None
+    layout: Annotated[
+        Literal["nchw", "nhwc"] | None,
+        option(panel=DATA, help="Order of an input's sizes. By default what the model's file says, else nchw."),
+    ] = None
+    channels: Annotated[
+        Literal["rgb", "bgr", "gray"] | None,
+        option(panel=DATA, help="Of the images as the network takes them. By default rgb, and gray for a file with one channel."),
+    ] = None
     expected: Annotated[
         float | None,
         option(
@@ -126,12 +175,18 @@ class GridOptions:
         option(
             panel=GRIDS,
             metavar="NAME",
-            help=f"Grids: {', '.join(SCHEMES)}. By default int8, and int8-per-tensor for the bundled networks.",
+            help=f"Grids: {', '.join(SCHEMES)}. By default int8, int8-per-tensor for the bundled networks, and the grids of a "
+            "quantized file.",
         ),
     ] = None
     method: Annotated[
-        str, option(panel=GRIDS, metavar="NAME", help=f"How ranges of activations are chosen: {', '.join(METHODS)}.")
-    ] = "mse"
+        str | None,
+        option(
+            panel=GRIDS,
+            metavar="NAME",
+            help=f"How ranges of activations are chosen: {', '.join(METHODS)}. By default mse, and a quantized file's own.",
+        ),
+    ] = None
     plan: Annotated[
         Path | None,
         option(

@@ -1,13 +1,10 @@
-"""What the commands show: tables for a terminal, files that are there as a whole, JSON that is strict."""
+"""What the commands show: tables for a terminal, JSON that is strict."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
-
-from qkit.errors import QkitError
 
 if TYPE_CHECKING:
     from qkit.metrics import Interval, Scores
@@ -22,38 +19,6 @@ def strict(value: Any) -> Any:
     from qkit.report.formats import plain
 
     return plain(value)
-
-
-def prepare_file(path: Path) -> Path:
-    """The path, its folder made: called before the work, which is not to be lost to a mistyped name.
-
-    Raises
-    ------
-    QkitError
-        If the folder cannot be made, or the path is a folder.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise QkitError(f"{path} cannot be written: {error.strerror or error}.") from error
-    if path.is_dir():
-        raise QkitError(f"{path} is a folder: name a file.")
-    return path
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file.
-
-    Raises
-    ------
-    QkitError
-        If that cannot be done.
-    """
-    prepare_file(path)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise QkitError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def score_table(scores: Scores) -> Table:

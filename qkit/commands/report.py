@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from rich.text import Text
 
+from qkit import files
 from qkit.commands import source
 from qkit.commands.command import FINE, FOUND, Outcome, Talk
 from qkit.commands.options import (
@@ -24,7 +25,7 @@ from qkit.commands.options import (
     Tolerance,
     option,
 )
-from qkit.commands.printing import VERDICTS, prepare_file, score_table, strict, write_text
+from qkit.commands.printing import VERDICTS, score_table, strict
 from qkit.errors import QkitError
 
 #: Evaluation images of a diagnosis within a report: enough to tell a few points, few enough for seconds on small networks.
@@ -147,10 +148,6 @@ def _report(
     study = source.calibrate(source.make_study(taken, grids, machine), grids)
     scores = study.evaluate(batches=batches)
     talk.say(score_table(scores))
-    if talk.interrupted:
-        # a verdict of the other images would take as long again
-        talk.sentence("Interrupted: these are the images until then, and no report was written.", "yellow")
-        return Outcome({"scores": strict(scores.to_dict()), "interrupted": True})
     verdict = study.verdict(tolerance=tolerance, batches=batches)
     talk.say(Text(verdict.name, f"bold {VERDICTS[verdict.name]}") + Text(f": {verdict.reason}"))
     found = None
@@ -186,16 +183,16 @@ def _compare(talk: Talk, old: Path, new: Path, out: list[Path], tolerance: float
     for path in out:
         if path.suffix.lower() not in (".md", ".json"):
             raise QkitError(f"{path}: a comparison is written as .md or .json.")
-        prepare_file(path)
+        files.prepare(path)
     found = compare(old, new, tolerance=tolerance)
     for line in found.lines():
         talk.sentence(line)
     told = strict(found.to_dict())
     for path in out:
-        import json
-
-        text = found.to_markdown() if path.suffix.lower() == ".md" else json.dumps(told, indent=1, allow_nan=False) + "\n"
-        write_text(path, text)
+        if path.suffix.lower() == ".md":
+            files.write_text(path, found.to_markdown())
+        else:
+            files.write_json(path, told)
         talk.sentence(f"Comparison: {path}")
     if max_loss is None:
         return Outcome(told)

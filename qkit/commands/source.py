@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -23,9 +24,13 @@ if TYPE_CHECKING:
     from qkit.study import Study
     from qkit.zoo.case import Case
 
-#: Suffixes of weights, and of programs that are no modules.
+#: Suffixes of weights.
 _WEIGHTS = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
-_PROGRAMS = {".pt2": "an exported program", ".onnx": "an ONNX file", ".tflite": "a TFLite file", ".ts": "a TorchScript program"}
+#: Options of single images, which a folder has and loaders have not.
+_OF_IMAGES = (
+    "classes", "calibration_data", "weights_tag", "preprocessing", "size", "mean", "std", "pixel_range", "layout", "channels",
+    "calibration_images", "limit",
+)  # fmt: skip
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -69,20 +74,21 @@ def named(model: ModelOptions, data: DataOptions | None = None) -> str:
     Raises
     ------
     QkitError
-        If weights or data are given and no network, or if the name is a file's.
+        If weights or data are given and no network; or if the name is a file's that is no network, or of a kind that is not read.
     """
     if model.model is None:
         given = "--weights" if model.weights is not None else "--data" if data is not None and data.data is not None else None
         if given is not None:
             raise QkitError(f"{given} goes with --model: name the network, a torchvision name or package.module:function.")
         return DEFAULT_MODEL
-    suffix = Path(model.model).suffix.lower()
-    if suffix in _PROGRAMS:
-        raise QkitError(
-            f"{model.model} is {_PROGRAMS[suffix]}, which is not taken apart here (and may run code when it is read): give the "
-            "module itself, as package.module:function."
-        )
-    if suffix in _WEIGHTS or Path(model.model).is_file():
+    from qkit.zoo.programfile import program_path
+
+    if program_path(model.model) is not None:
+        if model.weights is not None:
+            raise QkitError(f"--weights does not go with {model.model}: the file is a network with its weights.")
+        if model.argument:
+            raise QkitError(f"--argument does not go with {model.model}: the file is a network that is built already.")
+    elif Path(model.model).suffix.lower() in _WEIGHTS or os.path.isfile(model.model):  # noqa: PTH113  # and no error
         raise QkitError(
             f"{model.model} is a file of weights and does not say what network they belong to: name that with --model (a "
             f"torchvision name, or package.module:function) and the file with --weights {model.model}."
@@ -129,17 +135,21 @@ def make_study(source: Source, grids: GridOptions, machine: MachineOptions) -> S
     from qkit.study import Study
 
     case = source.case
-    scheme = grids.scheme or ("int8-per-tensor" if source.bundled else "int8")
-    return Study(
+    scheme = grids.scheme or ("int8-per-tensor" if source.bundled else None)
+    study = Study(
         case.model, case.calibration, case.evaluation, metric=source.metric, scheme=scheme, expected=case.expected,
         device=machine.device,
     )  # fmt: skip
+    # they were logged when the weights were read; this is for the reports
+    return study.with_remarks(case.remarks)
 
 
 def calibrate(study: Study, grids: GridOptions) -> Study:
-    """The study calibrated, or with the plan of the file."""
-    study.calibrate(grids.method)
+    """The study calibrated, or with the grids of a quantized network's file, or with the plan that is given."""
+    if grids.method is not None:
+        study.calibrate(grids.method)
     if grids.plan is None:
+        study.plan  # noqa: B018  # calibrates, where no file brought its grids
         return study
     from qkit.plan import Plan
 
@@ -169,14 +179,15 @@ def _bundled(name: str, model: ModelOptions, data: DataOptions) -> Source:
         )
     if model.argument:
         raise QkitError("--argument goes with a network of your own: the bundled ones take none.")
-    _refuse(
-        data, ("classes", "calibration_data", "weights_tag", "preprocessing", "calibration_images", "limit"), "goes with --data"
-    )
+    if model.weights_key is not None and model.weights is None:
+        raise QkitError("--weights-key goes with --weights: it chooses within that file.")
+    _refuse(data, _OF_IMAGES, "goes with --data")
     case = zoo.load(name) if data.batch_size is None else zoo.load(name, data.batch_size)
     if model.weights is not None:
         from qkit.zoo.usermodel import user_model
 
-        case = replace(case, model=user_model(zoo.build(name), model.weights), expected=None)
+        made = user_model(zoo.build(name), model.weights, weights_key=model.weights_key)
+        case = replace(case, model=made.model, expected=None, remarks=made.remarks)
     if data.expected is not None:
         case = replace(case, expected=data.expected)
     return Source(case, bundled=True, metric=data.metric)
@@ -188,8 +199,9 @@ def _images(name: str, model: ModelOptions, data: DataOptions) -> Case:
     given = {k: v for k in ("batch_size", "calibration_images") if (v := getattr(data, k)) is not None}
     case = zoo.user_case(
         network(model), model.weights, data.data or "", classes=data.classes, calibration_data=data.calibration_data,
-        weights_tag=data.weights_tag, preprocessing=data.preprocessing, model_arguments=_arguments(model),
-        expected=data.expected, limit=data.limit, **given,
+        weights_tag=data.weights_tag, preprocessing=data.preprocessing, size=data.size, mean=data.mean, std=data.std,
+        pixel_range=data.pixel_range, layout=data.layout, channels=data.channels, weights_key=model.weights_key,
+        model_arguments=_arguments(model), expected=data.expected, limit=data.limit, **given,
     )  # fmt: skip
     return case if case.name == name else replace(case, name=name)
 
@@ -201,10 +213,10 @@ def _own_data(name: str, model: ModelOptions, data: DataOptions) -> Case:
 
     _refuse(
         data,
-        ("classes", "calibration_data", "weights_tag", "preprocessing", "batch_size", "calibration_images", "limit"),
+        (*_OF_IMAGES, "batch_size"),
         f"goes with a folder of images, and {data.data} is a function that returns the loaders",
     )
-    built = user_model(network(model), model.weights, _arguments(model))
+    built = user_model(network(model), model.weights, _arguments(model), weights_key=model.weights_key)
     made = _call(data.data or "")
     pair = isinstance(made, tuple) and len(made) == 2
     calibration, evaluation = made if pair else (made, made)
@@ -214,7 +226,8 @@ def _own_data(name: str, model: ModelOptions, data: DataOptions) -> Case:
                 f"{data.data} returned a {type(made).__name__}: it returns (calibration loader, evaluation loader), or one "
                 "loader for both."
             )
-    return Case(name, built, calibration, evaluation, data.expected, (), f"{name} on what {data.data} returned.")
+    said = f"{name} on what {data.data} returned."
+    return Case(name, built.model, calibration, evaluation, data.expected, (), said, built.remarks)
 
 
 def _call(path: str) -> Any:
@@ -232,7 +245,7 @@ def _call(path: str) -> Any:
 
 
 def _is_factory(text: str) -> bool:
-    return _FACTORY.fullmatch(text) is not None and not Path(text).exists()
+    return _FACTORY.fullmatch(text) is not None and not os.path.exists(text)  # noqa: PTH110  # and no error
 
 
 def _arguments(model: ModelOptions) -> dict[str, Any]:
@@ -252,4 +265,5 @@ def _arguments(model: ModelOptions) -> dict[str, Any]:
 def _refuse(data: DataOptions, names: tuple[str, ...], why: str) -> None:
     for item in fields(data):
         if item.name in names and getattr(data, item.name) is not None:
-            raise QkitError(f"--{item.name.replace('_', '-')} {why}.")
+            flag = "range" if item.name == "pixel_range" else item.name.replace("_", "-")
+            raise QkitError(f"--{flag} {why}.")

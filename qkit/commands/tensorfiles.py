@@ -19,7 +19,6 @@ import io
 import json
 import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,9 +29,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from qkit import files
 from qkit.capture import Capture, Store
 from qkit.engines.traces.manifest import FILE, Entry, Manifest
-from qkit.engines.traces.names import safe_name
 from qkit.errors import DataError, QkitError
 from qkit.graph import Graph
 from qkit.loading import Batch, batches
@@ -79,29 +78,47 @@ def bytes_needed(graph: Graph, plans: Mapping[str, Plan], taps: Iterable[str], s
     return total * samples
 
 
-def check_target(target: Path, *, force: bool) -> Path:
-    """The target, if it can be written; nothing is made or removed yet.
+def check_target(target: Path, *, force: bool) -> tuple[Path, tuple[str, ...]]:
+    """Where to write, links followed, and the files of an earlier capture to replace there; nothing is made or removed yet.
 
     Raises
     ------
     QkitError
-        If the folder has files in it, or the archive is there, and `force` is not set; with it, if the files in the folder are no
+        If the folder has files in it, or the archive or its tables are there, and `force` is not set; with it, if these are no
         earlier capture's; or if there can be no such file.
     """
-    above = next(path for path in target.absolute().parents if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise QkitError(f"{target} cannot be written: {above} is no folder that can be written to.")
-    if target.suffix.lower() == ".npz":
-        if target.is_dir() or (target.exists() and not force):
-            raise QkitError(f"{target} is there already: name another file, or write over it with --force.")
-        return target
-    if target.is_file():
-        raise QkitError(f"{target} is a file: name a folder, or a file that ends in .npz.")
-    if target.is_dir() and any(target.iterdir()):
-        if not force:
-            raise QkitError(f"{target} is not empty: name another folder, or write over an earlier capture with --force.")
-        _earlier(target)
-    return target
+    with files.explained(target):
+        target = Path(os.path.realpath(target)) if target.is_symlink() else target
+        above = next(path for path in target.absolute().parents if path.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise QkitError(f"{target} cannot be written: {above} is no folder that can be written to.")
+        if not _is_archive(target):
+            if target.is_file():
+                raise QkitError(f"{target} is a file: name a folder, or a file that ends in .npz.")
+            taken = [path.name for path in target.iterdir()] if target.is_dir() else []
+        else:
+            taken = [path.name for path in (target, *_beside(target)) if os.path.lexists(path)]
+    if not taken:
+        return target, ()
+    if not force:
+        what = f"{target.parent / taken[0]} is there already" if _is_archive(target) else f"{target} is not empty"
+        raise QkitError(f"{what}: name another place, or write over an earlier capture with --force.")
+    earlier = _earlier(target)
+    if not _is_archive(target):
+        return target, (*earlier, INDEX)
+    for name in taken:
+        if name not in (target.name, *earlier):
+            raise QkitError(f"{target.parent / name} is not of the capture in {target.name}: name another file, or remove it.")
+    return target, tuple(taken)
+
+
+def _is_archive(target: Path) -> bool:
+    return target.suffix.lower() == ".npz"
+
+
+def _beside(target: Path) -> tuple[Path, Path]:
+    """The tables of errors beside an archive."""
+    return target.with_suffix(".errors.csv"), target.with_suffix(".errors.json")
 
 
 def write(
@@ -119,35 +136,33 @@ def write(
     values
         Also the real numbers of lanes that have codes.
     force
-        Write over an earlier capture: its files are removed first, others stay.
+        Write over an earlier capture, once the new one is complete: what that lists is removed, other files stay.
 
     Raises
     ------
     DataError
         If the loader is empty or a batch does not fit.
     QkitError
-        As `check_target`, or if a file cannot be written.
+        As `check_target`, or if a file cannot be written: there is then what there was.
     """
-    single = check_target(target, force=force).suffix.lower() == ".npz"
-    try:
-        (target.parent if single else target).mkdir(parents=True, exist_ok=True)
-        if not single:
-            _clear(target)
-        root = Path(tempfile.mkdtemp(prefix=f".{target.stem}.", dir=target.parent)) if single else target
-        try:
-            files = _Files(frozenset(taps), None, 0, root=root, plans=plans, values=values)
-            capture, whole = _run(graph, loader, plans, files, samples)
-            files.finish(capture.samples)
-            index = _index(graph, capture, files, taps, whole)
-            made = _archive(target, files, index) if single else _folder(target, files, index, capture)
-            tables = _tables(capture, target.with_suffix(".errors") if single else target / "errors")
-        finally:
+    target, replaced = check_target(target, force=force)
+    single = _is_archive(target)
+    folder = target.parent if single else target
+    with files.filling(folder, replacing=replaced) as root:
+        parts = root / "parts" if single else root
+        arrays = _Files(frozenset(taps), None, 0, root=parts, plans=plans, values=values, target=target)
+        capture, whole = _run(graph, loader, plans, arrays, samples)
+        with files.explained(target):
+            arrays.finish(capture.samples)
+            index = _index(graph, capture, arrays, taps, whole)
+            made = _archive(root / target.name, arrays, index) if single else _folder(root, arrays, index, capture)
+            tables = _beside(root / target.name) if single else (root / "errors.csv", root / "errors.json")
+            _write_tables(capture, *tables)
+            every = [path.relative_to(root) for path in (*made, *tables)]
+            size = sum((root / path).stat().st_size for path in every)
             if single:
-                shutil.rmtree(root, ignore_errors=True)
-        every = (*made, *tables)
-        return Written(capture, every, capture.samples, sum(path.stat().st_size for path in every), not whole)
-    except OSError as error:
-        raise QkitError(f"{target} cannot be written: {error.strerror or error}.") from error
+                shutil.rmtree(parts)
+    return Written(capture, tuple(folder / path for path in every), capture.samples, size, not whole)
 
 
 @dataclass(eq=False)
@@ -155,36 +170,32 @@ class _Files(Store):
     """Tensors go to files as they come, instead of being kept."""
 
     root: Path = Path()
+    #: What to call it in messages.
+    target: Path = Path()
     plans: Mapping[str, Plan] = field(default_factory=dict)
     values: bool = True
     made: dict[str, _Npy] = field(default_factory=dict)
     #: (lane, tap) -> names in `made`
     places: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
-    _names: dict[str, str] = field(default_factory=dict)
 
     def put(self, tap: str, tensors: Mapping[str, Tensor]) -> None:
         """One batch of a tap: by lane, codes where the lane has a grid, else values."""
-        name = self._name(tap)
+        name = f"{files.file_name(tap)}.npy"
         for lane, tensor in tensors.items():
-            self._append(lane, tap, "tensor", f"{lane}/{name}.npy", tensor)
+            folder = files.file_name(lane)
+            self._append(lane, tap, "tensor", f"{folder}/{name}", tensor)
             params = None if lane == "float" else self.plans[lane].params(tap)
             if params is not None and self.values:
-                self._append(lane, tap, "values", f"values/{lane}/{name}.npy", dequantize(tensor, params))
+                self._append(lane, tap, "values", f"values/{folder}/{name}", dequantize(tensor, params))
 
     def _append(self, lane: str, tap: str, what: str, name: str, tensor: Tensor) -> None:
         self.places.setdefault((lane, tap), {})[what] = name
-        if name not in self.made:
-            path = self.root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.made[name] = _Npy(path)
-        self.made[name].append(tensor.contiguous().numpy())
-
-    def _name(self, tap: str) -> str:
-        """A file name for the tap; no two taps have one, on systems without case neither."""
-        if tap not in self._names:
-            name, taken = safe_name(tap), {n.lower() for n in self._names.values()}
-            self._names[tap] = name if name.lower() not in taken else f"{name}-{len(taken)}"
-        return self._names[tap]
+        with files.explained(self.target):
+            if name not in self.made:
+                path = self.root / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.made[name] = _Npy(path)
+            self.made[name].append(tensor.contiguous().numpy())
 
     def finish(self, samples: int) -> None:
         """Close the files at so many samples; what an interrupted batch wrote beyond is cut off."""
@@ -229,9 +240,9 @@ class _Npy:
         return stream.getvalue()
 
 
-def _run(graph: Graph, loader: Iterable[Any], plans: Mapping[str, Plan], files: _Files, samples: int) -> tuple[Capture, bool]:
+def _run(graph: Graph, loader: Iterable[Any], plans: Mapping[str, Plan], arrays: _Files, samples: int) -> tuple[Capture, bool]:
     """The capture, and whether it has all samples (not after an interrupt)."""
-    capture = Capture(graph, plans, files)
+    capture = Capture(graph, plans, arrays)
     try:
         with Bar("capturing", samples, unit="sample") as bar:
             for batch in batches(loader):
@@ -257,14 +268,14 @@ def _first(batch: Batch, count: int) -> Batch:
     return Batch(tuple(x[:count] if isinstance(x, Tensor) and x.ndim and x.shape[0] == size else x for x in batch.inputs))
 
 
-def _index(graph: Graph, capture: Capture, files: _Files, taps: Sequence[str], whole: bool) -> dict[str, Any]:
+def _index(graph: Graph, capture: Capture, arrays: _Files, taps: Sequence[str], whole: bool) -> dict[str, Any]:
     described: dict[str, Any] = {}
     for tap in taps:
         step = graph.step(tap)
         described[tap] = {"kind": step.kind, "weight": step.weight, "lanes": {}}
         for lane in capture.lanes:
-            places = files.places[lane, tap]
-            main = files.made[places["tensor"]]
+            places = arrays.places[lane, tap]
+            main = arrays.made[places["tensor"]]
             params = None if lane == "float" else capture.plans[lane].params(tap)
             entry: dict[str, Any] = {"shape": [main.count, *main.shape], "dtype": str(main.dtype)}
             if params is None:
@@ -286,16 +297,16 @@ def _index(graph: Graph, capture: Capture, files: _Files, taps: Sequence[str], w
     }
 
 
-def _folder(root: Path, files: _Files, index: dict[str, Any], capture: Capture) -> list[Path]:
+def _folder(root: Path, arrays: _Files, index: dict[str, Any], capture: Capture) -> list[Path]:
     made = []
     for lane in capture.lanes:
-        manifest = root / lane / FILE
-        _manifest(lane, index).save(manifest)
+        manifest = root / files.file_name(lane) / FILE
+        manifest.write_text(files.dump(_manifest(lane, index).to_dict()), encoding="utf-8")
         made.append(manifest)
-    own = [path.relative_to(root).as_posix() for path in made] + [*files.made, "errors.csv", "errors.json"]
+    own = [path.relative_to(root).as_posix() for path in made] + [*arrays.made, "errors.csv", "errors.json"]
     target = root / INDEX
-    target.write_text(json.dumps({**index, "files": own}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return [target, *made, *(array.path for array in files.made.values())]
+    target.write_text(files.dump({**index, "files": own}), encoding="utf-8")
+    return [target, *made, *(array.path for array in arrays.made.values())]
 
 
 def _manifest(lane: str, index: dict[str, Any]) -> Manifest:
@@ -313,31 +324,36 @@ def _manifest(lane: str, index: dict[str, Any]) -> Manifest:
     return Manifest(tuple(entries), name=lane, bits=bits)
 
 
-def _archive(target: Path, files: _Files, index: dict[str, Any]) -> list[Path]:
-    temporary = files.root / "archive"
-    with zipfile.ZipFile(temporary, "w") as archive:
-        stored = {**index, "taps": {}}
+def _archive(target: Path, arrays: _Files, index: dict[str, Any]) -> list[Path]:
+    taken: set[str] = set()
+    with zipfile.ZipFile(target, "w") as archive:
+        stored = {**index, "taps": {}, "files": [path.name for path in _beside(target)]}
         for tap, described in index["taps"].items():
             lanes = {}
             for lane, entry in described["lanes"].items():
-                if "codes" not in entry:
-                    archive.write(files.root / entry["values"], f"{lane}/{tap}.npy")
-                    lanes[lane] = {**entry, "values": f"{lane}/{tap}"}
+                coded = "codes" in entry
+                base = _member(taken, f"{lane}/{tap}", ("/codes", "/values", "/scale", "/zero_point") if coded else ("",))
+                if not coded:
+                    archive.write(arrays.root / entry["values"], f"{base}.npy")
+                    lanes[lane] = {**entry, "values": base}
                     continue
-                base = f"{lane}/{tap}"
-                archive.write(files.root / entry["codes"], f"{base}/codes.npy")
+                archive.write(arrays.root / entry["codes"], f"{base}/codes.npy")
                 if entry["values"] is not None:
-                    archive.write(files.root / entry["values"], f"{base}/values.npy")
+                    archive.write(arrays.root / entry["values"], f"{base}/values.npy")
                 for key, kind in (("scale", np.float32), ("zero_point", np.int32)):
                     archive.writestr(f"{base}/{key}.npy", _npy(np.asarray(entry[key], kind)))
                 lanes[lane] = {**entry, "codes": f"{base}/codes", "values": entry["values"] and f"{base}/values"}
             stored["taps"][tap] = {**described, "lanes": lanes}
         archive.writestr("index.npy", _npy(np.array(json.dumps(stored, allow_nan=False))))
-    mask = os.umask(0)
-    os.umask(mask)
-    temporary.chmod(0o666 & ~mask)
-    temporary.replace(target)
     return [target]
+
+
+def _member(taken: set[str], name: str, parts: Sequence[str]) -> str:
+    """The name, or a longer one where another tap has it: the codes of ``a``, say, where there is ``a/codes``."""
+    while not taken.isdisjoint(members := {name + part for part in parts}):
+        name += "~"
+    taken |= members
+    return name
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -346,39 +362,24 @@ def _npy(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _tables(capture: Capture, base: Path) -> list[Path]:
+def _write_tables(capture: Capture, comma: Path, plain: Path) -> None:
     table = capture.table()
     pairs: Any = table.columns.tolist()
     table.columns = pd.Index([figure if group == "tap" else f"{group} {figure}" for group, figure in pairs])
-    comma, plain = base.with_name(f"{base.name}.csv"), base.with_name(f"{base.name}.json")
     table.to_csv(comma, lineterminator="\n")
-    plain.write_text(json.dumps(capture.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return [comma, plain]
+    plain.write_text(files.dump(capture.to_dict()), encoding="utf-8")
 
 
-def _earlier(root: Path) -> dict[str, Any]:
-    """The index of an earlier capture."""
+def _earlier(target: Path) -> tuple[str, ...]:
+    """The files of an earlier capture, as its index lists them."""
     try:
-        listed = json.loads((root / INDEX).read_text(encoding="utf-8"))
-        if listed["format"] != FORMAT or not all(isinstance(name, str) for name in (*listed["files"], *listed["lanes"])):
+        if _is_archive(target):
+            with np.load(target, allow_pickle=False) as archive:
+                listed = json.loads(str(archive["index"]))
+        else:
+            listed = files.read_json(target / INDEX, "an index")
+        if listed["format"] != FORMAT or not all(isinstance(name, str) for name in listed["files"]):
             raise ValueError(f"its format is {listed['format']!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise QkitError(f"{root} is not empty and is no earlier capture ({INDEX}: {error}): name another folder.") from error
-    found: dict[str, Any] = listed
-    return found
-
-
-def _clear(root: Path) -> None:
-    """Remove what an earlier capture wrote, as its index lists it; nothing outside the folder, and nothing else."""
-    if not any(root.iterdir()):
-        return
-    listed = _earlier(root)
-    for name in (*listed["files"], INDEX):
-        path = root / name
-        if path.resolve().is_relative_to(root.resolve()) and path.is_file():
-            path.unlink()
-    for lane in listed["lanes"]:
-        for folder in (root / lane, root / "values" / lane, root / "values"):
-            inside = folder.resolve().is_relative_to(root.resolve()) and folder.resolve() != root.resolve()
-            if folder.is_dir() and inside and not any(folder.iterdir()):
-                folder.rmdir()
+    except Exception as error:  # whatever a file of another kind makes numpy raise
+        raise QkitError(f"{target} is there and is no earlier capture ({error}): name another place.") from error
+    return tuple(listed["files"])

@@ -15,7 +15,7 @@ from qkit.diagnosis.candidates import Candidate, Cause
 from qkit.diagnosis.causes import Subject, candidates
 from qkit.diagnosis.engine import causes as mismatch
 from qkit.diagnosis.engine import plan_at
-from qkit.diagnosis.experiments import Bench, OutOfBudgetError
+from qkit.diagnosis.experiments import Bench
 from qkit.diagnosis.finite import non_finite
 from qkit.diagnosis.gate import gate
 from qkit.diagnosis.localize import Place, noise, places, subjects, suspects
@@ -24,6 +24,7 @@ from qkit.diagnosis.result import Decomposition, Diagnosis
 from qkit.diagnosis.verdict import TOLERANCE, Verdict, amount, degraded, judge
 from qkit.diagnosis.widths import accumulator_overflow, bias_width
 from qkit.engines.lane import EngineLane
+from qkit.evaluator import Budget, OutOfBudgetError
 from qkit.lanes import Lane, run_lanes
 from qkit.loading import batches as batches_of
 from qkit.metrics import NAMED, Interval, Scores, paired_interval
@@ -53,6 +54,7 @@ class _Draft:
     remedies: list[Remedy] = field(default_factory=list)
     best: Plan | None = None
     remarks: list[str] = field(default_factory=list)
+    complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -127,15 +129,14 @@ def _diagnose(
     if broken := non_finite(study, batches):
         return _not_a_number(study, broken)
     plan = study.plan
-    bench = Bench(study, batches, budget, progress)
     gated = gate(study, limit=batches, tolerance=tolerance)
     narrow = _own(study)
     lanes = {"float": FLOAT, "int16": study.lane("int16"), narrow: plan}
-    bench.budget = None if budget is None else max(budget, len(lanes))
+    bench = Bench(study, batches, Budget(None if budget is None else max(budget, len(lanes))), progress)
     scores = Scores(study.metric_name, bench.scores(lanes, FLOAT, what="float, 16 and 8 bits"))
     findings = [cause for cause in gated if _is_finding(cause)]
     draft = _Draft(causes=[cause for cause in gated if not _is_finding(cause)])
-    verdict = judge(scores, narrow=narrow, tolerance=tolerance, expected=study.expected)
+    verdict = judge(scores, narrow=narrow, tolerance=tolerance, expected=study.expected, share=study.share)
     try:
         draft.causes += accumulator_overflow(bench, plan)
         base = _put_right(plan, draft)
@@ -147,16 +148,18 @@ def _diagnose(
         if verdict.name in ("quantization", "both") or clips:
             _explain(bench, base, tolerance, draft)
     except OutOfBudgetError as stop:
+        draft.complete = False
         draft.remarks.append(f"The budget of {budget} evaluations ended before {stop}: raise budget= for the rest.")
     except KeyboardInterrupt:
-        draft.remarks.append("Interrupted: what was found until then.")
+        draft.complete = False
+        draft.remarks.append("Interrupted: this is what was found until then; diagnose() again goes on from there.")
     best = draft.best
     best_loss = bench.gain(FLOAT, best) if best is not None and best in bench.known else None
     qat = _qat(verdict, best_loss, tolerance, study.metric_name in NAMED)
     return Diagnosis(
         verdict, tuple(draft.causes), tuple(findings), tuple(draft.harmless), draft.parts, draft.interaction,
         tuple(draft.remedies), best, best_loss, qat, tuple(draft.remarks),
-        bench.samples, bench.spent, study.metric_name,
+        bench.samples, bench.budget.spent, study.metric_name, draft.complete,
     )  # fmt: skip
 
 
@@ -240,9 +243,9 @@ def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
     found = subjects(bench, plan)
     ratios = {tensor: noise(subject) for tensor, subject in found.items()}
     ranking = sorted(found, key=ratios.__getitem__)
-    if bench.budget is not None:
+    if bench.budget.left is not None:
         # the noisiest first, with a third left for what is to be confirmed
-        room = max((bench.budget - bench.spent) // 3, 1)
+        room = max(bench.budget.left // 3, 1)
         if room < len(ranking):
             draft.remarks.append(f"The budget allowed {room} of {len(ranking)} tensors to be tried alone: the noisiest ones.")
             ranking = ranking[:room]

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from qkit.graph import Graph
+from qkit.graph.step import Step
 from qkit.numerics import QuantParams
 from qkit.plan import Grid
-from qkit.steps import Step
 
 _WEIGHTED = frozenset({"conv", "linear"})
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qkit.diagnosis.candidates import Cause, CauseKind
 from qkit.diagnosis.inputs import inputs_differ
 from qkit.diagnosis.remedies import Remedy
-from qkit.diagnosis.reproduction import graph_differs, module_scores, nondeterminism, on_device
+from qkit.diagnosis.reproduction import graph_differs, module_scores, nondeterminism, run_model
 from qkit.loading import batches
 from qkit.metrics import Interval, paired_interval
 
@@ -81,7 +81,7 @@ def batchnorm_statistics(study: Study, limit: int | None, tolerance: float) -> l
         m.train()
     with torch.no_grad():
         for batch in batches(study.calibration):
-            fresh(*on_device(study, batch))
+            run_model(fresh, batch)
     fresh.eval()
     gain = paired_interval(module_scores(fresh, study, limit), before)
     if gain.low <= 0.0 or gain.value <= tolerance:
@@ -107,13 +107,20 @@ def _distance(old: tuple[Tensor, Tensor], norm: nn.modules.batchnorm._BatchNorm)
     return float(torch.maximum(shift, scale))
 
 
+def _calls(names: list[str]) -> str:
+    return f"{names[0]} runs" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more calls of the kind run"
+
+
 def unquantized(study: Study) -> list[Cause]:
     """Operations that stay float in every lane, and tensors without a grid in the study's plan: findings without a gain."""
     cure = "Check what the engine does there; no figure of the lanes tells."
+    floats: dict[tuple[str, str], list[str]] = {}
+    for step in study.graph.steps:
+        if step.kind == "float" and step.elements:
+            floats.setdefault((step.layer, step.note or "no grid."), []).append(step.name)
     found = [
-        _cause("unquantized-layer", step.layer, f"{step.name} runs in float in every lane: {step.note or 'no grid.'}", cure)
-        for step in study.graph.steps
-        if step.kind == "float" and step.shape
+        _cause("unquantized-layer", layer, f"{_calls(names)} in float in every lane: {note}", cure)
+        for (layer, note), names in floats.items()
     ]
     plan, graph = study.plan, study.graph
     cure = "Give it a grid if the engine does: look at the scheme's overrides, and at the plan if it was edited."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 from qkit.calibration import make_plan, observe
 from qkit.diagnosis.candidates import Cause
 from qkit.diagnosis.remedies import Remedy
-from qkit.diagnosis.reproduction import on_device
+from qkit.diagnosis.reproduction import on_device, run_model
+from qkit.graph.structures import map_tensors
 from qkit.lanes import Lane, run_lanes
-from qkit.loading import batches
+from qkit.loading import batches, first_tensor
 from qkit.metrics import Interval, paired_interval, score_batch
 
 if TYPE_CHECKING:
@@ -127,10 +129,11 @@ def _to_first_norm(study: Study, limit: int | None) -> dict[str, Change] | None:
     count, size = 0, (1, 1)
     with torch.no_grad():
         for batch in batches(study.evaluation, limit):
-            images = on_device(study, batch)[0]
+            images = first_tensor(on_device(study.model, batch))
+            assert images is not None
             y = conv(images).double().cpu()
             sums, squares = sums + y.sum((0, 2, 3)), squares + y.square().sum((0, 2, 3))
-            count, size = count + y[:, 0].numel(), images.shape[2:]
+            count, size = count + y[:, 0].numel(), (images.shape[2], images.shape[3])
         mean = sums / count
         variance = (squares / count - mean.square()).clamp(min=1e-12)
         goal, spread = norm.running_mean.double().cpu(), norm.running_var.double().cpu().clamp(min=1e-12)
@@ -179,14 +182,15 @@ def _first_pair(study: Study) -> tuple[nn.Conv2d, nn.BatchNorm2d] | None:
     handles = [module.register_forward_hook(note) for module in model.modules()]
     batch = next(iter(batches(study.evaluation)))
     with torch.no_grad(), torch.random.fork_rng():
-        model(*on_device(study, batch))
+        run_model(model, batch)
     for handle in handles:
         handle.remove()
-    if len(calls) < 2 or batch.inputs[0].ndim != 4:
+    x = first_tensor(on_device(model, batch))
+    if len(calls) < 2 or x is None or x.ndim != 4:
         return None
     (conv, given, made), (norm, read, _) = calls[:2]
     fits = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and conv.groups == 1
-    if not fits or read is not made or not torch.equal(given, on_device(study, batch)[0]):
+    if not fits or read is not made or not torch.equal(given, x):
         return None
     return conv, norm  # type: ignore[return-value]
 
@@ -215,16 +219,20 @@ def _gains_of_inputs(study: Study, limit: int | None, changes: Mapping[str, Chan
         as_it_is = run_lanes(study.graph, [Lane("float")], batch.inputs)["float"]
         before.append(score_batch(study.metric, as_it_is, batch.targets, as_it_is, batch.size))
         for name, change in changes.items():
-            images = tuple(change(x) if isinstance(x, Tensor) and x.ndim == 4 else x for x in batch.inputs)
+            images = map_tensors(batch.inputs, partial(_of_images, change))
             changed = run_lanes(study.graph, [Lane("float")], images)["float"]
             after[name].append(score_batch(study.metric, changed, batch.targets, as_it_is, batch.size))
     return {name: paired_interval(np.concatenate(rows), np.concatenate(before)) for name, rows in after.items()}
 
 
+def _of_images(change: Change, x: Tensor) -> Tensor:
+    return change(x) if x.ndim == 4 else x
+
+
 def _images(loader: Iterable[Any], limit: int | None) -> Iterator[Tensor]:
     for batch in batches(loader, limit):
-        x = batch.inputs[0]
-        if isinstance(x, Tensor) and x.ndim == 4:
+        x = first_tensor(batch.inputs)
+        if x is not None and x.ndim == 4:
             yield x.double()
 
 

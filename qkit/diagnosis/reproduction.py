@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from qkit.diagnosis.candidates import Cause, CauseKind
 from qkit.diagnosis.remedies import Remedy
 from qkit.graph import Graph
+from qkit.graph.arguments import call_arguments
+from qkit.graph.buffers import changed_buffers
+from qkit.graph.step import Step
+from qkit.graph.structures import float_tensors, map_tensors
 from qkit.lanes import Frontier, Lane, run_lanes, run_to
+from qkit.listing import few
 from qkit.loading import Batch, batches
 from qkit.metrics import Interval, paired_interval, score_batch
-from qkit.steps import Step
 
 if TYPE_CHECKING:
     from qkit.study import Study
@@ -78,6 +82,10 @@ def graph_differs(study: Study, limit: int | None) -> list[Cause]:
         return []
     scores = module_scores(model, study, limit), study.evaluate(("float",), batches=limit, progress=False).lanes["float"]
     apart = paired_interval(*scores)
+    gain = apart if abs(apart.value) > 0.0 else None
+    changed = _state_that_matters(study, batch)
+    if changed:
+        return [_stateful(study.model, changed, worst, gain)]
     layer = _parting(study, limit)
     at = f", from {layer} on" if layer else ""
     evidence = (
@@ -85,14 +93,44 @@ def graph_differs(study: Study, limit: int | None) -> list[Cause]:
         f"{float(scores[0].mean()):.4g}, the graph {float(scores[1].mean()):.4g}."
     )
     cure = f"Look at the forward code of {layer or 'the model'} for what a trace cannot see: hooks, patched methods, state."
-    gain = apart if abs(apart.value) > 0.0 else None
     return [_cause("graph-transform", layer, evidence, cure, gain)]
+
+
+def _state_that_matters(study: Study, batch: Batch) -> list[str]:
+    """Paths of the state that a pass changes, where a second pass over the same batch answers otherwise; else none."""
+    changed = changed_buffers(study.model, lambda net: run_model(net, batch))
+    if not changed:
+        return []
+    model = copy.deepcopy(study.model).eval()
+    answers = []
+    with torch.random.fork_rng(), torch.no_grad():
+        for _ in range(2):
+            torch.manual_seed(0)
+            answers.append([tensor.clone() for tensor in float_tensors(run_model(model, batch))])
+    first, second = answers
+    same = len(first) == len(second) and not any(_differ(b, a) for a, b in zip(first, second, strict=True))
+    return [] if same else list(changed)
+
+
+def _stateful(model: nn.Module, changed: Sequence[str], deviation: float, gain: Interval | None) -> Cause:
+    """The finding on state: it is named, and no layer that reads it."""
+    modules = dict(model.named_modules())
+    layer = changed[0].rpartition(".")[0]
+    while layer and layer not in modules:
+        layer = layer.rpartition(".")[0]
+    listed = few(changed)
+    evidence = (
+        f"forward changes {listed} in evaluation mode, and two passes of the model over the same batch differ; the graph starts "
+        f"every pass from the values that the model was handed over with, and differs from the model by {deviation:.1e} relative."
+    )
+    cure = f"Change {listed} in training mode only, or make it an input and an output of the model."
+    return _cause("graph-transform", layer, evidence, cure, gain)
 
 
 def _second_pass_differs(study: Study, model: nn.Module, batch: Batch) -> bool:
     """Whether the model answers another batch otherwise than the graph: the trace was compared on a single one."""
     with torch.no_grad(), torch.random.fork_rng():
-        theirs = model(*on_device(study, batch))
+        theirs = run_model(model, batch)
     ours = run_lanes(study.graph, [Lane("float")], batch.inputs)["float"]
     return isinstance(theirs, Tensor) and isinstance(ours, Tensor) and _differ(ours, theirs)
 
@@ -120,7 +158,7 @@ def _parting(study: Study, limit: int | None) -> str:
         given.clear()
         made.clear()
         with torch.no_grad(), torch.random.fork_rng():
-            model(*on_device(study, batch))
+            run_model(model, batch)
         if parted := _parting_of(study.graph, batch, given, made):
             break
     for handle in handles:
@@ -172,9 +210,16 @@ def _givers(graph: Graph, step: Step) -> list[Step]:
     return found or [graph.steps[0]]
 
 
-def on_device(study: Study, batch: Batch) -> tuple[Any, ...]:
-    device = next(study.model.parameters(), torch.zeros(0)).device
-    return tuple(x.to(device) if isinstance(x, Tensor) else x for x in batch.inputs)
+def run_model(model: nn.Module, batch: Batch) -> Any:
+    """The model's own output on a batch."""
+    args, kwargs = call_arguments(model, on_device(model, batch))
+    return model(*args, **kwargs)
+
+
+def on_device(model: nn.Module, batch: Batch) -> tuple[Any, ...]:
+    device = next(model.parameters(), torch.zeros(0)).device
+    inputs: tuple[Any, ...] = map_tensors(batch.inputs, lambda x: x.to(device))
+    return inputs
 
 
 def module_scores(model: nn.Module, study: Study, limit: int | None) -> np.ndarray:
@@ -182,7 +227,7 @@ def module_scores(model: nn.Module, study: Study, limit: int | None) -> np.ndarr
     rows = []
     with torch.no_grad(), torch.random.fork_rng():
         for batch in batches(study.evaluation, limit):
-            output = model(*on_device(study, batch))
+            output = run_model(model, batch)
             rows.append(score_batch(study.metric, output, batch.targets, output, batch.size))
     return np.concatenate(rows)
 

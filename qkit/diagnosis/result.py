@@ -71,6 +71,8 @@ class Diagnosis:
         Evaluation samples, and evaluations of them that were spent.
     metric
         Name of the score.
+    complete
+        False where a budget or an interrupt ended it early; the remarks say which.
     """
 
     verdict: Verdict
@@ -87,6 +89,7 @@ class Diagnosis:
     samples: int
     evaluations: int
     metric: str
+    complete: bool = True
 
     def table(self) -> pd.DataFrame:
         """A row per cause: layer, remedy, gain with interval, loss alone."""
@@ -145,11 +148,12 @@ class Diagnosis:
             "remarks": list(self.remarks),
             "samples": self.samples,
             "evaluations": self.evaluations,
+            "complete": self.complete,
         }
 
     def lines(self) -> list[str]:
         """The whole answer as sentences."""
-        found = [str(self.verdict)]
+        found = [str(self.verdict)] if self.complete else ["This diagnosis ended early.", str(self.verdict)]
         share = self.metric in NAMED
         if self.parts is not None:
             p = self.parts
@@ -182,7 +186,8 @@ class Diagnosis:
 
     def __repr__(self) -> str:
         named = ", ".join(f"{c.kind} at {c.layer}" for c in self.causes[:3]) or "no cause"
-        return f"Diagnosis({self.verdict.name}: {named}; {self.samples} samples, {self.evaluations} evaluations)"
+        ended = "" if self.complete else ", ended early"
+        return f"Diagnosis({self.verdict.name}: {named}; {self.samples} samples, {self.evaluations} evaluations{ended})"
 
     def _repr_html_(self) -> str:
         return "".join(f"<p>{html.escape(line)}</p>" for line in self.lines()) + str(

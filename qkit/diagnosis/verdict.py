@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import html
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from qkit.graph.share import Share
 from qkit.metrics import NAMED, Interval, Scores
 
 VerdictName = Literal["no-degradation", "quantization", "not-quantization", "both", "inconclusive"]
 
 #: Loss that still counts as close, in units of the score: one point of accuracy.
 TOLERANCE = 0.01
+#: Share of multiply-accumulates on integers from which on a verdict is about the whole network.
+NEARLY_ALL = 0.99
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,9 @@ class Verdict:
 
 
 def judge(
-    scores: Scores, *, wide: str = "int16", narrow: str = "int8", tolerance: float = TOLERANCE, expected: float | None = None
-) -> Verdict:
+    scores: Scores, *, wide: str = "int16", narrow: str = "int8", tolerance: float = TOLERANCE, expected: float | None = None,
+    share: Share | None = None,
+) -> Verdict:  # fmt: skip
     """The verdict from the scores of the float, 16-bit and 8-bit lanes.
 
     A lane is *degraded* if it loses more than `tolerance` and the interval of its loss excludes 0; *close* if it loses no
@@ -71,7 +75,22 @@ def judge(
     expected
         The float score that the user believes in; a float lane that misses it by more than its interval and the
         tolerance is itself a finding: what is wrong then was wrong before any quantization.
+    share
+        How much of the network is computed on integers. Where that is nothing there is no verdict, and where it is not nearly all
+        the verdict says so.
     """
+    if share is not None and share.macs == 0.0:
+        reason = "nothing of this network's arithmetic is computed on integers here, so the lanes say nothing about it: "
+        reason += "study.graph.notes says what stays float, and why."
+        return Verdict("inconclusive", reason, scores.loss(wide), scores.loss(narrow))
+    found = _judged(scores, wide, narrow, tolerance, expected)
+    if share is None or share.macs >= NEARLY_ALL:
+        return found
+    part = f"{100 * (1.0 - share.macs):.1f} % of the multiply-accumulates run in float here, of which this says nothing."
+    return replace(found, reason=f"{found.reason.rstrip('.')}. {part}")
+
+
+def _judged(scores: Scores, wide: str, narrow: str, tolerance: float, expected: float | None) -> Verdict:
     loss_wide, loss_narrow = scores.loss(wide), scores.loss(narrow)
     state_wide, state_narrow = _state(loss_wide, tolerance), _state(loss_narrow, tolerance)
     share = scores.metric in NAMED

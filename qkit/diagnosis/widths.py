@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from qkit.diagnosis.candidates import Cause
-from qkit.diagnosis.experiments import Bench, OutOfBudgetError
+from qkit.diagnosis.experiments import Bench
 from qkit.diagnosis.remedies import Remedy
+from qkit.evaluator import OutOfBudgetError
 from qkit.graph import Graph
 from qkit.lanes import ACCUMULATING, Decision, decide, lane_weight
 from qkit.metrics import Interval

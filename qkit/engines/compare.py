@@ -19,19 +19,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import Tensor
 
-from qkit.engines.comparison import Comparison, TapSums
+from qkit.engines.comparison import Comparison, Explanation, TapSums
 from qkit.engines.explain import Explanations
 from qkit.engines.lane import EngineBatch, EngineLane
 from qkit.engines.walk import along, placed, walk
 from qkit.errors import DataError, QkitError
 from qkit.graph import Graph
+from qkit.graph.step import Step
 from qkit.lanes import Lane, run_lanes
 from qkit.loading import batches as batches_of
 from qkit.metrics import Scores, score_batch
 from qkit.numerics import QuantParams, QuantSpec
 from qkit.plan import Grid, Plan
 from qkit.progress import track
-from qkit.steps import Step
 
 if TYPE_CHECKING:
     from qkit.study import Study
@@ -81,35 +81,44 @@ def compare(
     rows: list[dict[str, np.ndarray]] | None = [] if scored else None
     source = batches_of(loader, batches)
     samples = 0
-    try:
-        for batch in track(
-            _Sized(lane.run(loader, limit=batches), source), f"comparing {lane.name}", unit="batch", show=progress
-        ):
-            if explanations is None:
-                before = used
-                used, said = _engine_grids(graph, used, batch, lane.name)
-                grids = {tap: before.params(tap) for tap in said}
-                notes.extend(_said(said))
-                explanations = Explanations()
-            outputs = _accumulated(graph, used, batch, sums)
-            for visit in walk(graph, batch, used):
-                if sums[visit.step.name].add_local(visit):
-                    explanations.tried(visit)
-            if rows is not None and batch.outputs is not None:
-                rows.append(_scored(study, {**outputs, lane.name: batch.outputs}, batch))
-            samples += batch.batch.size
-    except KeyboardInterrupt:
-        if not samples:
-            raise
-        notes.append(f"interrupted: the figures are those of {samples} samples")
-        logger.warning("the comparison was interrupted: its figures are those of %d samples.", samples)
+    for batch in track(_Sized(lane.run(loader, limit=batches), source), f"comparing {lane.name}", unit="batch", show=progress):
+        if explanations is None:
+            before = used
+            used, said = _engine_grids(graph, used, batch, lane.name)
+            grids = {tap: before.params(tap) for tap in said}
+            notes.extend(_said(said))
+            explanations = Explanations()
+        outputs = _accumulated(graph, used, batch, sums)
+        for visit in walk(graph, batch, used):
+            if sums[visit.step.name].add_local(visit):
+                explanations.tried(visit)
+        if rows is not None and batch.outputs is not None:
+            rows.append(_scored(study, {**outputs, lane.name: batch.outputs}, batch))
+        samples += batch.batch.size
     if explanations is None:
         raise DataError(f"the lane {lane.name!r} yielded no batch: check its loader or its files.")
     missing = tuple(tap for tap in graph.taps if tap not in sums)
     faults = explanations.found(sums)
+    faults |= _saturated(study, lane, used, [tap for tap in sums if not sums[tap].agrees and tap not in faults], batches, data)
     reasons = explanations.reasons(sums, faults)
     scores = _joined(study, rows) if rows else None
     return Comparison(lane.name, used, sums, samples, reasons, missing, (*lane.notes, *notes), faults, grids, scores)
+
+
+def _saturated(
+    study: Study, lane: EngineLane, plan: Plan, taps: Sequence[str], batches: int | None,
+    data: Literal["evaluation", "calibration"],
+) -> dict[str, Explanation]:  # fmt: skip
+    """Of taps that differ, those that agree as soon as the engine is told not to let products saturate."""
+    other = getattr(lane, "unsaturated", None)
+    if other is None or not taps:
+        return {}
+    again = compare(study, other, plan=plan, batches=batches, data=data, progress=False)
+    words = "adds pairs of 8-bit products in 16 bits, where they saturate (this processor has no VNNI instructions)"
+    cure = "Set session.x64quantprecision to 1 in ONNX Runtime, run on a processor with VNNI, or give this weight 7 bits."
+    return {
+        tap: Explanation("accumulator", words, cure, again.taps[tap].local.within_one) for tap in taps if again.taps[tap].agrees
+    }
 
 
 class _Sized:

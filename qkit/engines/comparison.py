@@ -48,8 +48,8 @@ class Steps:
     total: float = 0.0
 
     def add(self, difference: Tensor) -> None:
-        """Add differences in steps, which need not be whole."""
-        size = difference.abs()
+        """Add differences in steps, which need not be whole; one that is no number counts as infinite."""
+        size = difference.abs().nan_to_num(nan=math.inf, posinf=math.inf)
         self.total += float(size.clamp(max=_MOST_APART).sum())
         size = size.round_()
         same, more = int((size == 0).sum()), int((size > 1).sum())

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from qkit.engines.jsonfile import Entry, read_json, write_json
+from qkit import files
+from qkit.engines.jsonfile import Entry, read_json
 from qkit.engines.plan_files import FoundTensors, left_out, renamed, rule_of
 from qkit.errors import PlanError
 from qkit.graph import Graph
@@ -66,7 +67,7 @@ def write(plan: Plan, path: str | Path, *, version: Version = "1.0.0", names: Ma
         document[key] = {name: entry["channels"] for name, entry in found.items()} if version == "0.6.1" else listed
     document["excluded_layers"] = []
     document["qkit"] = {"name": plan.name, **widths, "grids": hints}
-    write_json(document, path)
+    files.write_json(path, document, error=PlanError)
     return tuple(left_out(plan))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
+import torch
+
 from qkit.engines.comparison import Explanation, Steps, TapSums
 from qkit.engines.faults import Fault, hypotheses
 from qkit.engines.walk import Visit
@@ -31,7 +33,7 @@ class Explanations:
     def tried(self, visit: Visit) -> None:
         """Add a batch of a tap."""
         plain = self._plain[visit.step.name]
-        if plain.count >= _ENOUGH:
+        if plain.count >= _ENOUGH or not bool(torch.isfinite(visit.engine).all() and torch.isfinite(visit.sums).all()):
             return
         plain.add(visit.apart(visit.simulated))
         known = self._tried[visit.step.name]
@@ -64,10 +66,8 @@ class Explanations:
 
     def reasons(self, sums: Mapping[str, TapSums], found: Mapping[str, Explanation]) -> dict[str, str]:
         """By tap, in words, why it differs, as far as an experiment tells."""
-        words = {}
+        words = {tap: f"the engine {fault.words}" for tap, fault in found.items()}
         for tap in self._tried:
-            if tap in found:
-                words[tap] = f"the engine {found[tap].words}"
-            elif sums[tap].agrees and sums[tap].equal.shares[0] < 1.0:
+            if tap not in found and sums[tap].agrees and sums[tap].equal.shares[0] < 1.0:
                 words[tap] = _OWN
         return words

@@ -7,6 +7,7 @@ simulation and diagnosing one try the same list.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -17,9 +18,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from qkit.engines.walk import Visit, along, computed, rounded
+from qkit.graph.operations import UNBOUNDED
 from qkit.lanes import ACCUMULATING, lane_bias, lane_weight
 from qkit.numerics import wrap_around
-from qkit.operations import UNBOUNDED
 from qkit.plan import FLOAT
 
 FaultKind = Literal[
@@ -31,6 +32,8 @@ FaultKind = Literal[
 _OFF = 0.02
 #: Accumulators are tried from the width that would just have held the sums, down by so many bits.
 _NARROWER = 8
+#: What ONNX Runtime's integer softmax leaves, times the length, between its greatest exponential and float32's end.
+_ROOM = math.exp(5.0)
 #: Values nearer to zero than so many steps, or nearer to the grid's ends than one, say nothing of a factor.
 _CLEAR = 4.0
 
@@ -69,6 +72,7 @@ def hypotheses(visit: Visit) -> Iterator[Fault]:
             "Check that the engine fuses this layer's activation.",
             lambda: visit.finished(visit.sums, UNBOUNDED),
         )
+    yield from _softmaxes(visit)
     yield from _in_float(visit)
     yield from _scales(visit)
     yield from _orders(visit)
@@ -149,6 +153,35 @@ def _accumulators(visit: Visit) -> Iterator[Fault]:
                 f"sums up in an accumulator of {bits} bits, which {what}",
                 "Use a wider accumulator in this layer, or smaller weights and inputs (another scale).",
                 output,
+            )
+
+
+def softmax_overflows(length: int, scale: float) -> bool:
+    """Whether a softmax over so many, on 8 bits of that scale, can overflow in ONNX Runtime's integer kernel before 1.32.
+
+    It multiplies exponentials, the greatest of which is float32's end over `length` and e^5, by ``1 / scale``.
+    """
+    return 1.0 / scale > _ROOM * length
+
+
+def _softmaxes(visit: Visit) -> Iterator[Fault]:
+    """Exponentials beyond float32, which become one or the other end of the integers."""
+    params, y = visit.params, visit.sums
+    if params is None or params.axis is not None or params.bits > 8 or visit.step.kind != "activation":
+        return
+    scale = float(params.scale)
+    for axis in range(1, y.ndim):
+        length = y.shape[axis]
+        if not softmax_overflows(length, scale) or bool(((y.sum(axis) - 1.0).abs() > 1e-3).any()):
+            continue
+        beyond = y * math.floor(1.0 / scale) > y.amax(axis, keepdim=True) * _ROOM * length
+        for end, value in (("least", params.lo), ("greatest", params.hi)):
+            yield Fault(
+                "accumulator",
+                f"overflows in its softmax over {length}, whose probabilities are small, and gives its {end} code there",
+                "Take ONNX Runtime 1.32 or newer, export the file with qkit, which guards such a softmax, or give this tensor a "
+                f"range up to {255 / (_ROOM * length):.3g}.",
+                lambda beyond=beyond, value=value: torch.where(beyond, value.to(y), visit.simulated),  # type: ignore[misc]
             )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qkit import files
 from qkit.errors import PlanError
 
 _REQUIRED: Any = object()
@@ -34,21 +34,10 @@ def read_json(path: str | Path, what: str) -> Entry:
     PlanError
         If it cannot be read, is no JSON, has a key twice or a number that is not finite.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
-    except (OSError, ValueError, RecursionError) as error:
-        raise PlanError(f"{path} cannot be read as {what}: {error}.") from error
+    data = files.read_json(path, what, error=PlanError, object_pairs_hook=_unique, parse_constant=_refuse)
     if not isinstance(data, dict):
         raise PlanError(f"{path} cannot be read as {what}: it holds a {type(data).__name__}, not an object.")
     return Entry(data, str(path))
-
-
-def write_json(document: Mapping[str, Any], path: str | Path) -> None:
-    """Write an object; a path that cannot be written is a `PlanError`."""
-    try:
-        Path(path).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise PlanError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ taps to tensors in its metadata: `qkit.engines.onnxruntime.lane` reads both back
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from qkit import files
 from qkit.engines.onnx_program import Program, flattened, marked_model, require
 from qkit.engines.onnx_program import example_inputs as zeros
 from qkit.engines.onnx_qdq import Rewriter, Stored, simplify, strip
@@ -136,7 +135,7 @@ def export(
     notes = tuple(filter(None, (*rewriter.notes, *_not_carried(graph, plan), note)))
     _finish(model, graph, plan, rewriter.taps, notes, flattened(run_float(graph, inputs), []), opset)
     data = _checked(model, graph)
-    _write(data, target)
+    files.write_bytes(target, data)
     return Exported(target, plan, rewriter.taps, notes, opset, len(data))
 
 
@@ -152,9 +151,7 @@ def _check_path(path: str | Path) -> Path:
     target = Path(path)
     if target.suffix.lower() != ".onnx":
         raise QkitError(f"{target.name!r} has to end in .onnx.")
-    if target.is_dir() or not target.parent.is_dir():
-        raise QkitError(f"{target} cannot be written: {'it is a folder' if target.is_dir() else 'there is no such folder'}.")
-    return target
+    return files.prepare(target, parents=False)
 
 
 def _check_plan(graph: Graph, plan: Plan, opset: int) -> None:
@@ -212,23 +209,3 @@ def _checked(model: Any, graph: Graph) -> bytes:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise QkitError(f"the ONNX file of {graph.model_name} does not pass ONNX's checker: {error}") from error
     return data
-
-
-def _write(data: bytes, target: Path) -> None:
-    """The file as a whole or not at all, by way of a temporary one beside it."""
-    try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    except OSError as error:
-        raise QkitError(f"{target} cannot be written: {error.strerror or error}.") from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(target)
-    except OSError as error:
-        raise QkitError(f"{target} cannot be written: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)

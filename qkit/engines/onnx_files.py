@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qkit.errors import QkitError
+from qkit.files import explained
 
 #: The greatest file that is read: what protobuf can hold.
 MOST_BYTES = 2**31 - 1
@@ -24,15 +25,13 @@ def read(path: str | Path, *, most_bytes: int = MOST_BYTES) -> Any:
     import onnx
 
     path = Path(path)
-    try:
+    with explained(path, "read"):
         size = path.stat().st_size
         if not path.is_file():
             raise QkitError(f"{path} is no file: name the .onnx file itself.")
         if size > most_bytes:
             raise QkitError(f"{path} has {size} bytes, more than the {most_bytes} that are read: is it an ONNX file?")
         data = path.read_bytes()
-    except OSError as error:
-        raise QkitError(f"{path} cannot be read: {error.strerror or error}.") from error
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # whatever protobuf raises; its exceptions have no types

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from qkit.errors import GraphError, MissingExtra, QkitError
 from qkit.graph import Graph
+from qkit.graph.operations import UNBOUNDED, Bounds
+from qkit.graph.step import Step
 from qkit.lanes import decide
 from qkit.numerics import QuantParams, quantize
-from qkit.operations import UNBOUNDED, Bounds
 from qkit.plan import Plan
-from qkit.steps import Step
 
 #: Domain of the markers, and what they stand for: an activation, a tensor on its input's grid, a weight, a bias.
 DOMAIN, MARKER = "qkit", "Marker"

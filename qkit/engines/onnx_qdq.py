@@ -9,6 +9,10 @@ times that of the weight, where they fit.
 Where they do not (16 bits on both leave no room), a plain float bias would be right, but ONNX Runtime's optimizer makes
 int32 of it all the same, and what does not fit becomes the most negative number. So such a bias is guarded: it is written as
 int32 at a power of two of its own, which has the very same values, and which the optimizer leaves as it is.
+
+A softmax is guarded too. ONNX Runtime before 1.32 makes an integer kernel of it whose exponentials overflow where the
+probabilities are small for its length, and writes code 0 then. An Abs, which changes no probability, keeps such a softmax in
+float: what rounds to the same codes, such as a Clip, the optimizer takes away.
 """
 
 from __future__ import annotations
@@ -21,13 +25,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qkit.engines.faults import softmax_overflows
 from qkit.engines.onnx_program import BIAS, DOMAIN, KEEP, MARKER, TAP, WEIGHT, float_bias, shared_grid
 from qkit.errors import PlanError
 from qkit.graph import Graph
+from qkit.graph.step import Step
 from qkit.lanes import decide
+from qkit.listing import few
 from qkit.numerics import QuantParams, quantize
 from qkit.plan import Plan
-from qkit.steps import Step
 
 #: What ONNX stores biases in.
 BIAS_LIMIT = 2.0**31
@@ -58,6 +64,7 @@ class Rewriter:
     notes: list[str] = field(default_factory=list)
     float_biases: list[str] = field(default_factory=list)
     guarded: list[str] = field(default_factory=list)
+    softmaxes: list[str] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
     nodes: list[Any] = field(default_factory=list)
     tensors: dict[str, Any] = field(default_factory=dict)
@@ -108,6 +115,11 @@ class Rewriter:
                 f"the biases of {len(self.guarded)} layers {_WHY_FLOAT}; they keep their float values as integers at scales of "
                 f"their own, so that ONNX Runtime leaves them alone: {few(self.guarded)}"
             )
+        if self.softmaxes:
+            self.notes.append(
+                f"the probabilities of {len(self.softmaxes)} softmaxes are small, which overflows in the integer kernel of ONNX "
+                f"Runtime before 1.32; an Abs, which changes no probability, keeps them in float: {few(self.softmaxes)}"
+            )
         if self.cut:
             self.notes.append(
                 f"{len(self.cut)} grids have fewer codes than the 8 or 16 bits they are stored in and are cut by a Clip, which "
@@ -142,7 +154,18 @@ class Rewriter:
                 "(plan.with_range with a spec of per_channel=False) before the export."
             )
         self.taps[step.name] = Stored(f"{step.name}/codes", params.qmin)
+        if self._overflows(step, source, params):
+            self.softmaxes.append(step.name)
+            source = self._node("Abs", [source], f"{step.name}/probabilities")
         return self._quantized(step.name, source, params)
+
+    def _overflows(self, step: Step, source: str, params: QuantParams) -> bool:
+        """Whether the tap is a softmax whose exponentials overflow in ONNX Runtime's integer kernel."""
+        node = next((node for node in reversed(self.nodes) if source in node.output), None)
+        if node is None or node.op_type != "Softmax" or params.bits > 8 or not step.shape:
+            return False
+        axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
+        return softmax_overflows(step.shape[axis], float(params.scale))
 
     def _keep(self, step: Step, source: str) -> str:
         params = shared_grid(self.plan, step)
@@ -244,8 +267,3 @@ def strip(model: Any) -> None:
         del holder.metadata_props[:]
     for node in model.graph.node:
         node.doc_string = ""
-
-
-def few(names: Sequence[str]) -> str:
-    """The first of the names, and how many more there are."""
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import platform
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,10 @@ from torch import Tensor
 
 from qkit.engines.onnx_program import package
 from qkit.errors import DataError, QkitError
+from qkit.files import explained
 
+#: ONNX Runtime's setting that keeps pairs of 8-bit products from saturating on x86 processors without VNNI.
+PRECISE = "session.x64quantprecision"
 #: ONNX Runtime's levels of graph optimizations by the kit's names.
 LEVELS = {"none": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED", "all": "ORT_ENABLE_ALL"}
 _DTYPES = {"float": torch.float32, "int64": torch.int64, "int32": torch.int32, "bool": torch.bool}
@@ -39,8 +43,9 @@ class Prepared:
 
 
 def prepare(
-    model: Any, tensors: Iterable[str], name: str, *, level: str, disable: Sequence[str] = (), threads: int = 1
-) -> Prepared:
+    model: Any, tensors: Iterable[str], name: str, *, level: str, disable: Sequence[str] = (), threads: int = 1,
+    precise: bool = False,
+) -> Prepared:  # fmt: skip
     """A session whose outputs are the file's and, behind them, `tensors`.
 
     Raises
@@ -63,7 +68,10 @@ def prepare(
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[level])
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
-    with tempfile.TemporaryDirectory() as folder:
+    if precise:
+        options.add_session_config_entry(PRECISE, "1")
+        _part(tapped)
+    with explained(tempfile.gettempdir()), tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
         options.optimized_model_filepath = str(optimized)
         try:
@@ -79,6 +87,39 @@ def prepare(
         for value in session.get_inputs()
     )
     return Prepared(session, inputs, positions, nodes, _saturated(model, final))
+
+
+def _part(model: Any) -> None:
+    """Give every reader of 8-bit constants its own, in place: the precise mode names new ones after them, and fails on two."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == tensor.INT8}
+    nodes = list(model.graph.node)
+    made = {node.output[0]: node for node in nodes if node.op_type == "DequantizeLinear" and node.input[0] in constants}
+    outputs = {value.name for value in model.graph.output}
+    counts: Counter[str] = Counter()
+
+    def own(tensor: Any, name: str) -> Any:
+        counts[name] += 1
+        copy = type(tensor)()
+        copy.CopyFrom(tensor)
+        copy.name = f"{name}#part{counts[name]}"
+        return copy
+
+    def constant(name: str) -> str:
+        model.graph.initializer.append(own(constants[name], name))
+        return str(model.graph.initializer[-1].name)
+
+    del model.graph.node[:]
+    for node in nodes:
+        for i, name in enumerate(node.input):
+            if name in made:
+                copy = own(made[name], name)
+                copy.output[0] = node.input[i] = copy.name
+                copy.input[:] = [constant(source) if source in constants else source for source in copy.input]
+                model.graph.node.append(copy)
+            elif name in constants and node.op_type != "DequantizeLinear":
+                node.input[i] = constant(name)
+        if node.output[0] not in made or node.output[0] in outputs:
+            model.graph.node.append(node)
 
 
 def _saturated(model: Any, final: Any) -> dict[str, int]:

@@ -18,10 +18,11 @@ import torch
 
 from qkit.errors import PlanError, QkitError
 from qkit.graph import Graph
+from qkit.graph.operations import UNBOUNDED
+from qkit.graph.step import Step
+from qkit.listing import few
 from qkit.numerics import QuantParams
-from qkit.operations import UNBOUNDED
 from qkit.plan import Plan
-from qkit.steps import Step
 
 _RANGES = {"uint8": (0, 2**8 - 1), "int8": (-(2**7), 2**7 - 1), "uint16": (0, 2**16 - 1), "int16": (-(2**15), 2**15 - 1)}
 _FOLLOWS = frozenset({"BatchNormalization", "Relu", "Clip"})
@@ -210,8 +211,9 @@ def _matched(wiring: Wiring, graph: Graph) -> Found:
         else:
             found.taps[step.name] = TapTensor(node.output[0], params, shape=step.shape, reshaped=reshaped)
     if missing:
-        named = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
-        found.notes.append(f"{len(missing)} of {len(missing) + len(found.taps)} taps were not found by name in the file: {named}")
+        found.notes.append(
+            f"{len(missing)} of {len(missing) + len(found.taps)} taps were not found by name in the file: {few(missing)}"
+        )
     return found
 
 

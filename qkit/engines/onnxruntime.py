@@ -19,16 +19,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from qkit.closing import Closeable
 from qkit.engines.lane import EngineBatch, EngineTensor
 from qkit.engines.onnx_export import FORMAT, PREFIX
 from qkit.engines.onnx_files import metadata, read
 from qkit.engines.onnx_program import require
-from qkit.engines.onnx_qdq import few
 from qkit.engines.onnx_session import LEVELS, Prepared, fed, parts, prepare, saturates
 from qkit.engines.onnx_taps import TapTensor, foreign_taps, own_taps
 from qkit.engines.onnx_weights import foreign_plan
 from qkit.errors import DataError, QkitError
 from qkit.graph import Graph
+from qkit.graph.structures import flatten
+from qkit.listing import few
 from qkit.loading import Batch, batches
 from qkit.numerics import dequantize
 from qkit.plan import Plan
@@ -49,6 +51,7 @@ def lane(
     optimization: Optimization = "all",
     disable: Sequence[str] = (),
     threads: int = 1,
+    precise: bool = False,
     name: str | None = None,
 ) -> OnnxLane:
     """An ONNX file as a lane on the CPU: float, 8 or 16 bits, made by the kit or not.
@@ -69,6 +72,8 @@ def lane(
         Steps of its optimizer to leave out, such as "WeightBiasQuantization".
     threads
         For ONNX Runtime.
+    precise
+        Keep pairs of 8-bit products from saturating on x86 processors without VNNI, at some cost (``session.x64quantprecision``).
     name
         Shown in tables; by default "onnxruntime" and the plan's name or the file's.
 
@@ -98,7 +103,7 @@ def lane(
     chosen = _chosen(found.taps, taps, path)
     title = name or f"onnxruntime {plan.name if plan is not None else Path(path).stem}"
     made = OnnxLane(
-        title, _bits(found.taps.values()), (), Path(path), plan, chosen, optimization, tuple(disable), threads, model,
+        title, _bits(found.taps.values()), (), Path(path), plan, chosen, optimization, tuple(disable), threads, precise, model,
         contents.get("outputs", 0 if len(model.graph.output) == 1 else list(range(len(model.graph.output)))),
     )  # fmt: skip
     said = contents.get("notes", [])
@@ -124,8 +129,10 @@ def _bits(taps: Iterable[TapTensor]) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class OnnxLane:
+class OnnxLane(Closeable):
     """An ONNX file run by ONNX Runtime; an `EngineLane`. Made by `lane`.
+
+    It holds a session of ONNX Runtime until it is closed; to run it then raises `QkitError`.
 
     Attributes
     ----------
@@ -137,7 +144,7 @@ class OnnxLane:
         That the file carries; in files that the kit did not make, the one that its integers amount to, where a graph is given.
     taps
         By tap, where it is in the file.
-    optimization, disable, threads
+    optimization, disable, threads, precise
         As given to `lane`.
     model
         The file as an ``onnx.ModelProto``; left as it is.
@@ -154,8 +161,12 @@ class OnnxLane:
     optimization: Optimization
     disable: tuple[str, ...]
     threads: int
+    precise: bool
     model: Any
     structure: Any
+
+    def _release(self) -> None:
+        vars(self).pop("_prepared", None)
 
     def run(self, loader: Iterable[Any], *, limit: int | None = None) -> Iterator[EngineBatch]:
         """The lane's batches over the loader, on the CPU.
@@ -188,7 +199,16 @@ class OnnxLane:
         return self._prepare(place.tensor for place in self.taps.values())
 
     def _prepare(self, tensors: Iterable[str]) -> Prepared:
-        return prepare(self.model, tensors, self.path.name, level=self.optimization, disable=self.disable, threads=self.threads)
+        self._check_open()
+        return prepare(
+            self.model, tensors, self.path.name, level=self.optimization, disable=self.disable, threads=self.threads,
+            precise=self.precise,
+        )  # fmt: skip
+
+    @property
+    def unsaturated(self) -> OnnxLane | None:
+        """The same with products that do not saturate; None where they do not, as far as can be told."""
+        return replace(self, precise=True) if _may_saturate(self) else None
 
     def kernel(self, tap: str) -> str:
         """The operator that computes the tap: an integer one, "QLinearConv", or a float one between DQ and Q, "Conv"."""
@@ -213,10 +233,11 @@ class OnnxLane:
 
     def _execute(self, batch: Batch, prepared: Prepared) -> list[np.ndarray]:
         feeds = {}
+        given = [value for _, value in flatten(batch.inputs)[0]]
         for i, (name, dims, kind) in enumerate(prepared.inputs):
-            if i >= len(batch.inputs):
-                raise DataError(f"{self.path.name} takes an input {name!r} that the batch of {len(batch.inputs)} does not have.")
-            feeds[name] = fed(batch.inputs[i], name, dims, kind)
+            if i >= len(given):
+                raise DataError(f"{self.path.name} takes an input {name!r} that the batch of {len(given)} does not have.")
+            feeds[name] = fed(given[i], name, dims, kind)
         size = prepared.batch_size
         try:
             if size is None or size == batch.size:
@@ -258,12 +279,16 @@ def _engine_notes(lane: OnnxLane) -> list[str]:
                 f"{kind} {bare[kind]} to {own[kind]}" for kind in sorted({*own, *bare}) if own[kind] != bare[kind]
             )
             notes.append(f"yielding the taps changes what ONNX Runtime runs ({changed}); taps=None runs the file as deployed")
-    if lane.bits == 8 and saturates():
+    if _may_saturate(lane):
         notes.append(
             "this processor adds pairs of 8-bit products in 16 bits (it has no VNNI instructions), where they saturate: weights "
-            "of full 8 bits may give other sums here than on others"
+            "of full 8 bits may give other sums here than on others; precise=True rules that out"
         )
     return notes
+
+
+def _may_saturate(lane: OnnxLane) -> bool:
+    return lane.bits == 8 and not lane.precise and lane.optimization in {"extended", "all"} and saturates()
 
 
 def _tensor(array: np.ndarray, place: TapTensor, tap: str) -> EngineTensor:

@@ -20,6 +20,7 @@ from qkit.engines.pt2e_nodes import is_quantize, places
 from qkit.errors import DataError, GraphError, PlanError
 from qkit.graph import Graph
 from qkit.lanes import execution
+from qkit.listing import few
 from qkit.loading import batches
 from qkit.numerics import QuantParams, dequantize
 
@@ -97,14 +98,10 @@ def program_lane(program: fx.GraphModule, graph: Graph, name: str) -> ProgramLan
         raise GraphError(f"{name} has no quantize operation: convert the prepared program first (convert_pt2e).")
     notes = []
     if missing:
-        notes.append(f"{len(missing)} taps are not in the program, fused away, folded or replaced: {_few(list(missing))}")
+        notes.append(f"{len(missing)} taps are not in the program, fused away, folded or replaced: {few(missing)}")
     if floats and not opaque:
-        notes.append(f"{len(floats)} taps are float in the program: {_few(floats)}")
+        notes.append(f"{len(floats)} taps are float in the program: {few(floats)}")
     return ProgramLane(name, _width(sources), tuple(notes), program, sources, graph)
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _width(sources: Mapping[fx.Node, str]) -> int:

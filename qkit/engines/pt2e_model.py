@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from qkit.errors import GraphError, PlanError
 from qkit.graph import Graph, assemble
+from qkit.graph import operations as ops
+from qkit.graph.step import Step
+from qkit.graph.weighted import ungrouped
 from qkit.lanes import lane_bias, lane_weight
 from qkit.plan import Plan
-from qkit.steps import Step
 
 
 class ScaleAndShift(nn.Module):
@@ -69,6 +71,13 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
 
 def _write(model: nn.Module, step: Step, weight: Tensor, bias: Tensor | None) -> None:
     weight, bias = weight.detach().clone().contiguous(), None if bias is None else bias.detach().clone()
+    if step.computed or step.folded not in {(), ("batch",)}:
+        raise PlanError(
+            f"{step.name} has a weight that its forward computes, or scales behind it: the plan's weight cannot be written into "
+            "the model. Fold the forward's arithmetic into the weight first."
+        )
+    if step.groups > 1:
+        weight = ungrouped(weight, step.groups)
     if ":" in step.name:
         _replace(model, step.weight or "", weight)
         if bias is not None and step.bias is None:
@@ -82,7 +91,24 @@ def _write(model: nn.Module, step: Step, weight: Tensor, bias: Tensor | None) ->
         module.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
         module.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
         if step.norm is not None:
-            model.set_submodule(step.norm, nn.Identity())
+            _without_norm(model, step)
+
+
+def _without_norm(model: nn.Module, step: Step) -> None:
+    """Leave out the batch norm that is in the weight; one with more in its forward than that gets numbers that change nothing."""
+    norm: Any = model.get_submodule(step.norm or "")
+    if ops.module_operation(type(norm)) == "batch_norm":
+        model.set_submodule(step.norm or "", nn.Identity())
+        return
+    numbers = {"running_mean": 0.0, "running_var": 1.0 - float(getattr(norm, "eps", 0.0)), "weight": 1.0, "bias": 0.0}
+    if not all(isinstance(getattr(norm, name, torch.empty(0)), (Tensor, type(None))) for name in numbers) or not hasattr(
+        norm, "eps"
+    ):
+        raise PlanError(f"{step.norm}: the batch norm folded into {step.name} cannot be taken out of the model.")
+    with torch.no_grad():
+        for name, number in numbers.items():
+            if getattr(norm, name, None) is not None:
+                getattr(norm, name).fill_(number)
 
 
 def _replace(model: nn.Module, path: str, value: Tensor) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 
 from qkit.errors import GraphError
 from qkit.graph import Graph
-from qkit.operations import UNBOUNDED, short_name
-from qkit.steps import Step
+from qkit.graph.operations import UNBOUNDED, short_name
+from qkit.graph.step import Step
 
 #: Operations that pass a value on, or only look at it.
 _PASSING = frozenset("dropout dropout_ alias detach detach_ clone contiguous to identity lift_fresh_copy alias_copy".split())

@@ -23,10 +23,11 @@ from torchao.quantization.pt2e.quantizer import (
 from qkit.engines.pt2e_nodes import Place, operation, place_all
 from qkit.errors import GraphError, PlanError
 from qkit.graph import Graph
+from qkit.graph.step import Step
+from qkit.graph.weighted import ungrouped
 from qkit.lanes import decide
 from qkit.numerics import MIN_SCALE, QuantParams, quantize
 from qkit.plan import Plan
-from qkit.steps import Step
 
 #: Where annotations lie in a node's metadata.
 KEY = "quantization_annotation"
@@ -221,9 +222,17 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
         value, chosen = _constant(model, node), self.plan.codes(name)
         if value is None:
             return
-        if value.shape != self.graph.weights[name].shape:
+        wanted = self.graph.weights[name]
+        if step.groups > 1:
+            if self.plan.params(name) is not None and self.plan.params(name).axis is not None:  # type: ignore[union-attr]
+                raise PlanError(
+                    f"{name} has a scale for each output channel of a transposed convolution in groups, which lie along no "
+                    "axis of torchao's: give it one scale (a scheme per tensor, or an override)."
+                )
+            wanted = ungrouped(wanted, step.groups)
+        if value.shape != wanted.shape:
             raise PlanError(
-                f"{name} has shape {tuple(value.shape)} in the program and {tuple(self.graph.weights[name].shape)} in the study: "
+                f"{name} has shape {tuple(value.shape)} in the program and {tuple(wanted.shape)} in the study: "
                 "export the study's model."
             )
         params = self.plan.params(name)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qkit.engines.jsonfile import Entry, read_json, write_json
+from qkit import files
+from qkit.engines.jsonfile import Entry, read_json
 from qkit.engines.plan_files import FoundTensors, left_out, renamed, rule_of
 from qkit.errors import PlanError
 from qkit.graph import Graph
@@ -39,7 +40,7 @@ def write(plan: Plan, path: str | Path, *, names: Mapping[str, str] | None = Non
     taken = renamed(plan, names)
     tensors = {taken[tensor]: {**_range(tensor, grid), "weight": grid.weight} for tensor, grid in plan.grids.items()}
     widths = {"bias_bits": plan.bias_bits, "accumulator_bits": plan.accumulator_bits}
-    write_json({"format": FORMAT, "name": plan.name, **widths, "tensors": tensors}, path)
+    files.write_json(path, {"format": FORMAT, "name": plan.name, **widths, "tensors": tensors}, error=PlanError)
     return tuple(left_out(plan))
 
 

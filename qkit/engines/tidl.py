@@ -16,9 +16,10 @@ from typing import Literal
 from qkit.engines.prototxt import Layer, edited, layers
 from qkit.errors import PlanError
 from qkit.graph import Graph
+from qkit.graph.step import Step
+from qkit.listing import few
 from qkit.numerics import QuantParams
 from qkit.plan import Grid, Plan
-from qkit.steps import Step
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def not_carried(
             note("TIDL's asymmetric style gives weights a scale per channel, the plan has one", step.name)
         if style != POWER_OF_TWO and output is not None and plan.grids[step.name].spec.power_of_two:
             note("scales are powers of two here and free elsewhere; TIDL has one style for all", step.name)
-    notes = [f"{text}: {_few(names)}" for text, names in found.items()]
+    notes = [f"{text}: {few(names)}" for text, names in found.items()]
     if accuracy_level == 0 and style == FREE and taps and not all(g.spec.power_of_two for g in taps.values()):
         notes.append("at accuracy_level 0 TIDL has power-of-two scales for activations whatever the style")
     if plan.grids and prequantized is None and quant_params is None:
@@ -301,7 +302,3 @@ def _number(value: object, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).strip().isdigit():
         raise PlanError(f"{key} is {value!r}, which is no whole number.")
     return int(value)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -19,11 +19,11 @@ from torch import Tensor
 from qkit.engines.lane import EngineBatch, EngineTensor
 from qkit.errors import DataError
 from qkit.graph import Graph
-from qkit.lanes import decide, execution, finish_value, lane_bias, lane_weight, place_inputs
+from qkit.graph.operations import UNBOUNDED, Bounds
+from qkit.graph.step import Step
+from qkit.lanes import decide, defined, execution, finish_value, lane_bias, lane_weight, place_inputs
 from qkit.numerics import QuantParams, wrap_around
-from qkit.operations import UNBOUNDED, Bounds
 from qkit.plan import Plan
-from qkit.steps import Step
 
 #: Root mean square movements that a rounding nobody saw may make.
 _DOUBT = 4.0
@@ -164,6 +164,8 @@ def computed(graph: Graph, step: Step, inputs: list[Any], plan: Plan) -> Any:
     if step.kind == "float":
         inputs = [x.contiguous() if isinstance(x, Tensor) else x for x in inputs]
     y = step.call(*inputs)
+    if step.divisor is not None and plan.params(step.name) is not None:
+        return defined(y, inputs)
     # images in the memory layout that the kit's own lanes have
     return y.contiguous(memory_format=torch.channels_last) if step.kind == "input" and y.ndim == 4 else y
 

@@ -32,6 +32,8 @@ REPLACEABLE: Mapping[str, tuple[Severity, str, str]] = {
     "relu6": ("note", "ReLU6", "it clamps what a calibrated range holds anyway, and keeps power-of-two grids from fitting"),
 }
 
+#: Activations that are another's approximation.
+_SAME: Mapping[str, str] = {"quickgelu": "gelu"}
 _SIGMOIDS = ("sigmoid", "hardsigmoid")
 
 
@@ -51,7 +53,8 @@ def replaceable_activations(net: Net, gates: list[Gate]) -> list[Finding]:
     for node in net.calls:
         if node in members:
             continue
-        name = next((key for key in REPLACEABLE if net.is_activation(node, key)), None)
+        said = _SAME.get(net.activation(node), net.activation(node))
+        name = said if said in REPLACEABLE else None
         if name in {"sigmoid", "hardsigmoid", "tanh", "softplus"} and net.feeds_output_alone(node):
             continue  # turns the last layer's numbers into the answer
         if name == "sigmoid" and any(_is_swish(net, user, node) for user in net.readers(node)):
@@ -85,9 +88,9 @@ def gates_of(net: Net) -> list[Gate]:
     """Squeeze-and-excitations by their structure: a tensor times a sigmoid of layers of its own global pool."""
     found = []
     for node in net.calls:
-        if net.kind(node) != "mul" or len(node.all_input_nodes) != 2:
+        if net.kind(node) != "mul" or len(net.inputs(node)) != 2:
             continue
-        for gate, scaled in (node.all_input_nodes, node.all_input_nodes[::-1]):
+        for gate, scaled in (net.inputs(node), net.inputs(node)[::-1]):
             excited = _gate(net, node, gate, scaled)
             if excited is not None:
                 found.append(excited)
@@ -119,7 +122,7 @@ def _gate(net: Net, product: fx.Node, gate: fx.Node, scaled: fx.Node) -> Gate | 
     if not net.is_activation(top, *_SIGMOIDS):
         return None
     origin = net.source(scaled)
-    queue, seen, pools, weighted = list(top.all_input_nodes), {gate, top}, [], False
+    queue, seen, pools, weighted = net.inputs(top), {gate, top}, [], False
     while queue:
         node = queue.pop()
         if node in seen:
@@ -141,7 +144,7 @@ def _gate(net: Net, product: fx.Node, gate: fx.Node, scaled: fx.Node) -> Gate | 
             "pool",
         }:
             weighted |= net.is_convolution(node) or net.kind(node) == "linear"
-            queue += [n for n in node.all_input_nodes if n.op != "get_attr"]
+            queue += net.inputs(node)
         else:
             return None
     of_itself = any(pool.all_input_nodes and net.source(pool.all_input_nodes[0]) is origin for pool in pools)

@@ -9,13 +9,20 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from qkit.errors import GraphError
 from qkit.linting.finding import Finding
 from qkit.linting.seen import Break, Site, Traced
 from qkit.linting.source import statement_at, text_at
 
+#: What Python may ask a tensor for that torch.export cannot answer: its numbers.
+_NUMBERS = frozenset({"bool", "int", "float", "index", "round", "array", "format"})
 
-def tracing_findings(seen: Traced, model: nn.Module, *, shown_to_break: bool) -> list[Finding]:
-    """A finding per line that stops the trace, and per line that prints a traced value.
+
+def tracing_findings(seen: Traced, model: nn.Module, refused: GraphError | None) -> list[Finding]:
+    """A finding per line that stops a trace, and per line that prints a traced value.
+
+    Errors are lines that keep `qkit.Study` from taking the model: those that ask for a tensor's numbers, and the one that the
+    study names. What only torch.fx cannot follow (a decision on a shape, a write to elements) is a note.
 
     Parameters
     ----------
@@ -23,12 +30,17 @@ def tracing_findings(seen: Traced, model: nn.Module, *, shown_to_break: bool) ->
         Of the probe.
     model
         Names what the paths are.
-    shown_to_break
-        Whether the plain trace fails as well; if not, the model's own code swallows what it raises there.
+    refused
+        Why a study does not take the model; None where it does.
     """
-    found = [_finding(item, seen, model, shown_to_break) for item in seen.breaks]
+    found = [_finding(item, seen, model, stops=refused is not None and _stops(item, refused)) for item in seen.breaks]
     broken = {(f.file, f.line) for f in found}
-    return found + [f for site in sorted(seen.shown) if (f := _printed(site)) is not None and (f.file, f.line) not in broken]
+    printed = [f for site in sorted(seen.shown) if (f := _printed(site)) is not None]
+    return found + [f for f in printed if (f.file, f.line) not in broken]
+
+
+def _stops(item: Break, refused: GraphError) -> bool:
+    return item.site == (refused.file, refused.line) or (item.of_data and item.kind in _NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,7 @@ class _Blame:
     cure: str
 
 
-def _finding(item: Break, seen: Traced, model: nn.Module, shown_to_break: bool) -> Finding:
+def _finding(item: Break, seen: Traced, model: nn.Module, *, stops: bool) -> Finding:
     statement = statement_at(*item.site) if item.site else None
     blame = _blame(item, statement)
     site = item.site
@@ -54,13 +66,17 @@ def _finding(item: Break, seen: Traced, model: nn.Module, shown_to_break: bool) 
     where = f" in {item.function[0]}()" if item.function else f" in {owner}" if owner else ""
     times = seen.repeats[item.site] if item.site else 0
     often = f" ({times} times in this batch's pass)" if times > 1 else ""
-    behind = " Nothing behind this line of the module could be looked at." if item.skipped else ""
+    behind = " torch.fx could not look at anything behind this line of the module." if item.skipped else ""
     said = f"{quoted} {blame.what}{where}{often}.{behind}".strip()
-    if not shown_to_break:
-        said += " The trace does not end here: the model's own code catches what is raised."
-    severity = "error" if shown_to_break else "warning"
     file, line = site if site else (None, None)
-    return Finding(blame.rule, severity, said, blame.cure, item.layer, file, line)  # type: ignore[arg-type]
+    if stops:
+        return Finding(blame.rule, "error", said, blame.cure, item.layer, file, line)
+    said += " torch.fx cannot follow this; torch.export can, and qkit goes by that."
+    return Finding(blame.rule, "note", said, f"For tools that need torch.fx: {_lower(blame.cure)}", item.layer, file, line)
+
+
+def _lower(text: str) -> str:
+    return text[0].lower() + text[1:]
 
 
 def _blame(item: Break, statement: ast.stmt | None) -> _Blame:
@@ -86,7 +102,7 @@ def _blame(item: Break, statement: ast.stmt | None) -> _Blame:
             f"{what} is iterated or unpacked into an unknown number of parts",
             f"{instead}; or {wrap}{leaf}.",
         )
-    if item.kind == "index" and _calls(statement, "range"):
+    if item.kind in {"index", "int"} and isinstance(statement, ast.For) and _calls(statement.iter, "range"):
         return _Blame(
             "data-dependent-control-flow",
             f"a loop runs over the range of {what}",
@@ -102,7 +118,14 @@ def _blame(item: Break, statement: ast.stmt | None) -> _Blame:
         return _Blame(
             "untraceable-call",
             f"this can be traced, but what was traced does not run ({item.error})",
-            f"If an optional argument is left out here, the trace takes it for given: test it in __init__, or {wrap}{leaf}.",
+            f"{wrap[0].upper()}{wrap[1:]}{leaf}.",
+        )
+    if _calls(statement, "cond") or _calls(statement, "while_loop"):
+        instead = "Compute both sides and choose with torch.where, or decide outside of the network"
+        return _Blame(
+            "data-dependent-control-flow",
+            "control flow inside the network (torch.cond, while_loop), which has no integer form",
+            f"{instead}; or {wrap}{leaf}.",
         )
     return _Blame("untraceable-call", *_call(item, statement, what, wrap, leaf))
 
@@ -178,11 +201,10 @@ def _construct(statement: ast.stmt | None) -> str:
     return "a decision"
 
 
-def _calls(statement: ast.stmt | None, name: str) -> bool:
-    return any(
-        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
-        for node in (ast.walk(statement) if statement is not None else ())
-    )
+def _calls(statement: ast.AST | None, name: str) -> bool:
+    """Whether a function or method of that name is called."""
+    calls = [node.func for node in ast.walk(statement) if isinstance(node, ast.Call)] if statement is not None else []
+    return any((func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")) == name for func in calls)
 
 
 def _called(statement: ast.stmt | None) -> str:
@@ -205,8 +227,8 @@ def _printed(site: Site) -> Finding | None:
         return None
     return Finding(
         "side-effect",
-        "warning",
-        f"`{text_at(*site)}`: {name}() runs once, while tracing, shows a proxy and no numbers, and is not in the graph.",
+        "note",
+        f"`{text_at(*site)}`: {name}() runs once, while tracing, shows no numbers then, and is not in the graph.",
         "Remove it, or look at the values with study.capture().",
         "",
         site[0],

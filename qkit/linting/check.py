@@ -1,195 +1,296 @@
-"""The public function: what hinders tracing and what predicts trouble in fixed point."""
+"""The public function: what keeps a study from taking a model, and what predicts trouble in fixed point."""
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn, optim
+from torch.export import ExportedProgram
 
 from qkit.errors import DataError, GraphError, QkitError
-from qkit.graph import Graph, build, deviation
+from qkit.graph.arguments import call_arguments, does_not_run
+from qkit.graph.arrival import arrive
+from qkit.graph.assembly import Assembly, assemble
+from qkit.graph.buffers import unchanged
+from qkit.graph.copying import copy_of
+from qkit.graph.explaining import REASONS, UserCode, place_of
+from qkit.graph.files import network, origin_of
+from qkit.graph.fronts.export import is_exported
+from qkit.graph.leaves import leaf_paths
+from qkit.graph.refusals import check_tensors, refuse_what_is_no_model
+from qkit.graph.structures import flatten, float_tensors, fresh, map_tensors
 from qkit.linting.activations import activations_of_modules, gates_of, replaceable_activations, squeeze_and_excitation
 from qkit.linting.breaks import tracing_findings
-from qkit.linting.convolutions import kernels_and_pools, spread_depthwise, without_batch_norm
+from qkit.linting.convolutions import folding, kernels_and_pools, spread_depthwise, standing_norms, without_batch_norm
 from qkit.linting.finding import Finding, Lint, ordered
-from qkit.linting.net import Net
+from qkit.linting.net import Net, path_of
 from qkit.linting.optimizers import weight_decay
-from qkit.linting.probe import buffers_kept, probe
-from qkit.linting.seen import MISSING, Traced
-from qkit.linting.structure import float_layers, functional_operations, leaving_tensors, non_finite, shared_modules
+from qkit.linting.probe import probe
+from qkit.linting.seen import Site, Traced
+from qkit.linting.state import State, changed_state, differ, state_of
+from qkit.linting.structure import float_layers, leaving_tensors, non_finite, shared_modules
 from qkit.linting.suspicion import suspicions
-from qkit.steps import tensors_in
 
-#: Greatest relative difference between the traced graph's output and the model's that rounding explains.
+#: Greatest relative difference between the graph's output and the model's that rounding explains.
 _SAME = 1e-3
 
+#: Rule of a refusal, by its reason in `qkit.graph.explaining`.
+_RULES: Mapping[str, str] = {
+    "assert": "assert",
+    "branch": "data-dependent-control-flow",
+    "loop": "data-dependent-control-flow",
+    "cond": "data-dependent-control-flow",
+    "shape": "data-dependent-shape",
+}
 
-def lint(model: nn.Module, example_inputs: Tensor | tuple[Any, ...], optimizer: optim.Optimizer | None = None) -> Lint:
-    """What hinders symbolic tracing, with file, line and cure, and what training guidelines for fixed point warn against.
 
-    Nothing is judged by its looks where it can be tried: the model is traced beside its real values on the example batch, and
-    every line that stops the trace is noted, not only the first. Source code is read for the lines that this batch does not
-    reach. The model, its modes and weights, and the global random state stay as they are; the same call says the same.
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What there is to judge by: a private copy of the model, what traces of it gave, and why a study refuses it."""
+
+    model: nn.Module
+    traced: Traced
+    assembly: Assembly | None
+    refused: QkitError | None
+    state: State
+    has_source: bool
+    draws: bool = False
+
+
+def lint(
+    model: nn.Module | str | Path | ExportedProgram,
+    example_inputs: Any,
+    optimizer: optim.Optimizer | None = None,
+    *,
+    leaf_modules: Iterable[type[nn.Module] | str] = (),
+) -> Lint:
+    """What keeps a study from taking a model, with file, line and cure, and what guidelines for fixed point warn against.
+
+    Nothing is judged by its looks where it can be tried: the graph is made that a study would have, and norms are judged by
+    whether that graph folds them. The model is traced beside its real values on the example batch too, so that every line that
+    stops a trace is noted, not only the first. Source code is read for the lines that this batch does not reach. The model, its
+    modes and weights, and the global random state stay as they are; the same call says the same.
 
     Parameters
     ----------
     model
-        In float32, on one device; may be in training mode (a copy is looked at, in evaluation mode).
+        What `qkit.Study` takes: a module in float32 on one device (in training mode, a copy is looked at in evaluation mode), a
+        wrapper around one, a program of torch.export, or the path of an ``.onnx`` or ``.pt2`` file. Files have no source:
+        findings name the file's tensors.
     example_inputs
-        One batch that the model takes: a tensor, or a tuple of its positional arguments. One sample is enough.
+        One batch that the model takes: a tensor, a tuple of its positional arguments, or a dict. One sample is enough.
     optimizer
         The one that trains or trained the model; adds the findings on weight decay.
+    leaf_modules
+        Module classes or paths that the study keeps in float.
 
     Raises
     ------
     GraphError
-        If `model` is no `nn.Module`, is scripted, or cannot be copied.
+        If `model` is no network, is one that cannot be analysed (TorchScript, quantized, …), or cannot be copied.
     DataError
         If the model does not take `example_inputs`, is not float32, or `optimizer` holds none of its parameters.
     """
-    inputs = _checked(model, example_inputs)
-    findings = weight_decay(model, optimizer) if optimizer is not None else []
-    copied = _copy(model)
-    findings += non_finite(copied)
-    remarks: list[str] = []
+    refuse_what_is_no_model(model)
+    arrival = arrive(model)
+    inputs = _batch(example_inputs)
+    found = arrival.model
+    has_source = isinstance(found, nn.Module) and not is_exported(found) and origin_of(found) is None
+    opened = found if isinstance(found, nn.Module) else network(found, inputs)
+    inputs = map_tensors(inputs, partial(torch.Tensor.to, device=check_tensors(opened)))
+    findings = weight_decay(opened, optimizer) if optimizer is not None else []
+    leaves = (leaf_modules,) if isinstance(leaf_modules, (str, type)) else tuple(leaf_modules)
+    seen = _look(opened, model, inputs, leaves, has_source=has_source)
+    findings += non_finite(seen.model)
+    remarks = list(seen.assembly.graph.remarks if seen.assembly is not None else arrival.remarks)
+    findings += _tracing(seen, remarks)
+    findings += changed_state(seen.model, seen.state)
+    findings += _result(seen)
+    findings += _guidelines(seen, remarks)
+    findings = _shapes_refused(findings, seen)
+    findings += _refusal(seen, findings)
+    name = str(getattr(opened, "file_name", type(opened).__name__))
+    if not has_source:
+        remarks.append(f"{name} has no source: nothing is said of how it is written.")
+    front = None if seen.assembly is None else seen.assembly.graph.front
+    return Lint(ordered(findings), name, seen.refused is None, tuple(remarks), front)
+
+
+def _look(
+    opened: nn.Module, given: Any, inputs: tuple[Any, ...], leaves: tuple[type[nn.Module] | str, ...], *, has_source: bool
+) -> _Seen:
+    """Run and trace a copy of the model; nothing of the user's changes."""
+    copied = copy_of(opened)
+    args, kwargs = call_arguments(copied, inputs)
+    paths = leaf_paths(copied, leaves)
     devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices), torch.no_grad():
-        with buffers_kept(copied):
-            torch.manual_seed(0)
-            reference = _run(copied, inputs)
-        seen = probe(copied, inputs, _fresh)
-        graph, refusal = _build(model, inputs)
-    findings = _tracing(model, copied, seen, refusal, findings)
-    findings += _result(seen, reference)
-    if not any(f.severity == "error" for f in findings) and refusal is not None:
-        findings.append(_refused(refusal))
-    findings += suspicions(copied, seen, {(f.file, f.line) for f in findings}, remarks)
-    findings += _guidelines(copied, seen, graph, remarks)
-    traced = refusal is None or (seen.graph is not None and all(item.kind == "run" for item in seen.breaks))
-    if not traced and seen.graph is not None:
-        remarks.append("The findings on layers are those of the way that the example batch takes through the model.")
-    return Lint(ordered(findings), type(model).__name__, traced, tuple(remarks))
+        with unchanged(copied):
+            _run(copied, args, kwargs)
+        state = state_of(copied, lambda net: _run(net, args, kwargs))
+        traced = probe(copied, args, kwargs, paths) if has_source else Traced()
+        assembly, refused = _assemble(given, inputs, leaves)
+        drawn = assembly is not None and assembly.graph.deviation > _SAME and _draws(copied, args, kwargs)
+    return _Seen(copied, traced, assembly, refused, state, has_source, drawn)
 
 
-def _tracing(
-    model: nn.Module, copied: nn.Module, seen: Traced, refusal: QkitError | None, findings: list[Finding]
-) -> list[Finding]:
-    found = tracing_findings(seen, copied, shown_to_break=refusal is not None)
-    lines = {(f.file, f.line) for f in found}
-    place = getattr(refusal, "file", None), getattr(refusal, "line", None)
-    if refusal is not None and place[0] is not None and place not in lines and not seen.breaks:
-        found.append(_refused(refusal))
-    return [*findings, *found]
+def _draws(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the answer depends on random numbers."""
+    found = []
+    for seed in (0, 1):
+        with unchanged(model):
+            found.append([tensor.clone() for tensor in float_tensors(_run(model, args, kwargs, seed))])
+    return differ(*found)
 
 
-def _refused(refusal: QkitError) -> Finding:
-    file, line = getattr(refusal, "file", None), getattr(refusal, "line", None)
-    return Finding("untraceable-call", "error", str(refusal), "qkit.Study refuses the model for the same reason.", "", file, line)
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    try:
+        return model(*fresh(args), **fresh(dict(kwargs)))
+    except QkitError:
+        raise
+    except Exception as error:
+        raise does_not_run(model, args, kwargs, error) from error
 
 
-def _result(seen: Traced, reference: Any) -> list[Finding]:
-    """Whether what was traced computes what the model does; it may not where the model asks what it is given."""
-    if seen.output is MISSING or any(item.kind == "run" or item.skipped for item in seen.breaks):
+def _assemble(
+    model: Any, inputs: tuple[Any, ...], leaves: tuple[type[nn.Module] | str, ...]
+) -> tuple[Assembly | None, QkitError | None]:
+    """The graph that a study would have, or why there is none."""
+    try:
+        return assemble(model, inputs, leaf_modules=leaves), None
+    except QkitError as error:
+        return None, error
+
+
+def _tracing(seen: _Seen, remarks: list[str]) -> list[Finding]:
+    """What hinders tracing: errors where the study refuses the model, else notes."""
+    if not seen.has_source:
         return []
-    tensors = tensors_in(reference)
-    if len(tensors_in(seen.output)) != len(tensors):
-        said = f"the traced graph returns {len(tensors_in(seen.output))} tensors, the model {len(tensors)}"
-    elif any(a.shape != b.shape for a, b in zip(tensors_in(seen.output), tensors, strict=True)):
-        said = "the traced graph returns tensors of other shapes than the model"
-    elif all(bool(torch.isfinite(t).all()) for t in tensors) and (d := deviation(seen.output, reference)) > _SAME:
-        said = f"the traced graph's output differs from the model's by {d:.2g} of its greatest value"
+    refused = seen.refused if isinstance(seen.refused, GraphError) or seen.refused is None else GraphError(str(seen.refused))
+    found = tracing_findings(seen.traced, seen.model, refused)
+    doubtful = suspicions(seen.model, seen.traced, {(f.file, f.line) for f in found}, remarks)
+    return found + [f if _is_serious(f, seen) else replace(f, severity="note") for f in doubtful]
+
+
+def _parted(seen: _Seen) -> bool:
+    """Whether the graph computes something else than the model; where the numbers are not finite, nobody knows."""
+    return seen.assembly is not None and seen.assembly.graph.deviation > _SAME
+
+
+def _is_serious(finding: Finding, seen: _Seen) -> bool:
+    """Whether a suspicion about lines that were not reached, or decided otherwise, is one about this model in a study."""
+    return _parted(seen) if finding.rule == "frozen-control-flow" else seen.assembly is None
+
+
+def _refusal(seen: _Seen, findings: list[Finding]) -> list[Finding]:
+    """The study's own words, where no other error says what they say."""
+    if seen.refused is None:
+        return []
+    file, line = getattr(seen.refused, "file", None), getattr(seen.refused, "line", None)
+    errors = [f for f in findings if f.severity == "error" and f.rule not in {"non-finite"}]
+    kind = _kind(seen.refused)
+    shaped = kind == "shape" and any(f.rule == "data-dependent-shape" for f in findings)
+    if any((f.file, f.line) == (file, line) for f in errors) or (file is None and (errors or shaped)):
+        return []
+    rule = _RULES.get(kind, "untraceable-call")
+    return [Finding(rule, "error", str(seen.refused), "qkit.Study refuses the model for the same reason.", "", file, line)]
+
+
+def _kind(refused: QkitError | None) -> str:
+    return next((kind for kind, reason in REASONS.items() if refused is not None and reason in str(refused)), "")
+
+
+def _shapes_refused(findings: list[Finding], seen: _Seen) -> list[Finding]:
+    """Shapes that depend on the data are errors where they are what a study refuses."""
+    if _kind(seen.refused) != "shape":
+        return findings
+    return [replace(f, severity="error") if f.rule == "data-dependent-shape" else f for f in findings]
+
+
+def _result(seen: _Seen) -> list[Finding]:
+    """Whether the graph computes what the model does; it may not where a decision falls otherwise while tracing."""
+    if not _parted(seen):
+        return []
+    assert seen.assembly is not None
+    said = f"the graph's output differs from the model's by {seen.assembly.graph.deviation:.2g} of its greatest value"
+    if seen.state.matters and seen.state.changed:
+        why, cure = "forward changes state that its answer depends on", "See the findings on changed buffers."
+    elif seen.assembly.form.autocast:
+        why = f"the forward turns autocast to {seen.assembly.form.autocast} on, and the graph computes in float32"
+        cure = "Turn autocast on around the model where it is trained, not inside of it."
+    elif seen.draws:
+        why, cure = "the forward draws random numbers in evaluation mode", "Draw them in training mode only (if self.training:)."
+    elif seen.state.matters:
+        why, cure = "two passes of the model itself differ", "Make the forward pass repeatable in evaluation mode."
     else:
-        return []
-    return [
-        Finding(
-            "different-result",
-            "error",
-            f"{said}: some decision falls otherwise while tracing (isinstance, an optional argument, try).",
-            "See the findings on frozen control flow; decide in __init__ what the trace has to follow.",
-        )
-    ]
+        why = "some decision falls otherwise while tracing (the type of a tensor, a try, a patched method)"
+        cure = "See the findings on frozen control flow; decide in __init__ what the trace has to follow."
+    return [Finding("different-result", "error", f"{said}: {why}.", cure)]
 
 
-def _guidelines(copied: nn.Module, seen: Traced, graph: Graph | None, remarks: list[str]) -> list[Finding]:
-    if seen.graph is None:
+def _guidelines(seen: _Seen, remarks: list[str]) -> list[Finding]:
+    net = _net(seen)
+    if net is None:
         remarks.append("The model could not be traced to its end: layers were looked at one by one, without what follows them.")
-        return [*activations_of_modules(copied), *shared_modules(copied, seen)]
-    net = Net(seen.graph, copied)
+        return [*activations_of_modules(seen.model), *shared_modules(seen.model, seen.traced)]
     gates = gates_of(net)
     members: set[fx.Node] = {member for gate in gates for member in gate.members}
-    if seen.leaves:
-        remarks.append(f"Left out, since tracing ends in them: {', '.join(sorted(seen.leaves))}.")
+    if seen.assembly is None:
+        if seen.traced.leaves:
+            remarks.append(f"Left out, since tracing ends in them: {', '.join(sorted(seen.traced.leaves))}.")
+        remarks.append("The findings on layers are those of the way that the example batch takes through the model.")
+    elif (said := folding(net)) is not None:
+        remarks.append(said)
+    written_by_exporter = seen.assembly is not None and seen.assembly.graph.front == "onnx"
+    if written_by_exporter:
+        remarks.append("Exporters fold batch norms when they write ONNX: nothing is said of convolutions without one.")
     return [
-        *without_batch_norm(net, members),
+        *([] if written_by_exporter else without_batch_norm(net, members)),
+        *standing_norms(net),
         *spread_depthwise(net),
         *replaceable_activations(net, gates),
         *squeeze_and_excitation(net, gates),
         *leaving_tensors(net),
-        *(float_layers(graph, net) if graph is not None else []),
-        *shared_modules(copied, seen),
+        *float_layers(net),
+        *(shared_modules(seen.model, seen.traced) if seen.has_source else []),
         *kernels_and_pools(net),
-        *functional_operations(net),
     ]
 
 
-def _build(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Graph | None, QkitError | None]:
-    """The graph that a study would have, or why there is none."""
-    try:
-        return build(model, inputs), None
-    except QkitError as error:
-        return None, error
-    except Exception as error:  # what was traced does not run, as where an optional argument is left out
-        return None, GraphError(f"{type(model).__name__} can be traced, but what was traced does not run: {error}")
+def _net(seen: _Seen) -> Net | None:
+    """The study's normal form, or what the probe traced where there is none."""
+    if seen.assembly is None:
+        return None if seen.traced.graph is None else Net(seen.traced.graph, seen.model)
+    code = UserCode(seen.model)
+    known: dict[Any, Site] = {}
+    for node in seen.traced.graph.nodes if seen.traced.graph is not None else ():
+        if node.op.startswith("call_") and node.meta.get("site") is not None:
+            known.setdefault(path_of(node), node.meta["site"])
+            known.setdefault((path_of(node), Net.name(node)), node.meta["site"])
+
+    def place(node: fx.Node) -> Site | None:
+        if not seen.has_source:
+            return None
+        site = place_of(node, code)
+        if site is not None and code.owns(site[0]):
+            return site
+        return known.get((path_of(node), Net.name(node)), known.get(path_of(node)))
+
+    origin = origin_of(seen.model)
+    return Net(seen.assembly.form.graph, seen.assembly.model, seen.assembly, place, {} if origin is None else origin.names)
 
 
-def _checked(model: nn.Module, example_inputs: Any) -> tuple[Any, ...]:
-    if not isinstance(model, nn.Module):
-        raise GraphError(f"a torch.nn.Module is needed, not {type(model).__name__}; if it is a function that makes one, call it.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise GraphError(
-            f"{type(model).__name__} is scripted, and scripted code cannot be traced: give the module it was made from."
-        )
+def _batch(example_inputs: Any) -> tuple[Any, ...]:
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    if not tensors_in(inputs) and not any(isinstance(x, Tensor) for x in inputs):
+    if not any(isinstance(value, Tensor) for _, value in flatten(inputs)[0]):
         what = ", ".join(type(x).__name__ for x in inputs) or "an empty tuple"
         raise DataError(
-            f"example_inputs is one batch, a tensor or a tuple of the model's arguments with tensors in it; got {what}."
+            f"example_inputs is one batch: a tensor, a tuple of the model's arguments, or a dict, with tensors in it; got {what}."
         )
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:
-            raise DataError(f"{name} is on the meta device and holds no numbers: load the checkpoint into the model first.")
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            raise DataError(f"{name} is {tensor.dtype}; qkit analyses float32 models. Convert with model.float() first.")
     return inputs
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model).eval().requires_grad_(False)
-    except RuntimeError as error:
-        raise GraphError(
-            f"{type(model).__name__} cannot be copied ({error}): remove what keeps computed tensors in it, for example with "
-            "torch.nn.utils.remove_weight_norm."
-        ) from error
-
-
-def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    try:
-        return model(*_fresh(inputs))
-    except QkitError:
-        raise
-    except Exception as error:
-        said = (str(error) or type(error).__name__).splitlines()[0]
-        shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
-        raise DataError(f"{type(model).__name__} does not run on the batch it was given ({shapes}): {said}") from error
-
-
-def _fresh(inputs: Any) -> Any:
-    """The inputs with every tensor copied, also within tuples, lists and dicts: a model may write to what it is given."""
-    if isinstance(inputs, Tensor):
-        return inputs.detach().clone()
-    if isinstance(inputs, dict):
-        return {key: _fresh(value) for key, value in inputs.items()}
-    return type(inputs)(_fresh(value) for value in inputs) if type(inputs) in (tuple, list) else inputs

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from qkit import operations as ops
+from qkit.graph import operations as ops
+from qkit.graph.norms import Norm
 from qkit.linting.finding import Finding, moved
 from qkit.linting.net import Net
 
@@ -24,11 +24,11 @@ LARGE_POOL = 5
 
 
 def without_batch_norm(net: Net, gates: Collection[fx.Node]) -> list[Finding]:
-    """Convolutions that no batch norm follows.
+    """Convolutions that no norm is folded into.
 
     Left out are the layers whose output is the prediction, and those in `gates`: squeeze-and-excitation has a finding of its
-    own. The order is that of the graph: where a batch norm comes only behind a join or an activation, it cannot be folded
-    into the convolution, and a note or a warning says so.
+    own. What is folded is what the study's graph folds, in whatever form the norm comes. Where a batch norm comes only behind a
+    join or an activation, it cannot be folded into the convolution, and a note or a warning says so.
     """
     found = []
     for node in net.calls:
@@ -40,19 +40,35 @@ def without_batch_norm(net: Net, gates: Collection[fx.Node]) -> list[Finding]:
 
 
 def _without_batch_norm(net: Net, node: fx.Node) -> Finding | None:
+    if net.folded(node):
+        return None
     readers = net.readers(node)
     norms = [user for user in readers if net.kind(user) == "batchnorm"]
-    if norms and len(readers) == 1:
-        return None
     layer = net.layer(node)
     what = "depthwise convolution" if net.is_depthwise(node) else "convolution"
-    if norms:
+    if norms and len(readers) > 1:
         return Finding(
             "convolution-without-batchnorm",
             "warning",
             f"the {what}'s output is read by its batch norm and by {len(readers) - 1} more, so the norm cannot be "
             "folded into it.",
             "Let the others read what comes behind the norm.",
+            layer,
+        )
+    if norms and _step_of(net, norms[0]) == "float":
+        return Finding(
+            "convolution-without-batchnorm",
+            "warning",
+            f"the batch norm behind the {what} takes its statistics from the batch: it cannot be folded, and runs in float.",
+            "Train with track_running_stats=True, and call eval() on the model.",
+            layer,
+        )
+    if norms:
+        return Finding(
+            "convolution-without-batchnorm",
+            "warning",
+            f"the batch norm behind the {what} is not folded: the weight is used in several places, which would need one each.",
+            "Give every place a layer of its own.",
             layer,
         )
     between: list[str] = []
@@ -74,12 +90,12 @@ def _without_batch_norm(net: Net, node: fx.Node) -> Finding | None:
             return Finding(
                 "convolution-without-batchnorm",
                 "warning",
-                f"the {what} is normalized by {net.name(user) if user.op != 'call_module' else type(net.module(user)).__name__}, "
-                "which needs the data's statistics at inference and cannot be folded.",
+                f"the {what} is normalized by {_norm(net, user)}, which needs the data's statistics at inference and cannot be "
+                "folded.",
                 "Train with batch norm instead.",
                 layer,
             )
-        between.append(net.name(user) if user.op != "call_module" else type(net.module(user)).__name__)
+        between.append(net.shown(user))
     worst = " Depthwise layers suffer most: nothing evens out their channels' ranges." if net.is_depthwise(node) else ""
     return Finding(
         "convolution-without-batchnorm",
@@ -88,6 +104,51 @@ def _without_batch_norm(net: Net, node: fx.Node) -> Finding | None:
         "Add a batch norm right behind it and retrain; at inference it is folded and costs nothing.",
         layer,
     )
+
+
+def _step_of(net: Net, node: fx.Node) -> str:
+    step = net.step(node)
+    return "" if step is None else step.kind
+
+
+def _norm(net: Net, node: fx.Node) -> str:
+    kind = str(node.meta.get("class", "")).rpartition(".")[2]
+    return kind if "Norm" in kind else net.shown(node)
+
+
+def standing_norms(net: Net) -> list[Finding]:
+    """Norms with fixed statistics that no layer can take in: operations of their own, with a scale and an offset per channel."""
+    assembly = net.assembly
+    if assembly is None:
+        return []
+    first = net.first_nodes
+    found = []
+    for step in assembly.graph.steps:
+        if step.kind == "batchnorm":
+            before = assembly.graph.steps[step.inputs[0]]
+            finding = Finding(
+                "norm-not-folded",
+                "note",
+                f"the norm stands behind {before.name}, and no layer takes it in: it is a scale and an offset per channel with a "
+                "grid of its own.",
+                "Nothing has to be done; in a new architecture put norms right behind convolutions and linear layers.",
+                net.named(step.layer),
+            )
+            found.append(moved(finding, net.site(first[step.index])))
+    return found
+
+
+def folding(net: Net) -> str | None:
+    """A sentence on what will be folded; None where there is no norm or no graph."""
+    if net.assembly is None:
+        return None
+    folded = sum(net.folded(node) for node in net.calls if net.is_convolution(node) or net.kind(node) == "linear")
+    alone = sum(step.kind == "batchnorm" for step in net.assembly.graph.steps)
+    if not folded + alone:
+        return None
+    said = f"Norms with fixed statistics: folded into {folded} layer{'' if folded == 1 else 's'}"
+    stand = "1 stands as an operation of its own" if alone == 1 else f"{alone} stand as operations of their own"
+    return f"{said}; {stand}, since no layer can take {'it' if alone == 1 else 'them'} in." if alone else f"{said}."
 
 
 def spread_depthwise(net: Net) -> list[Finding]:
@@ -123,18 +184,17 @@ def spread_depthwise(net: Net) -> list[Finding]:
 
 
 def _folded(net: Net, node: fx.Node) -> Tensor | None:
-    """The weight, channels first, with the batch norm that alone reads the convolution folded into it."""
-    weight, module, readers = net.weight(node), net.module(node), net.readers(node)
-    if weight is None:
-        return None
+    """The weight, output channels first, with what the study's graph folds into it; as it stands where there is no graph."""
+    folded = net.folded_weight(node)
+    if folded is not None:
+        weight, axis = folded
+        return weight.transpose(0, axis)
+    plain, readers = net.weight(node), net.readers(node)
     norm = net.module(readers[0]) if len(readers) == 1 and net.kind(readers[0]) == "batchnorm" else None
-    if (
-        isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-        and isinstance(norm, ops.BATCH_NORMS)
-        and norm.running_var is not None
-    ):
-        weight = fuse_conv_bn_eval(module.eval(), norm.eval()).weight.detach()
-    return weight
+    mean, variance, gamma = (getattr(norm, name, None) for name in ("running_mean", "running_var", "weight"))
+    if plain is None or mean is None or net.kind(node) != "conv":
+        return plain
+    return Norm(mean, variance, gamma, eps=float(getattr(norm, "eps", 0.0))).fold(plain, None, 0)[0]
 
 
 def kernels_and_pools(net: Net) -> list[Finding]:
@@ -192,7 +252,7 @@ def _window(net: Net, node: fx.Node) -> tuple[int, ...]:
     size: Any = None
     if isinstance(module, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)):
         size = module.kernel_size
-    elif node.op == "call_function" and name in {
+    elif module is None and name in {
         "max_pool1d",
         "max_pool2d",
         "max_pool3d",

@@ -33,7 +33,8 @@ class Finding:
     rule
         A fixed string, such as "data-dependent-control-flow" or "convolution-without-batchnorm"; `RULES` has them all.
     severity
-        "error": shown to stop tracing; "warning": likely to cost accuracy, or suspected; "note": good to know.
+        "error": shown to keep `qkit.Study` from taking the model, or from computing what it does; "warning": likely to cost
+        accuracy, or suspected; "note": good to know.
     message
         What was found, with its figures.
     cure
@@ -68,17 +69,18 @@ RULES: dict[str, str] = {
     "data-dependent-control-flow": "a branch or loop that depends on a tensor's data or shape",
     "untraceable-call": "a call that takes concrete values and was given traced ones",
     "item-assignment": "a write to elements of a traced tensor",
+    "buffer-changed-in-forward": "a buffer, or other state, that a pass in evaluation mode changes",
     "data-dependent-shape": "a result whose shape depends on the data",
     "frozen-control-flow": "a decision that the trace makes once, and differently from the model",
     "side-effect": "something that happens while tracing and not when the graph runs",
     "different-result": "the traced graph computes something else than the model",
-    "convolution-without-batchnorm": "a convolution that no batch norm follows",
+    "convolution-without-batchnorm": "a convolution that no norm is folded into",
+    "norm-not-folded": "a norm that no layer takes in: an operation of its own",
     "depthwise-spread": "a depthwise convolution whose channels' ranges are far apart",
     "replaceable-activation": "an activation that lite models replace by ReLU",
     "squeeze-and-excitation": "a gate per channel, computed from the pooled tensor",
     "weight-decay": "how the optimizer treats the parameters",
     "shared-module": "a module or parameter that is used more than once",
-    "functional-operation": "an operation that is no module",
     "float-layer": "a layer that stays float in every lane",
     "large-pool": "a pool with a large window",
     "kernel-size": "a convolution with a large or an even kernel",
@@ -97,24 +99,27 @@ class Lint:
     model_name
         The model's class.
     traced
-        Whether `torch.fx` traces the model as it is.
+        Whether `qkit.Study` takes the model as it is.
     remarks
-        What could not be looked at, and why.
+        What will be folded, what has to be said of how the model came, and what could not be looked at.
+    front
+        The way in that takes it: "export" (torch.export), "fx" (torch.fx), "onnx" or "pt2"; None where none does.
     """
 
     findings: tuple[Finding, ...]
     model_name: str
     traced: bool
     remarks: tuple[str, ...] = ()
+    front: str | None = None
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """Findings that stop tracing."""
+        """Findings that have to be mended before a study."""
         return self.of("error")
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """Findings that are likely to cost accuracy, or suspected to stop tracing."""
+        """Findings that are likely to cost accuracy, or suspected to stop a trace."""
         return self.of("warning")
 
     @property
@@ -155,6 +160,7 @@ class Lint:
         return {
             "model": self.model_name,
             "traced": self.traced,
+            "front": self.front,
             "ok": self.ok,
             "counts": {severity: len(self.of(severity)) for severity in SEVERITIES},
             "findings": [f.to_dict() for f in self.findings],
@@ -162,9 +168,9 @@ class Lint:
         }
 
     def summary(self) -> str:
-        """One line: counts and whether the model traces."""
+        """One line: counts, and whether a study takes the model."""
         counts = ", ".join(f"{len(self.of(s))} {s}{'' if len(self.of(s)) == 1 else 's'}" for s in SEVERITIES)
-        return f"{self.model_name}: {counts}; torch.fx {'traces it' if self.traced else 'does not trace it as it is'}"
+        return f"{self.model_name}: {counts}; {taken(self.front, traced=self.traced)}"
 
     def shown(self) -> tuple[tuple[Finding, ...], dict[tuple[Severity, str], int]]:
         """Findings for reading, of one severity and rule at most `MOST_LINES`, and how many more there are of which."""
@@ -209,6 +215,19 @@ class Lint:
             + table
             + "".join(f"<p>{html.escape(line)}</p>" for line in rest)
         )
+
+
+def taken(front: str | None, *, traced: bool) -> str:
+    """Whether a study takes the model, and by which way in, in words."""
+    if not traced:
+        return "qkit.Study does not take it as it is"
+    ways = {
+        "export": " through torch.export",
+        "fx": " through torch.fx",
+        "onnx": " from its ONNX file",
+        "pt2": " as it was exported",
+    }
+    return f"qkit.Study takes it{ways.get(front or '', '')}"
 
 
 def where(finding: Finding) -> str:

@@ -9,14 +9,13 @@ from typing import Any
 from torch import nn, optim
 
 from qkit.errors import DataError
+from qkit.graph.operations import KINDS, WEIGHTED, module_operation
 from qkit.linting.finding import Finding
-from qkit.operations import WEIGHTED
 
 #: Decay below this is as good as none: recipes that quantize well use 1e-4 and more.
 LEAST_DECAY = 1e-4
 
 _NAMES = 3
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 _DECOUPLED = ("AdamW", "SGDW", "Adafactor", "NAdamW", "RAdamW")
 
 
@@ -102,14 +101,23 @@ def _kinds(model: nn.Module) -> dict[str, str]:
 
 
 def _kind(module: nn.Module, name: str) -> str:
-    if isinstance(module, _NORMS):
+    kind = _operation(module)
+    if kind in {"batchnorm", "norm"}:
         return "norm parameters"
     if name.endswith("bias"):
         return "biases"
     groups = getattr(module, "groups", 1)
     if isinstance(groups, int) and groups > 1 and groups == getattr(module, "in_channels", 0):
         return "depthwise weights"
-    return "weights" if isinstance(module, tuple(WEIGHTED)) else "other parameters"
+    return "weights" if kind in WEIGHTED else "other parameters"
+
+
+def _operation(module: nn.Module) -> str | None:
+    """Kind of the torch layer that the module is or is derived from, also where it has a forward of its own."""
+    for base in type(module).__mro__:
+        if base.__module__.startswith("torch.nn.modules") and issubclass(base, nn.Module):
+            return KINDS.get(module_operation(base) or "")
+    return None
 
 
 def _by_kind(names: list[str], kinds: Mapping[str, str]) -> str:

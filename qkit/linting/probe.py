@@ -8,11 +8,9 @@ that does not help, with the module left out. So one call finds all lines that a
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,45 +18,39 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from qkit.graph.buffers import unchanged
+from qkit.graph.explaining import UserCode
+from qkit.graph.fronts.tracing import PathTracer
+from qkit.graph.structures import fresh, map_tensors
 from qkit.linting.seen import MISSING, Break, BreakKind, Site, Traced
-from qkit.tracing import PathTracer, UserCode
 
 #: Traces that are tried: each but the first is for one more line, or one more module left out.
 MOST_ROUNDS = 40
 
 
-@contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards the buffers hold what they held before: a pass that counts itself shall find the same count again."""
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.copy_(value)
-
-
-def probe(model: nn.Module, inputs: tuple[Any, ...], fresh: Callable[[Any], Any] = copy.deepcopy) -> Traced:
+def probe(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], leaves: Iterable[str] = ()) -> Traced:
     """Trace `model` (which may be changed: give a copy) and note every line that tracing cannot follow.
+
+    Traced are the batch's tensors; what the batch leaves out has its default, and numbers are what they are.
 
     Parameters
     ----------
     model
-        In evaluation mode; runs on `inputs`.
-    inputs
+        In evaluation mode; ``model(*args, **kwargs)`` runs.
+    args, kwargs
         The example batch.
-    fresh
-        Copies the batch, since a pass may write to it.
+    leaves
+        Paths of modules that are kept out of the trace.
     """
     code = UserCode(model)
     answered: set[Site] = set()
-    leaves: set[str] = set()
+    left = set(leaves)
     found: dict[tuple[BreakKind, Site | None, str], Break] = {}
     seen = Traced()
     for _ in range(MOST_ROUNDS):
-        tracer = Probe(leaves, fresh(inputs), code, answered)
+        tracer = Probe(left, fresh((args, dict(kwargs))), code, answered)
         torch.manual_seed(0)
-        with torch.no_grad(), buffers_kept(model):
+        with torch.no_grad(), unchanged(model):
             try:
                 graph: fx.Graph | None = tracer.trace(model)
                 failure = None
@@ -79,11 +71,11 @@ def probe(model: nn.Module, inputs: tuple[Any, ...], fresh: Callable[[Any], Any]
         )
         known = found.get(key, failure)
         found[key] = replace(known, skipped=True)
-        if not failure.layer or failure.layer in leaves:
+        if not failure.layer or failure.layer in left:
             break
-        leaves.add(failure.layer)
+        left.add(failure.layer)
     seen.breaks = list({item.site or item.layer: item for item in reversed(found.values())}.values())[::-1]
-    seen.leaves = leaves
+    seen.leaves = left - set(leaves)
     return seen
 
 
@@ -149,10 +141,13 @@ class LiveAttribute(fx.proxy.Attribute, LiveProxy):
 class Probe(PathTracer):
     """The tracer of `probe`: qkit's, with values alongside."""
 
-    def __init__(self, leaves: Iterable[str], inputs: tuple[Any, ...], code: UserCode, answered: set[Site]) -> None:
+    def __init__(
+        self, leaves: Iterable[str], batch: tuple[tuple[Any, ...], dict[str, Any]], code: UserCode, answered: set[Site]
+    ) -> None:
         super().__init__(leaves)
         self.seen = Traced()
-        self._inputs = list(inputs)
+        self._batch = batch
+        self._tensors: list[Tensor] = []
         self._code = code
         self._answered = answered
         self._running = False
@@ -198,18 +193,20 @@ class Probe(PathTracer):
         """Parameters are traced values, but for a value being computed."""
         return attr_val if self._running else super().getattr(attr, attr_val, parameter_proxy_cache)
 
-    def create_args_for_root(self, root_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
-        """Note what the model is given and what it returns."""
-        function, given = super().create_args_for_root(root_fn, *args, **kwargs)
-        self.seen.received[type(self.root)] = set(_bound(root_fn, tuple(given), {}))
+    def create_args_for_root(self, root_fn: Callable[..., Any], *_: Any, **__: Any) -> tuple[Any, list[Any]]:
+        """A call on the example batch, its tensors traced; notes what the model is given and what it returns."""
+        args, kwargs = map_tensors(self._batch, self._placeholder)
+        self.seen.received[type(self.root)] = set(_bound(root_fn, (self.root, *args), kwargs))
 
-        @functools.wraps(function)
-        def noting(*values: Any) -> Any:
-            returned = function(*values)
-            self.seen.output = _concrete(returned)
-            return returned
+        @functools.wraps(root_fn)
+        def noting() -> Any:
+            return root_fn(self.root, *args, **kwargs)
 
-        return noting, given
+        return noting, []
+
+    def _placeholder(self, tensor: Tensor) -> Any:
+        self._tensors.append(tensor)
+        return self.create_proxy("placeholder", f"input_{len(self._tensors)}", (), {})
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """The truth value on the example batch; the line is noted."""
@@ -268,14 +265,18 @@ class Probe(PathTracer):
             self.seen.repeats[item.site] += 1
 
     def _here(self) -> tuple[Site | None, tuple[str, str] | None]:
-        frame = inspect.currentframe()
+        frame, found = inspect.currentframe(), None
         while frame is not None:
-            if self._code.owns(frame.f_code.co_filename):
-                return (frame.f_code.co_filename, frame.f_lineno), self._function(frame, frame.f_back)
             if frame.f_code is _TRACE:
-                break
+                return (
+                    (None, None)
+                    if found is None
+                    else ((found.f_code.co_filename, found.f_lineno), self._function(found, found.f_back))
+                )
+            if found is None and self._code.owns(frame.f_code.co_filename):
+                found = frame
             frame = frame.f_back
-        return None, None
+        return None, None  # not while tracing: what is outside of it is the caller's, not the model's
 
     @staticmethod
     def _function(frame: Any, caller: Any) -> tuple[str, str] | None:
@@ -292,7 +293,7 @@ class Probe(PathTracer):
 
     def _value(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kind == "placeholder":
-            return self._argument(str(target), args)
+            return self._tensors[-1]
         self._running = True
         try:
             args, kwargs = _concrete(args), _concrete(kwargs)
@@ -312,16 +313,6 @@ class Probe(PathTracer):
             return MISSING
         finally:
             self._running = False
-
-    def _argument(self, name: str, default: tuple[Any, ...]) -> Any:
-        if name.startswith("**"):
-            return {}
-        if name.startswith("*"):
-            rest, self._inputs = tuple(self._inputs), []
-            return rest
-        if self._inputs:
-            return self._inputs.pop(0)
-        return default[0] if default else MISSING
 
 
 _TRACE = fx.Tracer.trace.__code__

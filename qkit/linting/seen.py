@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from torch import fx, nn
 
@@ -71,8 +71,8 @@ class Traced:
         Lines that made nodes.
     shown
         Lines that made text of a traced value.
-    output
-        The traced graph's output on the example batch, `MISSING` if unknown.
+    leaves
+        Modules that had to be left out, since nothing else helped.
     """
 
     graph: fx.Graph | None = None
@@ -82,5 +82,4 @@ class Traced:
     received: dict[type[nn.Module], set[str]] = field(default_factory=dict)
     reached: set[Site] = field(default_factory=set)
     shown: set[Site] = field(default_factory=set)
-    output: Any = MISSING
     leaves: set[str] = field(default_factory=set)

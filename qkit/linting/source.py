@@ -7,22 +7,10 @@ import inspect
 import linecache
 import textwrap
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Any
 
+from qkit.graph.explaining import statement_at
 
-def statement_at(file: str, line: int) -> ast.stmt | None:
-    """The innermost statement whose lines include `line`; None where there is no source."""
-    tree = _parsed("".join(linecache.getlines(file)))
-    found = None
-    for node in ast.walk(tree) if tree is not None else ():
-        if (
-            isinstance(node, ast.stmt)
-            and node.lineno <= line <= (node.end_lineno or node.lineno)
-            and (found is None or node.lineno >= found.lineno)
-        ):
-            found = node
-    return found
+__all__ = ["function_at", "statement_at", "text_at"]
 
 
 def text_at(file: str, line: int) -> str:
@@ -30,7 +18,7 @@ def text_at(file: str, line: int) -> str:
     return linecache.getline(file, line).strip()
 
 
-def function_at(function: Callable[..., Any]) -> tuple[ast.FunctionDef, str] | None:
+def function_at(function: Callable[..., object]) -> tuple[ast.FunctionDef, str] | None:
     """A function's tree with the line numbers of its file, and the file; None where there is no source."""
     plain = inspect.unwrap(function)
     try:
@@ -43,11 +31,6 @@ def function_at(function: Callable[..., Any]) -> tuple[ast.FunctionDef, str] | N
         return None  # a lambda, or a function within a line
     ast.increment_lineno(tree, max(first, 1) - 1)
     return tree.body[0], file
-
-
-@lru_cache(maxsize=64)
-def _parsed(text: str) -> ast.Module | None:
-    return _parse(text)
 
 
 def _parse(text: str) -> ast.Module | None:

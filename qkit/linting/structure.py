@@ -1,48 +1,23 @@
-"""Structure that observers, hooks and quantization-aware training trip over: shared modules, functions, layers in float."""
+"""Structure that observers and quantization-aware training trip over: shared modules, layers in float, numbers out of tensors."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from qkit.graph import Graph
+from qkit.graph.normal import Outline
+from qkit.graph.operations import module_kind
 from qkit.linting.finding import Finding, Severity, moved
 from qkit.linting.net import Net
 from qkit.linting.seen import Site, Traced
-
-_NAMES = 4
+from qkit.listing import few
 
 #: Kinds of operations whose result gets a grid: those that observers have to see.
 _OBSERVED = frozenset(
     {"conv", "conv-transpose", "linear", "batchnorm", "add", "mul", "concat", "pool", "activation", "norm", "matmul", "resize"}
 )
-
-_MODULE_FORMS = {
-    "relu": "nn.ReLU",
-    "relu6": "nn.ReLU6",
-    "silu": "nn.SiLU",
-    "gelu": "nn.GELU",
-    "hardswish": "nn.Hardswish",
-    "sigmoid": "nn.Sigmoid",
-    "tanh": "nn.Tanh",
-    "softmax": "nn.Softmax",
-    "log_softmax": "nn.LogSoftmax",
-    "leaky_relu": "nn.LeakyReLU",
-    "elu": "nn.ELU",
-    "hardsigmoid": "nn.Hardsigmoid",
-    "mish": "nn.Mish",
-    "avg_pool2d": "nn.AvgPool2d",
-    "adaptive_avg_pool2d": "nn.AdaptiveAvgPool2d",
-    "batch_norm": "nn.BatchNorm2d",
-    "layer_norm": "nn.LayerNorm",
-    "conv1d": "nn.Conv1d",
-    "conv2d": "nn.Conv2d",
-    "conv3d": "nn.Conv3d",
-    "linear": "nn.Linear",
-    "interpolate": "nn.Upsample",
-}
 
 
 def shared_modules(model: nn.Module, seen: Traced) -> list[Finding]:
@@ -59,7 +34,7 @@ def shared_modules(model: nn.Module, seen: Traced) -> list[Finding]:
                 Finding(
                     "shared-module",
                     _severity(model.get_submodule(paths[0])),
-                    f"one module goes by {len(paths)} names: {_listed(paths)}.",
+                    f"one module goes by {len(paths)} names: {few(paths)}.",
                     "Make an instance for each place, or quantization-aware training gives them one range.",
                     paths[0],
                 )
@@ -75,7 +50,7 @@ def shared_modules(model: nn.Module, seen: Traced) -> list[Finding]:
                 Finding(
                     "shared-module",
                     "warning",
-                    f"one parameter goes by {len(names)} names: {_listed(names)}.",
+                    f"one parameter goes by {len(names)} names: {few(names)}.",
                     "Give each layer a parameter of its own; folding a batch norm or equalizing one layer would change "
                     "the other.",
                     names[0].rpartition(".")[0],
@@ -111,8 +86,6 @@ def _called_often(model: nn.Module, seen: Traced) -> list[Finding]:
 
 def _matters(module: nn.Module) -> bool:
     """Whether a module computes anything that gets a range."""
-    from qkit.operations import module_kind
-
     return module_kind(module) not in {"keep", "drop"}
 
 
@@ -120,55 +93,28 @@ def _severity(module: nn.Module) -> Severity:
     return "warning" if any(True for _ in module.parameters()) else "note"
 
 
-def functional_operations(net: Net) -> list[Finding]:
-    """Operations on tensors that are no modules, one finding an operation and a module that does them."""
-    groups: dict[tuple[str, str], list[fx.Node]] = defaultdict(list)
-    for node in net.calls:
-        if (
-            node.op != "call_module"
-            and net.kind(node) in _OBSERVED
-            and net.shape(node)
-            and node.meta["value"].is_floating_point()
-        ):
-            groups[net.layer(node), net.name(node)].append(node)
-    found = []
-    for (layer, name), nodes in groups.items():
-        form = _MODULE_FORMS.get(name)
-        cure = (
-            f"Use {form}"
-            if form
-            else f"Put it into a small module of its own (its forward is one line, `return torch.{name}(…)`)"
-        )
-        times = f" {len(nodes)} times" if len(nodes) > 1 else ""
-        finding = Finding(
-            "functional-operation",
-            "note",
-            f"{name} is called as a function{times}: hooks and quantizers that swap modules do not see it.",
-            f"{cure}, if your tools work on modules; qkit takes it as it is, as {layer}:{name}.",
-            layer,
-        )
-        found.append(moved(finding, net.site(nodes[0])))
-    return found
-
-
-def float_layers(graph: Graph, net: Net) -> list[Finding]:
+def float_layers(net: Net) -> list[Finding]:
     """Operations that stay float in every lane, with the graph's own note."""
-    sites: dict[str, Site | None] = {}
-    for node in net.calls:
-        sites.setdefault(net.layer(node), net.site(node))
-        sites.setdefault(f"{node.meta.get('path', '')}:{net.name(node)}", net.site(node))
+    assembly = net.assembly
+    if assembly is None:
+        return []
+    first = net.first_nodes
     found = []
-    for step in graph.steps:
+    for step in assembly.graph.steps:
         if step.kind == "float":
             finding = Finding(
                 "float-layer",
                 "warning",
                 f"{step.note or 'it has no integer form'}.",
                 "Replace it by operations with an integer form, or plan for it in float or 16 bits on the engine.",
-                step.layer,
+                net.named(step.layer),
             )
-            found.append(moved(finding, sites.get(step.name.partition("#")[0]) or sites.get(step.layer)))
+            found.append(moved(finding, net.site(first[step.index])))
     return found
+
+
+def _is_mask(value: object) -> bool:
+    return isinstance(value, (Tensor, Outline)) and value.dtype is torch.bool
 
 
 _SHAPED_BY_DATA = frozenset({"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive"})
@@ -183,7 +129,7 @@ def leaving_tensors(net: Net) -> list[Finding]:
             continue
         name = net.name(node)
         mask = node.args[1] if name == "getitem" and len(node.args) > 1 else None
-        by_mask = isinstance(mask, fx.Node) and getattr(mask.meta.get("value"), "dtype", None) is torch.bool
+        by_mask = isinstance(mask, fx.Node) and _is_mask(mask.meta.get("value"))
         if name in _SHAPED_BY_DATA or by_mask or (name == "where" and len(node.args) == 1 and not node.kwargs):
             what = "indexing by a mask" if by_mask else f"{name}()"
             finding = Finding(
@@ -194,12 +140,12 @@ def leaving_tensors(net: Net) -> list[Finding]:
                 "Keep the shape: torch.where or a product with the mask.",
                 net.layer(node),
             )
-        elif node.op == "call_method" and name in _OUT_OF_TENSORS:
+        elif name in _OUT_OF_TENSORS:
             finding = Finding(
                 "untraceable-call",
                 "warning",
-                f".{name}() passes the trace, and takes the value out of the tensor: no integer engine and no "
-                "exporter can follow.",
+                f".{name}() takes the value out of the tensor: from there on it is a number in float, which no integer engine "
+                "computes.",
                 "Stay in tensors: a tensor of one element broadcasts as a number does.",
                 net.layer(node),
             )
@@ -222,7 +168,3 @@ def non_finite(model: nn.Module) -> list[Finding]:
             cure = "Load a sound checkpoint, or train again with a smaller rate; quantization is not the trouble here."
             found.append(Finding("non-finite", "error", message, cure, name.rpartition(".")[0]))
     return found
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_NAMES]) + (f" and {len(names) - _NAMES} more" if len(names) > _NAMES else "")

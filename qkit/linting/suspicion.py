@@ -17,10 +17,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from qkit.graph.explaining import UserCode
 from qkit.linting.finding import Finding
 from qkit.linting.seen import Site, Traced
 from qkit.linting.source import function_at
-from qkit.tracing import UserCode
 
 #: "traced": a proxy; "parts": a tuple, list or dict that may hold proxies, which Python may count and iterate.
 Taint = Literal["traced", "parts", None]
@@ -239,7 +239,7 @@ class _Walk:
     def decides_frozen(self, node: ast.expr) -> None:
         self.add(
             "frozen-control-flow",
-            f"`{ast.unparse(node)}` falls otherwise while tracing, when the value is a proxy, than when the model runs",
+            f"`{ast.unparse(node)}` falls otherwise for a traced value, which is of another class, than when the model runs",
             node,
             "Decide in __init__, or test for the other types (isinstance(x, (tuple, list))).",
         )

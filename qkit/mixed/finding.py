@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from qkit.errors import QkitError
+from qkit.evaluator import OutOfBudgetError
 from qkit.loading import batches as loader_batches
 from qkit.metrics import MetricFunction, mean_interval, paired_interval
 from qkit.mixed.layers import Network, network
 from qkit.mixed.result import Mixed, Setting
-from qkit.mixed.trials import Chosen, OutOfBudgetError, Trials
+from qkit.mixed.trials import Chosen, Trials
 
 if TYPE_CHECKING:
     from qkit.study import Study
@@ -231,7 +232,7 @@ def search(
     Returns
     -------
     Mixed
-        With the plan, the front of cost against score, and baselines. An interrupt ends the search with the best set so far.
+        With the plan, the front of cost against score, and baselines.
 
     Raises
     ------
@@ -251,7 +252,7 @@ def search(
     metric, remarks = _selection_metric(study, loader, select)
     count = len(net.choices)
     budget = 10 * count + 100 if budget is None else budget
-    trials = Trials(net, loader, batches, metric, budget, progress)
+    trials = Trials(net, study.evaluator.on(loader, metric), batches, budget, progress)
     logger.info(
         "mixed precision: about %d sets of %d layers will be scored on the %s data, %d at most; then up to %d baselines and the "
         "front on the evaluation data.", min(5 * count + 30, budget), count, select, budget, 3 * count + 5,
@@ -268,9 +269,6 @@ def search(
             finder.run()
         except OutOfBudgetError:
             ended = f"The budget of {budget} sets was used up: the best set so far is given."
-        except KeyboardInterrupt:
-            ended = f"The search was interrupted after {trials.spent} sets: the best one so far is given."
-            logger.warning("%s", ended)
     remarks += [ended] if ended else []
     return _result(study, finder, target, tolerance, batches, select, remarks, progress=progress)
 
@@ -317,7 +315,7 @@ def _result(
     trials.budget = None
     sets = _baselines(finder)
     front = _front(finder)
-    judge = Trials(net, study.evaluation, limit, study.metric, None, progress)
+    judge = Trials(net, study.evaluator, limit, None, progress)
     judge.run([Chosen(), everything, chosen, *sets.values(), *front], chosen, "on the evaluation data")
     assert judge.exact is not None
     goal = judge.float_score - tolerance if target is None else target
@@ -353,7 +351,7 @@ def _result(
         target=goal,
         selection_target=finder.target,
         metric=study.metric_name,
-        selection_metric=trials.metric if isinstance(trials.metric, str) else study.metric_name,
+        selection_metric=trials.evaluator.metric_name,
         select=select,
         costs={layer.name: layer.cost for layer in net.layers},
         scored=scored,

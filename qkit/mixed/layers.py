@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from qkit.errors import QkitError
 from qkit.graph import Graph
+from qkit.graph.step import Step
 from qkit.plan import Grid, Plan
-from qkit.steps import Step
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from qkit.listing import few
 from qkit.metrics import Interval
 from qkit.plan import Plan
 
@@ -192,9 +193,7 @@ class Mixed:
     def __repr__(self) -> str:
         lines = [f"Mixed({self.summary}"]
         if self.layers:
-            shown = ", ".join(self.layers[:_MOST_NAMES])
-            more = len(self.layers) - _MOST_NAMES
-            lines.append(f"  in 16 bits: {shown}" + (f" and {more} more" if more > 0 else ""))
+            lines.append(f"  in 16 bits: {few(self.layers, _MOST_NAMES)}")
         best = self.best_baseline
         if best is not None:
             lines.append(f"  cheapest baseline that reaches it: {best.name}, {best.share:.1%}")

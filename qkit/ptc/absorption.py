@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from qkit.errors import DataError, GraphError
 from qkit.estimators import Observation
 from qkit.graph import Graph, build, deviation, run_float
+from qkit.graph.step import Step
 from qkit.ptc.balance import grouped
 from qkit.ptc.channels import WEIGHTED, Channels, Layer
 from qkit.ptc.equalization import make_affine
-from qkit.steps import Step
 
 #: Deviations below the mean that a channel is taken to exceed always.
 DEVIATIONS = 3.0

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from qkit.errors import GraphError
-from qkit.graph import Graph
+from qkit.graph import Graph, weighted
 from qkit.ptc.channels import Channels, Layer
 
 _ROWS = 256
@@ -127,7 +127,10 @@ class Solver:
 
     def _ranges(self, graph: Graph, layer: Layer) -> _Ranges:
         assert layer.step.weight is not None
-        peaks = grouped(graph.weights[layer.step.weight].detach().abs(), layer.module).amax(3).cpu().numpy()
+        weight = graph.weights[layer.step.weight].detach().abs()
+        if layer.step.groups > 1:
+            weight = weighted.ungrouped(weight, layer.step.groups)
+        peaks = grouped(weight, layer.module).amax(3).cpu().numpy()
         rows, columns = (self.slots(ids).reshape(peaks.shape[0], -1) for ids in (layer.writes, layer.reads))
         if len(peaks) == 1:  # rows and columns of one slot can be one; most of a classifier's are, and they may be many
             kept, rows = _by_slot(peaks[0], rows[0], 0)

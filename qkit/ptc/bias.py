@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from qkit.graph import Graph
+from qkit.graph.step import Step
 from qkit.lanes import lane_bias, lane_weight
 from qkit.loading import Batch
 from qkit.plan import Plan
 from qkit.ptc.walk import Walk, by_channel, called_twice, layers
-from qkit.steps import Step
 
 #: Rounds per layer.
 ITERATIONS = 4

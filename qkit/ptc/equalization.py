@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 from qkit.errors import DataError, GraphError
 from qkit.graph import Graph, build, deviation, run_float
+from qkit.graph.step import Step
 from qkit.lanes import Lane, run_lanes
 from qkit.ptc.balance import Pair, Solver, grouped, ungrouped
 from qkit.ptc.channels import Channels
-from qkit.steps import Step
 
 #: Sweeps over all pairs, at most, and the relative change of a factor below which they end.
 ITERATIONS = 500

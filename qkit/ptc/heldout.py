@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
 
+from qkit.graph.structures import flatten, map_tensors
 from qkit.loading import Batch
 
 #: Every so many samples one is held out, or batches where they are too small or cannot be cut.
@@ -32,13 +34,13 @@ def _cut(batch: Batch) -> tuple[Batch, Batch] | None:
     size = batch.size
     held = size // SHARE
     parts = slice(0, size - held), slice(size - held, size)
-    if held == 0 or not all(_has(x, size) or not isinstance(x, Tensor) for x in batch.inputs):
+    if held == 0 or not all(_has(x, size) for _, x in flatten(batch.inputs)[0] if isinstance(x, Tensor)):
         return None
     if batch.targets is not None and not _has(batch.targets, size):
         return None
     first, second = (
         Batch(
-            tuple(x[part] if isinstance(x, Tensor) else x for x in batch.inputs),
+            map_tensors(batch.inputs, itemgetter(part)),
             None if batch.targets is None else batch.targets[part],
         )
         for part in parts

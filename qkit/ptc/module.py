@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkit.calibration import check_weights
+from qkit.calibration import Observations, check_weights, glimpse
 from qkit.epochs import Clock
 from qkit.errors import DataError, PlanError, QkitError
 from qkit.graph import Graph, build
@@ -24,11 +24,9 @@ from qkit.lanes import Lane, place_inputs, run_lanes
 from qkit.metrics import MetricFunction
 from qkit.plan import Plan
 from qkit.ptc.running import (
-    Observations,
     Pace,
     follow_biases,
     follow_norms,
-    glimpse,
     observations_from_state,
     observations_to_state,
 )

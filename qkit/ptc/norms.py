@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from qkit.graph import Graph
+from qkit.graph.step import Step
 from qkit.lanes import lane_bias, lane_weight
 from qkit.loading import Batch
 from qkit.numerics import QuantParams
 from qkit.plan import Codes, Grid, Plan
 from qkit.ptc.bias import correct_bias
 from qkit.ptc.walk import Moments, Walk, called_twice, layers, moments
-from qkit.steps import Step
 
 #: A channel is stretched or shrunk by at most this: beyond, its rounding error is most of what it holds.
 MOST = 2.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,12 @@ from torch import Tensor
 
 from qkit.calibration import observe
 from qkit.errors import DataError, GraphError, QkitError
+from qkit.graph.structures import float_tensors
 from qkit.lanes import Lane, run_lanes
 from qkit.loading import Batch, batches
 from qkit.metrics import Interval, Scores, mean_interval, paired_interval, score_batch
 from qkit.plan import FLOAT, Plan
+from qkit.progress import uninterrupted
 from qkit.ptc.absorption import absorb
 from qkit.ptc.bias import correct_biases
 from qkit.ptc.equalization import equalize
@@ -30,7 +32,6 @@ from qkit.ptc.heldout import split
 from qkit.ptc.norms import reestimate_norms
 from qkit.ptc.rounding import ITERATIONS, adapt_rounding
 from qkit.ptc.treatment import Effect, Treatment, decibels_of
-from qkit.steps import tensors_in
 
 if TYPE_CHECKING:
     from qkit.study import Study
@@ -56,29 +57,32 @@ def calibrate(
     steps: Sequence[str] = STEPS,
     *,
     methods: Mapping[str, str] | None = None,
-    estimators: Iterable[str] = ESTIMATORS,
+    estimators: Sequence[str] = ESTIMATORS,
     iterations: int = ITERATIONS,
     seed: int = 0,
     limit: int | None = None,
     evaluation_limit: int | None = None,
     progress: bool = True,
 ) -> Study:
-    """A new study after the steps, with what each did in ``study.treatment``; see `Study.ptc`."""
+    """A new study after the steps, with what each did in ``study.treatment``; see `Study.ptc`.
+
+    After an interrupt the same call goes on with the first step that was not finished.
+    """
     if isinstance(steps, str):
         raise QkitError(f"steps is a sequence of names: ({steps!r},).")
     if unknown := [step for step in steps if step not in STEPS]:
         raise QkitError(f"there is no step {', '.join(map(repr, unknown))}; give some of {', '.join(STEPS)}.")
-    run = _Run(study, methods, tuple(estimators), iterations, seed, limit, evaluation_limit, progress)
-    try:
-        for step in STEPS:
-            if step in steps:
-                run.take(step)
-    except KeyboardInterrupt:
-        if not run.effects:
-            raise
-        logger.warning("calibration was interrupted: the %d steps before that are kept.", len(run.effects))
-        run.remarks.append(f"It was interrupted after {len(run.effects)} steps.")
-    return run.result()
+    settings = tuple(sorted((methods or {}).items())), tuple(estimators), iterations, seed, limit, evaluation_limit
+    key = id(study), study.plan, tuple(steps), settings
+    run: _Run = study.evaluator.resumed(
+        "ptc", key, lambda: _Run(study, methods, tuple(estimators), iterations, seed, limit, evaluation_limit, progress)
+    )
+    for step in STEPS:
+        if step in steps and step not in run.done:
+            run.take(step)
+    found = run.result()
+    study.evaluator.finished("ptc")
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +104,7 @@ class _Run:
         self.methods, self.estimators = methods, estimators
         self.iterations, self.seed, self.evaluation_limit, self.progress = iterations, seed, evaluation_limit, progress
         self.effects: list[Effect] = []
+        self.done: set[str] = set()
         self.remarks: list[str] = []
         given = list(batches(study.calibration, limit))
         if not given:
@@ -129,7 +134,7 @@ class _Run:
         lane = Lane("lane", study.plan if plan is None else plan)
         for batch, reference in zip(self.check, self.references, strict=True):
             output = run_lanes(study.graph, [lane], batch.inputs)["lane"]
-            for a, b in zip(tensors_in(output), tensors_in(reference), strict=True):
+            for a, b in zip(float_tensors(output), float_tensors(reference), strict=True):
                 noise += float((a.double() - b.double()).square().sum())
                 signal += float(b.double().square().sum())
             rows.append(self._score(output, reference, batch))
@@ -161,17 +166,22 @@ class _Run:
             if trial.graph is self.study.graph and trial.plan == self.study.plan:
                 raise _NothingToDo(f"it changes nothing ({detail})." if detail else "it changes nothing.")
         except _NothingToDo as nothing:
-            self.remark(f"{name}: {nothing}")
+            with uninterrupted():
+                self.remark(f"{name}: {nothing}")
+                self.done.add(name)
             return
         checked = self.checked(trial)
         kept, why, change = decide(self.now, checked)
         score, gain = self._evaluated(trial)
         seconds = time.perf_counter() - start
         why = f"{why}; {detail}" if detail else why
-        self.effects.append(Effect(name, kept, why, self.now.error, checked.error, change, score, gain, seconds))
-        if kept:
-            self.study, self.now = trial, checked
-        else:
+        effect = Effect(name, kept, why, self.now.error, checked.error, change, score, gain, seconds)
+        with uninterrupted():
+            self.effects.append(effect)
+            self.done.add(name)
+            if kept:
+                self.study, self.now = trial, checked
+        if not kept:
             logger.warning("%s is undone: %s.", name, why)
 
     def _evaluated(self, trial: Study) -> tuple[Interval, Interval]:
@@ -245,9 +255,7 @@ class _Run:
         scores = Scores(before.metric, {**before.lanes, "after": self._scores(self.study)})
         fitted, held = (sum(batch.size for batch in part) for part in (self.fit, self.held))
         treatment = Treatment(tuple(self.effects), scores, fitted, held, tuple(self.remarks))
-        other = self.study.with_plan(self.study.plan)
-        other.treatment = treatment
-        return other
+        return self.study.with_treatment(treatment)
 
 
 class _NothingToDo(Exception):  # noqa: N818  # no error: the step has nothing to change

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from qkit.graph import Graph
+from qkit.graph.step import Step
 from qkit.lanes import lane_bias, lane_weight
 from qkit.loading import Batch
 from qkit.plan import Codes, Grid, Plan
 from qkit.ptc.norms import along
 from qkit.ptc.walk import Walk, called_twice, layers
-from qkit.steps import Step
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def adapt_rounding(
 ) -> tuple[Plan, list[Reconstruction]]:
     """The plan with codes chosen layer by layer, in execution order, and what that did to each layer.
 
-    Grids of more than 8 bits are left alone: their rounding is not what costs. An interrupt keeps the layers done so far.
+    Grids of more than 8 bits are left alone: their rounding is not what costs.
 
     Parameters
     ----------
@@ -84,19 +84,14 @@ def adapt_rounding(
     walk = Walk(graph, batches, plan)
     done: list[Reconstruction] = []
     generator = torch.Generator().manual_seed(seed)
-    try:
-        for step in layers(graph, plan, "adaptive rounding", progress=progress):
-            grid = plan[step.weight or ""]
-            if called_twice(graph, step) or step.kind == "batchnorm" or grid.params.bits > 8:
-                continue
-            walk.to(step, plan)
-            grid, result = _reconstruct(walk, step, plan, iterations, generator)
-            plan = plan.with_grid(step.weight or "", grid)
-            done.append(result)
-    except KeyboardInterrupt:
-        if not done:
-            raise
-        logger.warning("adaptive rounding was interrupted: %d layers are done, the rest rounds to nearest.", len(done))
+    for step in layers(graph, plan, "adaptive rounding", progress=progress):
+        grid = plan[step.weight or ""]
+        if called_twice(graph, step) or step.kind == "batchnorm" or grid.params.bits > 8:
+            continue
+        walk.to(step, plan)
+        grid, result = _reconstruct(walk, step, plan, iterations, generator)
+        plan = plan.with_grid(step.weight or "", grid)
+        done.append(result)
     return plan, done
 
 

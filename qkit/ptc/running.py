@@ -9,7 +9,7 @@ leaves the means as near to float's as :func:`qkit.ptc.bias.correct_biases`, whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,69 +21,12 @@ from qkit.errors import DataError
 from qkit.estimators import Observation
 from qkit.graph import Graph
 from qkit.histogram import Histogram
-from qkit.histogram import observe as observe_tensor
-from qkit.lanes import Lane, lane_bias, lane_weight, run_lanes
+from qkit.lanes import lane_bias, lane_weight
 from qkit.loading import Batch
 from qkit.plan import Plan
 from qkit.ptc.bias import ITERATIONS, correct_bias, correctable
 from qkit.ptc.norms import has_norm, stretched
 from qkit.ptc.walk import Moments, Walk, layers
-from qkit.steps import Step
-
-
-def glimpse(graph: Graph, inputs: tuple[Any, ...]) -> tuple[dict[str, Observation], Any]:
-    """What one batch shows of every tap in float, and the float output.
-
-    Raises
-    ------
-    DataError
-        If a tap holds NaN or infinity (named).
-    """
-    seen: dict[str, Observation] = {}
-
-    def look(step: Step, values: Mapping[str, Tensor]) -> None:
-        histogram, low, high = observe_tensor(values["float"], step.channel_axis, name=step.name)
-        seen[step.name] = Observation(histogram, (float(low.min()),), (float(high.max()),), low, high)
-
-    output = run_lanes(graph, [Lane("float")], inputs, observe=look)["float"]
-    return seen, output
-
-
-def joined(parts: Sequence[Observation]) -> Observation:
-    """One tap's observations on one batch after the other, as of all of them."""
-    return Observation(
-        Histogram.merge([part.histogram for part in parts]),
-        tuple(low for part in parts for low in part.batch_min),
-        tuple(high for part in parts for high in part.batch_max),
-        np.min([part.channel_min for part in parts], axis=0),
-        np.max([part.channel_max for part in parts], axis=0),
-    )
-
-
-class Observations:
-    """What every tap has shown so far. They are joined a few batches at a time, which saves most of the cost."""
-
-    _JOIN_AT = 8
-
-    def __init__(self, seen: Mapping[str, Observation] | None = None) -> None:
-        self._parts: dict[str, list[Observation]] = {name: [one] for name, one in (seen or {}).items()}
-
-    def __bool__(self) -> bool:
-        return bool(self._parts)
-
-    def add(self, batch: Mapping[str, Observation]) -> None:
-        """Count a batch's."""
-        for name, one in batch.items():
-            parts = self._parts.setdefault(name, [])
-            if len(parts) >= self._JOIN_AT:
-                parts[:] = [joined(parts)]
-            parts.append(one)
-
-    def all(self) -> dict[str, Observation]:
-        """By tap."""
-        for parts in self._parts.values():
-            parts[:] = [joined(parts)]
-        return {name: parts[0] for name, parts in self._parts.items()}
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from qkit.errors import DataError
 from qkit.graph import Graph
+from qkit.graph.step import Step
 from qkit.lanes import Frontier, Lane, execution, run_lanes, run_to
 from qkit.loading import Batch
 from qkit.plan import Plan
 from qkit.progress import track
-from qkit.steps import Step
 
 logger = logging.getLogger(__name__)
 

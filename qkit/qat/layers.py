@@ -19,14 +19,17 @@ grid then; with the batch's statistics there is no bias yet that could be rounde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from qkit import operations as ops
+from qkit.graph.norms import Norm, Recipe, together
+from qkit.graph.operations import module_operation
+from qkit.graph.weighted import grouped
 from qkit.numerics import quantize_bias, wrap_around
 from qkit.qat.quantizers import TapQuantizer, WeightQuantizer
 from qkit.qat.rounding import straight_through
@@ -39,20 +42,20 @@ _NOISY = 0.01
 
 @dataclass(frozen=True)
 class Layer:
-    """What a weighted step is made of, by name; modules are looked up as it runs, so that copies and replicas run their own.
+    """What a weighted step is made of but for its numbers, which other instructions give.
 
     Attributes
     ----------
     kind
-        "conv", "conv-transpose", "linear" or "batchnorm" (one that stands alone).
-    module
-        Path of the module, None for a functional call.
-    weight, bias
-        Paths of weight and bias of a functional call.
-    function, settings
-        The functional call, and its arguments but for input, weight and bias.
+        "conv", "conv-transpose", "linear" or "batchnorm" (a norm that stands alone).
+    function
+        ``function(x, weight, bias)``.
     norm
-        Path of the batch norm that is folded in, or stands alone.
+        Path of the batch norm that is folded in, or stands alone; None where there is none.
+    norms
+        How to make the norms of their numbers, in order.
+    axis, groups
+        Of the output channels in the weight, and of a grouped transposed convolution; see `qkit.graph.weighted.grouped`.
     rounds
         Name of the weight's grid, None where it stays float.
     source
@@ -64,17 +67,25 @@ class Layer:
     """
 
     kind: str
-    module: str | None
+    function: Callable[..., Any]
     norm: str | None = None
-    weight: str | None = None
-    bias: str | None = None
-    function: Callable[..., Any] | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    norms: tuple[Recipe, ...] = ()
+    axis: int = 0
+    groups: int = 1
     rounds: str | None = None
     source: str | None = None
     bias_bits: int | None = None
     accumulator_bits: int | None = None
     channel_axis: int = 1
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A layer's parameters as they are now: unfolded weight and bias, and for each norm its numbers (see `Recipe.sources`)."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    norms: Sequence[Sequence[Any]] = ()
 
 
 def fetch(model: nn.Module, path: str | None) -> Any:
@@ -87,84 +98,105 @@ def fetch(model: nn.Module, path: str | None) -> Any:
     return value
 
 
-def parts(layer: Layer, model: nn.Module) -> tuple[Callable[..., Any], Tensor, Tensor | None, Any]:
-    """``call(x, weight, bias)``, the unfolded weight and bias, and the batch norm, None if there is none."""
-    norm = fetch(model, layer.norm)
+def folded(layer: Layer, numbers: Numbers) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias with all norms folded in, their running statistics among them: the kit's own arithmetic."""
+    norms = [recipe.norm(values) for recipe, values in zip(layer.norms, numbers.norms, strict=True)]
     if layer.kind == "batchnorm":
-        return _scale_and_shift, norm.weight, norm.bias, norm
-    if layer.module is None:
-        assert layer.function is not None
-        function, settings = layer.function, layer.settings
-        return (lambda x, w, b: function(x, w, b, **settings)), fetch(model, layer.weight), fetch(model, layer.bias), None
-    module = model.get_submodule(layer.module)
-    return ops.weighted_call(module), module.weight, module.bias, norm  # type: ignore[return-value]
+        return together(norms)
+    return _with_norms(layer, _rows(layer, numbers.weight), numbers.bias, norms)
 
 
-def folded(layer: Layer, weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias with the running statistics folded in: torch's and the kit's arithmetic, in their order."""
-    if norm is None:
-        return weight, bias
-    gamma = torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight
-    beta = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
-    root = torch.rsqrt(norm.running_var + norm.eps)
-    if layer.kind == "batchnorm":
-        offset = -norm.running_mean * root
-        return (root, offset) if norm.weight is None else (root * gamma, offset * gamma + beta)
-    shift = torch.zeros_like(norm.running_mean) if bias is None else bias
-    if layer.kind == "linear":
-        scale = gamma * root
-        return weight * scale.unsqueeze(-1), (shift - norm.running_mean) * scale + beta
-    return weight * (gamma * root).reshape(_along(layer, weight)), (shift - norm.running_mean) * root * gamma + beta
+def _rows(layer: Layer, weight: Tensor | None) -> Tensor:
+    assert weight is not None
+    return weight if layer.groups == 1 else grouped(weight, layer.groups)
+
+
+def _with_norms(layer: Layer, weight: Tensor, bias: Tensor | None, norms: Sequence[Norm]) -> tuple[Tensor, Tensor | None]:
+    for norm in norms:
+        weight, bias = norm.fold(weight, bias, layer.axis, linear=layer.kind == "linear")
+    return weight, bias
 
 
 def run_layer(
-    layer: Layer, model: nn.Module, x: Tensor, quantizer: WeightQuantizer | None, source: TapQuantizer | None
+    layer: Layer, model: nn.Module, x: Tensor, numbers: Numbers, quantizer: WeightQuantizer | None, source: TapQuantizer | None
 ) -> Tensor:
-    """The layer's output before its activation: the float module's, with weight and bias on their grids."""
-    call, weight, bias, norm = parts(layer, model)
-    if norm is not None and norm.training:
-        if quantizer is None:
-            return norm(x if layer.kind == "batchnorm" else call(x, weight, bias))  # type: ignore[no-any-return]
+    """The layer's output before its activation: the float network's, with weight and bias on their grids."""
+    batch = next((i for i, recipe in enumerate(layer.norms) if recipe.how == "batch"), None)
+    if batch is not None and fetch(model, layer.norm).training:
         if layer.kind == "batchnorm":
-            return _norm_alone(x, norm, quantizer)
-        return _normalized(layer, call, x, weight, bias, norm, quantizer)
-    weight, bias = folded(layer, weight, bias, norm)
+            return _norm_alone(layer, model, x, numbers, quantizer)
+        return _normalized(layer, model, x, numbers, quantizer, batch)
+    weight, bias = folded(layer, numbers)
     if quantizer is None:
-        return call(x, weight, bias)  # type: ignore[no-any-return]
+        return layer.function(x, weight, bias)  # type: ignore[no-any-return]
     weight, scale = quantizer.rounded(weight)
     step = None if source is None else source.grid()[0].detach().double() * scale.detach().double()
     if bias is not None and step is not None and layer.bias_bits is not None:
         bias = straight_through(bias, quantize_bias(bias.detach(), step, layer.bias_bits))
-    y: Tensor = call(x, weight, bias)
+    y: Tensor = layer.function(x, weight, bias)
     if step is not None and layer.accumulator_bits is not None:
         axis = None if step.ndim == 0 else layer.channel_axis
         y = straight_through(y, wrap_around(y.detach(), step, layer.accumulator_bits, axis))
     return y
 
 
-def _along(layer: Layer, weight: Tensor) -> list[int]:
-    """The shape in which numbers per output channel broadcast to the weight."""
-    axis = 1 if layer.kind == "conv-transpose" else 0
-    return [-1 if dim == axis else 1 for dim in range(weight.ndim)]
+def _along(rank: int, axis: int) -> list[int]:
+    """The shape in which numbers per channel broadcast to a tensor of that rank."""
+    return [-1 if dim == axis % rank else 1 for dim in range(rank)]
+
+
+def _on_the_batch(layer: Layer, model: nn.Module, y: Tensor, recipe: Recipe, values: Sequence[Any], axis: int) -> Tensor:
+    """Batch norm with the batch's statistics along `axis`; the running ones follow it."""
+    norm = fetch(model, layer.norm)
+    if type(norm) is nn.SyncBatchNorm and axis == 1:
+        return norm(y)  # type: ignore[no-any-return]
+    mean, variance, gamma, beta = values
+    momentum = recipe.momentum
+    if module_operation(type(norm)) == "batch_norm" and isinstance(norm.num_batches_tracked, Tensor):
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    moved = y if axis == 1 else y.movedim(axis, 1)
+    result = F.batch_norm(moved, mean, variance, gamma, beta, True, 0.1 if momentum is None else momentum, recipe.eps)
+    return result if axis == 1 else result.movedim(1, axis)
 
 
 def _normalized(
-    layer: Layer, call: Callable[..., Any], x: Tensor, weight: Tensor, bias: Tensor | None, norm: Any, quantizer: WeightQuantizer
+    layer: Layer, model: nn.Module, x: Tensor, numbers: Numbers, quantizer: WeightQuantizer | None, batch: int
 ) -> Tensor:
     """Batch norm on the batch's statistics behind a weight that is rounded as the running ones scale it."""
+    norms = [recipe.norm(values) for recipe, values in zip(layer.norms, numbers.norms, strict=True)]
+    weight, bias = _with_norms(layer, _rows(layer, numbers.weight), numbers.bias, norms[:batch])
+    behind = norms[batch + 1 :]
+
+    def finish(y: Tensor) -> Tensor:
+        y = _on_the_batch(layer, model, y, layer.norms[batch], numbers.norms[batch], layer.channel_axis)
+        for norm in behind:
+            scale, shift = norm.scale, norm.shift
+            if norm.mean is not None:
+                scale, shift = norm.alone()
+            shape = _along(y.ndim, layer.channel_axis)
+            y = y if scale is None else y * scale.view(shape)
+            y = y if shift is None else y + shift.view(shape)
+        return y
+
+    if quantizer is None:
+        return finish(layer.function(x, weight, bias))
     with torch.no_grad():
-        root = torch.rsqrt(norm.running_var + norm.eps)
-        scale = (root if norm.weight is None else norm.weight * root).reshape(_along(layer, weight))
+        scale = torch.ones(weight.shape[layer.axis], device=weight.device)
+        for norm in norms[batch:]:
+            scale = scale * (norm.alone()[0] if norm.mean is not None else 1.0 if norm.scale is None else norm.scale)
+        scale = scale.reshape(_along(weight.ndim, layer.axis))
         lost = scale.abs() < _TINY
         divisor = torch.where(lost, 1.0, scale)
     scaled = weight * scale
     rounded = quantizer(scaled)
-    if _little_is_left(rounded.detach(), scaled.detach(), 1 if layer.kind == "conv-transpose" else 0):
+    if _little_is_left(rounded.detach(), scaled.detach(), layer.axis):
         error = rounded - scaled
         if quantizer.covers_all:
             error = error.detach()  # every weight is on the grid, and the gradient of round(w) - w is zero
-        return norm(call(x, weight, bias)) + call(x, error, None)  # type: ignore[no-any-return]
-    return norm(call(x, torch.where(lost, weight, rounded / divisor), bias))  # type: ignore[no-any-return]
+        return finish(layer.function(x, weight, bias)) + layer.function(x, error, None)  # type: ignore[no-any-return]
+    return finish(layer.function(x, torch.where(lost, weight, rounded / divisor), bias))
 
 
 def _little_is_left(rounded: Tensor, weight: Tensor, axis: int) -> bool:
@@ -174,22 +206,17 @@ def _little_is_left(rounded: Tensor, weight: Tensor, axis: int) -> bool:
     return bool((error > _NOISY * weight.square().sum(others)).any())
 
 
-def _norm_alone(x: Tensor, norm: Any, quantizer: WeightQuantizer) -> Tensor:
+def _norm_alone(layer: Layer, model: nn.Module, x: Tensor, numbers: Numbers, quantizer: WeightQuantizer | None) -> Tensor:
     """A batch norm without a convolution: its scale is rounded as a weight, its output goes by the batch's statistics."""
+    y = _on_the_batch(layer, model, x, layer.norms[0], numbers.norms[0], 1)
+    if quantizer is None:
+        return y
     with torch.no_grad():
-        root = torch.rsqrt(norm.running_var + norm.eps)
-        scale = root if norm.weight is None else norm.weight * root
+        scale, _ = layer.norms[0].norm(numbers.norms[0]).alone()
         lost = scale.abs() < _TINY
         divisor = torch.where(lost, 1.0, scale)
-    share = torch.where(lost, 1.0, quantizer(scale) / divisor).view(1, -1, *([1] * (x.ndim - 2)))
-    y: Tensor = norm(x)
-    if norm.bias is None:
+    share = torch.where(lost, 1.0, quantizer(scale) / divisor).view(_along(x.ndim, 1))
+    beta: Tensor | None = numbers.norms[0][3]
+    if beta is None:
         return y * share
-    beta: Tensor = norm.bias.view(share.shape)
-    return (y - beta) * share + beta
-
-
-def _scale_and_shift(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    shape = (1, -1, *([1] * (x.ndim - 2)))
-    scaled: Tensor = x * weight.view(shape)
-    return scaled if bias is None else scaled + bias.view(shape)
+    return (y - beta.view(share.shape)) * share + beta.view(share.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from qkit.epochs import Clock
 from qkit.errors import DataError
+from qkit.graph.entry import Entry
 from qkit.metrics import MetricFunction
 from qkit.plan import Grid, Plan
-from qkit.qat.layers import fetch, folded, parts, run_layer
+from qkit.qat.layers import Numbers, fetch, folded, run_layer
 from qkit.qat.program import Instruction, Slot, mapped
 from qkit.qat.quantizers import Quantizer, TapQuantizer, WeightQuantizer
 from qkit.schemes import Scheme
@@ -62,6 +64,7 @@ class Build:
     schedule: Schedule
     origin: Origin
     need: str
+    entry: Entry
 
 
 class QatModule(nn.Module):
@@ -100,6 +103,7 @@ class QatModule(nn.Module):
         self._program = build.program
         self._template = build.template
         self._origin = build.origin
+        self._entry = build.entry
         self.clock = Clock()
         self._autocast_told = False
         self._norms = tuple({i.layer.norm: None for i in build.program if i.layer is not None and i.layer.norm is not None})
@@ -171,13 +175,14 @@ class QatModule(nn.Module):
     def _run(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
         if self.training:
             self.clock.batch()
+        tensors = self._tensors(inputs, named)
         values: dict[int, Any] = {}
 
         def fill(item: Any) -> Any:
             return values[item.index] if isinstance(item, Slot) else item
 
         for index, instruction in enumerate(self._program):
-            value = self._evaluate(instruction, fill, inputs, named)
+            value = self._evaluate(instruction, fill, tensors)
             if instruction.tap is not None:
                 value = self._quantizer(instruction.tap)(value, instruction.act)
             values[index] = value
@@ -185,49 +190,53 @@ class QatModule(nn.Module):
                 del values[slot]
         return value
 
-    def _evaluate(
-        self, instruction: Instruction, fill: Callable[[Any], Any], inputs: tuple[Any, ...], named: Mapping[str, Any]
-    ) -> Any:
+    def _evaluate(self, instruction: Instruction, fill: Callable[[Any], Any], inputs: tuple[Any, ...]) -> Any:
         what, target = instruction.what, instruction.target
         if what == "input":
-            return self._input(instruction, inputs, named)
+            return self._input(instruction, inputs)
         if what == "attribute":
             return fetch(self.model, target)
+        if what == "constant":
+            return target.to(next((x.device for x in inputs if isinstance(x, Tensor)), target.device))
         args = mapped(instruction.args, fill)
-        if what in {"same", "output"}:
+        if what == "same":
             return args[0]
+        if what == "output":
+            return args[0] if target is None else target(args[0])
         if what == "layer":
             layer = instruction.layer
             assert layer is not None
             source = None if layer.source is None else self._quantizer(layer.source)
             rounds = None if layer.rounds is None else self._quantizer(layer.rounds)
-            return run_layer(layer, self.model, args[0], rounds, source)
-        kwargs = mapped(dict(instruction.kwargs or {}), fill)
+            return run_layer(layer, self.model, args[0], Numbers(*args[1:]), rounds, source)
         if what == "module":
-            return self.model.get_submodule(target)(*args, **kwargs)
-        if what == "function":
-            return target(*args, **kwargs)
+            path, call = target
+            module = self.model.get_submodule(path)
+            return module(*args) if call is None else call(*args, function=module)
         if what == "dropout":
-            return target(**kwargs, training=self.training)
-        return getattr(args[0], target)(*args[1:], **kwargs)
+            return target(*args, training=self.training)
+        return target(*args, **mapped(dict(instruction.kwargs or {}), fill))
 
-    def _input(self, instruction: Instruction, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
-        position, name = instruction.target
-        if position < len(inputs):
-            value = inputs[position]
-        elif name in named:
-            value = named[name]
-        elif instruction.args:
-            return instruction.args[0]
-        else:
-            raise DataError(f"{type(self.model).__name__} takes an input {name!r} that it was not given.")
-        if instruction.tap is not None and not (isinstance(value, Tensor) and value.dtype == torch.float32):
-            found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+    def _input(self, instruction: Instruction, tensors: tuple[Any, ...]) -> Any:
+        value = tensors[instruction.target]
+        if instruction.tap is not None and value.dtype != torch.float32:
             raise DataError(
-                f"{instruction.tap} is {found}; quantization-aware training takes torch.float32. Convert it where it is loaded "
-                "(x.float(), and the normalization that the model was trained with)."
+                f"{instruction.tap} is {value.dtype}; quantization-aware training takes torch.float32. Convert it where it is "
+                "loaded (x.float(), and the normalization that the model was trained with)."
             )
         return value
+
+    def _tensors(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The tensors of a call, in the order of the graph's inputs."""
+        if self._entry.keywords:
+            return tuple(self._entry.values((dict(named),) if named else inputs))
+        try:
+            bound = inspect.signature(self.model.forward).bind(*inputs, **named)
+        except TypeError as error:
+            raise DataError(
+                f"{type(self.model).__name__} takes an input that it was not given, or one too many: {error}."
+            ) from error
+        return tuple(self._entry.values(bound.args))
 
     def _quantizer(self, name: str) -> Any:
         return self.quantizers[_key(name)]
@@ -255,12 +264,18 @@ class QatModule(nn.Module):
         return Plan(grids, template.bias_bits, f"{template.name} qat", accumulator_bits=template.accumulator_bits)
 
     def _folded_weights(self) -> dict[str, Tensor]:
-        found = {}
-        for instruction in self._program:
+        found: dict[str, Tensor] = {}
+        values: dict[int, Any] = {}
+
+        def fill(item: Any) -> Any:
+            return values.get(item.index) if isinstance(item, Slot) else item
+
+        for index, instruction in enumerate(self._program):
+            if instruction.fixed:
+                values[index] = self._evaluate(instruction, fill, ())
             layer = instruction.layer
             if layer is not None and layer.rounds is not None:
-                _, weight, bias, norm = parts(layer, self.model)
-                found[layer.rounds] = folded(layer, weight, bias, norm)[0]
+                found[layer.rounds] = folded(layer, Numbers(*mapped(instruction.args[1:], fill)))[0]
         return found
 
     def float_model(self) -> nn.Module:

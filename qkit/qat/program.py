@@ -12,14 +12,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
+from torch.nn import functional as F
 
-from qkit import operations as ops
 from qkit.graph import Assembly
+from qkit.graph import operations as ops
+from qkit.graph.fronts.opaque import OpaqueCall
+from qkit.graph.norms import Recipe, folds_of, recipe_of
+from qkit.graph.operations import UNBOUNDED, Bounds
+from qkit.graph.step import Step
+from qkit.graph.weighted import weighted
 from qkit.lanes import ACCUMULATING
-from qkit.operations import UNBOUNDED, Bounds
 from qkit.plan import Plan
 from qkit.qat.layers import Layer
-from qkit.steps import Step
+
+_DROPOUTS: Mapping[str, Callable[..., Any]] = {
+    "dropout": F.dropout,
+    "feature_dropout": F.dropout2d,
+    "alpha_dropout": F.alpha_dropout,
+    "feature_alpha_dropout": F.feature_alpha_dropout,
+}
 
 
 @dataclass(frozen=True)
@@ -36,16 +47,18 @@ class Instruction:
     Attributes
     ----------
     what
-        "input", "attribute", "module", "function", "method", "layer", "dropout" (a functional one, active in training mode),
-        "same" (hands its argument on) or "output".
+        "input", "attribute", "constant", "function", "module" (dropout, or one kept out of the trace), "layer", "dropout"
+        (a functional one, active in training mode), "same" (hands its argument on) or "output".
     target
-        Position of an input, path of an attribute or module, function, or method's name.
+        Position of an input, path of an attribute, a constant's tensor, function, or path and call of a module.
     args, kwargs
         With `Slot` where other instructions' values go.
     layer
         Of a "layer".
     tap
         Name of the grid that the value is put on, None for none, and `act` the bounds of the activation fused into that.
+    fixed
+        Whether it hangs on parameters and constants alone.
     frees
         Instructions whose values nobody reads after this one.
     """
@@ -57,6 +70,7 @@ class Instruction:
     layer: Layer | None = None
     tap: str | None = None
     act: Bounds = UNBOUNDED
+    fixed: bool = False
     frees: tuple[int, ...] = ()
 
 
@@ -95,29 +109,55 @@ class _Compiler:
         self.program: list[Instruction] = []
         self.slots: dict[fx.Node, Slot] = {}
         self.inputs = 0
+        self.folds = folds_of(assembly.form, assembly.constants)
         self.members: dict[int, list[fx.Node]] = {}
-        for node in assembly.nodes.nodes:
-            if node in assembly.steps:
+        for node in assembly.form.graph.nodes:
+            if node in assembly.steps and ops.function_kind(node) != "drop":
                 self.members.setdefault(assembly.steps[node], []).append(node)
 
     def run(self) -> tuple[Instruction, ...]:
-        for node in self.assembly.nodes.nodes:
+        nodes = list(self.assembly.form.graph.nodes)
+        # what only parameters reach comes first: a layer's own numbers may stand behind it in the trace
+        for node in sorted(nodes, key=lambda n: n not in self.assembly.constants):
+            instruction = self._instruction(node)
             step = self.assembly.graph.steps[self.assembly.steps[node]] if node in self.assembly.steps else None
-            instruction: Instruction | None
-            if node.op == "placeholder":
-                instruction = Instruction("input", (self.inputs, str(node.target)), tuple(node.args))
-                self.inputs += 1
-            elif node.op == "output":
-                instruction = Instruction("output", args=(self._filled(node.args[0]),))
-            else:
-                instruction = self._dropout(node) if step is None else self._operation(node, step)
-            if instruction is None:
-                continue
             if step is not None and self._has_grid(step) and node is self.members[step.index][-1]:
                 instruction = replace(instruction, tap=step.name, act=step.act if self._clamps(node, step) else UNBOUNDED)
             self.slots[node] = Slot(len(self.program))
             self.program.append(instruction)
         return _with_frees(self.program)
+
+    def _instruction(self, node: fx.Node) -> Instruction:
+        step = self.assembly.graph.steps[self.assembly.steps[node]] if node in self.assembly.steps else None
+        if node.op == "placeholder":
+            self.inputs += 1
+            return Instruction("input", self.inputs - 1)
+        if node.op == "output":
+            return Instruction("output", self.assembly.form.rebuild, args=(self._filled(node.args[0]),))
+        if node.op == "get_attr":
+            known = dict(self.assembly.model.named_parameters()) | dict(self.assembly.model.named_buffers())
+            if str(node.target) in known:
+                return Instruction("attribute", str(node.target), fixed=True)
+            return Instruction("constant", self.assembly.constants[node], fixed=True)
+        if node in self.assembly.constants:
+            return Instruction(
+                "function", ops.portable(node.target), self._filled(node.args), self._filled(dict(node.kwargs)), fixed=True
+            )
+        if ops.function_kind(node) == "drop":
+            return self._dropout(node)
+        if step is not None and step.weight is not None and node is self.members[step.index][0]:
+            return self._layer(node, step)
+        clamps = step is not None and self._has_grid(step) and self._clamps(node, step)
+        inside = step is not None and step.weight is not None and node is not self.members[step.index][0]
+        if node in self.assembly.absorbed or clamps or (inside and not (step is not None and self._clamps(node, step))):
+            source = next(a for a in node.all_input_nodes if a not in self.assembly.constants)
+            return Instruction("same", args=(self.slots[source],))
+        if isinstance(node.target, OpaqueCall) and node.target.is_module:
+            return Instruction("module", (str(node.meta["path"]), node.target), self._filled(node.args))
+        return self._function(node)
+
+    def _function(self, node: fx.Node) -> Instruction:
+        return Instruction("function", ops.portable(node.target), self._filled(node.args), self._filled(dict(node.kwargs)))
 
     def _filled(self, value: Any) -> Any:
         return mapped(value, lambda item: self.slots[item] if isinstance(item, fx.Node) else item)
@@ -127,56 +167,61 @@ class _Compiler:
 
     def _clamps(self, node: fx.Node, step: Step) -> bool:
         """Whether the node is the step's activation that clamps: evaluated together with the grid behind it."""
-        if step.act == UNBOUNDED or not node.op.startswith("call_"):
-            return False
-        module = self.assembly.model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        return ops.clamp_bounds(node, module) is not None
+        return step.act != UNBOUNDED and node.op == "call_function" and ops.clamp_bounds(node) is not None
 
-    def _dropout(self, node: fx.Node) -> Instruction | None:
-        if not node.op.startswith("call_"):
-            return None  # a weight, which its layer finds itself
-        if node.op == "call_module":
-            return Instruction("module", str(node.target), self._filled(node.args), self._filled(dict(node.kwargs)))
-        arguments = {k: v for k, v in ops.bound_arguments(node).items() if k not in {"training", "inplace"}}
-        return Instruction("dropout", node.target, (), self._filled(arguments))
+    def _dropout(self, node: fx.Node) -> Instruction:
+        function = _DROPOUTS.get(ops.short_name(node.target))
+        if function is None:
+            return Instruction("same", args=(self.slots[node.args[0]],))  # type: ignore[index]
+        path = str(node.meta.get("path", ""))
+        if ops.module_kind(self.assembly.model.get_submodule(path)) == "drop":
+            return Instruction("module", (path, None), args=(self.slots[node.args[0]],))  # type: ignore[index]
+        return Instruction("dropout", function, self._filled(tuple(node.args[:2])))
 
-    def _operation(self, node: fx.Node, step: Step) -> Instruction:
-        if step.weight is not None and node is self.members[step.index][0]:
-            layer, source = self._layer(node, step)
-            return Instruction("layer", args=(self.slots[source],), layer=layer)
-        folded = step.norm is not None and node.op == "call_module" and node.target == step.norm
-        if folded or (self._has_grid(step) and self._clamps(node, step)):
-            return Instruction("same", args=(self.slots[node.all_input_nodes[0]],))
-        if node.op == "get_attr":
-            return Instruction("attribute", str(node.target))
-        target, args, kwargs = (node.target, node.args, node.kwargs) if node.op == "call_module" else ops.out_of_place(node)
-        what = "module" if node.op == "call_module" else "function" if callable(target) else "method"
-        return Instruction(what, target, self._filled(tuple(args)), self._filled(dict(kwargs)))
-
-    def _layer(self, node: fx.Node, step: Step) -> tuple[Layer, fx.Node]:
+    def _layer(self, node: fx.Node, step: Step) -> Instruction:
         rounds = step.weight if step.weight in self.axes else None
         source = self.assembly.graph.steps[step.inputs[0]].tap
         # a bias has a grid where its layer's input and weight both have one that is the accumulator's, as in qkit.lanes
         summed = rounds is not None and self.axes[rounds] in (None, step.weight_axis)
         known = summed and source is not None and self.axes.get(source, 0) is None
         common: dict[str, Any] = {
-            "norm": step.norm,
             "rounds": rounds,
             "source": source if known else None,
             "bias_bits": self.widths.bias_bits,
             "accumulator_bits": self.widths.accumulator_bits if step.kind in ACCUMULATING else None,
             "channel_axis": step.channel_axis,
         }
-        if node.op == "call_module":
-            module = None if step.kind == "batchnorm" else str(node.target)
-            return Layer(step.kind, module, **common), node.all_input_nodes[0]
-        arguments = ops.weighted_arguments(node)
-        weight, bias = (str(v.target) if isinstance(v, fx.Node) else None for v in (arguments["weight"], arguments.get("bias")))
-        settings = {k: v for k, v in arguments.items() if k not in {"input", "weight", "bias"}}
-        function: Any = node.target
-        return Layer(step.kind, None, weight=weight, bias=bias, function=function, settings=settings, **common), arguments[
-            "input"
-        ]
+        if step.kind == "batchnorm":
+            return self._standing(node, step, common)
+        parts = weighted(node, self.assembly.constants)
+        assert parts is not None
+        fold = self.folds.get(node)
+        recipes = () if fold is None else fold.recipes
+        layer = Layer(step.kind, parts.function, step.norm, recipes, parts.axis, parts.groups, **common)
+        bias = None if parts.bias is None else self.slots[parts.bias]
+        x = ops.weighted_arguments(node)["input"]
+        numbers = [self._filled(recipe.sources) for recipe in recipes]
+        return Instruction("layer", args=(self.slots[x], self.slots[parts.weight], bias, numbers), layer=_plain(layer))
+
+    def _standing(self, node: fx.Node, step: Step, common: Mapping[str, Any]) -> Instruction:
+        members = [n for n in self.members[step.index] if not self._clamps(n, step)]
+        recipes = tuple(self._recipe(n, step.channel_axis) for n in members)
+        layer = Layer("batchnorm", step.call, step.norm, recipes, 0, 1, **common)
+        x = next(a for a in node.all_input_nodes if a not in self.assembly.constants)
+        numbers = [self._filled(recipe.sources) for recipe in recipes]
+        return Instruction("layer", args=(self.slots[x], None, None, numbers), layer=_plain(layer))
+
+    def _recipe(self, node: fx.Node, axis: int | None = None) -> Recipe:
+        rank = len(node.meta["value"].shape)
+        axes = [axis] if axis is not None else [1, rank - 1, *range(rank)]
+        found = next((r for a in axes if (r := recipe_of(node, self.assembly.constants, a)) is not None), None)
+        assert found is not None
+        return found
+
+
+def _plain(layer: Layer) -> Layer:
+    """The layer without nodes of the trace: where its norms' numbers come from is in the instruction."""
+    return replace(layer, norms=tuple(replace(recipe, sources=()) for recipe in layer.norms))
 
 
 def _with_frees(program: Sequence[Instruction]) -> tuple[Instruction, ...]:

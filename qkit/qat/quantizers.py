@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from qkit.errors import DataError
 from qkit.estimators import MOMENTUM
+from qkit.graph.operations import UNBOUNDED, Bounds
 from qkit.numerics import MIN_SCALE, QuantParams, QuantSpec
-from qkit.operations import UNBOUNDED, Bounds
 from qkit.qat.rounding import grid_of, power_of_two, round_learned, round_to_grid
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qkit.graph.operations import UNBOUNDED, Bounds
 from qkit.numerics import MAX_BOUND, MIN_SCALE, QuantSpec
-from qkit.operations import UNBOUNDED, Bounds
 
 #: A number, or a tensor that broadcasts to the rounded one.
 Number = Tensor | float

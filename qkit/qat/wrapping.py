@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from qkit.diagnosis.result import Diagnosis
 from qkit.errors import DataError, PlanError, QkitError
 from qkit.graph import Graph, assemble
+from qkit.graph.arrival import arrive
+from qkit.graph.step import Step
 from qkit.loading import batches
 from qkit.numerics import QuantParams, QuantSpec
 from qkit.plan import Grid, Plan
@@ -20,7 +22,6 @@ from qkit.qat.module import Build, Origin, QatModule, Schedule
 from qkit.qat.program import compile_program
 from qkit.qat.quantizers import Quantizer, TapQuantizer, WeightQuantizer
 from qkit.schemes import Scheme, scheme_of
-from qkit.steps import Step
 from qkit.study import Study
 
 logger = logging.getLogger(__name__)
@@ -104,11 +105,11 @@ def wrap(
     logger.warning("%s", need)
     assembly = assemble(model, example_inputs, leaf_modules=leaves)
     template = _template(assembly.graph, scheme_of(origin.scheme)) if plan is None else _checked(plan, assembly.graph)
-    trained = copy.deepcopy(model)
+    trained = copy.deepcopy(arrive(model).model)
     quantizers = _quantizers(assembly.graph, template, known=plan is not None, learned=learn_steps)
     axes = {name: quantizer.axis for name, quantizer in quantizers.items()}
     program = compile_program(assembly, axes, template)
-    module = QatModule(Build(trained, program, quantizers, template, schedule, origin, need))
+    module = QatModule(Build(trained, program, quantizers, template, schedule, origin, need, assembly.graph.entry))
     module.quantizers.to(assembly.graph.device)
     return module
 

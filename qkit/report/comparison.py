@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from qkit.errors import QkitError
+from qkit.listing import few
 from qkit.metrics import Interval
 from qkit.report.changes import (
     Difference,
@@ -203,9 +204,9 @@ class Comparison:
             found.append(f"No layer's error changed in {lane}.")
         for what, taps in (("Only in the new network", self.appeared), ("Only in the old network", self.gone)):
             if taps:
-                found.append(f"{what}: {_few(taps)}.")
+                found.append(f"{what}: {few(taps, _MOST_NAMED)}.")
         if self.grids:
-            shown = _few(tuple(grid.tensor for grid in self.grids))
+            shown = few((grid.tensor for grid in self.grids), _MOST_NAMED)
             found.append(f"{len(self.grids)} grid{'' if len(self.grids) == 1 else 's'} changed: {shown}.")
         else:
             found.append("No grid changed.")
@@ -412,11 +413,6 @@ def _signed(units: Units, change: Interval) -> str:
 
 def _loss(units: Units, loss: Interval | None) -> str:
     return "–" if loss is None else units.amount(loss.value, loss.low, loss.high)
-
-
-def _few(names: tuple[str, ...]) -> str:
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _of(count: int) -> str:

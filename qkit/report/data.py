@@ -47,7 +47,8 @@ class Report:
     title
         Shown on top.
     model
-        ``name``, ``taps``, ``weights``, ``macs`` of one sample, ``deviation`` of the folded graph.
+        ``name``, ``taps``, ``weights``, ``macs`` of one sample, ``deviation`` of the folded graph, ``front`` (the way in), and
+        ``integer_macs`` and ``integer_elements``, shares from 0 to 1.
     metric
         ``name``, ``percent`` (whether scores are shares), ``samples``, ``tolerance``, ``expected``.
     verdict
@@ -275,6 +276,9 @@ def make(
             "weights": len(graph.weights),
             "macs": sum(step.macs for step in graph.steps),
             "deviation": graph.deviation,
+            "front": graph.front,
+            "integer_macs": study.share.macs,
+            "integer_elements": study.share.elements,
         },
         metric=metric,
         verdict=judged,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from qkit.errors import QkitError
+from qkit.files import prepare, write_text
 from qkit.report.data import Report
 
 
@@ -22,21 +20,13 @@ def check_path(path: str | Path) -> Path:
     Raises
     ------
     QkitError
-        If the suffix is unknown, or the folder cannot be made or written to.
+        If the suffix is unknown, or no file can be written there.
     """
     path = Path(path)
     if path.suffix.lower() not in _WRITERS:
         found = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
         raise QkitError(f"{path.name!r} has {found}: a report is written as {', '.join(_WRITERS)}.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise QkitError(f"the folder {path.parent} for the report cannot be made: {error.strerror or error}.") from error
-    if path.is_dir():
-        raise QkitError(f"{path} is a folder: name a file for the report.")
-    if not os.access(path.parent, os.W_OK):
-        raise QkitError(f"the folder {path.parent} for the report is not writable: name another.")
-    return path
+    return prepare(path)
 
 
 def write(report: Report, path: str | Path) -> Path:
@@ -57,24 +47,7 @@ def write(report: Report, path: str | Path) -> Path:
         As `check_path`, or if the file cannot be written.
     """
     path = check_path(path)
-    text = _WRITERS[path.suffix.lower()](report)
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        # a temporary file is private to its maker; a report is to be handed on
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(path)
-        temporary = None
-    except OSError as error:
-        raise QkitError(f"the report cannot be written to {path}: {error.strerror or error}.") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
+    write_text(path, _WRITERS[path.suffix.lower()](report))
     return path
 
 

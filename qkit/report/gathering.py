@@ -23,6 +23,7 @@ from qkit.diagnosis.verdict import Verdict
 from qkit.errors import QkitError
 from qkit.linting import lint
 from qkit.linting.finding import where
+from qkit.listing import few
 from qkit.loading import batches as batches_of
 from qkit.metrics import Scores, paired_interval
 from qkit.plan import FLOAT, Plan
@@ -82,8 +83,7 @@ def remarks_of(study: Study, lanes: dict[str, Plan], scores: Scores, captured: C
 
 
 def _named(names: list[str]) -> str:
-    few = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    return f"{few} {'is' if len(names) == 1 else 'are'}"
+    return f"{few(names)} {'is' if len(names) == 1 else 'are'}"
 
 
 def environment_of(study: Study) -> dict[str, Any]:
@@ -123,11 +123,15 @@ def settings_of(study: Study, batches: int | None, layer_samples: int, samples: 
     """Scheme, calibration and amounts of data."""
     method = study.methods
     plan = json.dumps(study.plan.to_dict(), sort_keys=True)
-    own = bool(study.plan.grids)
+    own, of_file = bool(study.plan.grids), study.has_file_grids
     return {
-        "scheme": study.scheme.name,
-        "activations": _rule(study.scheme.activation) + (f", range by {method.get('method')}" if own else ""),
-        "weights": _rule(study.scheme.weight) + (f", range by {method.get('weight_method')}" if own else ""),
+        "scheme": "the file's grids" if of_file else study.scheme.name,
+        "activations": "the file's"
+        if of_file
+        else _rule(study.scheme.activation) + (f", range by {method.get('method')}" if own else ""),
+        "weights": "the file's"
+        if of_file
+        else _rule(study.scheme.weight) + (f", range by {method.get('weight_method')}" if own else ""),
         "bias": "float" if study.plan.bias_bits is None else f"{study.plan.bias_bits} bits",
         "overrides": len(study.scheme.overrides),
         "metric": study.metric_name,
@@ -181,7 +185,7 @@ def lint_of(study: Study) -> dict[str, Any] | str:
     batch = next(iter(batches_of(study.evaluation)))
     inputs = tuple(x[:1] if isinstance(x, torch.Tensor) and x.ndim else x for x in batch.inputs)
     try:
-        found = lint(study.model, inputs)
+        found = lint(study.model, inputs, leaf_modules=study.graph.leaf_modules)
     except QkitError as error:
         return without_folders(str(error))
     data = found.to_dict()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from qkit.report import sections, tables
 from qkit.report.data import Report
@@ -50,13 +52,18 @@ def rows(heads: list[str], cells: list[list[str]], right: list[bool] | None = No
     return "\n".join([row(heads), row(rule), *map(row, cells)])
 
 
+def _on_integers(model: Mapping[str, Any]) -> str:
+    """How much of the arithmetic is on integers; nothing where a report from before does not say it."""
+    return f", {100 * model['integer_macs']:.1f} % of them on integers" if "integer_macs" in model else ""
+
+
 def render(report: Report) -> str:
     """The report's text."""
     model, verdict = report.model, report.verdict
     parts = [
         f"# {text(report.title)}",
         f"{text(model['name'])}, scheme {text(report.settings['scheme'])}, {model['taps']} layers, {model['weights']} weights, "
-        f"{number(model['macs'])} MACs per sample. {text(report.environment['date'])}.",
+        f"{number(model['macs'])} MACs per sample{_on_integers(model)}. {text(report.environment['date'])}.",
         f"## Verdict: {verdict['verdict']}",
         "\n".join(f"- **{text(question)}** {text(report.summary[key])}" for key, question in QUESTIONS.items()),
         f"Why: {text(verdict['reason'])}",

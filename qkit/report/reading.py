@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pandas as pd
 
 from qkit.errors import QkitError
+from qkit.files import read_json
 from qkit.plan import Plan
 from qkit.report import maps, samples, schema
 from qkit.report.data import FORMAT, Report
@@ -27,16 +27,7 @@ def read(path: str | Path) -> Report:
         ``schema.json`` says; the message names the part.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise QkitError(f"{path.name} is not text in UTF-8: name the .json file of a report.") from error
-    except OSError as error:
-        raise QkitError(f"the report {path} cannot be read: {error.strerror or error}.") from error
-    try:
-        data = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise QkitError(f"{path.name} is not JSON ({error}): it is cut short or no report; {_AGAIN}.") from error
+    data = read_json(path, "a report", cure=f"Name the .json file of a report, or {_AGAIN}.", parse_constant=_refuse)
     try:
         return from_dict(data)
     except QkitError as error:

@@ -27,8 +27,11 @@ def python(
     own = study.scheme.name not in qkit.PRESETS or study.scheme != qkit.PRESETS[study.scheme.name]
     lines = [f"# qkit {qkit.__version__}; model, calibration{evaluation} as they were" + (", and your own scheme" if own else "")]
     scheme = "scheme" if own else repr(study.scheme.name)
-    lines.append(f"study = qkit.Study(model, calibration{evaluation}, metric={metric}, scheme={scheme}{expected})")
-    if study.treatment is None:
+    scheme = "" if study.has_file_grids else f", scheme={scheme}"
+    lines.append(f"study = qkit.Study(model, calibration{evaluation}, metric={metric}{scheme}{expected})")
+    if study.has_file_grids:
+        lines.append("# the plan is the grids of the quantized file")
+    elif study.treatment is None:
         lines.append(f"study.calibrate({settings})")
     else:
         steps = [effect.step for effect in study.treatment.effects]
@@ -62,8 +65,9 @@ def command(study: Study, options: dict[str, Any], diagnosis: Diagnosis | None) 
     edited = any(grid.method == "manual" for grid in study.plan.grids.values())
     if own or chosen or edited or study.treatment is not None or study.metric != "top1":
         return ""
-    words = ["qkit", "report", "--model", "MODEL", "--data", "FOLDER", "--scheme", study.scheme.name]
-    words += ["--method", str(study.methods.get("method", "mse"))]
+    words = ["qkit", "report", "--model", "MODEL", "--data", "FOLDER"]
+    if not study.has_file_grids:
+        words += ["--scheme", study.scheme.name, "--method", str(study.methods.get("method", "mse"))]
     words += [] if study.expected is None else ["--expected", repr(study.expected)]
     words += [] if options["batches"] is None else ["--batches", str(options["batches"])]
     words += [] if options["sensitivity"] else ["--no-sensitivity"]

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from qkit.linting.finding import taken
+from qkit.listing import few
 from qkit.report.changes import grid_range
 from qkit.report.data import Report
 from qkit.report.formats import NOTHING, Units, decibels, is_missing, number, share
@@ -209,8 +211,7 @@ def findings(report: Report) -> Table:
     for (severity, rule, _), found in grouped.items():
         first = found[0]
         layers = list(dict.fromkeys(f["layer"] for f in found if f["layer"]))
-        more = len(layers) - MOST_LAYERS
-        place = ", ".join(layers[:MOST_LAYERS]) + (f" and {more} more" if more > 0 else "")
+        place = few(layers, MOST_LAYERS)
         if first["file"] is not None:
             place = f"{place} ({first['file']}:{first['line']})" if place else f"{first['file']}:{first['line']}"
         example = "" if len(found) == 1 else f"{first['layer'] or first['file'] or 'the first'}: "
@@ -225,7 +226,7 @@ def lint_words(report: Report) -> str:
     if found is None:
         return f"Lint: {report.settings.get('lint', 'left out')}"
     counts = ", ".join(f"{n} {severity}{'' if n == 1 else 's'}" for severity, n in found["counts"].items())
-    text = f"{found['model']}: {counts}; torch.fx {'traces it' if found['traced'] else 'does not trace it as it is'}."
+    text = f"{found['model']}: {counts}; {taken(found.get('front'), traced=found['traced'])}."
     if len(found["findings"]) > len(findings(report).rows):
         text += " What one rule finds in several places is one row, with the first in full; the JSON has all."
     return " ".join([text, *found["remarks"]])

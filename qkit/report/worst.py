@@ -11,10 +11,10 @@ import torch
 
 from qkit.estimators import Observation
 from qkit.graph import Graph
+from qkit.graph.step import Step
 from qkit.histogram import Histogram
 from qkit.numerics import QuantParams
 from qkit.plan import Grid, Plan
-from qkit.steps import Step
 
 BINS = 160
 BY_LOSS = "alone loss"

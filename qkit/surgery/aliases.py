@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, fx, nn
 
-from qkit import operations as ops
+from qkit.graph import operations as ops
 
 #: They may hand on the tensor itself, in evaluation or where they have nothing to do.
 _PASSES = frozenset({"keep", "drop"})

@@ -10,9 +10,9 @@ import torch
 from torch import fx, nn
 
 from qkit.errors import GraphError
-from qkit.operations import short_name
+from qkit.graph.fronts.tracing import trace
+from qkit.graph.operations import short_name
 from qkit.surgery.rule import Outcome, Refused, Replacement
-from qkit.tracing import trace
 
 _GATES = frozenset({"sigmoid", "hardsigmoid"})
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)

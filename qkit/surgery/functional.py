@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from qkit import operations as ops
+from qkit.graph import operations as ops
+from qkit.graph.explaining import UserCode
+from qkit.graph.fronts.tracing import PathTracer
 from qkit.linting.source import function_at, text_at
 from qkit.surgery import convolutions, pools
 from qkit.surgery.blocks import is_gate
 from qkit.surgery.result import Unchanged
-from qkit.tracing import PathTracer, UserCode
 
 #: Function's plain name -> rule.
 CALLS = {

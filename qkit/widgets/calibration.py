@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from qkit.calibration import observe
 from qkit.editing import channel_histograms, figures
 from qkit.errors import PlanError
 from qkit.estimators import METHODS, Observation, check_method
@@ -66,11 +65,10 @@ class CalibrationPanel(Panel):
     """
 
     def __init__(self, study: Study, *, batches: int | None = None) -> None:
-        self._origin = self._chosen = study
+        self._given = self._chosen = study
         self.batches = batches_for(study, SAMPLES) if batches is None else batches
         self._base = study.plan
         self._edited = study.with_calibration().plan != self._base
-        self._observed: dict[int, Mapping[str, Observation]] = {}
         self._weights: dict[str, list[Histogram]] = {}
         self.scores: Scores | None = None
         self.comparison: pd.DataFrame | None = None
@@ -85,6 +83,12 @@ class CalibrationPanel(Panel):
             self.table,
         )
         self._show()
+
+    def _release(self) -> None:
+        super()._release()
+        self._plan = self._chosen.plan
+        del self._chosen
+        self._weights.clear()
 
     def _build(self, study: Study) -> None:
         wide = ipywidgets.Layout(width="230px")
@@ -142,11 +146,12 @@ class CalibrationPanel(Panel):
     @property
     def plan(self) -> Plan:
         """The plan as chosen."""
-        return self._chosen.plan
+        return self._plan if self.closed else self._chosen.plan
 
     @property
     def study(self) -> Study:
         """A study calibrated as chosen."""
+        self._check_open()
         return self._chosen
 
     # what one can do with it
@@ -290,9 +295,7 @@ class CalibrationPanel(Panel):
         def observed() -> Mapping[str, Observation]:
             if count == self.total:
                 return origin.observe(progress=False)
-            if count not in self._observed:
-                self._observed[count] = observe(origin.graph, origin.calibration, limit=count, progress=False)
-            return self._observed[count]
+            return origin.evaluator.observe(batches=count, progress=False)
 
         return observed
 
@@ -427,7 +430,6 @@ class CalibrationPanel(Panel):
         """The table of ranges as it reads."""
         return self.table.frame()
 
-    def __repr__(self) -> str:
-        return (
-            f"CalibrationPanel({self._method.value}, {len(self._base.diff(self.plan))} of {len(self._base.grids)} ranges changed)"
-        )
+    def brief(self) -> str:
+        """The method, and how many ranges it changes."""
+        return f"{self._method.value}, {len(self._base.diff(self.plan))} of {len(self._base.grids)} ranges changed"

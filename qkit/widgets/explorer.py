@@ -49,8 +49,8 @@ class Explorer(Panel):
     selected = traitlets.Unicode()
 
     def __init__(self, study: Study, *, capture: Capture | None = None, batches: int = 1) -> None:
-        self._study, self._batches = study, batches
-        self.capture: Capture | None = None
+        self._given, self._base, self._batches = study, study.plan, batches
+        self._found: Capture | None = None
         self._captured: Plan | None = None
         self._measuring = False
         self.table = LayerTable()
@@ -59,7 +59,7 @@ class Explorer(Panel):
         self._again.on_click(lambda _: self._remeasure())
         self._note = ipywidgets.HTML()
         self._detail = ipywidgets.VBox()
-        self._about = ipywidgets.HTML()
+        self._about, self._words = ipywidgets.HTML(), ipywidgets.HTML()
         self.strip = ChannelStrip()
         self._weight_facts = ipywidgets.HTML()
         self._tune_weight = button("tune this weight", "Open the weight in the range tuner", icon="sliders")
@@ -81,23 +81,35 @@ class Explorer(Panel):
         else:
             self._show(capture, None)
 
+    def _release(self) -> None:
+        super()._release()
+        self._found = None
+
+    @property
+    def capture(self) -> Capture | None:
+        """What is shown; None until it is captured."""
+        self._check_open()
+        return self._found
+
     @property
     def tuner(self) -> Tuner:
         """The range tuner, which holds the edited plan."""
         if self._tuner is None:
-            self._tuner = Tuner(self._study, self._tunable(self.selected))
+            self._tuner = Tuner(self._origin, self._tunable(self.selected))
             self._tuner.observe(lambda _: self._edited(), "edits")
         return self._tuner
 
     @property
     def plan(self) -> Plan:
         """The plan as edited."""
-        return self._study.plan if self._tuner is None else self._tuner.plan
+        if self._tuner is not None:
+            return self._tuner.plan
+        return self._base if self.closed else self._origin.plan
 
     @property
     def study(self) -> Study:
         """A study with the edited plan."""
-        return self._study if self._tuner is None else self._tuner.study
+        return self._origin if self._tuner is None else self._tuner.study
 
     def measure(self) -> None:
         """Capture the current plan in the background."""
@@ -129,7 +141,7 @@ class Explorer(Panel):
         GraphError, QkitError
             If there is no such layer, or it has no figures.
         """
-        name = self._study.graph.step(layer).name
+        name = self._origin.graph.step(layer).name
         if name not in [entry["name"] for entry in self.table.rows]:
             raise QkitError(f"{layer} was not captured: no batch reached it.")
         self.selected = name
@@ -138,14 +150,14 @@ class Explorer(Panel):
 
     def _structure(self) -> None:
         """What is known before anything is measured."""
-        graph = self._study.graph
+        graph = self._origin.graph
         steps = [graph.step(name) for name in graph.taps]
         columns = [Column("layer", words=True), Column("kind", words=True), Column("shape", words=True)]
         self.table.show(columns, {s.name: (s.name, s.kind, _shape(s.shape)) for s in steps}, {})
         self._note.value = '<span class="qkit-note">The figures come with the capture.</span>'
 
     def _show(self, capture: Capture, plan: Plan | None) -> None:
-        self.capture, self._captured, self._measuring = capture, plan, False
+        self._found, self._captured, self._measuring = capture, plan, False
         table = capture.table()
         lanes = [lane for lane in capture.lanes if lane != "float"]
         figures = [
@@ -203,7 +215,7 @@ class Explorer(Panel):
         self.changed()
 
     def _edited(self) -> None:
-        stale = self.capture is not None and self.plan != (self._captured or self._study.plan)
+        stale = self.capture is not None and self.plan != (self._captured or self._origin.plan)
         self._again.layout.display = "" if stale else "none"
 
     @shown
@@ -216,7 +228,7 @@ class Explorer(Panel):
     def _chosen(self) -> None:
         if not self.selected:
             return
-        step = self._study.graph.step(self.selected)
+        step = self._origin.graph.step(self.selected)
         self._about.value = facts(
             [
                 ["layer", step.name],
@@ -238,14 +250,14 @@ class Explorer(Panel):
         self._detail.children = [self.tuner]
 
     def _tunable(self, name: str) -> str | None:
-        return name if name in self._study.plan.grids else None
+        return name if name in self._origin.plan.grids else None
 
     def _show_weights(self) -> None:
-        step = self._study.graph.step(self.selected)
+        step = self._origin.graph.step(self.selected)
         if step.weight is None:
             self._say("This layer has no weight.")
             return
-        weight = self._study.graph.weights[step.weight]
+        weight = self._origin.graph.weights[step.weight]
         flat = weight.movedim(step.weight_axis or 0, 0).flatten(1) if weight.ndim > 1 else weight[:, None]
         low, high = (bound.double().cpu().numpy() for bound in flat.aminmax(dim=1))
         params = self.plan.params(step.weight)
@@ -274,7 +286,7 @@ class Explorer(Panel):
 
     @shown
     def _weight_tuned(self) -> None:
-        step = self._study.graph.step(self.selected)
+        step = self._origin.graph.step(self.selected)
         if step.weight is not None:
             self._view.value = "range"
             self.tuner.tensor = step.weight
@@ -285,7 +297,7 @@ class Explorer(Panel):
             self._say("The feature maps come with the capture.")
             return
         capture, name = self.capture, self.selected
-        axis = self._study.graph.step(name).channel_axis
+        axis = self._origin.graph.step(name).channel_axis
 
         def keep(tap: TapCapture) -> None:
             if self.selected == name and self._view.value == "feature maps":
@@ -295,7 +307,8 @@ class Explorer(Panel):
         self.work("computing feature maps", lambda: capture[name], keep)
 
     def _say(self, text: str) -> None:
-        self._detail.children = [ipywidgets.HTML(f'<span class="qkit-note">{text}</span>')]
+        self._words.value = f'<span class="qkit-note">{text}</span>'
+        self._detail.children = [self._words]
 
     # where there is no front end
 
@@ -315,9 +328,10 @@ class Explorer(Panel):
         """The table of layers as it reads."""
         return self.table.frame()
 
-    def __repr__(self) -> str:
+    def brief(self) -> str:
+        """How many layers it shows, and how many samples their figures are of."""
         what = "not captured yet" if self.capture is None else f"{self.capture.samples} samples"
-        return f"Explorer({len(self.table.rows)} layers, {what})"
+        return f"{len(self.table.rows)} layers, {what}"
 
 
 def _lines(lane: str, figure: str, head: str, i: int) -> list[Line]:

@@ -24,6 +24,7 @@ from qkit.plan import FLOAT, Plan
 from qkit.report import pictures
 from qkit.report.data import make
 from qkit.report.files import check_path, write
+from qkit.widgets.composite import discard
 from qkit.widgets.guide_steps import GuideStep, guide_steps
 from qkit.widgets.panel import Panel, button, row, shown
 from qkit.widgets.words import change_words, facts, loss_words, score_words
@@ -56,8 +57,9 @@ class Guide(Panel):
     def __init__(
         self, study: Study, diagnosis: Diagnosis | None = None, *, tolerance: float = TOLERANCE, batches: int | None = None
     ) -> None:
-        self._origin, self._tolerance, self._batches = study, tolerance, batches
+        self._given, self._tolerance, self._batches = study, tolerance, batches
         self.diagnosis: Diagnosis | None = None
+        self._diagnosed: Study | None = None
         self.steps: tuple[GuideStep, ...] = ()
         try:
             base = study.plan
@@ -77,6 +79,10 @@ class Guide(Panel):
         else:
             self._take(diagnosis)
 
+    def _release(self) -> None:
+        super()._release()
+        self._diagnosed, self.steps = None, ()
+
     def _build(self) -> None:
         self._back = button("back", "The step before", icon="arrow-left")
         self._forth = button("next", "The next step", icon="arrow-right")
@@ -87,11 +93,13 @@ class Guide(Panel):
         self._text, self._picture, self._effect = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
         self._picture.add_class("qkit-picture")
         self._buttons = ipywidgets.VBox()
+        self._rows: list[ipywidgets.Box] = []
         self._apply: list[tuple[Remedy, ipywidgets.Button]] = []
         self._undo = button("undo", "Take the last remedy back", icon="undo")
         self._redo = button("redo", "Apply it again", icon="repeat")
         self._undo.on_click(lambda _: self._pressed(self.undo))
         self._redo.on_click(lambda _: self._pressed(self.redo))
+        self._undoing = row(self._undo, self._redo)
         self._file = ipywidgets.Text("degradation.html", description="file", layout=ipywidgets.Layout(width="min(420px, 100%)"))
         self._write = button("write the report", "Measure what the report holds, and write it", icon="file-text")
         self._write.on_click(lambda _: self._pressed(lambda: self.report(self._file.value)))
@@ -177,10 +185,12 @@ class Guide(Panel):
 
     def report(self, path: str | Path) -> None:
         """Write the report of the study as diagnosed, in the background; ``.html``, ``.md``, ``.json`` or ``.csv``."""
+        self._check_open()
         if self.diagnosis is None:
             raise QkitError("there is no diagnosis yet: wait for it, or start it again.")
         target, diagnosis, tolerance, batches = check_path(path), self.diagnosis, self._tolerance, self._batches
         study = self._diagnosed
+        assert study is not None
 
         if self._asking:
             self._unanswered()
@@ -210,7 +220,7 @@ class Guide(Panel):
 
     def _take(self, diagnosis: Diagnosis) -> None:
         self.diagnosis, self._diagnosed = diagnosis, self.study
-        self.steps = guide_steps(self._diagnosed, diagnosis, self._tolerance)
+        self.steps = guide_steps(self.study, diagnosis, self._tolerance)
         self._list.options = [(f"{i}. {step.title}", i - 1) for i, step in enumerate(self.steps, 1)]
         self._asking = False
         self._walk.layout.display = ""
@@ -220,6 +230,7 @@ class Guide(Panel):
 
     def _go(self, history: History) -> None:
         with STATE:
+            self._check_open()
             self.history = history
             if self._asking:
                 self._unanswered()  # measuring takes the place of a diagnosis that ran
@@ -272,8 +283,9 @@ class Guide(Panel):
         drawn = "" if step.draw is None else pictures.svg(_call, step.draw, width=8.6, height=step.height)
         self._picture.value = drawn + (f'<div class="qkit-note">{html.escape(step.caption)}</div>' if step.caption else "")
         self._apply = [(remedy, self._button(remedy)) for remedy in step.remedies]
-        rows = [row(knob, ipywidgets.HTML(html.escape(remedy.text))) for remedy, knob in self._apply]
-        self._buttons.children = [*rows, row(self._undo, self._redo)] if rows else []
+        before, self._rows = self._rows, [row(knob, ipywidgets.HTML(html.escape(r.text))) for r, knob in self._apply]
+        self._buttons.children = [*self._rows, self._undoing] if self._rows else []
+        discard(*before)
         self._ending.layout.display = "" if self.step == len(self.steps) - 1 else "none"
         self._update_buttons()
 
@@ -311,10 +323,11 @@ class Guide(Panel):
         ]
         return pd.DataFrame(rows, columns=["question", "measured", "meaning"])
 
-    def __repr__(self) -> str:
+    def brief(self) -> str:
+        """The verdict, and how many remedies are applied."""
         if self.diagnosis is None:
-            return "Guide(not diagnosed yet)"
-        return f"Guide({self.diagnosis.verdict.name}, {len(self.steps)} steps, {len(self.applied)} remedies applied)"
+            return "not diagnosed yet"
+        return f"{self.diagnosis.verdict.name}, {len(self.steps)} steps, {len(self.applied)} remedies applied"
 
 
 def _named(remedies: Sequence[Remedy]) -> str:

@@ -17,6 +17,7 @@ from qkit.errors import QkitError
 from qkit.measure import decibels as ratio
 from qkit.report.formats import decibels
 from qkit.widgets.canvas import Canvas, es_module
+from qkit.widgets.composite import Composite
 from qkit.widgets.panel import button, row
 from qkit.widgets.work import STATE
 
@@ -95,7 +96,7 @@ def _colours() -> bytes:
     return np.round(255 * np.concatenate(tables)).astype(np.uint8).tobytes()
 
 
-class FeatureMaps(ipywidgets.VBox):
+class FeatureMaps(Composite):
     """The maps with what chooses image and channel; `fail` gets what goes wrong on a choice."""
 
     def __init__(self, fail: Callable[[Exception], None] | None = None) -> None:
@@ -116,9 +117,14 @@ class FeatureMaps(ipywidgets.VBox):
 
     def show(self, tap: TapCapture, axis: int) -> None:
         """The captured tensors of a tap, whose channels run along `axis`; the worst channel is chosen."""
+        self._check_open()
         self._tap, self._axis = tap, axis
         self.image.max = len(next(iter(tap.lanes.values())).values) - 1
         self._ranked()
+
+    def _release(self) -> None:
+        super()._release()
+        self._tap = self._found = self._fail = None
 
     def _try(self, action: Callable[[], None]) -> None:
         try:

@@ -7,13 +7,14 @@ an output that holds a widget; the live widget hides them, and they follow its s
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import html
 import io
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import ipywidgets
 import matplotlib.style
@@ -22,8 +23,13 @@ from matplotlib.figure import Figure
 
 from qkit.errors import QkitError
 from qkit.report.pictures import STYLE
+from qkit.widgets import cells
 from qkit.widgets.canvas import Canvas, es_module
+from qkit.widgets.composite import Composite
 from qkit.widgets.work import STATE, Worker
+
+if TYPE_CHECKING:
+    from qkit.study import Study
 
 P = ParamSpec("P")
 S = TypeVar("S", bound="Panel")
@@ -70,8 +76,14 @@ class Frame(Canvas):
     _esm = es_module("frame")
 
 
-class Panel(ipywidgets.VBox):
-    """A composite widget; see the module."""
+class Panel(Composite):
+    """A composite widget; see the module.
+
+    Closed, it is gone from the page but for its picture and table, what runs in the background stops, and it holds neither
+    the study nor tensors any more. The plan and what was measured can still be read; all else raises `QkitError`.
+    """
+
+    _given: Study | None = None
 
     def __init__(self, *children: ipywidgets.Widget) -> None:
         self._bar = ipywidgets.FloatProgress(min=0.0, max=1.0, layout=ipywidgets.Layout(width="160px"))
@@ -82,12 +94,38 @@ class Panel(ipywidgets.VBox):
         self._working.layout.visibility = "hidden"
         self._error, self._notice = ipywidgets.HTML(), ipywidgets.HTML()
         self._displays: dict[str, Any] = {}
-        self._age = 0
+        self._age = self._drawn = 0
+        self._made_in = cells.running()
         self.worker = Worker(self._progress, self.show_error, self.stopped)
         super().__init__([Frame(), *children, self._working, self._notice, self._error])
         self.add_class("qkit-panel")
 
+    @property
+    def _origin(self) -> Study:
+        """The study that the widget was made with."""
+        self._check_open()
+        assert self._given is not None
+        return self._given
+
+    def close(self) -> None:
+        """Close the widget with all its children; its picture and table stay on the page, as it is now."""
+        if not self.closed and self._drawn != self._age:
+            # what cannot be drawn keeps nothing open
+            with STATE, contextlib.suppress(Exception):
+                self._draw_stand_in()
+        super().close()
+
+    def _release(self) -> None:
+        self.worker.close()
+        self._given = None
+        self._displays = {}
+        super()._release()
+
     # what the widgets fill in
+
+    def brief(self) -> str:
+        """What it shows, in a few words for the repr."""
+        return ""
 
     def draw(self, figure: Figure) -> None:
         """The static picture, drawn into the figure."""
@@ -102,6 +140,7 @@ class Panel(ipywidgets.VBox):
     def work(self, what: str, function: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Run the function in the background and hand its result to `done`."""
         with STATE:
+            self._check_open()
             self.clear_error()
             self.worker.start(what, function, done)
 
@@ -161,6 +200,7 @@ class Panel(ipywidgets.VBox):
 
     def png(self) -> bytes:
         """The static picture."""
+        self._check_open()
         with matplotlib.style.context(["default", STYLE]):
             figure = Figure(figsize=(8.4, 3.4), layout="constrained", facecolor="white", dpi=_DPI)
             self.draw(figure)
@@ -188,19 +228,26 @@ class Panel(ipywidgets.VBox):
         }
 
     def _update_stand_in(self, age: int) -> None:
-        if age != self._age:
-            return  # it has changed since
         with STATE:
-            bundles = {} if self.worker.busy else self._bundles()
+            if age == self._age and not self.closed and not self.worker.busy:  # else it has changed since, or will
+                self._draw_stand_in()
+
+    def _draw_stand_in(self) -> None:
+        bundles, self._drawn = self._bundles(), self._age
         for name, bundle in bundles.items():
             self._displays[name].update(bundle, raw=True)
 
     def _ipython_display_(self, **_: Any) -> None:
         from IPython.display import display
 
+        if self.closed:
+            display({"text/plain": repr(self)}, raw=True)
+            return
+        cells.showing(self, self._made_in)
         view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
         display({"application/vnd.jupyter.widget-view+json": view, "text/plain": repr(self)}, raw=True)
         self._displays = {name: display(bundle, raw=True, display_id=True) for name, bundle in self._bundles().items()}
+        self._drawn = self._age
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         """Widget, picture, table and text, for whoever asks for a bundle rather than a display."""
@@ -213,4 +260,4 @@ class Panel(ipywidgets.VBox):
         }
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        return f"{type(self).__name__}({'closed' if self.closed else self.brief()})"

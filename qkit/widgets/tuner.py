@@ -29,10 +29,10 @@ from qkit.loading import batches as batches_of
 from qkit.metrics import Interval, mean_interval, paired_interval
 from qkit.numerics import QuantParams, QuantSpec
 from qkit.plan import Grid, Plan
+from qkit.prefix import Effect
 from qkit.report.formats import decibels
 from qkit.report.pictures import histogram as draw_histogram
 from qkit.report.worst import describe_grid, describe_histogram
-from qkit.rescore import Effect
 from qkit.widgets.canvas import answer
 from qkit.widgets.code import CodeBox
 from qkit.widgets.panel import Panel, button, row, shown
@@ -85,12 +85,13 @@ class Tuner(Panel):
             study.plan[tensor]  # says what is near, if it is not there
         if not study.plan.grids:
             raise PlanError("the study's plan quantizes nothing, so there is no range to tune: choose a scheme with grids.")
-        self._origin = study
+        self._given = study
         self.history = History((study.plan,))
         self._channels: dict[str, list[Histogram]] = {}
         self._effects: dict[tuple[str, Plan], Effect] = {}
         self._previous: Plan | None = None
         self.batches = batches_for(study, SAMPLES) if batches is None else batches
+        first = _noisiest(study) if tensor is None else tensor
         self._quiet = False
         self._wanted: QuantSpec | None = None  # the rule that channels are being counted for
         self._build(list(study.plan.grids))
@@ -105,7 +106,11 @@ class Tuner(Panel):
             self._measured,
         )
         self.observe(lambda _: self._opened(), "tensor")
-        self.tensor = _noisiest(study) if tensor is None else tensor
+        self.tensor = first
+
+    def _release(self) -> None:
+        super()._release()
+        self._channels.clear()
 
     def _build(self, names: list[str]) -> None:
         narrow = ipywidgets.Layout(width="100px")
@@ -168,6 +173,7 @@ class Tuner(Panel):
 
     @traitlets.validate("tensor")
     def _known(self, proposal: Any) -> str:
+        self._check_open()
         self.plan[proposal["value"]]
         return str(proposal["value"])
 
@@ -352,6 +358,7 @@ class Tuner(Panel):
 
     def _go(self, history: History) -> None:
         with STATE:
+            self._check_open()
             before, self.history = self.history, history
             if history.plan is not before.plan:
                 self._previous = before.plan
@@ -606,9 +613,10 @@ class Tuner(Panel):
         ends = {"from": float(grid.lo.min()), "to": float(grid.hi.max()), "bits": grid.bits}
         return pd.DataFrame({self.tensor: {**{k: f"{v:.6g}" for k, v in ends.items()}, **rows}})
 
-    def __repr__(self) -> str:
+    def brief(self) -> str:
+        """The tensor, its range, and how often it was edited."""
         low, high = float(self.grid.params.lo.min()), float(self.grid.params.hi.max())
-        return f"Tuner({self.tensor}: {low:.6g} to {high:.6g}, {self.history.at} edits)"
+        return f"{self.tensor}: {low:.6g} to {high:.6g}, {self.history.at} edits"
 
 
 def _toggle(options: list[str], description: str, tooltips: tuple[str, ...]) -> ipywidgets.ToggleButtons:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from qkit.closing import Closeable
 from qkit.errors import QkitError
 from qkit.progress import listening
 
@@ -38,8 +39,10 @@ class _Job:
     stopped: threading.Event = field(default_factory=threading.Event)
 
 
-class Worker:
+class Worker(Closeable):
     """Runs one function at a time; starting another stops the one before it, whose result is then dropped.
+
+    Closed, it stops what runs at its next step, and says nothing more of it; `start` raises `QkitError` then.
 
     Parameters
     ----------
@@ -70,6 +73,7 @@ class Worker:
 
     def start(self, what: str, function: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Run ``function()`` in a thread and hand its result to `done`; returns at once."""
+        self._check_open()
         self.cancel()
         job = self._job = _Job(what, function, done, _running_loop() or self._loop)
         self._report(what, None)
@@ -90,6 +94,12 @@ class Worker:
         self.cancel()
         self._job = None
         self._report("", None)
+
+    def _release(self) -> None:
+        self.cancel()
+        if self._job is not None:
+            self._job.done = _ignore  # the thread has its job until it ends
+        self._job, self._report, self._fail, self._stopped = None, _ignore, _ignore, _ignore
 
     def later(self, seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle | None:
         """Call the function on this thread after a while; never, where there is no event loop."""
@@ -171,6 +181,10 @@ class Worker:
                 except Empty:
                     return
                 call()
+
+
+def _ignore(*_: Any) -> None:
+    """What a closed worker has to say."""
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -24,7 +25,7 @@ class Case:
     name
         Of the checkpoint or architecture.
     model
-        In float and in evaluation mode.
+        In float and in evaluation mode; or the path of an ``.onnx`` or ``.pt2`` file, which a study takes as well.
     calibration, evaluation
         Loaders of ``(inputs, targets)``: float32 (N, 3, H, W) and int64 (N,). They give the same batches in
         every pass and share no image.
@@ -35,15 +36,18 @@ class Case:
         Their names, in the order of the model's outputs.
     description
         What the case is about, in a few sentences.
+    remarks
+        What was done to read the weights, a sentence each; a study says it too, after ``study.with_remarks(case.remarks)``.
     """
 
     name: str
-    model: nn.Module
+    model: nn.Module | Path
     calibration: Iterable[Any]
     evaluation: Iterable[Any]
     expected: float | None
     classes: tuple[str, ...]
     description: str
+    remarks: tuple[str, ...] = ()
 
     def plot(self, images: int = 8) -> Picture:
         """The first evaluation images as the network is given them, with their classes and the range of their values."""
@@ -66,5 +70,6 @@ class Case:
 
     def __repr__(self) -> str:
         score = "unknown" if self.expected is None else f"{self.expected:.2%}"
-        model, count = type(self.model).__name__, len(self.classes)
+        model = self.model.name if isinstance(self.model, Path) else type(self.model).__name__
+        count = len(self.classes)
         return f"Case({self.name!r}, {model}, {count} classes, expected top-1 {score})"

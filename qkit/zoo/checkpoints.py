@@ -7,10 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
+from qkit import files
 from qkit.errors import QkitError
 from qkit.zoo.case import Case
 from qkit.zoo.digits import CLASSES, digits, loader
@@ -40,7 +41,8 @@ def load(name: str, batch_size: int = 64) -> Case:
     weights = _find(name)
     card = read_card(weights.with_suffix(".json"))
     try:
-        model.load_state_dict(load_file(weights))
+        with files.explained(weights, "read"):
+            model.load_state_dict(safetensors.torch.load_file(weights))
     except (SafetensorError, RuntimeError) as error:
         raise QkitError(
             f"{weights} does not hold the weights of {name} ({error}): make it again with `python -m qkit.zoo train {name}`."
@@ -60,20 +62,19 @@ def load(name: str, batch_size: int = 64) -> Case:
 
 def save(model: nn.Module, name: str, card: dict[str, Any], folder: Path) -> Path:
     """Write `model`'s weights and its card into `folder`; returns the weights' path."""
-    folder.mkdir(parents=True, exist_ok=True)
     weights = folder / f"{name}.safetensors"
-    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, weights)
-    weights.chmod(0o644)  # safetensors writes for the owner alone
-    weights.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    stored = safetensors.torch.save({key: tensor.contiguous() for key, tensor in model.state_dict().items()})
+    files.write_bytes(weights, stored, parents=True)
+    files.write_text(weights.with_suffix(".json"), json.dumps(card, indent=2) + "\n")
     return weights
 
 
 def read_card(path: Path) -> dict[str, Any]:
     """Read a checkpoint's card; a damaged or incomplete one is a `QkitError`."""
+    card: dict[str, Any] = files.read_json(path, "a checkpoint's card", cure="Restore it.")
     try:
-        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         float(card["scores"]["evaluation"]), str(card["description"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise QkitError(f"The card {path} cannot be read ({type(error).__name__}: {error}): restore it.") from error
     return card
 

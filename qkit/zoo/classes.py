@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qkit import files
 from qkit.errors import DataError
+from qkit.listing import few
 
 #: The names that one output goes by, the preferred one last.
 Aliases = tuple[str, ...]
@@ -33,14 +35,15 @@ def read_classes(source: str | Path | Sequence[str]) -> list[Aliases]:
     path = Path(source)
     if isinstance(source, str) and "," in source:
         return [(name.strip(),) for name in source.split(",") if name.strip()]
-    if not path.is_file():
-        raise DataError(f"The class names {source} are neither a file nor a comma-separated list.")
+    with files.explained(path, "read", DataError):
+        if not path.is_file():
+            raise DataError(f"The class names {source} are neither a file nor a comma-separated list.")
+    text = files.read_text(path, "class names", error=DataError)
     try:
-        text = path.read_text(encoding="utf-8")
         if path.suffix.lower() != ".json":
             return [(line.strip(),) for line in text.splitlines() if line.strip()]
         return _from_json(json.loads(text))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"{path} does not list class names ({error}): expected a JSON list, an object of indices 0 to n-1, or lines of text."
         ) from error
@@ -82,7 +85,7 @@ def map_folders(
     if len(folders) == outputs:
         return {folder: i for i, folder in enumerate(folders)}, tuple(folders)
     raise DataError(
-        f"There are {len(folders)} class folders ({_listed(folders)}), but the model has {outputs} outputs: "
+        f"There are {len(folders)} class folders ({few(map(repr, folders), 8)}), but the model has {outputs} outputs: "
         "pass classes=, a file or a comma-separated list with the names of the model's outputs in order."
     )
 
@@ -104,7 +107,7 @@ def _aliases(entry: Any) -> Aliases:
 
 def _by_name(folders: Sequence[str], classes: Sequence[Aliases]) -> dict[str, int]:
     if unknown := _unknown(folders, classes):
-        raise DataError(f"The class folders {_listed(unknown)} are none of the model's classes: rename or remove them.")
+        raise DataError(f"The class folders {few(map(repr, unknown), 8)} are none of the model's classes: rename or remove them.")
     index = _index(classes)
     mapping = {}
     for folder in folders:
@@ -130,7 +133,3 @@ def _index(classes: Sequence[Aliases]) -> dict[str, list[int]]:
 
 def _normal(name: str) -> str:
     return name.casefold().replace("_", " ").replace("-", " ").strip()
-
-
-def _listed(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(repr(name) for name in names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -7,16 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from qkit.errors import DataError, QkitError
+from qkit.files import explained
+from qkit.graph.files import network as opened
 from qkit.zoo.case import Case
 from qkit.zoo.classes import map_folders, read_classes
+from qkit.zoo.preprocessing import Channels, ImageOptions, Layout, Preprocessing, from_options, from_preset
+from qkit.zoo.programfile import Signature, program_path, signature
 from qkit.zoo.splits import stratified_order
-from qkit.zoo.usermodel import FALLBACK_PRESET, Preprocessing, categories, is_torchvision, preset, user_model
+from qkit.zoo.usermodel import FALLBACK_PRESET, categories, is_torchvision, preset, user_model
 from qkit.zoo.vision import load_torchvision
 
 logger = logging.getLogger(__name__)
@@ -29,7 +34,7 @@ Sample = tuple[Path, str]
 
 
 def user_case(
-    model: str | nn.Module,
+    model: str | Path | nn.Module,
     weights: str | Path | None,
     data: str | Path,
     *,
@@ -37,9 +42,16 @@ def user_case(
     calibration_data: str | Path | None = None,
     weights_tag: str | None = None,
     preprocessing: str | Preprocessing | None = None,
+    size: int | str | Sequence[int] | None = None,
+    mean: float | str | Sequence[float] | None = None,
+    std: float | str | Sequence[float] | None = None,
+    pixel_range: int | None = None,
+    layout: Layout | None = None,
+    channels: Channels | None = None,
+    weights_key: str | None = None,
     model_arguments: Mapping[str, Any] | None = None,
     expected: float | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     calibration_images: int = 256,
     limit: int | None = None,
     seed: int = 0,
@@ -51,11 +63,11 @@ def user_case(
     Parameters
     ----------
     model
-        A torchvision classification model such as ``"resnet50"``, a factory ``"package.module:function"``, or
-        a module.
+        A torchvision classification model such as ``"resnet50"``, a factory ``"package.module:function"``, an ``.onnx`` or
+        ``.pt2`` file, or a module.
     weights
-        A state dict: ``.safetensors``, or a file of ``torch.save``. ``None`` only if the factory or module
-        brings its own.
+        A checkpoint: ``.safetensors``, a file of ``torch.save``, or the index of several. ``None`` only if the factory or module
+        brings its own, and for files, which have theirs.
     data
         A folder with one folder of images per class. If it has a ``val``, ``validation`` or ``evaluation``
         folder of classes, that one is evaluated on, and its ``train`` or ``calibration`` folder calibrates;
@@ -70,13 +82,19 @@ def user_case(
     preprocessing
         Makes a float tensor (3, H, W) of a PIL image; or the name of the torchvision model whose
         preprocessing to take. ``None``: the one of `model`, or of resnet50 for a factory or a module.
+    size, mean, std, pixel_range, layout, channels
+        As `qkit.zoo.preprocessing.ImageOptions` has them. With a torchvision model or its name in `preprocessing` they replace
+        those parts of its preprocessing; for other models they are the preprocessing. The size of an ``.onnx`` or ``.pt2`` file
+        is the file's where that is fixed.
+    weights_key
+        Which weights of a file with several to take, such as ``"model_ema"``; by default averaged ones before raw ones.
     model_arguments
         Keyword arguments for the builder or factory, such as ``{"transform_input": True}``, which
         torchvision's own weights of googlenet and inception_v3 were trained with.
     expected
         The float top-1, as a fraction, that the model is known to have on these images.
     batch_size
-        Images a batch, of both loaders.
+        Images a batch, of both loaders; 32, or the size that a file's network is fixed to, by default.
     calibration_images
         At most so many images calibrate, and no more than a quarter of them where one folder is split.
     limit
@@ -91,14 +109,26 @@ def user_case(
         its batch is loaded.
     """
     _check_positive(batch_size=batch_size, calibration_images=calibration_images, limit=limit)
-    network = user_model(model, weights, model_arguments)
-    transform = _preprocessing(model, preprocessing, weights_tag)
+    options = ImageOptions(size, mean, std, pixel_range, layout, channels)
+    network = user_model(model, weights, model_arguments, weights_key=weights_key)
+    file = program_path(model)
+    said = None if file is None else signature(file)
+    transform = _preprocessing(model, preprocessing, weights_tag, options, said)
     calibration, evaluation = _samples(Path(data), calibration_data, calibration_images, seed)
-    calibration, evaluation = calibration[:limit], evaluation[:limit]
-
-    outputs = _count_outputs(network, _load(evaluation[0][0], transform))
     folders = sorted({folder for _, folder in (*calibration, *evaluation)})
+    calibration, evaluation = calibration[:limit], evaluation[:limit]
     known = None if classes is None else read_classes(classes)
+    image = _load(evaluation[0][0], transform)
+    fixed = None
+    if isinstance(network.model, nn.Module):
+        outputs = _count_outputs(network.model, image.unsqueeze(0))
+    else:
+        fixed = _fixed_batch(network.model, said, image)
+        images = image.expand(fixed or 1, *image.shape)
+        outputs = (None if said is None else said.classes) or _count_outputs(opened(network.model, (images,)), images)
+    batch_size = batch_size or fixed or 32
+    if fixed is not None and batch_size == fixed > 1:
+        calibration, evaluation = _whole(calibration, fixed, str(model)), _whole(evaluation, fixed, str(model))
     metadata = categories(model, weights_tag) if isinstance(model, str) and is_torchvision(model) else ()
     mapping, names = map_folders(folders, outputs, known, metadata)
 
@@ -110,16 +140,17 @@ def user_case(
         )
         for part in (calibration, evaluation)
     ]
-    name = model if isinstance(model, str) else type(model).__name__
+    name = str(model) if isinstance(model, (str, Path)) else type(model).__name__
     return Case(
         name=name,
-        model=network,
+        model=network.model,
         calibration=loaders[0],
         evaluation=loaders[1],
         expected=expected,
         classes=names,
-        description=f"{name} with the weights {weights} on {len(evaluation)} images of {data}; "
+        description=f"{name}{'' if weights is None else f' with the weights {weights}'} on {len(evaluation)} images of {data}; "
         f"{len(calibration)} others calibrate.",
+        remarks=network.remarks,
     )
 
 
@@ -149,22 +180,48 @@ class Images(Dataset[tuple[Tensor, int]]):
 def _load(path: Path, transform: Preprocessing) -> Tensor:
     try:
         with Image.open(path) as image:
-            rgb = image.convert("RGB")
+            rgb = _eight_bits(image, path).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"The image {path} cannot be read ({error}): repair or remove it.") from error
     return transform(rgb)
 
 
-def _preprocessing(model: str | nn.Module, chosen: str | Preprocessing | None, tag: str | None) -> Preprocessing:
+def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
+    """The picture with 8 bits a channel: Pillow's own conversion makes all above 255 white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataError(f"The image {path} has pixels of 32 bits, whose white is not known: save it with 8 bits a channel.")
+    return image
+
+
+def _preprocessing(
+    model: str | Path | nn.Module,
+    chosen: str | Preprocessing | None,
+    tag: str | None,
+    options: ImageOptions,
+    said: Signature | None,
+) -> Preprocessing:
     if chosen is not None and not isinstance(chosen, str):
+        if options.given:
+            raise QkitError("preprocessing= is a function here: size, mean, std and the like belong into it.")
         return chosen
+    shape = None if said is None else said.image
+    name = str(model) if isinstance(model, (str, Path)) else type(model).__name__
+    if chosen is None and isinstance(model, str) and is_torchvision(model):
+        chosen = model
     if chosen is not None:
-        return preset(chosen, tag)
-    if isinstance(model, str) and is_torchvision(model):
-        return preset(model, tag)
+        return from_preset(preset(chosen, tag), options, shape, name)
+    if tag is not None and (said is not None or options.given):
+        raise QkitError(
+            f"weights_tag (--weights-tag) chooses among torchvision's preprocessings, and {name} has none of them: name the "
+            "model whose it is with preprocessing (--preprocessing)."
+        )
+    if said is not None or options.given:
+        return from_options(options, shape, name)
     logger.warning(
         "No preprocessing was given for a model that is not torchvision's: that of %s is used. "
-        "Pass preprocessing= if the model was trained with another one.",
+        "Pass preprocessing=, or size=, mean= and std= (--size --mean --std), if the model was trained with another one.",
         FALLBACK_PRESET,
     )
     return preset(FALLBACK_PRESET, tag)
@@ -195,6 +252,18 @@ def _samples(
     return calibration, evaluation
 
 
+def _whole(samples: list[Sample], batch: int, name: str) -> list[Sample]:
+    """As many images as whole batches take, for a network that takes no other ones."""
+    kept = samples[: len(samples) // batch * batch]
+    if not kept:
+        raise DataError(
+            f"{name} takes batches of {batch} images, and there are {len(samples)}: give more, or another --batch-size."
+        )
+    if len(kept) < len(samples):
+        logger.warning("%s takes batches of %d images: the last %d are left out.", name, batch, len(samples) - len(kept))
+    return kept
+
+
 def _split(folder: Path, calibration_images: int, seed: int) -> tuple[list[Sample], list[Sample]]:
     samples = _ordered(folder, seed)
     count = min(calibration_images, len(samples) // 4)
@@ -219,9 +288,15 @@ def _ordered(folder: Path, seed: int) -> list[Sample]:
 
 
 def _scan(root: Path) -> list[Sample]:
-    if not root.is_dir():
-        raise DataError(f"The image folder {root} does not exist.")
-    folders = _subfolders(root)
+    with explained(root, "read", DataError):
+        if root.is_file():
+            raise DataError(
+                f"{root} is a file, not a folder of images per class. Other data come from a function that returns loaders "
+                "(package.module:function)."
+            )
+        if not root.is_dir():
+            raise DataError(f"The image folder {root} does not exist.")
+        folders = _subfolders(root)
     if not folders:
         raise DataError(f"{root} has no class folders: put the images of each class into a folder of its own.")
     extensions = load_torchvision().datasets.folder.IMG_EXTENSIONS
@@ -249,12 +324,31 @@ def _subfolders(root: Path) -> list[Path]:
 
 
 @torch.no_grad()
-def _count_outputs(model: nn.Module, image: Tensor) -> int:
+def _fixed_batch(path: Path, said: Signature | None, image: Tensor) -> int | None:
+    """The number of images that a file's network takes, where it really takes no other one.
+
+    Many files have been written with one image and take any number of them all the same: that is tried.
+    """
+    fixed = None if said is None or said.image is None else said.image[0]
+    if fixed is None:
+        return None
+    images = torch.stack([image * k / (fixed + 1) for k in range(1, fixed + 2)])
     try:
-        output = model(image.unsqueeze(0))
+        together, alone = (opened(path, (part,))(part) for part in (images, images[:fixed]))
+        same = together.shape[0] == fixed + 1 and torch.allclose(together[:fixed], alone, rtol=1e-3, atol=1e-4)
+    except Exception as error:  # whatever a network does with a number of images that it is not made for
+        logger.info("%s takes %d images at a time and no other number: %s", path, fixed, error)
+        return fixed
+    return None if same else fixed
+
+
+@torch.no_grad()
+def _count_outputs(model: nn.Module, images: Tensor) -> int:
+    try:
+        output = model(images)
     except Exception as error:
         raise QkitError(
-            f"{type(model).__name__} cannot take one preprocessed image of shape {tuple(image.shape)}: "
+            f"{type(model).__name__} cannot take one preprocessed image of shape {tuple(images.shape[1:])}: "
             f"{type(error).__name__}: {error}."
         ) from error
     if not isinstance(output, Tensor) or output.ndim != 2:

@@ -12,9 +12,11 @@ from torch import Tensor
 def draw(images: Tensor, names: Sequence[str], *, figure: Figure) -> Figure:
     """A row of images, (N, C, H, W), with their names; least and greatest value of all of them are black and white.
 
-    The first three channels are red, green and blue; of one or two channels the first is shown in grey.
+    The first three channels are red, green and blue; of one or two channels the first is shown in grey. Channels may come last.
     """
     values = images.detach().cpu().double().numpy()
+    if values.shape[-1] in (1, 3) and values.shape[1] not in (1, 3):
+        values = np.moveaxis(values, -1, 1)
     least, most = float(values.min()), float(values.max())
     shown = (values - least) / max(most - least, 1e-12)
     for ax, image, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, names, strict=True):

@@ -1,30 +1,52 @@
-"""Build the user's own network: a torchvision architecture with a weights file, or what a factory returns."""
+"""Build the user's own network: a torchvision architecture with a weights file, what a factory returns, or a file that is one."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qkit.errors import QkitError
-from qkit.zoo.statefile import load_state, read_state
+from qkit.zoo.preprocessing import Preprocessing
+from qkit.zoo.programfile import program_path
+from qkit.zoo.statefile import Chosen, StateFile, choose, load_state, read_state
 from qkit.zoo.vision import load_torchvision
 
 logger = logging.getLogger(__name__)
 
-#: Turns a PIL image into the model's input, a float tensor (3, H, W).
-Preprocessing = Callable[[Any], Tensor]
-
 FALLBACK_PRESET = "resnet50"
 
 
-def user_model(model: str | nn.Module, weights: str | Path | None, arguments: Mapping[str, Any] | None = None) -> nn.Module:
+@dataclass(frozen=True)
+class UserModel:
+    """The user's network.
+
+    Attributes
+    ----------
+    model
+        In evaluation mode; or the path of an ``.onnx`` or ``.pt2`` file, as a study takes it.
+    remarks
+        What was done to read its weights, a sentence each.
+    """
+
+    model: nn.Module | Path
+    remarks: tuple[str, ...] = ()
+
+
+def user_model(
+    model: str | Path | nn.Module,
+    weights: str | Path | None,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    weights_key: str | None = None,
+) -> UserModel:
     """Build `model` and load `weights` into it, in evaluation mode.
 
     Parameters
@@ -32,30 +54,39 @@ def user_model(model: str | nn.Module, weights: str | Path | None, arguments: Ma
     model
         The name of a torchvision classification model, whose number of classes is read off the weights; or a
         factory as ``package.module:function``, which is imported and called; or a module that is already
-        there.
+        there; or an ``.onnx`` or ``.pt2`` file, which has its weights in it.
     weights
-        A file as `read_state` takes it. May be ``None`` only for a factory or a module that brings its own.
+        A file as `read_state` takes it. May be ``None`` only for a factory or a module that brings its own, and for a file.
     arguments
         Keyword arguments for torchvision's builder or for the factory.
+    weights_key
+        Which weights of the file to take, as `choose` takes it.
 
     Raises
     ------
     QkitError
         If there is no such model or factory, or if the weights do not fit; the tensor is named.
     """
-    state = None if weights is None else read_state(weights)
-    source = str(weights)
+    if weights is None and weights_key is not None:
+        raise QkitError("weights_key (--weights-key) chooses within a weights file: give that with --weights.")
+    path = program_path(model)
+    if path is not None:
+        return _from_file(path, weights, arguments)
+    file = None if weights is None else read_state(weights)
     if isinstance(model, nn.Module):
         built = model
-    elif ":" in model:
-        built = _from_factory(model, dict(arguments or {}))
-    elif state is None:
+    elif ":" in str(model):
+        built = _from_factory(str(model), dict(arguments or {}))
+    elif file is None:
+        _check_name(str(model))
         raise QkitError(f"Give the weights file of {model}: qkit downloads none, and random weights have no accuracy.")
     else:
-        built = _from_torchvision(model, state, source, dict(arguments or {}))
-    if state is not None:
-        load_state(built, state, source)
-    return built.eval()
+        built = _from_torchvision(str(model), file, weights_key, dict(arguments or {}))
+    if file is None:
+        return UserModel(built.eval())
+    chosen = choose(file, built.state_dict(), type(built).__name__, key=weights_key)
+    load_state(built, chosen)
+    return UserModel(built.eval(), chosen.remarks)
 
 
 def preset(name: str, tag: str | None = None) -> Preprocessing:
@@ -82,9 +113,9 @@ def categories(name: str, tag: str | None = None) -> tuple[str, ...]:
     return tuple(_entry(name, tag).meta.get("categories", ()))
 
 
-def is_torchvision(model: str | nn.Module) -> bool:
-    """Whether `model` is a name rather than a factory or a module."""
-    return isinstance(model, str) and ":" not in model
+def is_torchvision(model: str | Path | nn.Module) -> bool:
+    """Whether `model` is a name rather than a factory, a file or a module."""
+    return isinstance(model, str) and ":" not in model and program_path(model) is None
 
 
 def _entry(name: str, tag: str | None) -> Any:
@@ -105,32 +136,37 @@ def _check_name(name: str) -> None:
     models = load_torchvision().models
     known = models.list_models(module=models)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=5) or known
+        close = difflib.get_close_matches(name, known, n=5)
+        where = f"; did you mean {', '.join(close)}?" if close else ", and none with a name like that"
         raise QkitError(
-            f"torchvision has no classification model {name!r}; it has {', '.join(close)}. "
-            "A model of your own is given as package.module:function."
+            f"torchvision has no classification model {name!r}{where}. "
+            "A model of your own is given as package.module:function, or as an .onnx or .pt2 file."
         )
 
 
-def _from_torchvision(name: str, state: Mapping[str, Tensor], source: str, arguments: dict[str, Any]) -> nn.Module:
+def _from_file(path: Path, weights: str | Path | None, arguments: Mapping[str, Any] | None) -> UserModel:
+    for name, given in (("weights", weights), ("argument", arguments)):
+        if given:
+            raise QkitError(f"--{name} does not go with {path}: the file is a network with its weights.")
+    return UserModel(path)
+
+
+def _from_torchvision(name: str, file: StateFile, key: str | None, arguments: dict[str, Any]) -> nn.Module:
     _check_name(name)
-    arguments.setdefault("num_classes", _count_classes(name, state, source, arguments))
+    if "num_classes" not in arguments:
+        arguments["num_classes"] = _count_classes(name, file, key, arguments)
     with torch.random.fork_rng(devices=[]):
         return _call(name, arguments)
 
 
-def _count_classes(name: str, state: Mapping[str, Tensor], source: str, arguments: dict[str, Any]) -> int:
+def _count_classes(name: str, file: StateFile, key: str | None, arguments: dict[str, Any]) -> int:
     # the classifier's tensors are those whose shape depends on the number of classes; "meta" takes no memory
     with torch.device("meta"):
-        shapes = [
-            {key: tensor.shape for key, tensor in _call(name, {**arguments, "num_classes": n}).state_dict().items()}
-            for n in (10, 11)
-        ]
-    classifier = [key for key in shapes[0] if shapes[0][key] != shapes[1][key]]
-    for key in classifier:
-        if key in state and state[key].ndim == len(shapes[0][key]):
-            return state[key].shape[0]
-    raise QkitError(f"{source} has no {classifier[-1]}, the last layer of {name}: it holds another model's weights.")
+        built = [_call(name, {**arguments, "num_classes": n}) for n in (10, 11)]
+    wanted, other = (network.state_dict() for network in built)
+    classifier = [tensor for tensor in wanted if wanted[tensor].shape != other[tensor].shape]
+    chosen: Chosen = choose(file, wanted, type(built[0]).__name__, key=key, free=classifier)
+    return chosen.tensors[classifier[-1]].shape[0]
 
 
 def _call(name: str, arguments: dict[str, Any]) -> nn.Module:

@@ -117,6 +117,7 @@ def test_planting_leaves_the_sound_network_alone():
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
+@pytest.mark.slow
 def test_a_built_case_has_a_truth_that_the_score_shows():
     built = build(CaseSpec("develop", "single", SMALL, ("range-too-wide/tap",), "medium", 11))
     truth = runner.truth(built)

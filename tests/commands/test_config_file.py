@@ -92,7 +92,7 @@ def test_what_is_wrong_in_a_file_is_one_line(text: str, said: str, run: Run, fol
 def test_a_file_that_is_not_there(run: Run) -> None:
     code, _, warned = run("lint", "--config", "nowhere.toml")
     assert code == 2
-    assert "nowhere.toml cannot be read: No such file" in warned
+    assert "nowhere.toml cannot be read: there is no such file" in warned
 
 
 def test_a_file_of_somebody_else_is_not_written_over(run: Run, folder: Path) -> None:

@@ -70,11 +70,10 @@ def test_a_loss_beyond_what_is_allowed_is_exit_code_1(data: Run, run: Run, folde
     assert "up to 0 points were allowed" in said
 
 
-def test_an_interrupted_evaluation_shows_its_batches_and_writes_no_report(data: Run, folder: Path) -> None:
-    code, told = data("report", "--model", "usernet:make", "--data", "usernet:late", *QUICK, "--out", "r.json")
+def test_an_interrupted_evaluation_writes_no_report(run: Run, folder: Path) -> None:
+    code, said, _ = run("report", "--model", "usernet:make", "--data", "usernet:late", *QUICK, "--out", "r.json")
     assert code == 130
-    assert told["interrupted"]
-    assert 0 < told["scores"]["samples"] < 32
+    assert "verdict" not in said
     assert not Path("r.json").exists()
 
 

@@ -31,6 +31,7 @@ def with_float_biases(path: Path) -> None:
     onnx.save(model, path)
 
 
+@pytest.mark.slow
 def test_sixteen_bits_that_fail_in_the_engine_are_not_quantization(tmp_path: Path) -> None:
     from qkit.engines import onnxruntime
 

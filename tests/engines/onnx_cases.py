@@ -36,4 +36,4 @@ def exported(study: qkit.Study, scheme: str, folder: Path, **how: object) -> Onn
     """The plan, written and taken as a lane."""
     path = folder / f"{scheme}.onnx"
     export(study, plan_of(study, scheme), path, **how)  # type: ignore[arg-type]
-    return lane(path, graph=study.graph)
+    return lane(path, graph=study.graph, precise=True)

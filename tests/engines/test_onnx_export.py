@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -230,6 +231,27 @@ def test_paths_that_cannot_be_written(study, tmp_path, name):
     with pytest.raises(QkitError, match=r"onnx|folder"):
         export(study, None, tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("call", ["write", "replace"])
+def test_a_write_that_fails_leaves_the_earlier_file(study, tmp_path, monkeypatch, call):
+    """A full disk, in the middle of the file and at the rename."""
+    path = tmp_path / "m.onnx"
+    path.write_text("the old one")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def half(self: Path, data: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(data[:1000])
+        full()
+
+    monkeypatch.setattr(*((Path, "write_bytes", half) if call == "write" else (os, "replace", full)))
+    with pytest.raises(QkitError, match=r"m\.onnx cannot be written: no space"):
+        export(study, None, path)
+    monkeypatch.undo()
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("m.onnx", "the old one")]
 
 
 def test_a_missing_extra_is_named(study, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 from onnx_cases import SCHEMES, exported, plan_of, small_study  # noqa: E402
 
-from qkit.engines import onnx_program, onnxruntime  # noqa: E402
+from qkit.engines import onnx_program, onnx_session, onnxruntime  # noqa: E402
 
 NETWORKS = ("resnet_small", "vgg_small", "inception_small", "mobilenet_v2_lite", "mobilenet_v2_hostile")
 
@@ -47,7 +48,7 @@ def file(study, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def lane(study, file):
-    return onnxruntime.lane(file, graph=study.graph)
+    return onnxruntime.lane(file, graph=study.graph, precise=True)
 
 
 def network(name: str) -> qkit.Study:
@@ -67,6 +68,20 @@ def test_the_lane_has_every_tap_in_the_plans_codes(study, lane):
         assert torch.allclose(tensor.values.double(), expected, rtol=1e-6)
     assert lane.bits == 8
     assert lane.plan == study.plan
+
+
+def test_a_closed_lane_has_no_session(study, file):
+    with onnxruntime.lane(file) as lane:
+        running = lane.run(study.evaluation)
+        next(running)
+        session = weakref.ref(lane._prepared.session)
+    lane.close()
+    for action in (lambda: next(lane.run(study.evaluation)), lambda: lane.kernels, lambda: lane.deviation(study.evaluation)):
+        with pytest.raises(QkitError, match="closed"):
+            action()
+    running.close()
+    assert session() is None
+    assert lane.taps, "what it would yield is still said"
 
 
 def test_int8_runs_in_integer_kernels_and_the_taps_change_nothing(study, lane, file):
@@ -123,6 +138,7 @@ def test_all_bundled_networks_agree(name, tmp_path):
         _check_network(study, scheme, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_optimizers_fault_with_biases_is_shown_named_and_avoided(tmp_path):
     """Sixteen bits on both sides: float biases become int32, which those that do not fit leave as the most negative number."""
     study = network("vgg_small")
@@ -200,6 +216,113 @@ def test_a_difference_is_found_where_it_arises(study):
     assert "depthwise" in found.summary
     json.dumps(found.to_dict(), allow_nan=False)
     assert "depthwise" in found._repr_html_()
+
+
+def test_what_is_no_number_differs(study):
+    def broken(taps):
+        values = taps["depthwise"].values.clone()
+        values[0] = float("nan")
+        return taps | {"depthwise": EngineTensor(values)}
+
+    found = compare(study, Shuffled(study, broken), progress=False)
+    assert found.first == "depthwise"
+    assert found.taps["depthwise"].local.within_one == pytest.approx(15 / 16)
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_products_that_saturate_are_told_from_other_faults(study, file, monkeypatch):
+    """An engine that agrees as soon as its products do not saturate: that is the reason, and only where it agrees then."""
+    step = float(study.plan["depthwise"].params.scale)
+
+    def off(*taps):
+        return Shuffled(study, lambda v: v | {t: EngineTensor(v[t].values + 7 * step * (v[t].values > 0)) for t in taps})
+
+    engine = off("depthwise", "side")
+    engine.unsaturated = off("side")
+    found = compare(study, engine, progress=False)
+    assert "VNNI" in found.reasons["depthwise"]
+    assert "VNNI" not in found.reasons.get("side", "")
+    monkeypatch.setattr(onnxruntime, "saturates", lambda: True)
+    lane = onnxruntime.lane(file, graph=study.graph)
+    assert lane.unsaturated.precise
+    assert lane.unsaturated.unsaturated is None
+    assert any("precise=True" in note for note in lane.notes)
+    assert onnxruntime.lane(file, graph=study.graph, optimization="none").unsaturated is None
+
+
+class Shared(nn.Module):
+    """One convolution twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(torch.relu(self.conv(x)))
+
+
+def test_the_precise_mode_takes_weights_that_two_layers_read(tmp_path):
+    study = qkit.Study(Shared().eval(), [torch.randn(4, 3, 8, 8)])
+    export(study, None, tmp_path / "net.onnx")
+    model = onnx.load(tmp_path / "net.onnx")
+    # a file of others, in which both layers read one DequantizeLinear
+    second = next(node for node in model.graph.node if node.op_type == "Conv" and node.input[1].endswith("#2"))
+    second.input[1] = second.input[1].removesuffix("#2")
+    onnx.save(model, tmp_path / "other.onnx")
+    for path in (tmp_path / "net.onnx", tmp_path / "other.onnx"):
+        assert compare(study, onnxruntime.lane(path, precise=True), progress=False).agrees
+        model = onnx.load(path)
+        onnx_session._part(model)
+        weights = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+        read = [name for node in model.graph.node for name in node.input if name in weights]
+        assert len(read) == len(set(read)) == 4
+
+
+class Attention(nn.Module):
+    """Two softmaxes over 36 places: one whose probabilities are all alike, one with great ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x):
+        y = self.conv(x).flatten(2)
+        return self.head((y * torch.softmax(y * 0.01, -1)).sum(-1) + (y * torch.softmax(y * 4.0, -1)).sum(-1))
+
+
+@pytest.fixture(scope="module")
+def attention() -> qkit.Study:
+    generator = torch.Generator().manual_seed(0)
+    study = qkit.Study(Attention().eval(), [torch.randn(8, 3, 8, 8, generator=generator)])
+    study.calibrate("minmax", progress=False)
+    return study
+
+
+def test_softmaxes_of_small_probabilities_are_kept_from_the_integer_kernel(attention, tmp_path):
+    exported = export(attention, None, tmp_path / "net.onnx")
+    assert any("Abs" in note and ":softmax" in note for note in exported.notes)
+    lane = onnxruntime.lane(tmp_path / "net.onnx", precise=True)
+    assert [lane.kernel(tap) for tap in (":softmax", ":softmax#2")] == ["Abs", "QLinearSoftmax"]
+    assert compare(attention, lane, progress=False).agrees
+
+
+@pytest.mark.parametrize("code", [0, 255])
+def test_a_softmax_that_overflows_is_named(attention, code):
+    """ONNX Runtime before 1.32, in its own arithmetic: a table of exponentials up to float32's end over length and e^5."""
+
+    def overflow(taps):
+        x, grid = taps[":mul"].values, attention.plan.params(":softmax")
+        room = np.float32(np.exp(np.log(np.finfo(np.float32).max / x.shape[-1]) - 5))
+        table = room * np.exp((x - x.amax(-1, keepdim=True)).numpy())
+        with np.errstate(over="ignore"):
+            scaled = table * np.floor(np.float32(1) / grid.scale.numpy())
+        codes = np.where(np.isinf(scaled), code, np.rint(scaled / table.sum(-1, keepdims=True)).clip(0, 255))
+        return taps | {":softmax": EngineTensor(torch.from_numpy(codes.astype(np.float32)) * grid.scale)}
+
+    found = compare(attention, Shuffled(attention, overflow), progress=False)
+    assert found.first == ":softmax"
+    assert "overflows in its softmax over 36" in found.reasons[":softmax"]
+    assert ("least" if code == 0 else "greatest") in found.reasons[":softmax"]
 
 
 @pytest.mark.parametrize(
@@ -290,7 +413,7 @@ def test_files_of_other_tools_are_matched_by_module_paths(study, tmp_path):
         )  # fmt: skip
     finally:
         logging.disable(logging.NOTSET)
-    lane = onnxruntime.lane(quantized, graph=study.graph)
+    lane = onnxruntime.lane(quantized, graph=study.graph, precise=True)
     assert lane.bits == 8
     assert {"input", "stem", "depthwise", "project", "side", "classify"} <= set(lane.taps)
     assert set(lane.plan.grids) >= {"stem", "stem.weight", "depthwise.weight", "classify.weight"}

@@ -14,9 +14,10 @@ from trace_cases import at, kinds, read, study, written
 from qkit.engines import traces
 from qkit.engines.traces import MisalignedTraceError
 from qkit.engines.traces.matching import channel_order, correlation, frame_correlations, frame_order
+from qkit.files import file_name
+from qkit.graph.operations import UNBOUNDED
+from qkit.graph.step import Step
 from qkit.lanes import Lane, run_lanes
-from qkit.operations import UNBOUNDED
-from qkit.steps import Step
 
 NETWORKS = {"resnet_small": ("layer1.0:add", "layer2.1.conv1"), "mobilenet_v2_lite": ("features.4.conv.2", "features.7.conv.0.0")}
 # the second network's layers are twice as many
@@ -117,7 +118,7 @@ def test_two_names_mixed_up(tmp_path: Path, network: str, lane: str) -> None:
     two = next(s for s in graph.steps if s.quantized and s.shape == one.shape and s is not one and s.act == one.act)
     folder = written(tmp_path, network, lane=lane, kind="npy")
     for frame in folder.glob("frame_*"):
-        first, second = (frame / f"{traces.writing.safe_name(s.name)}.npy" for s in (one, two))
+        first, second = (frame / f"{file_name(s.name)}.npy" for s in (one, two))
         swapped = first.read_bytes(), second.read_bytes()
         second.write_bytes(swapped[0])
         first.write_bytes(swapped[1])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from trace_cases import study
 
 from qkit.engines.traces import TraceError
-from qkit.engines.traces.names import Names, TidlName, layer_infos, natural, normal, safe_name, scope, write_layer_info
+from qkit.engines.traces.names import Names, TidlName, layer_infos, natural, normal, scope, write_layer_info
 
 sizes = st.integers(1, 70_000)
 
@@ -88,16 +88,6 @@ def test_layer_info(tmp_path: Path) -> None:
     path.write_text("0 1\n")
     with pytest.raises(TraceError, match="line 1"):
         layer_infos([path])
-
-
-@settings(max_examples=200, deadline=None)
-@given(name=st.text(max_size=300))
-def test_safe_names_are_plain_file_names(name: str) -> None:
-    safe = safe_name(name)
-    assert 0 < len(safe) < 200
-    assert not safe.startswith(".")
-    assert not set(safe) & set('/\\:*?"<>|\0')
-    assert (Path("folder") / safe).resolve().parent == Path("folder").resolve()
 
 
 def test_frames_are_in_the_order_of_their_numbers() -> None:

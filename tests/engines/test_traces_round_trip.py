@@ -319,6 +319,16 @@ def test_reading_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in tmp_path.rglob("*")} == before
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="what a process has open is not told here")
+@pytest.mark.parametrize("kind", ["npy", "npz", "raw"])
+def test_a_lane_keeps_no_file_open(tmp_path: Path, kind: Any) -> None:
+    found = read(written(tmp_path, kind=kind, frames=2))
+    (batch,) = found.run(study("resnet_small").evaluation)
+    opened = [str(link.resolve()) for link in Path("/proc/self/fd").iterdir()]
+    assert not [line for line in (*opened, *Path("/proc/self/maps").read_text().splitlines()) if str(tmp_path) in line]
+    assert batch.taps, "its tensors are copies"
+
+
 @pytest.mark.parametrize("kind", ["npy", "npz", "raw", "tidl"])
 def test_hostile_module_names_stay_in_the_folder(tmp_path: Path, kind: Any) -> None:
     model = torch.nn.Sequential()

@@ -64,6 +64,19 @@ class Looping(nn.Module):
         return x
 
 
+class LoopingByData(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(int(x.max() * 3)):  # BLAME
+            x = x + 1
+        return x
+
+
+class AssertingOnData(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.sum() > -1e9, "finite, please"  # BLAME
+        return x + 1
+
+
 class Iterating(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.stack([row * 2 for row in x])  # BLAME
@@ -108,15 +121,17 @@ class Writing(nn.Module):
         return x
 
 
-#: Class -> its rule. Every one runs, and none can be traced.
+#: Class -> its rule. Every one runs, and torch.fx can trace none; those in `REFUSED` stop torch.export too.
 UNTRACEABLE: dict[type[nn.Module], str] = {
     Asserting: "assert",
     AssertingOverLines: "assert",
+    AssertingOnData: "assert",
     Branching: "data-dependent-control-flow",
     BranchingOnShape: "data-dependent-control-flow",
     Choosing: "data-dependent-control-flow",
     Joining: "data-dependent-control-flow",
     Looping: "data-dependent-control-flow",
+    LoopingByData: "data-dependent-control-flow",
     Iterating: "data-dependent-control-flow",
     Ranging: "data-dependent-control-flow",
     Measuring: "untraceable-call",
@@ -126,6 +141,9 @@ UNTRACEABLE: dict[type[nn.Module], str] = {
     Making: "untraceable-call",
     Writing: "item-assignment",
 }
+REFUSED = frozenset(
+    {AssertingOnData, Branching, Choosing, Joining, Looping, LoopingByData, CallingFloat, CallingNumpy}
+)  # fmt: skip
 
 
 class Tolerated(nn.Module):
@@ -228,9 +246,9 @@ class Counting(nn.Module):
         self.register_buffer("passes", torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x * 2 if self.passes > 0 else x
-        self.passes += 1
-        return x if x.sum() > 0 else -x
+        x = x * 2 if self.passes > 0 else x  # FIRST
+        self.passes += 1  # BUFFER
+        return x if x.sum() > 0 else -x  # SECOND
 
 
 class Printing(nn.Module):
@@ -269,6 +287,90 @@ class Optional(nn.Module):
         if mask is not None:
             x = x * mask  # BLAME
         return x + 1
+
+
+class Averaging(nn.Module):
+    """Subtracts an average over the batches so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
+        self.register_buffer("average", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv(x)))
+        self.average.mul_(0.5).add_(0.5 * x.mean((0, 2, 3)))  # BLAME
+        return self.head(x - self.average.view(1, -1, 1, 1))
+
+
+class Tallying(nn.Module):
+    """Counts its passes, and the count is never read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 1)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1  # BLAME
+        return self.conv(x)
+
+
+class Stepping(nn.Module):
+    """Keeps its count as a plain number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1  # BLAME
+        return x * self.count
+
+
+class Calling(nn.BatchNorm2d):
+    """A batch norm that calls the function itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, self.eps)
+
+
+class Frozen(nn.Module):
+    """A norm with fixed statistics as detection code has it: arithmetic on buffers."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        for name in ("weight", "running_var"):
+            self.register_buffer(name, torch.linspace(0.5, 1.5, channels))
+        for name in ("bias", "running_mean"):
+            self.register_buffer(name, torch.linspace(-1, 1, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + 1e-5).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
+
+
+class Activated(nn.BatchNorm2d):
+    """Norm and activation in one module, as timm has it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+class Same(nn.Conv2d):
+    """A convolution that pads by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, self.bias)
+
+
+#: Forms of a norm with fixed statistics, by the number of channels.
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, Calling, Frozen, Activated)
 
 
 class Convolutions(nn.Module):

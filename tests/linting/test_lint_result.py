@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def test_text_reads_like_a_compilers() -> None:
     place = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
     assert first.startswith(f"{place}:{line_of(cases.Branching)}: error: 0: `if y.sum() > 0:  # BLAME`: ")
     assert first.endswith("[data-dependent-control-flow]")
-    assert last == "Sequential: 1 error, 0 warnings, 1 note; torch.fx does not trace it as it is"
+    assert last == "Sequential: 1 error, 0 warnings, 0 notes; qkit.Study does not take it as it is"
     assert repr(result) == f"Lint({last})"
 
 
@@ -95,6 +96,9 @@ def test_nothing_of_the_users_is_touched() -> None:
         (nn.Conv2d(3, 3, 1), [], DataError, "got list"),
         (nn.Conv2d(3, 3, 1), None, DataError, "got NoneType"),
         (nn.Conv2d(3, 3, 1), [X], DataError, "does not run on the batch"),
+        (nn.Conv2d(3, 3, 1, device="meta"), (), DataError, "an empty tuple"),
+        ("net.bin", X, GraphError, r"\.onnx and \.pt2"),
+        (nn.LazyConv2d(3, 1), X, GraphError, "lazy"),
         (nn.Conv2d(4, 3, 1), X, DataError, r"Conv2d does not run on the batch .*\(2, 3, 16, 16\).*expected input"),
         (nn.Conv2d(3, 3, 1), (X, X), DataError, "does not run on the batch"),
         (nn.Conv2d(3, 3, 1).half(), X.half(), DataError, "float32"),
@@ -121,16 +125,69 @@ def test_several_inputs_and_outputs() -> None:
     assert not result.of("convolution-without-batchnorm")
 
 
-def test_what_a_study_refuses_is_an_error() -> None:
+def test_keyword_arguments_with_defaults_are_what_they_are() -> None:
     class Scaled(nn.Module):
         def forward(self, x: Tensor, *, scale: float = 2.0) -> Tensor:
             return x * scale
 
-    result = qkit.lint(Scaled(), X)
-    (found,) = result.errors
-    assert "scale" in found.message
-    assert "qkit.Study refuses" in found.cure
-    assert result.traced
+    assert qkit.lint(Scaled(), X).ok
+
+
+def test_what_a_study_refuses_is_an_error() -> None:
+    class Chosen(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, lambda a: a + 1, lambda a: a - 1, (x,))
+
+    result = qkit.lint(Chosen(), X)
+    assert "data-dependent-control-flow" in [f.rule for f in result.errors]
+    assert any("torch.cond" in f.message for f in result.errors)
+    assert all(f.line is not None for f in result.errors)
+    assert not result.traced
+    assert result.front is None
+
+
+class Small(nn.Module):
+    """A norm that folds, one that does not, an activation to replace, and a Python branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.late = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.act, self.head = nn.SiLU(), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != 3:
+            raise ValueError("three channels")
+        return self.head(self.late(self.act(self.norm(self.conv(x)))))
+
+
+def test_programs_and_their_files_have_no_source(tmp_path: Path) -> None:
+    program = torch.export.export(Small().eval(), (X,))
+    torch.export.save(program, tmp_path / "net.pt2")
+    for model in (program, tmp_path / "net.pt2", str(tmp_path / "net.pt2")):
+        result = qkit.lint(model, X)
+        assert (result.front, result.ok) == ("pt2", True)
+        assert {(f.rule, f.layer) for f in result if f.rule != "convolution-without-batchnorm"} == {
+            ("replaceable-activation", "act"),
+            ("norm-not-folded", "late"),
+        }
+        assert all(f.file is None and f.line is None for f in result)
+        assert any("no source" in remark for remark in result.remarks)
+    assert result.model_name == "net.pt2"
+
+
+def test_onnx_files_go_by_the_names_of_their_tensors(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    torch.onnx.export(Small().eval(), (X,), str(tmp_path / "net.onnx"), dynamo=True, verbose=False)
+    import onnx
+
+    result = qkit.lint(tmp_path / "net.onnx", X)
+    assert (result.front, result.model_name) == ("onnx", "net.onnx")
+    assert not result.of("convolution-without-batchnorm")
+    tensors = {name for node in onnx.load(tmp_path / "net.onnx").graph.node for name in node.output}
+    (act,) = result.of("replaceable-activation")
+    assert act.layer in tensors
+    assert all(f.file is None for f in result)
 
 
 def test_the_function_stays_a_function_beside_its_package() -> None:
@@ -138,3 +195,73 @@ def test_the_function_stays_a_function_beside_its_package() -> None:
 
     assert callable(qkit.lint)
     assert qkit.lint is qkit.linting.lint
+
+
+class ByTheBatch(nn.Module):
+    """A convolution of every image with kernels of its own: a group an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = nn.Linear(3, 27)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernels = self.kernels(x.mean((2, 3))).reshape(-1, 3, 3, 3)
+        return nn.functional.conv2d(x.reshape(1, -1, 16, 16), kernels, groups=x.shape[0]).reshape(x.shape[0], -1)
+
+
+def test_groups_by_the_size_of_the_batch() -> None:
+    assert qkit.lint(ByTheBatch().eval(), X).of("float-layer")
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
+class LastFrame(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.last is None else x + self.last
+        self.last = x
+        return y
+
+
+class Lowered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = self.conv(x)
+        return y.float()
+
+
+def test_autocast_inside_is_called_by_its_name() -> None:
+    result = qkit.lint(Lowered().eval(), X)
+    (found,) = result.of("different-result")
+    assert "autocast" in found.message
+    assert any("autocast" in remark for remark in result.remarks)
+
+
+def test_noise_and_memory_are_told_apart() -> None:
+    (noise,) = qkit.lint(Noisy().eval(), X).of("different-result")
+    assert "random numbers" in noise.message
+    (memory,) = qkit.lint(LastFrame().eval(), X).of("buffer-changed-in-forward")
+    assert memory.severity == "warning"
+    assert "last" in memory.message
+
+
+class Registers(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        self.register_buffer("mean", x.mean((0, 2, 3)), persistent=False)
+        return x - self.mean.view(1, -1, 1, 1)
+
+
+def test_only_the_models_own_lines_are_blamed() -> None:
+    result = qkit.lint(Registers().eval(), X)
+    _, first = inspect.getsourcelines(Registers)
+    assert {finding.line for finding in result if finding.line is not None} <= set(range(first, first + 4))

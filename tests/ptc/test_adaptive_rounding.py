@@ -122,28 +122,3 @@ def test_wide_grids_and_shared_weights_are_left_alone_and_the_seed_decides() -> 
     assert [layer.layer for layer in layers] == ["head"]
     graph, wide, cal = setting(Twice(), x, bits=16)
     assert adapt_rounding(graph, wide, cal, iterations=10, progress=False) == (wide, [])
-
-
-def test_an_interrupt_keeps_the_layers_before_it(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    from qkit.ptc import rounding
-
-    torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), correlated(32, 8)
-    graph, plan, cal = setting(model, x, bits=3)
-    real, calls = rounding._reconstruct, []
-
-    def once(*args):
-        if calls:
-            raise KeyboardInterrupt
-        calls.append(1)
-        return real(*args)
-
-    monkeypatch.setattr(rounding, "_reconstruct", once)
-    adapted, layers = adapt_rounding(graph, plan, cal, iterations=300, progress=False)
-    assert [layer.layer for layer in layers] == ["0"]
-    assert adapted.codes("0.weight") is not None
-    assert adapted.codes("2.weight") is None
-    assert "interrupted: 1 layers are done" in caplog.text
-    calls[:] = [1]
-    with pytest.raises(KeyboardInterrupt):
-        adapt_rounding(graph, plan, cal, progress=False)

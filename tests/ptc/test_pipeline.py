@@ -33,6 +33,7 @@ def hostile() -> tuple[qkit.Study, qkit.Study, dict[str, Tensor]]:
     return study, study.ptc(["equalization", "ranges", "bias-correction"], **QUICK), before
 
 
+@pytest.mark.slow
 def test_the_hostile_network_comes_back() -> None:
     study, fixed, _ = hostile()
     treatment = fixed.treatment
@@ -175,16 +176,22 @@ def test_few_samples_are_said() -> None:
     assert "too few calibration samples to hold any out" in repr(fixed.treatment)
 
 
-def test_an_interrupt_keeps_the_steps_before_it(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_interrupt_goes_up_and_the_same_call_goes_on_from_the_finished_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "adapt_rounding", stop)
-    fixed = small().ptc(["ranges", "adaptive-rounding"], estimators=["minmax"], **QUICK)
-    assert [effect.step for effect in fixed.treatment.effects] == ["ranges"]
-    assert "interrupted after 1 steps" in repr(fixed.treatment)
-    with pytest.raises(KeyboardInterrupt):
-        small().ptc(["adaptive-rounding"], **QUICK)
+    study = small()
+    steps = {"steps": ["ranges", "adaptive-rounding"], "estimators": ["minmax"], **QUICK}
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "adapt_rounding", stop)
+        with pytest.raises(KeyboardInterrupt):
+            study.ptc(**steps)
+    whole = small().ptc(**steps)
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline._Run, "choose_ranges", stop)
+        fixed = study.ptc(**steps)
+    assert [effect.step for effect in fixed.treatment.effects] == [effect.step for effect in whole.treatment.effects]
+    assert fixed.plan == whole.plan
 
 
 @pytest.mark.parametrize("sizes", [(8, 8), (5,), (2, 2, 2, 2, 2)])

@@ -73,6 +73,7 @@ def test_weights_get_the_grids_that_torchao_gives_them(per_channel):
         )
 
 
+@pytest.mark.slow
 def test_equalization_recovers_what_torchaos_flow_leaves_lost():
     given = subject("mobilenet_v2_hostile")
     study = study_of(given, "int8-per-tensor")
@@ -84,8 +85,10 @@ def test_equalization_recovers_what_torchaos_flow_leaves_lost():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["int8", "int8-per-tensor"])
-@pytest.mark.parametrize("name", [*NETWORKS, "mobilenet_v2_hostile"])
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [*((name, "int8") for name in NETWORKS), ("mobilenet_v2_hostile", "int8-per-tensor"), ("resnet_small", "int8-per-tensor")],
+)
 def test_calibrated_scores_are_no_worse(name, scheme):
     given = subject(name)
     theirs = peer.scores(peer.posttraining(given.model, given.calibration, per_channel=scheme == "int8"), given.evaluation)

@@ -18,7 +18,6 @@ from qkit.lanes import Lane, run_lanes
 from qkit.numerics import QuantParams, QuantSpec, quantize
 from qkit.plan import FLOAT, Plan
 from qkit.qat import QatModule, wrap
-from qkit.qat.layers import folded, parts
 from qkit.schemes import PRESETS, Scheme
 
 MIXED_WIDTHS = replace(
@@ -150,17 +149,12 @@ def test_the_study_of_the_trained_network_has_its_codes(
     module = trained(wrap(mixed, images, total_epochs=4, plan=plan, learn_steps=learned), images)
     study = module.study(calibration=[images], metric="agreement")
     assert study.plan == module.plan() != plan
-    for instruction in module._program:
-        layer = instruction.layer
-        if layer is None:
-            continue
-        _, weight, bias, norm = parts(layer, module.model)
+    for name, weight in module._folded_weights().items():
         with torch.no_grad():
-            weight, _ = folded(layer, weight, bias, norm)
-            rounded = module._quantizer(layer.rounds)(weight)
-        params = study.plan[layer.rounds].params
-        assert torch.equal(study.graph.weights[layer.rounds], weight)
-        assert torch.equal(quantize(rounded, params), quantize(study.graph.weights[layer.rounds], params))
+            rounded = module._quantizer(name)(weight)
+        params = study.plan[name].params
+        assert torch.equal(study.graph.weights[name], weight)
+        assert torch.equal(quantize(rounded, params), quantize(study.graph.weights[name], params))
     with torch.no_grad():
         ours = module(images)
     lane = run_lanes(study.graph, [Lane("lane", study.plan)], (images,))["lane"]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from qkit.graph.operations import UNBOUNDED
 from qkit.numerics import QuantParams, QuantSpec, fake_quantize
-from qkit.operations import UNBOUNDED
 from qkit.qat.rounding import grid_of, power_of_two, round_learned, round_to_grid
 
 BITS = st.sampled_from([2, 4, 8, 16])

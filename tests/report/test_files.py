@@ -136,11 +136,11 @@ def test_failed_write_leaves_the_old_file(tmp_path, report, monkeypatch):
     path = tmp_path / "report.json"
     path.write_text("the old one")
 
-    def broken(self, target):
+    def broken(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", broken)
-    with pytest.raises(QkitError, match="No space left"):
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(QkitError, match="no space"):
         write(report, path)
     monkeypatch.undo()
     assert path.read_text() == "the old one"
@@ -188,7 +188,8 @@ def test_json_of_infinite_and_missing_figures(tmp_path):
     """Values on the grid already: no error, so infinite SQNR; an empty second plan column stays None."""
     model = torch.nn.Sequential(torch.nn.ReLU())
     study = Study(model, [torch.zeros(2, 3, 4, 4)], metric=lambda outputs, targets: outputs.flatten(1).sum(1))
-    study.evaluation = study.calibration = [(torch.zeros(2, 3, 4, 4), torch.zeros(2))]
+    zeros = [(torch.zeros(2, 3, 4, 4), torch.zeros(2))]
+    study = study.with_data(calibration=zeros, evaluation=zeros)
     made = make(study, progress=False)
     data = _strict(write(made, tmp_path / "r.json").read_text(encoding="utf-8"))
     assert data["layers"]["input"]["int8"]["sqnr"] == "inf"

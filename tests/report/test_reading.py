@@ -49,18 +49,18 @@ def test_the_plan_in_it_is_the_studys(study, report, path):
 
 
 def test_no_such_file_and_no_text(tmp_path):
-    with pytest.raises(QkitError, match=r"nowhere\.json cannot be read: No such file"):
+    with pytest.raises(QkitError, match=r"nowhere\.json cannot be read: there is no such file"):
         read(tmp_path / "nowhere.json")
     with pytest.raises(QkitError, match="cannot be read"):
         read(tmp_path)
     (tmp_path / "page.json").write_bytes(b"\xff\xfe\x00{")
-    with pytest.raises(QkitError, match=r"page\.json is not text"):
+    with pytest.raises(QkitError, match=r"page\.json cannot be read as a report: it is not text"):
         read(tmp_path / "page.json")
 
 
 def test_cut_short(path):
     path.write_text(path.read_text()[:2000])
-    with pytest.raises(QkitError, match=r"report\.json is not JSON .*cut short"):
+    with pytest.raises(QkitError, match=r"report\.json cannot be read as a report"):
         read(path)
 
 
@@ -74,7 +74,7 @@ def test_numbers_that_json_does_not_have(path, constant):
 @pytest.mark.parametrize("text", ["[]", "3", "null", '"report"', "{}", '{"format": 2}', "[" * 100_000])
 def test_other_json_is_no_report(tmp_path, text):
     (tmp_path / "other.json").write_text(text)
-    with pytest.raises(QkitError, match=r"other\.json.*(no degradation report|is not JSON)"):
+    with pytest.raises(QkitError, match=r"other\.json.*(no degradation report|cannot be read)"):
         read(tmp_path / "other.json")
 
 

@@ -17,8 +17,15 @@ import pytest
 if os.environ.get("QKIT_REQUIRE_BROWSER") != "1":
     pytest.importorskip("playwright", reason="BROWSER TESTS LEFT OUT: playwright is not installed")
 
+import numpy as np
 from lab import Notebook, Server, opened
 from playwright.sync_api import Browser, Page, expect
+from studies import small_study
+
+from qkit.widgets.canvas import es_module
+from qkit.widgets.code import CodeBox
+from qkit.widgets.maps import FeatureMaps
+from qkit.widgets.panel import Frame
 
 STUDY = """\
 import qkit
@@ -108,6 +115,7 @@ def test_tuner(notebook: Open) -> None:
     expect(handle).to_have_attribute("aria-valuenow", str(high))
     page.get_by_role("button", name="redo").click()
     book.until("tuner.history.at == 1")
+    expect(handle).to_have_attribute("aria-valuenow", str(tuned))
 
     # the keyboard: one step of the grid a press
     step = value(book, "float(tuner.grid.params.scale)")
@@ -210,6 +218,7 @@ def test_explorer(notebook: Open) -> None:
     pictured(book, "feature-maps")
 
 
+@pytest.mark.slow
 def test_calibration_panel(notebook: Open) -> None:
     book = notebook(STUDY, "panel = study.calibration_panel()\npanel", height=1400)
     page = book.page
@@ -228,6 +237,7 @@ def test_calibration_panel(notebook: Open) -> None:
     book.until("panel.plan == study.plan")
 
 
+@pytest.mark.slow
 def test_guide(notebook: Open) -> None:
     book = notebook(STUDY, "guide = study.guide(batches=4)\nguide", height=1000)
     page = book.page
@@ -259,6 +269,7 @@ def test_guide(notebook: Open) -> None:
     expect(page.get_by_role("link", name="degradation.html")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_long_work_is_cancelled_and_leaves_the_page_alive(notebook: Open) -> None:
     book = notebook(STUDY, "guide = study.guide()\nguide", f"tuner = study.tune({TAP!r})\ntuner", height=1300)
     page = book.page
@@ -277,6 +288,115 @@ def test_long_work_is_cancelled_and_leaves_the_page_alive(notebook: Open) -> Non
     assert value(book, "guide.error") == ""
 
 
+@pytest.mark.slow
+def test_a_closed_widget_leaves_its_picture_and_a_cell_run_again_one_widget(notebook: Open) -> None:
+    book = notebook(STUDY, f"tuner = study.tune({TAP!r})\ntuner", height=1150)
+    page = book.page
+    page.locator(".qkit-handle").first.wait_for()
+    count = "len(__import__('ipywidgets').widgets.widget._instances)"
+    before = value(book, count)
+    for _ in range(2):
+        page.evaluate(
+            "() => { jupyterapp.shell.currentWidget.content.activeCellIndex = 1; return jupyterapp.commands.execute('notebook:run-cell'); }"
+        )
+        expect(page.locator(".qkit-panel")).to_have_count(1)
+        assert value(book, count) == before
+    drag(page, "hi", -250)
+    book.until("tuner.history.at == 1")
+    high = value(book, "float(tuner.grid.params.hi)")
+    expect(page.locator(".qkit-static")).to_be_hidden()
+
+    book.kernel("tuner.close()")
+    expect(page.locator(".qkit-panel")).to_have_count(0)
+    expect(page.locator(".qkit-static")).to_be_visible()
+    expect(page.locator(".qkit-static")).to_contain_text(f"{high:.6g}")
+    expect(page.locator(".jp-RenderedImage img")).to_be_visible()
+    assert value(book, "len(get_ipython().kernel.comm_manager.comms)") < 10
+    assert value(book, "float(tuner.plan[tuner.tensor].params.hi)") == high
+
+
+#: Counts what a view leaves behind on the page, outside of its own element: observers, timers, frames, listeners.
+_COUNTING = """() => {
+    const held = (window.held = new Map());
+    const note = (what, by) => held.set(what, (held.get(what) ?? 0) + by);
+    for (const name of ['ResizeObserver', 'MutationObserver', 'IntersectionObserver']) {
+        const Real = window[name];
+        window[name] = class extends Real {
+            observe(...args) { if (!this.on) note(name, 1); this.on = true; super.observe(...args); }
+            disconnect() { if (this.on) note(name, -1); this.on = false; super.disconnect(); }
+        };
+    }
+    for (const [set, clear] of [['setInterval', 'clearInterval'], ['setTimeout', 'clearTimeout'], ['requestAnimationFrame', 'cancelAnimationFrame']]) {
+        const [start, stop, running] = [window[set], window[clear], new Set()];
+        const end = (id) => { if (running.delete(id)) note(set, -1); };
+        window[set] = (work, ...rest) => {
+            const id = start((...args) => { if (set !== 'setInterval') end(id); work(...args); }, ...rest);
+            running.add(id);
+            note(set, 1);
+            return id;
+        };
+        window[clear] = (id) => { end(id); stop(id); };
+    }
+    for (const [method, by] of [['addEventListener', 1], ['removeEventListener', -1]]) {
+        const real = EventTarget.prototype[method];
+        EventTarget.prototype[method] = function (...args) {
+            const own = this instanceof Element && this !== document.body && this !== document.documentElement;
+            if (!own) note('listeners', by);
+            return real.apply(this, args);
+        };
+    }
+}"""
+#: Renders a module with a model of its own, twice, and takes both views away; returns what is left, and whether it drew.
+_RENDERING = """async ([source, state]) => {
+    const url = URL.createObjectURL(new Blob([source], { type: 'text/javascript' }));
+    const widget = (await import(url)).default;
+    const handlers = new Set();
+    for (const [name, value] of Object.entries(state))
+        if (value?.bytes) state[name] = new DataView(Uint8Array.from(value.bytes).buffer);
+    const model = {
+        get: (name) => state[name], set: (name, value) => (state[name] = value), save_changes() {}, send() {},
+        on: (event, work) => handlers.add(event + work), off: (event, work) => handlers.delete(event + work),
+    };
+    const views = [];
+    for (let i = 0; i < 2; i += 1) {
+        const el = document.body.appendChild(document.createElement('div'));
+        views.push([el, await widget.render({ model, el })]);
+    }
+    await new Promise((done) => setTimeout(done, 100));
+    const failed = document.querySelector('.qkit-error')?.textContent ?? '';
+    const busy = Object.fromEntries(window.held);
+    for (const [el, clean] of views) { el.remove(); clean?.(); }
+    await new Promise((done) => setTimeout(done, 100));
+    const left = [...window.held].filter(([what, count]) => count);
+    return { failed, busy, left, handlers: handlers.size };
+}"""
+
+
+def test_views_clean_up_after_themselves(browser: Browser) -> None:
+    study = small_study()
+    maps, explorer = FeatureMaps(), study.explore(study.capture(progress=False))
+    maps.show(study.capture(progress=False)["stem"], 1)
+    canvases = {
+        "code": CodeBox(code="study"), "frame": Frame(), "layers": explorer.table, "maps": maps.plot,
+        "range": explorer.tuner.plot, "strip": explorer.tuner.strip,
+    }  # fmt: skip
+    explorer.tuner.strip.show(np.array([-1.0, -2.0]), np.array([1.0, 3.0]), None)
+    page = browser.new_page()
+    page.evaluate(_COUNTING)
+    for name, canvas in canvases.items():
+        state = {
+            key: {"bytes": list(v)} if isinstance(v, bytes) else v for key, v in canvas.get_state().items() if key != "layout"
+        }
+        found = page.evaluate(_RENDERING, [es_module(name), state])
+        assert (found["failed"], found["left"], found["handlers"]) == ("", [], 0), name
+        if name in ("layers", "range", "strip"):
+            assert found["busy"]["ResizeObserver"] == 2, "it is counted"
+    page.close()
+    explorer.close()
+    maps.close()
+
+
+@pytest.mark.slow
 def test_a_saved_notebook(notebook: Open, lab: Server, browser: Browser) -> None:
     book = notebook(STUDY, f"tuner = study.tune({TAP!r})\ntuner", height=1100)
     page = book.page

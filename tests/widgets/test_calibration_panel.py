@@ -33,6 +33,7 @@ def settled() -> Iterator[None]:
     for each in open_panels:
         each.cancel()
         each.wait()
+        each.close()
     open_panels.clear()
 
 

@@ -29,6 +29,7 @@ def settled() -> Iterator[None]:
             if panel is not None:
                 panel.cancel()
                 panel.wait()
+                panel.close()
     open_explorers.clear()
 
 

@@ -34,6 +34,7 @@ def settled() -> Iterator[None]:
     for each in open_guides:
         each.cancel()
         each.wait()
+        each.close()
     open_guides.clear()
 
 
@@ -440,7 +441,9 @@ def test_cancelled_on_its_way_it_keeps_what_was_found(monkeypatch: pytest.Monkey
         return scores(self, *args, what=what, **options)
 
     monkeypatch.setattr(Bench, "scores", patient)
-    made = Guide(ruined_study())
+    known = ruined_study()
+    # on a list of its own, of which nothing has been measured
+    made = Guide(known.with_data(evaluation=list(known.evaluation)))
     open_guides.append(made)
     assert entered.wait(20)
     made.cancel()

@@ -18,7 +18,7 @@ from qkit.calibration import observe_channels
 from qkit.editing import figures
 from qkit.estimators import METHODS
 from qkit.metrics import mean_interval
-from qkit.rescore import Effect
+from qkit.prefix import Effect
 from qkit.widgets import Tuner
 from qkit.widgets.tuner import batches_for
 from qkit.widgets.words import figure_rows, score_words
@@ -34,6 +34,7 @@ def settled() -> Iterator[None]:
     for each in open_tuners:
         each.cancel()
         each.wait()
+        each.close()
     open_tuners.clear()
 
 
@@ -318,17 +319,15 @@ def test_power_of_two_can_be_switched_off_again() -> None:
     assert not made._power.value
 
 
-def test_one_grid_for_a_weight_without_channels() -> None:
+def test_a_transposed_weight_in_groups_has_a_grid_for_each_output_channel() -> None:
     layers = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 4, 2, groups=2), nn.Flatten(), nn.Linear(1156, 5)
     )
     study = Study(layers.eval(), images(), scheme="int8")
     study.calibrate(progress=False)
     made = tuner("2.weight", study)
-    assert made.grid.params.axis is None
-    made._granularity.value = True
-    assert "2.weight" in made.error
-    assert not made._granularity.value
+    assert made.grid.params.scale.shape == (4,)
+    assert made._granularity.value
     made.set_range(-0.125, 0.125)
     assert executed(made, study).plan == made.plan
     made.set_rule(bits=4)

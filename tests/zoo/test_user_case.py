@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -155,15 +155,6 @@ def test_weights_load_into_a_factorys_model_and_preprocessing_may_be_stated(imag
     assert inputs.shape[1:] == (3, 4, 4)
 
 
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
-def test_wrapped_and_parallel_weights_are_unwrapped(wrapper: str | None, tmp_path: Path) -> None:
-    content: dict[str, object] = {"module.weight": torch.ones(2), "module.bias": torch.zeros(2)}
-    if wrapper:
-        content = {wrapper: content, "epoch": 3, "args": argparse.Namespace(lr=0.1)}
-    torch.save(content, tmp_path / "w.pth")
-    assert set(read_state(tmp_path / "w.pth")) == {"weight", "bias"}
-
-
 class Trap:
     """Unpickling it would write a file."""
 
@@ -190,7 +181,7 @@ def test_files_that_are_no_weights_are_named(tmp_path: Path) -> None:
         with pytest.raises(QkitError, match=name.replace(".", r"\.")):
             read_state(tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(QkitError, match="a list"):
+    with pytest.raises(QkitError, match="holds no state dict but a list"):
         read_state(tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "epoch.pth")
     with pytest.raises(QkitError, match="'epoch'"):
@@ -208,7 +199,7 @@ def test_weights_that_do_not_fit_name_the_tensor(images: Path, tmp_path: Path, s
     expect({**state, "features.0.weight": torch.zeros(1)}, r"features\.0\.weight has shape \(1,\)")
     expect({k: v for k, v in state.items() if k != "features.0.bias"}, r"features\.0\.bias of SqueezeNet is missing")
     expect({**state, "head.weight": torch.zeros(1)}, r"head\.weight is no tensor of SqueezeNet")
-    expect({"features.0.weight": state["features.0.weight"]}, r"classifier\.1\.bias")
+    expect({"features.0.weight": state["features.0.weight"]}, r"features\.0\.bias of SqueezeNet is missing, and 50 more")
 
 
 def test_bad_models_and_tags_are_named(images: Path, weights: Path) -> None:
@@ -290,3 +281,36 @@ def test_class_files_in_all_their_forms(tmp_path: Path) -> None:
 def test_preprocessing_is_that_of_the_chosen_weights() -> None:
     assert preset("resnet50").resize_size == [232]  # type: ignore[attr-defined]
     assert preset("resnet50", "IMAGENET1K_V1").resize_size == [256]  # type: ignore[attr-defined]
+
+
+def test_classes_are_those_of_the_folders_however_few_images_are_taken(images: Path) -> None:
+    case = user_case(MeanColour(), None, images, size=8, mean=0, std=1, limit=1)
+    assert case.classes == ("blue", "green", "red")
+    assert len(case.evaluation) == 1
+
+
+def test_pictures_of_sixteen_bits_keep_their_values(images: Path) -> None:
+    grey = (np.arange(1024).reshape(32, 32) * 64).astype(np.uint16)
+    for path in images.rglob("*.png"):
+        Image.fromarray(grey).save(path)
+    case = user_case(MeanColour(), None, images, size=32, mean=0, std=1)
+    pixels = case.evaluation.dataset[0][0]  # type: ignore[attr-defined]
+    torch.testing.assert_close(pixels, torch.from_numpy(grey / 65535).float().expand(3, 32, 32), rtol=0, atol=1 / 255)
+    for path in images.rglob("*.png"):
+        Image.fromarray(grey.astype(np.float32)).save(path, "TIFF")
+    with pytest.raises(DataError, match="32 bits"):
+        user_case(MeanColour(), None, images, size=32, mean=0, std=1)
+
+
+@pytest.mark.parametrize("name", ["images", "nope.xyz", "net.onnx.bak"])
+def test_a_name_of_nothing_is_not_asked_for_its_weights(name: str, images: Path) -> None:
+    with pytest.raises(QkitError, match="no classification model"):
+        user_case(name, None, images)
+
+
+def test_data_that_are_a_file_and_a_tag_of_nothing_are_named(images: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    with pytest.raises(DataError, match="is a file, not a folder"):
+        user_case(MeanColour(), None, tmp_path / "x.npy", size=8, mean=0, std=1)
+    with pytest.raises(QkitError, match="weights_tag"):
+        user_case(MeanColour(), None, images, size=8, mean=0, std=1, weights_tag="IMAGENET1K_V1")

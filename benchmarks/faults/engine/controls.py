@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.faults.engine.lane import Round, as_the_kit_rounds
+from qkit.graph.step import Step
 from qkit.numerics import QuantParams
-from qkit.steps import Step
 
 
 def _on_grid(steps: Tensor, params: QuantParams) -> Tensor:

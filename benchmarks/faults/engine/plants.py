@@ -17,10 +17,10 @@ from torch import Tensor
 
 from benchmarks.faults.engine.lane import Change
 from qkit.graph import Graph
+from qkit.graph.step import Step
 from qkit.lanes import Lane, run_lanes
 from qkit.numerics import QuantParams
 from qkit.plan import Plan
-from qkit.steps import Step
 
 LEVELS = ("weak", "medium", "strong")
 

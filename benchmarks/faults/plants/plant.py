@@ -9,9 +9,9 @@ from random import Random
 from benchmarks.faults.setup import Images, Setup
 from benchmarks.faults.truth import NOT_QUANTIZATION, QUANTIZATION, Mark, NoSite
 from qkit.graph import Graph
+from qkit.graph.step import Step
 from qkit.numerics import QuantSpec
 from qkit.schemes import Scheme
-from qkit.steps import Step
 
 #: Lanes in which faults that keep the float function show; the others show in all.
 FIXED_POINT = ("int16", "int8")

@@ -12,10 +12,10 @@ from qkit.diagnosis.equalization import equalized
 from qkit.diagnosis.remedies import Remedy
 from qkit.estimators import Observation, activation_grid, weight_grid
 from qkit.graph import Graph
+from qkit.graph.step import Step
 from qkit.histogram import Histogram
 from qkit.numerics import QuantSpec
 from qkit.plan import Grid, Plan
-from qkit.steps import Step
 
 #: Kinds of steps that hand the greatest values of an input on, more or less as they are.
 _PASSING = frozenset({"concat", "add", "pool", "resize", "activation"})
@@ -87,8 +87,13 @@ class Subject:
         """Greatest magnitude of every channel, float64 (C,)."""
         if not self.is_weight:
             return self.peaks_of(self.step.name)
-        axis = self.step.weight_axis or 0
-        return np.asarray(self.weight.movedim(axis, 0).flatten(1).abs().amax(1).cpu().double())
+        return np.asarray(self.weight_rows.abs().amax(1).cpu().double())
+
+    @property
+    def weight_rows(self) -> Tensor:
+        """The weight as (C, everything else); a standing norm's has one number a channel."""
+        rows = self.weight.movedim(self.step.weight_axis or 0, 0)
+        return rows.reshape(len(rows), -1)
 
     @property
     def lineage(self) -> tuple[Step, ...]:

@@ -57,8 +57,7 @@ def candidates(subject: Subject) -> list[Candidate]:
 
 def _without_outliers(subject: Subject) -> np.ndarray:
     """Of every output channel the greatest magnitude but for the largest hundredth, at least one element; float64 (C,)."""
-    axis = subject.step.weight_axis or 0
-    rows = subject.weight.movedim(axis, 0).flatten(1).abs().sort(1, descending=True).values.cpu().double()
+    rows = subject.weight_rows.abs().sort(1, descending=True).values.cpu().double()
     if rows.shape[1] < 3:
         return np.asarray(rows[:, 0])
     return np.asarray(rows[:, max(1, rows.shape[1] // 100)].clamp(min=1e-30))

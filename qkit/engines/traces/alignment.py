@@ -24,8 +24,8 @@ from qkit.engines.traces.search import search
 from qkit.engines.traces.signatures import References, references, squeezed
 from qkit.engines.traces.tensors import Trace
 from qkit.graph import Graph
+from qkit.graph.step import Step
 from qkit.plan import Plan
-from qkit.steps import Step
 
 #: Frames whose contents are compared.
 CHECK = 32

@@ -15,7 +15,8 @@ from qkit.engines.traces.formats import MAX_BYTES, Stored, TraceError, dtype_of,
 from qkit.engines.traces.manifest import FILE, Entry, Manifest
 from qkit.engines.traces.names import Names, TidlName, natural
 from qkit.engines.traces.tensors import Part, Trace, TraceTensor, checked
-from qkit.steps import Step
+from qkit.files import named
+from qkit.graph.step import Step
 
 Kind = Literal["auto", "manifest", "npy", "npz", "tidl", "reference"]
 KINDS = ("auto", "manifest", "npy", "npz", "tidl", "reference")
@@ -92,10 +93,10 @@ def _folders(root: Path, files: Sequence[Path], kind: Kind, names: Names, max_by
     for path in sorted(files, key=lambda p: natural(p.relative_to(root).as_posix())):
         if kind == "npy":
             if path.suffix.lower() == ".npy":
-                groups.setdefault(path.name[: -len(".npy")], []).append(npy(path, max_bytes=max_bytes))
+                groups.setdefault(named(path.name[: -len(".npy")]), []).append(npy(path, max_bytes=max_bytes))
         elif path.suffix.lower() in (".bin", ".raw", ".dat", ""):
             name = path.name.removesuffix(path.suffix) if path.suffix else path.name
-            name = name.removesuffix("_float")
+            name = named(name.removesuffix("_float"))
             step, _ = names.find(name)
             if step is None:
                 # the suffix may be a part of the layer's name: conv.0

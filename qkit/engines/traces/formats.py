@@ -21,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from qkit.errors import DataError
+from qkit.files import explained
 
 #: Number types that a trace may hold, by name.
 DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "float16", "float32", "float64")
@@ -129,12 +130,9 @@ def npy(path: Path, *, max_bytes: int = MAX_BYTES) -> Stored:
         If it is none, holds objects, or its size is not what the header says.
     """
     size = file_size(path, max_bytes)
-    try:
-        with path.open("rb") as stream:
-            shape, fortran, dtype = read_header(stream, path.name)
-            offset = stream.tell()
-    except OSError as error:
-        raise TraceError(f"{path.name} cannot be read: {error}.") from error
+    with explained(path, "read", TraceError), path.open("rb") as stream:
+        shape, fortran, dtype = read_header(stream, path.name)
+        offset = stream.tell()
     _check_size(path.name, size - offset, shape, dtype)
     return Stored(path, shape, dtype, offset, fortran)
 
@@ -151,7 +149,7 @@ def npz(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     total = 0
     try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as plain:
+        with explained(path, "read", TraceError), zipfile.ZipFile(path) as archive, path.open("rb") as plain:
             infos = archive.infolist()
             if len(infos) > MAX_FILES:
                 raise TraceError(f"{path.name} has {len(infos)} members: that is no trace.")
@@ -176,7 +174,7 @@ def npz(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Stored]:
                 start = _data_offset(plain, info) if info.compress_type == zipfile.ZIP_STORED else None
                 offset = None if start is None else start + header
                 found[name] = Stored(path, shape, dtype, offset, fortran, info.filename)
-    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, struct.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, struct.error, EOFError) as error:
         raise TraceError(f"{path.name} is no readable archive ({error}): it is cut off or damaged. Copy it again.") from error
     if not found:
         raise TraceError(f"{path.name} holds no array.")
@@ -186,8 +184,8 @@ def npz(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Stored]:
 def _check_member(info: zipfile.ZipInfo, label: str) -> None:
     name = info.filename
     steps = re.split(r"[/\\]", name)
-    # a leading slash is how exporters' names begin, and no name is ever made a path
-    if ".." in steps or "\\" in name or "\0" in name or re.match(r"[A-Za-z]:[/\\]", name):
+    # no name is ever made a path: a leading slash is how exporters' names begin, and a:/0 is a name too
+    if ".." in steps or "\\" in name or "\0" in name:
         raise TraceError(f"{label} leads out of the archive: its maker is not to be trusted, nothing was read.")
     if not name.endswith(".npy"):
         raise TraceError(f"{label} is no .npy array: an .npz of numpy.savez holds nothing else.")
@@ -242,10 +240,8 @@ def _check_size(label: str, size: int, shape: tuple[int, ...], dtype: np.dtype[A
 
 def file_size(path: Path, max_bytes: int) -> int:
     """Bytes of an ordinary file, checked against the limit."""
-    try:
+    with explained(path, "read", TraceError):
         status = path.stat()
-    except OSError as error:
-        raise TraceError(f"{path.name} cannot be read: {error}.") from error
     if not stat.S_ISREG(status.st_mode):
         raise TraceError(f"{path.name} is no ordinary file.")
     if status.st_size == 0:
@@ -265,15 +261,16 @@ def files_in(folder: Path) -> list[Path]:
     TraceError
         If it is no folder, has too many files, or a link in it leads elsewhere.
     """
-    if not folder.is_dir():
-        raise TraceError(f"{folder} is no folder: give the one that holds the device's files.")
-    root = folder.resolve()
     found = []
-    for path in folder.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
-            raise TraceError(f"{path.relative_to(folder)} is a link out of the folder: copy the file into it.")
-        if path.is_file():
-            found.append(path)
-        if len(found) > MAX_FILES:
-            raise TraceError(f"{folder} holds more than {MAX_FILES} files: give the folder of one trace.")
+    with explained(folder, "read", TraceError):
+        if not folder.is_dir():
+            raise TraceError(f"{folder} is no folder: give the one that holds the device's files.")
+        root = folder.resolve()
+        for path in folder.rglob("*"):
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                raise TraceError(f"{path.relative_to(folder)} is a link out of the folder: copy the file into it.")
+            if path.is_file():
+                found.append(path)
+            if len(found) > MAX_FILES:
+                raise TraceError(f"{folder} holds more than {MAX_FILES} files: give the folder of one trace.")
     return sorted(found)

@@ -21,10 +21,10 @@ from qkit.engines.traces.signatures import cut_batch, squeezed
 from qkit.engines.traces.tensors import Trace, TraceTensor
 from qkit.errors import DataError, PlanError
 from qkit.graph import Graph
+from qkit.graph.step import Step
 from qkit.loading import batches
 from qkit.numerics import MIN_SCALE, QuantParams, dequantize
 from qkit.plan import Plan
-from qkit.steps import Step
 from qkit.study import Study
 
 logger = logging.getLogger(__name__)

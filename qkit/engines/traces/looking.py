@@ -12,8 +12,8 @@ from qkit.engines.traces.matching import channel_order, correlation, normalised
 from qkit.engines.traces.result import Mend, ProblemKind
 from qkit.engines.traces.signatures import Order, Places, References, orders, places, real, squeezed
 from qkit.engines.traces.tensors import TraceTensor
-from qkit.operations import UNBOUNDED
-from qkit.steps import Step
+from qkit.graph.operations import UNBOUNDED
+from qkit.graph.step import Step
 
 _OTHER_SIGN = {"int8": "uint8", "uint8": "int8", "int16": "uint16", "uint16": "int16"}
 

@@ -12,7 +12,6 @@ two in width still yields numbers.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from qkit import files
 from qkit.engines.traces.formats import DTYPES, TraceError, file_size
 
 #: Name of the file that is looked for in a trace's folder.
@@ -214,17 +214,14 @@ class Manifest:
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        files.write_json(path, self.to_dict(), error=TraceError)
 
     @classmethod
     def load(cls, path: str | Path) -> Manifest:
         """Read what `save` wrote, or a person."""
         file = Path(path)
         file_size(file, _MAX_BYTES)
-        try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise TraceError(f"{file.name} cannot be read as a manifest: {error}.") from error
+        data = files.read_json(file, "a manifest", error=TraceError)
         return cls.from_dict(data, file.name)
 
 

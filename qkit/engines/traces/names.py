@@ -7,7 +7,6 @@ scope (``/layer1/layer1.0/conv1/Conv_output_0`` is ``layer1.0.conv1``); what is 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from qkit.engines.traces.formats import TraceError, file_size
+from qkit.files import explained
 from qkit.graph import Graph
-from qkit.steps import Step
+from qkit.graph.step import Step
 
 _CORE = r"(?:C7x_(?P<core>\d+)_)?"
 _PLANE = r"(?P<width>\d+)x(?P<height>\d+)(?P<suffix>_float\.bin|\.y|\.bin)?$"
@@ -32,7 +32,6 @@ _PATTERNS = (
 )
 _INFO = re.compile(r"(?:subgraph_(?P<subgraph>.+?)_)?[^/]*layer_info\.txt$", re.IGNORECASE)
 _MAX_INFO = 16 << 20
-_LONGEST = 160
 #: What an exporter appends to a scope: the operator, its number, the output's number.
 _OPERATOR = re.compile(r"^(?P<base>.*?)_?(?P<op>[a-z]+)(?:_\d+)?_output_\d+$")
 
@@ -127,7 +126,9 @@ def layer_infos(files: Iterable[Path]) -> dict[str, dict[int, str]]:
         file_size(path, _MAX_INFO)
         subgraph = match["subgraph"] or "0"
         names = infos.setdefault(str(int(subgraph)) if subgraph.isascii() and subgraph.isdigit() else subgraph, {})
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        with explained(path, "read", TraceError):
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for number, line in enumerate(lines, 1):
             columns = line.split(maxsplit=2)
             if not columns or not columns[0].lstrip("-").isdigit():
                 continue
@@ -154,14 +155,6 @@ def natural(text: str) -> tuple[tuple[int, str], ...]:
 def normal(name: str) -> str:
     """Letters and digits in lower case, everything between them one underscore."""
     return re.sub(r"[^0-9a-z]+", "_", name.lower()).strip("_")
-
-
-def safe_name(name: str) -> str:
-    """A file name without separators, of bounded length, never hidden or empty; other names get a mark of their own."""
-    plain = re.sub(r"[^0-9A-Za-z._-]", "_", name).lstrip(".")
-    if plain and len(plain) <= _LONGEST:
-        return plain
-    return f"{plain[:_LONGEST]}-{hashlib.blake2b(name.encode('utf-8', 'surrogatepass'), digest_size=6).hexdigest()}"
 
 
 def scope(path: str) -> str:

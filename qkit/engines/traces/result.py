@@ -12,6 +12,7 @@ import pandas as pd
 from qkit.diagnosis.candidates import Cause
 from qkit.diagnosis.remedies import Remedy
 from qkit.engines.traces.formats import TraceError
+from qkit.listing import few
 
 ProblemKind = Literal[
     "unrelated", "non-finite", "shape", "layout", "frames", "channels", "wrong-tap", "scale", "no-scale", "zero-point", "sign",
@@ -202,8 +203,7 @@ class Alignment:
             more = f" So with {len(problems) - 1} more." if len(problems) > _EACH else ""
             found += [f"{p.tensor or 'All tensors'}: {p.found} {p.remedy}".rstrip() + more for p in some]
         if self.missing:
-            listed = ", ".join(self.missing[:6]) + (f" and {len(self.missing) - 6} more" if len(self.missing) > 6 else "")
-            found.append(f"The trace has no tensor for {len(self.missing)} taps (fused, or not written): {listed}.")
+            found.append(f"The trace has no tensor for {len(self.missing)} taps (fused, or not written): {few(self.missing, 6)}.")
         if not self.checked:
             found.append("Names and shapes were compared, contents were not.")
         elif self.checked < len(self.samples):

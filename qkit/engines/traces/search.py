@@ -14,8 +14,8 @@ from qkit.engines.traces.matching import lead, normalised
 from qkit.engines.traces.result import Mend, ProblemKind
 from qkit.engines.traces.signatures import Order, References, orders, squeezed
 from qkit.graph import Graph
-from qkit.operations import UNBOUNDED
-from qkit.steps import Step
+from qkit.graph.operations import UNBOUNDED
+from qkit.graph.step import Step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

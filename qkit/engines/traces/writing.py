@@ -1,12 +1,11 @@
 """A trace as a device would write it, from a lane of the kit: for tests, and for trying out a way of reading before there is one.
 
-Nothing is written outside the chosen folder: names of tensors are made into plain file names, and a link in the way is refused.
+Nothing is written outside the chosen folder: names of tensors are made into file names (`qkit.files.file_name`).
 """
 
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +18,15 @@ from torch import Tensor
 
 from qkit.engines.traces.formats import TraceError
 from qkit.engines.traces.manifest import FILE, Entry, Manifest
-from qkit.engines.traces.names import Form, TidlName, safe_name, scope, write_layer_info
+from qkit.engines.traces.names import Form, TidlName, scope, write_layer_info
 from qkit.errors import DataError
+from qkit.files import check_unused, dump, explained, file_name, filling, named
 from qkit.graph import Graph
+from qkit.graph.step import Step
 from qkit.lanes import Lane, run_lanes
 from qkit.loading import batches
 from qkit.numerics import QuantParams, quantize
 from qkit.plan import Plan
-from qkit.steps import Step
 from qkit.study import Study
 
 #: Names of tensors: the taps', the scopes of torch's ONNX exporter, or numbers only.
@@ -116,31 +116,27 @@ def write(
     Raises
     ------
     TraceError
-        If the folder has other files in it, or a path in it is a link.
+        If the folder has files in it, or cannot be written: nothing is left in it then.
     DataError
         If there are fewer samples than `frames`.
     """
     plan = study.lane(lane) if isinstance(lane, str) else lane
     root = Path(folder)
-    if root.exists() and any(root.iterdir()):
-        raise TraceError(f"{root} is not empty: a trace is written into a folder of its own.")
-    root.mkdir(parents=True, exist_ok=True)
+    check_unused(root, error=TraceError)
     tensors = list(_tensors(study.graph, plan, study.evaluation if inputs is None else inputs, frames, taps, naming))
     if change is not None:
         tensors = [_changed(tensor, change, codes and kind != "reference") for tensor in tensors]
     style = _Style(layout, convention, codes, cores, subgraphs, form)
-    if kind == "tidl":
-        _write_tidl(root, tensors, style)
-    elif kind == "reference":
-        for frame in range(frames):
-            for t in tensors:
-                _put(
-                    root,
-                    f"frame_{frame:04}/{safe_name(t.name)}.bin",
-                    _stored(t.values[frame : frame + 1], layout).astype("<f4").tobytes(),
-                )
-    else:
-        _write_arrays(root, tensors, style, kind, frames if per_frame else 0)
+    with filling(root, error=TraceError) as place, explained(root, error=TraceError):
+        if kind == "tidl":
+            _write_tidl(place, tensors, style)
+        elif kind == "reference":
+            for frame in range(frames):
+                for t in tensors:
+                    data = _stored(t.values[frame : frame + 1], layout).astype("<f4").tobytes()
+                    _put(place / f"frame_{frame:04}", f"{file_name(t.name)}.bin", data)
+        else:
+            _write_arrays(place, tensors, style, kind, frames if per_frame else 0)
     return root
 
 
@@ -164,10 +160,14 @@ def _tensors(
             break
     if left:
         raise DataError(f"the loader has {frames - left} samples, fewer than {frames} frames.")
+    taken: set[str] = set()
     for number, (tap, arrays) in enumerate(parts.items()):
         values = np.concatenate(arrays)
         params = plan.params(tap)
         name = {"tap": tap, "exporter": _exported(steps[tap]), "none": f"tensor_{number:04}"}[naming]
+        while name in taken:
+            name += "_1"
+        taken.add(name)
         coded = None if params is None else quantize(torch.from_numpy(values), params, name=tap).numpy()
         yield Written(tap, name, values, coded, params)
 
@@ -210,29 +210,29 @@ def _write_arrays(root: Path, tensors: Sequence[Written], style: _Style, kind: s
     for t in tensors:
         integers = style.codes and t.codes is not None
         array = _stored(t.codes if integers and t.codes is not None else t.values, style.layout)
-        name = t.name if kind == "npz" else safe_name(t.name)
+        file = file_name(t.name)
         known = _grid(t, style.convention) if integers else {}
         layout = style.layout if array.ndim == 4 and style.layout != "NCHW" else None
         chunks = {f"frame_{k:04}": array[k : k + 1] for k in range(frames)} if frames else {"": array}
         for where, chunk in chunks.items():
             if kind == "npz":
-                archives.setdefault(where or "trace", {})[name] = chunk
+                archives.setdefault(where or "trace", {})[t.name] = chunk
             else:
                 data = _npy(chunk) if kind == "npy" else chunk.astype(chunk.dtype.newbyteorder("<")).tobytes()
-                _put(root, "/".join(part for part in (where, f"{name}.{'npy' if kind == 'npy' else 'bin'}") if part), data)
+                _put(root / where, f"{file}.{'npy' if kind == 'npy' else 'bin'}", data)
         if kind == "raw":
-            pattern = ("frame_{frame}/" if frames else "") + f"{name}.bin"
+            pattern = ("frame_{frame}/" if frames else "") + f"{file}.bin"
             shape = (1 if frames else len(array), *array.shape[1:])
             entries.append(Entry(file=pattern, name=t.name, dtype=array.dtype.name, shape=shape, layout=layout, **known))
         elif known or layout:
-            entries.append(Entry(name=name, layout=layout, **known))
+            entries.append(Entry(name=t.name if kind == "npz" else named(file), layout=layout, **known))
     for where, arrays in archives.items():
         # numpy.savez takes names as arguments, among which its own
-        with zipfile.ZipFile(_free(root, f"{where}.npz"), "w") as archive:
+        with zipfile.ZipFile(root / f"{where}.npz", "w") as archive:
             for name, array in arrays.items():
                 archive.writestr(f"{name}.npy", _npy(array))
     if entries:
-        _put(root, FILE, (json.dumps(Manifest(tuple(entries)).to_dict(), indent=1) + "\n").encode())
+        _put(root, FILE, dump(Manifest(tuple(entries)).to_dict()).encode())
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -256,13 +256,12 @@ def _write_tidl(root: Path, tensors: Sequence[Written], style: _Style) -> None:
                 codes = _image(t.codes[frame])
                 arrays[False] = codes.astype(codes.dtype.newbyteorder("<"))
             for is_float, array in arrays.items():
-                _write_cores(
-                    root / f"frame_{frame:04}", root, array, TidlName(data, *_three(array), is_float, subgraph=subgraph), style
-                )
+                name = TidlName(data, *_three(array), is_float, subgraph=subgraph)
+                _write_cores(root / f"frame_{frame:04}", array, name, style)
     for subgraph, names in infos.items():
         _put(root, f"subgraph_{subgraph}_tidl_net.bin.layer_info.txt", write_layer_info(names).encode())
     if entries:
-        _put(root, FILE, (json.dumps(Manifest(tuple(entries)).to_dict(), indent=1) + "\n").encode())
+        _put(root, FILE, dump(Manifest(tuple(entries)).to_dict()).encode())
 
 
 def _three(array: np.ndarray) -> tuple[int, int, int]:
@@ -277,25 +276,17 @@ def _image(sample: np.ndarray) -> np.ndarray:
     return sample.reshape(1, -1, sample.shape[-1] if sample.ndim else 1)
 
 
-def _write_cores(folder: Path, root: Path, array: np.ndarray, name: TidlName, style: _Style) -> None:
+def _write_cores(folder: Path, array: np.ndarray, name: TidlName, style: _Style) -> None:
     rows = np.array_split(np.arange(name.height), min(style.cores, name.height))
     for core, some in enumerate(rows):
         own = TidlName(
             name.data, name.channels, len(some), name.width, name.is_float, subgraph=name.subgraph,
             core=core + 1 if style.cores > 1 else None,
         )  # fmt: skip
-        data = np.ascontiguousarray(array[:, some]).tobytes()
-        _put(root, (folder / own.format(style.form)).relative_to(root).as_posix(), data)
+        _put(folder, own.format(style.form), np.ascontiguousarray(array[:, some]).tobytes())
 
 
-def _free(root: Path, relative: str) -> Path:
-    """A path in the folder that nothing is at, its parents made."""
-    path = root / relative
-    if not path.parent.resolve().is_relative_to(root.resolve()) or path.is_symlink() or path.exists():
-        raise TraceError(f"{relative} would lie outside {root}, or is taken: two tensors' names may be alike.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _put(root: Path, relative: str, data: bytes) -> None:
-    _free(root, relative).write_bytes(data)
+def _put(folder: Path, name: str, data: bytes) -> None:
+    folder.mkdir(exist_ok=True)
+    with (folder / name).open("xb") as file:
+        file.write(data)

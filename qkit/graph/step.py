@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from qkit import operations as ops
+from qkit.graph import operations as ops
 
 #: Kinds that end in a grid of their own.
 QUANTIZED = frozenset(
@@ -52,6 +50,16 @@ class Step:
         Multiply-accumulates per sample.
     note
         What a person should know: why it stays float, or what is simulated in float inside.
+    elements
+        Floating-point numbers per sample that it gives, in all its tensors.
+    computed
+        Whether weight or bias are computed from parameters, not parameters as they stand.
+    folded
+        What is folded into them, in order: `qkit.graph.norms.Recipe.how`.
+    divisor
+        Index of the step whose value it divides by, None where there is none or it is kept from zero.
+    groups
+        Of a grouped transposed convolution: its weight here is (outputs, inputs / groups, ...), 1 for every other.
     """
 
     index: int
@@ -71,6 +79,11 @@ class Step:
     argument: int | None = None
     macs: int = 0
     note: str | None = None
+    elements: int = 0
+    computed: bool = False
+    folded: tuple[str, ...] = ()
+    groups: int = 1
+    divisor: int | None = None
 
     @property
     def quantized(self) -> bool:
@@ -79,14 +92,3 @@ class Step:
 
     def __repr__(self) -> str:
         return f"Step({self.index}: {self.name}, {self.kind}, {'x'.join(map(str, self.shape))})"
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """All floating tensors of a structure of tuples, lists and dicts, in order."""
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, Mapping):
-        return [t for v in value.values() for t in tensors_in(v)]
-    if isinstance(value, (tuple, list)):
-        return [t for v in value for t in tensors_in(v)]
-    return []

@@ -19,15 +19,15 @@ from small_networks import READS, mixed_network, plain_run
 from torch import Tensor, nn
 
 import qkit.lanes
-import qkit.rescore
+import qkit.prefix
 from qkit.calibration import make_plan, observe
 from qkit.errors import DataError, QkitError
 from qkit.graph import Graph, build
+from qkit.graph.step import Step
 from qkit.lanes import Lane, run_lanes
 from qkit.plan import FLOAT, Plan
-from qkit.rescore import Effect, agree, first_difference, prefix
+from qkit.prefix import Effect, agree, first_difference, prefix
 from qkit.schemes import PRESETS
-from qkit.steps import Step
 from qkit.study import Study
 
 SAMPLES = 10
@@ -137,7 +137,7 @@ def test_only_the_steps_behind_the_change_are_computed(monkeypatch: pytest.Monke
         index = first_difference(graph, plan, edited)
         kept = prefix(graph, batches, plan, index, margin)
         with monkeypatch.context() as patched:
-            patched.setattr(qkit.rescore, "run_lanes", counting)
+            patched.setattr(qkit.prefix, "run_lanes", counting)
             executed.clear()
             kept.scores(edited)
         assert executed == Counter({s.name: len(batches) for s in graph.steps[index:]})
@@ -497,25 +497,6 @@ def test_no_effect_at_what_has_no_grid_of_its_own(name: str) -> None:
         study.effect(name)
     with pytest.raises(QkitError, match="no tap 'nowhere'"):
         study.effect("nowhere")
-
-
-def test_the_effect_at_a_tap_that_nothing_reads() -> None:
-    class Idle(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.side, self.head = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 4, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            unused = self.side(x) + 1.0  # noqa: F841
-            return self.head(x).mean((2, 3))
-
-    x = torch.randn(4, 3, 5, 5)
-    study = Study(Idle().eval(), [x])
-    study.calibrate("minmax", progress=False)
-    assert ":add" in study.graph.taps
-    table = study.capture({"now": study.plan}, batches=None, progress=False).table()["now"]
-    found = study.effect(":add")
-    assert (found.local, found.layer) == pytest.approx((table.loc[":add", "local sqnr"], table.loc[":add", "sqnr"]), abs=1e-3)
 
 
 def test_where_two_plans_agree() -> None:

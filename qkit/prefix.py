@@ -15,13 +15,14 @@ from torch import Tensor
 
 from qkit.errors import DataError, QkitError
 from qkit.graph import Graph
+from qkit.graph.step import Step
+from qkit.graph.structures import float_tensors
 from qkit.lanes import Frontier, Lane, decide, run_lanes, run_to, value_at
 from qkit.loading import batches
 from qkit.measure import decibels
 from qkit.metrics import MetricFunction, score_batch
 from qkit.plan import Plan
 from qkit.progress import track
-from qkit.steps import Step, tensors_in
 
 
 def first_difference(graph: Graph, a: Plan, b: Plan) -> int | None:
@@ -49,15 +50,20 @@ class Effect:
     local, layer, output
         Signal to quantization noise ratio against the float lane in dB: of the tap by its layer's quantization alone on float
         inputs, of the tap with what it inherits, and of the network's output.
-    scores
-        Per sample, float64 (N,).
+    parts
+        Scores per sample, batch by batch.
     """
 
     tap: str
     local: float
     layer: float
     output: float
-    scores: np.ndarray
+    parts: tuple[np.ndarray, ...]
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Per sample, float64 (N,)."""
+        return np.concatenate(self.parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,11 +117,15 @@ class Prefix:
 
     def scores(self, plan: Plan) -> np.ndarray:
         """Per-sample scores of the plan, float64 (N,), from `index` on."""
+        return np.concatenate(self.scores_by_batch(plan))
+
+    def scores_by_batch(self, plan: Plan) -> list[np.ndarray]:
+        """The same, batch by batch."""
         parts = []
         for part in track(self.parts, "scoring", unit="batch", show=False):
             output = run_lanes(self.graph, [Lane("edited", plan)], part.inputs, start=part.frontier)["edited"]
             parts.append(score_batch(self.metric, output, part.targets, part.reference, part.size))
-        return np.concatenate(parts)
+        return parts
 
     def effect(self, plan: Plan) -> Effect:
         """What the plan does to the tap of step `index`, to the output and to the score; needs a prefix with errors.
@@ -139,10 +149,10 @@ class Prefix:
             outputs = run_lanes(self.graph, [Lane("edited", plan)], part.inputs, start=part.frontier, observe=look)["edited"]
             local.add(true, own)
             layer.add(true, seen["edited"])
-            for exact, edited in zip(tensors_in(part.reference), tensors_in(outputs), strict=True):
+            for exact, edited in zip(float_tensors(part.reference), float_tensors(outputs), strict=True):
                 output.add(exact, edited)
             scores.append(score_batch(self.metric, outputs, part.targets, part.reference, part.size))
-        return Effect(step.name, local.decibels, layer.decibels, output.decibels, np.concatenate(scores))
+        return Effect(step.name, local.decibels, layer.decibels, output.decibels, tuple(scores))
 
 
 class _Ratio:
