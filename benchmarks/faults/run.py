@@ -30,15 +30,18 @@ from qkit.metrics import Interval
 REMEDIES = 5
 
 
-def run_case(spec: CaseSpec) -> dict[str, Any]:
-    """One JSON-ready record; an exception becomes the record's ``error``."""
+def run_case(spec: CaseSpec, *, compare: bool = True) -> dict[str, Any]:
+    """One JSON-ready record; an exception becomes the record's ``error``.
+
+    Without `compare` the diagnosis alone is asked: no simpler rules beside it, no remedies on images that it never saw.
+    """
     record: dict[str, Any] = spec.to_dict() | {"kinds": list(spec.kinds)}
     started = time.perf_counter()
     try:
         built = build(spec)
         record["truth"] = truth(built)
         record["seconds"] = {"build": time.perf_counter() - started}
-        record |= _diagnose(built, record["seconds"])
+        record |= _diagnose(built, record["seconds"], compare)
     except Exception as error:
         record["error"] = f"{type(error).__name__}: {error}"
         record["traceback"] = traceback.format_exc(limit=-6)
@@ -96,10 +99,11 @@ def _effect(twin: dict[str, float], now: dict[str, float]) -> float:
     return max(abs(twin[lane] - now[lane]) for lane in now)
 
 
-def _diagnose(built: Built, seconds: dict[str, float]) -> dict[str, Any]:
+def _diagnose(built: Built, seconds: dict[str, float], compare: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     started = time.perf_counter()
-    if built.setup.calibrated:
+    compared = compare and built.setup.calibrated
+    if compared:
         calibration, _ = built.setup.loaders(built.calibration, built.diagnosis)
         try:
             found["baselines"] = answers(built.setup.study(built.calibration, built.diagnosis), calibration)
@@ -118,7 +122,7 @@ def _diagnose(built: Built, seconds: dict[str, float]) -> dict[str, Any]:
         "samples": diagnosis.samples,
         "evaluations": diagnosis.evaluations,
     }
-    found["remedies"] = remedies(built, study, diagnosis) if built.setup.calibrated else []
+    found["remedies"] = remedies(built, study, diagnosis) if compared else []
     seconds["remedies"] = time.perf_counter() - started
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partial
 from random import Random
 
 import pytest
@@ -139,7 +140,7 @@ def test_a_run_resumes_and_records_exceptions(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runner, "build", fake)
     monkeypatch.setattr(runner, "truth", lambda built: {"effective": True})
-    monkeypatch.setattr(runner, "_diagnose", lambda built, seconds: {"said": {}})
+    monkeypatch.setattr(runner, "_diagnose", lambda built, seconds, compare: {"said": {}})
     out = tmp_path / "lines.jsonl"
     assert runner.run(specs[:2], out, 1) == 2
     with out.open("a") as file:
@@ -257,7 +258,7 @@ def test_architectures_are_in_the_zoo():
 @pytest.mark.slow
 def test_the_diagnosis_on_a_case_a_kind(tmp_path):
     out = tmp_path / "lines.jsonl"
-    runner.run(stratified(cases("develop")), out, 2)
+    runner.run(stratified(cases("develop")), out, 2, case=partial(runner.run_case, compare=False))
     found = score.figures(score.read(out))
     assert found["verdict"].value >= 0.95, found["verdict"]
     assert found["cause top-1"].value >= 0.9, found["cause top-1"]
