@@ -138,7 +138,7 @@ def least_error_range(hist: Histogram, spec: QuantSpec) -> tuple[float, float]:
 
     def cost(a: float, b: float) -> float:
         scale, low, high = _grid_of(spec, a, b)
-        return hist.grid_error(scale, low, high).total if scale > 1e-37 else math.inf
+        return sum(hist.mean_squared_error(scale, low, high)) if scale > 1e-37 else math.inf
 
     factors = [2.0 ** (-k / _STEPS_PER_OCTAVE) for k in range(_OCTAVES * _STEPS_PER_OCTAVE)]
     costs = [cost(lo * f, hi * f) for f in factors]
@@ -148,9 +148,9 @@ def least_error_range(hist: Histogram, spec: QuantSpec) -> tuple[float, float]:
     full = [lo, hi]
     for span in (2.0, 2.0, 2.0**0.25, 2.0**0.0625):
         for side in (0, 1):
-            for step in np.geomspace(1.0 / span, span, 9):
+            for step in np.geomspace(1.0 / span, span, 9).tolist():
                 trial = list(ends)
-                trial[side] = float(np.clip(ends[side] * step, full[0], full[1]))
+                trial[side] = min(max(ends[side] * step, full[0]), full[1])
                 value = cost(*trial)
                 if value < best:
                     best, ends = value, trial

@@ -116,7 +116,7 @@ class Histogram:
     def __add__(self, other: Histogram) -> Histogram:
         return self.merge((self, other))
 
-    @property
+    @functools.cached_property
     def total(self) -> int:
         """Number of elements."""
         return int(self.counts.sum())
@@ -178,12 +178,17 @@ class Histogram:
 
     def grid_error(self, scale: float, low: float, high: float) -> RangeError:
         """`error` of the grid ``scale * (low..high)``, codes counted from the zero point."""
+        rounding, clipping = self.mean_squared_error(scale, low, high)
+        clipped = 1.0 - self.share_between(scale * (low - 0.5), scale * (high + 0.5))
+        return RangeError(rounding, clipping, clipped, self.mean_square)
+
+    def mean_squared_error(self, scale: float, low: float, high: float) -> tuple[float, float]:
+        """By rounding and by clipping on the same grid: all that a search for the best one needs, and its inner loop."""
         from qkit import kernels
 
         _, _, mean, half = self._bins
         rounding, clipping = kernels.histogram_error(mean, half, self.counts, scale, low, high)
-        clipped = 1.0 - self.share_between(scale * (low - 0.5), scale * (high + 0.5))
-        return RangeError(rounding / self.total, clipping / self.total, clipped, self.mean_square)
+        return rounding / self.total, clipping / self.total
 
     def share_between(self, lo: float, hi: float) -> float:
         """Share of the elements in ``[lo, hi]``, 0 to 1, interpolated inside the two bins at the ends."""
