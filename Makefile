@@ -7,6 +7,8 @@ PYTEST_ARGS ?=
 # processes for the tests, each of one thread
 JOBS ?= 2
 TESTS := -n $(JOBS) --dist loadfile
+# without the notebooks' plugin, whose imports take seconds in every process
+NO_NOTEBOOKS := -p no:nbval
 QKIT_CHROMIUM ?= /usr/bin/chromium
 export QKIT_CHROMIUM
 
@@ -37,13 +39,13 @@ test test-slow test-all: export OMP_NUM_THREADS = 1
 test test-slow test-all: export NUMBA_NUM_THREADS = 1
 
 test: $(READY) browser
-	$(BIN)/python -m pytest $(TESTS) -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(TESTS) $(NO_NOTEBOOKS) -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(READY) browser
-	$(BIN)/python -m pytest $(TESTS) -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(TESTS) $(NO_NOTEBOOKS) -m slow $(PYTEST_ARGS)
 
 test-all: $(READY) browser
-	$(BIN)/python -m pytest $(TESTS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(TESTS) $(NO_NOTEBOOKS) $(PYTEST_ARGS)
 
 # the widgets are tested in Chromium; where it is not there and cannot be installed, their tests are left out, and say so
 browser:

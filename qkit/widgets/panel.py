@@ -109,11 +109,13 @@ class Panel(Composite):
 
     def close(self) -> None:
         """Close the widget with all its children; its picture and table stay on the page, as it is now."""
-        if not self.closed and self._drawn != self._age:
-            # what cannot be drawn keeps nothing open
-            with STATE, contextlib.suppress(Exception):
-                self._draw_stand_in()
-        super().close()
+        # one turn for all of it: a gesture that another thread is answering has not said yet that the picture is old
+        with STATE:
+            if not self.closed and self._drawn != self._age:
+                # what cannot be drawn keeps nothing open
+                with contextlib.suppress(Exception):
+                    self._draw_stand_in()
+            super().close()
 
     def _release(self) -> None:
         self.worker.close()

@@ -31,7 +31,6 @@ from onnx_cases import SCHEMES, exported, plan_of, small_study  # noqa: E402
 
 from qkit.engines import onnx_program, onnx_session, onnxruntime  # noqa: E402
 
-NETWORKS = ("resnet_small", "vgg_small", "inception_small", "mobilenet_v2_lite", "mobilenet_v2_hostile")
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +130,8 @@ def test_a_bundled_network_agrees(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
-def test_all_bundled_networks_agree(name, tmp_path):
+@pytest.mark.parametrize("name", ["mobilenet_v2_hostile", "resnet_small", "inception_small"])
+def test_bundled_networks_agree_under_every_scheme(name, tmp_path):
     study = network(name)
     for scheme in SCHEMES:
         _check_network(study, scheme, tmp_path)

@@ -15,7 +15,6 @@ from qkit import Study
 from qkit.metrics import paired_interval
 
 #: A score counts as no worse if the paired interval of the difference does not show it to be.
-NETWORKS = ("resnet_small", "vgg_small", "inception_small", "mobilenet_v2_lite")
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +86,8 @@ def test_equalization_recovers_what_torchaos_flow_leaves_lost():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "scheme"),
-    [*((name, "int8") for name in NETWORKS), ("mobilenet_v2_hostile", "int8-per-tensor"), ("resnet_small", "int8-per-tensor")],
+    # benchmarks/accuracy has every network and scheme
+    [("inception_small", "int8"), ("mobilenet_v2_hostile", "int8"), ("mobilenet_v2_hostile", "int8-per-tensor")],
 )
 def test_calibrated_scores_are_no_worse(name, scheme):
     given = subject(name)

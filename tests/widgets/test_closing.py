@@ -335,3 +335,25 @@ def test_closing_leaves_the_picture_of_its_last_state(monkeypatch: pytest.Monkey
         assert front.outputs[shown:] == [{"text/plain": "Tuner(closed)"}]
 
     asyncio.run(session())
+
+
+def test_closing_waits_for_a_gesture_that_another_thread_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    front, begun, redrawn = Front(monkeypatch), threading.Event(), threading.Event()
+    made = tuner(small_study())
+    front.execute("", made)
+    redraw = made._redrawn
+
+    def slowly() -> None:
+        begun.set()
+        redrawn.wait(1.0)  # ends sooner only if closing did not wait
+        redraw()
+
+    monkeypatch.setattr(made, "_redrawn", slowly)
+    with nothing_runs():
+        gesture = threading.Thread(target=made.set_range, args=(0.0, 0.25))
+        gesture.start()
+        assert begun.wait(SOON)
+        made.close()
+        redrawn.set()
+        gesture.join(SOON)
+    assert "0.25" in front.outputs[-1]["text/html"]
