@@ -32,7 +32,6 @@ from onnx_cases import SCHEMES, exported, plan_of, small_study  # noqa: E402
 from qkit.engines import onnx_program, onnx_session, onnxruntime  # noqa: E402
 
 
-
 @pytest.fixture(scope="module")
 def study() -> qkit.Study:
     return small_study()
