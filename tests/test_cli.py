@@ -92,6 +92,7 @@ def test_demo_calls_the_hostile_network_by_its_name(tmp_path: Path) -> None:
     assert "features.3.conv.1.0" in out.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
 def test_report_on_a_folder_of_images(kind: str, images: Path, weights: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "report.csv"
@@ -189,6 +190,7 @@ def test_diagnose_prints_causes_and_writes_diagnosis_and_plan(tmp_path: Path) ->
     assert Plan.load(plan)["features.3.conv.1.0.weight"].params.per_channel
 
 
+@pytest.mark.slow
 def test_diagnose_says_that_a_sound_network_leaves_no_plan_to_save(tmp_path: Path) -> None:
     arguments = ["diagnose", "--model", "resnet_small", "--batches", "4", "--save-plan", str(tmp_path / "plan.json")]
     with pytest.raises(QkitError, match="none to save"):

@@ -87,6 +87,7 @@ def test_a_divisor_that_rounds_to_zero_is_said(study: qkit.Study) -> None:
     assert study.verdict().narrow is not None
 
 
+@pytest.mark.slow
 def test_onnx_runtime_makes_the_same_of_it(study: qkit.Study, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
@@ -120,6 +121,7 @@ class Norms(nn.Module):
         )
 
 
+@pytest.mark.slow
 def test_norms_of_nothing_are_nothing_in_the_file_too(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     ort = pytest.importorskip("onnxruntime")
@@ -131,6 +133,7 @@ def test_norms_of_nothing_are_nothing_in_the_file_too(tmp_path: Path) -> None:
         assert (found == 0.0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("added", [1e-15, 1e-5])
 def test_a_guard_is_in_the_file(added: float, tmp_path: Path) -> None:
     """torch's exporter leaves an addition of 1e-15 out, and with it what keeps 0 / 0 from being no number."""

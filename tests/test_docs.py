@@ -143,6 +143,7 @@ def test_links_lead_to_files_and_headings_that_exist(path: Path) -> None:
             assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}, link
 
 
+@pytest.mark.slow
 def test_the_reference_has_every_public_name() -> None:
     from sitetools import reference
 

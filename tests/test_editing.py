@@ -193,6 +193,7 @@ def edited(draw: st.DrawFn) -> History:
     return history
 
 
+@pytest.mark.slow
 @given(edited())
 @settings(deadline=None, max_examples=200)
 def test_the_code_makes_the_plan_to_the_last_bit(history: History) -> None:
@@ -621,6 +622,7 @@ def test_suggestions_under_another_rule_than_the_plans(tensor: str, spec: QuantS
         assert grid == calibrated(scheme, method, weight_method=method)[tensor]
 
 
+@pytest.mark.slow
 def test_methods_that_are_not_defined_are_left_out() -> None:
     per_channel = PRESETS["int8"].weight
     assert per_channel is not None

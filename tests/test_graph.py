@@ -222,6 +222,7 @@ def test_steps_and_float_values(case: str) -> None:
     torch.testing.assert_close(float_lane(graph, another), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_float_step_says_why() -> None:
     for make, shape, _ in CASES.values():
         graph = build(trained_looking(make()), torch.randn(shape))

@@ -33,11 +33,8 @@ FAMILIES = [
     Family("mobilenet_v2"),
     Family("mobilenet_v3_small"),
     Family("resnet18"),
-    Family("resnext50_32x4d"),
-    Family("regnet_x_400mf"),
     Family("regnet_y_400mf"),
     Family("efficientnet_b0"),
-    Family("efficientnet_v2_s"),
     # pre-activation: all but the stem's norm and the second norm of each of the 58 layers precede their convolution
     Family("densenet121", unfolded_norms=62),
     Family("shufflenet_v2_x0_5"),
@@ -45,21 +42,17 @@ FAMILIES = [
     Family("googlenet", options={"aux_logits": True, "init_weights": False}),
     Family("googlenet", options={"aux_logits": False, "init_weights": False, "transform_input": True}),
     Family("inception_v3", size=75, options={"aux_logits": True, "init_weights": False}),
-    Family("alexnet", size=64),
     Family("vgg11"),
-    Family("vgg11_bn"),
-    Family("mnasnet0_5"),
     Family("convnext_tiny"),
     Family("vit_b_16", options={"image_size": 32}),
     Family("swin_t"),
-    Family("swin_v2_t"),
 ]
+#: with the sizes that they were made for; `benchmarks.networks` has every network of torchvision
 LARGE = [
-    Family("wide_resnet50_2"),
+    Family("swin_v2_t"),
     Family("maxvit_t", size=224, unfolded_norms=11),
     Family("inception_v3", size=299, options={"aux_logits": False, "init_weights": False}),
     Family("resnet50", size=224),
-    Family("mobilenet_v3_large", size=224),
 ]
 #: one of each build, since two widths of one graph take two passes more and find little that the graph's own test does not
 TWO_WIDTHS = {"mobilenet_v2", "mobilenet_v3_small", "resnet18", "densenet121", "shufflenet_v2_x0_5", "convnext_tiny", "swin_t"}

@@ -25,6 +25,7 @@ def test_import_is_light() -> None:
     assert not {"numba", "matplotlib", "jinja2", "typer", "torchvision"} & found
 
 
+@pytest.mark.slow
 def test_names_are_loaded_when_they_are_used() -> None:
     assert not {"torch", "numpy", "pandas", "scipy"} & modules_after("import qkit")
     assert not {"torch", "numpy", "pandas", "scipy"} & modules_after("import qkit; qkit.errors.QkitError; dir(qkit)")
@@ -38,6 +39,7 @@ def test_every_public_name_is_there_and_documented() -> None:
         assert getattr(qkit, name).__doc__, name
 
 
+@pytest.mark.slow
 def test_parts_come_when_they_are_asked_for() -> None:
     assert not {
         name

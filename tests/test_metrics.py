@@ -79,6 +79,7 @@ def test_paired_proportions(counts: tuple[int, int, int, int]) -> None:
     assert (back.low, back.high) == pytest.approx((-found.high, -found.low))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("p", "n"), [(0.5, 50), (0.9, 100), (0.985, 741)])
 def test_a_score_lies_in_its_interval_as_often_as_it_says(p: float, n: int) -> None:
     hits = np.random.default_rng(7).binomial(n, p, 3000)

@@ -397,6 +397,7 @@ def test_the_hostile_network_needs_a_fraction_of_what_heuristics_do(scheme: str,
     assert not any(s.reached for s in mixed.baselines if s.name in {"none", "first", "last", "first and last"})
 
 
+@pytest.mark.slow
 def test_the_hostile_network_in_brief() -> None:
     mixed = search(hostile("int8-per-tensor"), batches=1, budget=160, progress=False)
     assert mixed.reached_in_search

@@ -310,6 +310,7 @@ def test_an_effect_over_some_batches() -> None:
     same_effect(study.effect("side", edited, batches=2), found)
 
 
+@pytest.mark.slow
 def test_effects_in_any_order_are_those_of_a_new_study() -> None:
     """The tensor moves on, stays and moves back, scores come between, and earlier edits stay in the plan."""
     study = fresh_study()
@@ -326,6 +327,7 @@ def test_effects_in_any_order_are_those_of_a_new_study() -> None:
     same_effect(study.effect("classify", again), fresh_study().effect("classify", again))
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(deadline=None, max_examples=20)
 def test_any_walk_of_edits_has_the_figures_of_whole_runs(data: st.DataObject) -> None:

@@ -162,6 +162,7 @@ def test_new_studies_share_what_is_known_and_leave_the_old_one() -> None:
         made.with_plan(other.plan.with_grid("nowhere", plan.grids["stem"]))
 
 
+@pytest.mark.slow
 def test_another_scheme_is_calibrated_by_the_same_methods() -> None:
     made = study(scheme="int8-per-tensor")
     made.calibrate("percentile", weight_method="mse", percentile=99.0, methods={"stem": "mse"}, progress=False)
@@ -302,6 +303,7 @@ def test_a_study_without_a_plan_is_calibrated_first() -> None:
     assert other.plan == make_plan(made.graph, made.observe(), made.scheme, method="mse", weight_method="percentile")
 
 
+@pytest.mark.slow
 def test_scores_of_edited_plans_equal_whole_evaluations_wherever_the_edit_moves() -> None:
     made = coarse()
     evaluation = Counting(data()[1])

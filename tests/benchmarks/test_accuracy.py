@@ -254,6 +254,7 @@ def test_wrong_arguments_are_said(tmp_path, arguments, words):
         command.main([*arguments, "--out", str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_a_bundled_network_through_the_command(tmp_path, capsys):
     options = ["--quick", "--networks", "resnet_small", "--schemes", "int8", "--out", str(tmp_path)]
     command.main([*options, "--treatments", "plain", "only equalization"])
@@ -263,6 +264,7 @@ def test_a_bundled_network_through_the_command(tmp_path, capsys):
     assert all(abs(row["loss"]["value"]) < 0.03 and row["float"] > 0.95 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_users_own_folder_and_weights(tmp_path):
     # the way that ImageNet would take, with made-up images and random weights
     generator = np.random.default_rng(0)

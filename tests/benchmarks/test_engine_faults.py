@@ -48,6 +48,7 @@ def test_counts_and_splits():
         assert len(mine) == 4, "every form at either width"
 
 
+@pytest.mark.slow
 def test_an_engine_with_nothing_planted_is_the_simulation(study):
     lane = PlantedLane("engine", 8, study.graph, study.plan)
     batch = next(lane.run(study.evaluation))
@@ -98,6 +99,7 @@ HANDFUL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", HANDFUL, ids=lambda case: case.kind)
 def test_the_diagnosis_on_a_handful(case):
     record = json.loads(json.dumps(run_case(case), default=float))

@@ -111,6 +111,7 @@ def test_controls_keep_the_float_function(name):
         assert (built.setup.model(x).argmax(1) == built.twin.model(x).argmax(1)).double().mean() >= 0.98
 
 
+@pytest.mark.slow
 def test_planting_leaves_the_sound_network_alone():
     before = {k: v.clone() for k, v in home(SMALL).zoo_case.model.state_dict().items()}
     build(spec_for(SMALL, "weight-outlier/one"))

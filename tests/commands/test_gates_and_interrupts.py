@@ -77,6 +77,7 @@ def test_an_interrupted_evaluation_writes_no_report(run: Run, folder: Path) -> N
     assert not Path("r.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "bars"), [((), True), (("--quiet",), False)])
 def test_bars_are_drawn_in_terminals_and_not_with_quiet(options: tuple[str, ...], bars: bool, folder: Path) -> None:
     ours, theirs = pty.openpty()

@@ -129,6 +129,7 @@ def test_the_working_directory_is_first_for_the_users_own_modules_and_last_other
     assert sys.path == [*before, str(folder)], "once"
 
 
+@pytest.mark.slow
 def test_the_working_directory_is_searched_where_python_would_not(folder: Path) -> None:
     arguments = ["lint", "--model", "usernet:loud", "--input-size", "1x3x8x8", "--json"]
     done = subprocess.run([sys.executable, "-P", "-m", "qkit", *arguments], capture_output=True, text=True, check=False)

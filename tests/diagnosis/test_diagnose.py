@@ -68,6 +68,7 @@ def test_hostile_network_is_explained_and_fixed(explained: tuple[qkit.Study, Dia
     assert study.plan != fixed.plan, "the study itself is untouched"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v2_lite", "resnet_small", "vgg_small", "inception_small"])
 def test_sound_networks_raise_no_alarm(name: str) -> None:
     found = study_of(zoo.load(name)).diagnose(**QUIET)
@@ -76,6 +77,7 @@ def test_sound_networks_raise_no_alarm(name: str) -> None:
     assert not found.remedies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factor", "kind", "remedy"), [(0.05, "range-too-narrow", "widen-range"), (200.0, "range-too-wide", "recalibrate")]
 )
@@ -98,6 +100,7 @@ def scheme_with(tensor: str, **rule: Any) -> qkit.Scheme:
     return replace(base, name="planted", overrides={tensor: replace(spec, **rule)})
 
 
+@pytest.mark.slow
 def test_too_few_bits_are_named(resnet: Case) -> None:
     found = study_of(resnet, scheme=scheme_with("layer3.0.conv1.weight", bits=2)).diagnose(**QUIET)
     assert found.verdict.name == "quantization"
@@ -117,6 +120,7 @@ def with_a_channel_nobody_hears(case: Case) -> tuple[nn.Module, nn.BatchNorm2d, 
     return model, norm, conv
 
 
+@pytest.mark.slow
 def test_a_weight_that_stands_out_is_clipped(resnet: Case) -> None:
     model, _, conv = with_a_channel_nobody_hears(resnet)
     with torch.no_grad():
@@ -167,6 +171,7 @@ def test_biases_too_narrow_are_named(resnet: Case) -> None:
     assert found.best.bias_bits == 32
 
 
+@pytest.mark.slow
 def test_calibration_on_other_inputs_is_named(resnet: Case) -> None:
     study = study_of(resnet, calibration=changed(resnet.calibration, lambda x: 0.1 * x))
     found = study.diagnose(**QUIET)
@@ -176,6 +181,7 @@ def test_calibration_on_other_inputs_is_named(resnet: Case) -> None:
     assert fixed.score(batches=4).value > study.score(batches=4).value + 0.1
 
 
+@pytest.mark.slow
 def test_evaluation_prepared_otherwise_is_named(resnet: Case) -> None:
     study = study_of(resnet, evaluation=changed(resnet.evaluation, lambda x: 0.2 * x - 2.0))
     found = study.diagnose(**QUIET)
@@ -217,6 +223,7 @@ class Dropping(nn.Module):
         return nn.functional.dropout(self.inner(x), 0.5, training=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wrapper", "kind"), [(Noisy, "nondeterminism"), (Dropping, "train-mode")])
 def test_forward_passes_that_do_not_repeat_are_named(resnet: Case, wrapper: type[nn.Module], kind: str) -> None:
     study = study_of(resnet, wrapper(copy.deepcopy(resnet.model)).eval())
@@ -227,6 +234,7 @@ def test_forward_passes_that_do_not_repeat_are_named(resnet: Case, wrapper: type
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_too_few_samples_are_said_and_nothing_is_named(hostile: Case) -> None:
     few = [(x[:6], y[:6]) for x, y in list(hostile.evaluation)[:1]]
     found = study_of(hostile, evaluation=few, scheme="int8", expected=None).diagnose(progress=False)
@@ -247,6 +255,7 @@ def test_budget_is_kept_and_what_was_left_out_is_said(hostile: Case) -> None:
     assert cost(study, batches=4, budget=40).evaluations == 40
 
 
+@pytest.mark.slow
 def test_interrupt_keeps_what_is_known(hostile: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Bench.scores
 
@@ -350,6 +359,7 @@ def test_an_accumulator_that_wraps_around_is_named(resnet: Case) -> None:
     assert not quiet.causes
 
 
+@pytest.mark.slow
 def test_tensors_that_the_plan_leaves_out_are_said(resnet: Case) -> None:
     base = qkit.PRESETS["int8-per-tensor"]
     scheme = replace(base, name="gap", overrides={"layer2.0.conv1": None})
@@ -423,6 +433,7 @@ def test_rare_values_are_told_from_a_wide_channel(resnet: Case, rarity: float, k
     assert found.best_loss.value <= 0.01
 
 
+@pytest.mark.slow
 def test_images_prepared_wrongly_for_both_are_told_by_the_first_norm_without_an_expected_score(resnet: Case) -> None:
     dim = [changed(loader, lambda x: 0.3 * x + 1.5) for loader in (resnet.calibration, resnet.evaluation)]
     study = study_of(resnet, calibration=dim[0], evaluation=dim[1], expected=None)
@@ -433,6 +444,7 @@ def test_images_prepared_wrongly_for_both_are_told_by_the_first_norm_without_an_
     assert not study_of(resnet, expected=None).diagnose(**QUIET).causes
 
 
+@pytest.mark.slow
 def test_the_layer_at_which_graph_and_model_part_is_named(resnet: Case) -> None:
     model = copy.deepcopy(resnet.model).eval()
 
@@ -450,6 +462,7 @@ def test_the_layer_at_which_graph_and_model_part_is_named(resnet: Case) -> None:
     assert "hooks" in found.causes[0].remedy.text
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_inputs_is_named_under_a_scheme_of_two_widths(resnet: Case) -> None:
     dim = changed(resnet.evaluation, lambda x: 0.2 * x - 2.0)
     found = study_of(resnet, evaluation=dim, scheme="int4-weights").diagnose(**QUIET)

@@ -105,6 +105,7 @@ def test_the_reference_implementation_computes_what_the_lane_does(study, written
     assert (steps == 0).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_codes_chosen_otherwise_are_written_as_they_are(study, tmp_path):
     grid = study.plan["project.weight"]
     codes = torch.randint(-127, 128, study.graph.weights["project.weight"].shape, dtype=torch.int8)
@@ -113,6 +114,7 @@ def test_codes_chosen_otherwise_are_written_as_they_are(study, tmp_path):
     np.testing.assert_array_equal(arrays(tmp_path / "m.onnx")["project.weight/codes"], codes.numpy())
 
 
+@pytest.mark.slow
 def test_corrections_are_added_to_biases_also_where_a_layer_has_none(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
     study = qkit.Study(model, [torch.randn(4, 3, 8, 8)])
@@ -127,6 +129,7 @@ def test_corrections_are_added_to_biases_also_where_a_layer_has_none(tmp_path):
     assert not torch.equal(got, next(exported(study, "int8", tmp_path).run(study.evaluation)).taps["0"].values)
 
 
+@pytest.mark.slow
 def test_float_plans_give_the_folded_float_network(study, tmp_path):
     done = export(study, FLOAT, tmp_path / "float.onnx")
     model = onnx.load(done.path)
@@ -134,6 +137,7 @@ def test_float_plans_give_the_folded_float_network(study, tmp_path):
     assert not any(stored.integer for stored in done.taps.values())
 
 
+@pytest.mark.slow
 def test_mixed_widths_are_in_one_file(study, tmp_path):
     done = export(study, plan_of(study, "mixed"), tmp_path / "mixed.onnx")
     kinds = Counter(a.dtype.name for name, a in arrays(done.path).items() if name.endswith("/zero_point"))
@@ -143,6 +147,7 @@ def test_mixed_widths_are_in_one_file(study, tmp_path):
     assert kinds["int16"]
 
 
+@pytest.mark.slow
 def test_grids_of_fewer_bits_are_cut_and_that_is_said(tmp_path):
     study = small_study("int4-weights")
     four = dataclasses.replace(study.plan["stem"].spec, bits=4)
@@ -158,6 +163,7 @@ def test_grids_of_fewer_bits_are_cut_and_that_is_said(tmp_path):
     assert (int(codes.min()), int(codes.max())) == (-8, 7)
 
 
+@pytest.mark.slow
 def test_biases_that_do_not_fit_keep_their_values_exactly(tmp_path):
     """Sixteen bits on both sides and a great bias: guarded, it is the very float, as integers."""
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval()
@@ -188,6 +194,7 @@ class Structured(nn.Module):
         return {"sum": a + b, "more": (self.head(a.mean((2, 3))), b)}
 
 
+@pytest.mark.slow
 def test_several_inputs_and_structured_outputs(tmp_path):
     batch = (torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8))
     study = qkit.Study(Structured().eval(), [(batch, torch.zeros(4))], metric=lambda out, t: out["sum"].flatten(1).mean(1))
@@ -201,6 +208,7 @@ def test_several_inputs_and_structured_outputs(tmp_path):
     assert set(lane.taps) == set(study.graph.taps)
 
 
+@pytest.mark.slow
 def test_the_exporter_leaves_model_and_random_state_alone(study, tmp_path):
     before = {k: v.clone() for k, v in study.model.state_dict().items()}
     state = torch.random.get_rng_state()
@@ -210,6 +218,7 @@ def test_the_exporter_leaves_model_and_random_state_alone(study, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
 
+@pytest.mark.slow
 def test_what_onnx_cannot_carry_is_refused_by_name(study, tmp_path):
     per_channel = dataclasses.replace(study.plan["stem"].spec, per_channel=True)
     plan = study.plan.with_range("stem", torch.zeros(8), torch.ones(8), spec=per_channel, axis=1)
@@ -233,6 +242,7 @@ def test_paths_that_cannot_be_written(study, tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["write", "replace"])
 def test_a_write_that_fails_leaves_the_earlier_file(study, tmp_path, monkeypatch, call):
     """A full disk, in the middle of the file and at the rename."""
@@ -282,6 +292,7 @@ def test_hostile_names_are_only_names(tmp_path):
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [inside / "int8.onnx"]
 
 
+@pytest.mark.slow
 def test_the_graph_alone_is_enough(tmp_path):
     study = small_study()
     done = export(study.graph, study.plan, tmp_path / "m.onnx")

@@ -94,6 +94,7 @@ def test_int8_runs_in_integer_kernels_and_the_taps_change_nothing(study, lane, f
     assert not any("yielding the taps" in note for note in lane.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_codes_agree_within_one_step_on_equal_inputs(study, scheme, tmp_path):
     lane = exported(study, scheme, tmp_path)
@@ -166,6 +167,7 @@ def test_the_optimizers_fault_with_biases_is_shown_named_and_avoided(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_float_files_are_lanes_too(study, tmp_path):
     export(study, FLOAT, tmp_path / "float.onnx")
     lane = onnxruntime.lane(tmp_path / "float.onnx", graph=study.graph)
@@ -259,6 +261,7 @@ class Shared(nn.Module):
         return self.conv(torch.relu(self.conv(x)))
 
 
+@pytest.mark.slow
 def test_the_precise_mode_takes_weights_that_two_layers_read(tmp_path):
     study = qkit.Study(Shared().eval(), [torch.randn(4, 3, 8, 8)])
     export(study, None, tmp_path / "net.onnx")
@@ -296,6 +299,7 @@ def attention() -> qkit.Study:
     return study
 
 
+@pytest.mark.slow
 def test_softmaxes_of_small_probabilities_are_kept_from_the_integer_kernel(attention, tmp_path):
     exported = export(attention, None, tmp_path / "net.onnx")
     assert any("Abs" in note and ":softmax" in note for note in exported.notes)
@@ -392,6 +396,7 @@ def _foreign(study: qkit.Study, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_files_of_other_tools_are_matched_by_module_paths(study, tmp_path):
     """torch's exporter, then onnxruntime's own quantizer: two tools that know nothing of the kit."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static

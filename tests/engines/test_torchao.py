@@ -103,6 +103,7 @@ def shares(study: qkit.Study, plan: Plan, program: Any, x: Tensor) -> tuple[floa
     return float((every == 0).float().mean()), float((every <= 1).float().mean()), float((last == 0).float().mean()), batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "scheme"),
     [
@@ -132,6 +133,7 @@ def test_a_converted_network_has_the_codes_of_the_lane(name: str, scheme: str) -
         assert any(b.shape == codes.shape and torch.equal(b, codes) for b in stored), weight
 
 
+@pytest.mark.slow
 def test_layers_in_sixteen_bits() -> None:
     case = zoo.load("resnet_small")
     study = qkit.Study(case.model, case.calibration, case.evaluation, scheme="int8")
@@ -273,6 +275,7 @@ def test_the_model_computes_the_lane_in_float() -> None:
     assert [name for name, _ in model.named_modules()] == [name for name, _ in study.model.named_modules()]
 
 
+@pytest.mark.slow
 def test_training_on_the_grids() -> None:
     study = study_of(mixed_network())
     training = study.model.training
@@ -380,6 +383,7 @@ def test_a_reference_network_of_torch_fx() -> None:
     assert all(tap.codes is not None for tap in batch.taps.values())
 
 
+@pytest.mark.slow
 def test_a_network_that_another_quantizer_converted() -> None:
     x86 = pytest.importorskip("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
     case = zoo.load("mobilenet_v2_lite")

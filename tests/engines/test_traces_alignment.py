@@ -305,6 +305,7 @@ def test_other_inputs(tmp_path: Path) -> None:
     assert not found.alignment.ok
 
 
+@pytest.mark.slow
 @nets
 @both
 def test_what_a_broken_engine_does_is_not_misalignment(tmp_path: Path, network: str, lane: str) -> None:

@@ -60,6 +60,7 @@ def test_raw_is_the_bytes(tmp_path: Path, array: np.ndarray, big: bool) -> None:
     np.testing.assert_array_equal(formats.raw(tmp_path / "a.bin", dtype, array.shape).read(), array)
 
 
+@pytest.mark.slow
 @quiet
 @given(array=arrays, cut=st.integers(1, 64), data=st.data())
 def test_no_wrong_size_passes(tmp_path: Path, array: np.ndarray, cut: int, data: st.DataObject) -> None:

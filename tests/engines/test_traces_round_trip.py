@@ -82,6 +82,7 @@ def test_every_form_comes_back(tmp_path: Path, form: str, lane: str) -> None:
             assert int(tensor.params.zero_point) == int(params.zero_point)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["mobilenet_v2_lite", "mobilenet_v2_hostile"])
 @pytest.mark.parametrize("lane", ["float", "int16", "int8"])
 def test_no_false_alarm(tmp_path: Path, network: str, lane: str) -> None:

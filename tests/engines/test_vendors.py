@@ -96,6 +96,7 @@ def test_encodings_come_back(graph: Graph, tmp_path: Path, scheme: str, version:
     assert {n: g.weight for n, g in found.grids.items()} == {n: g.weight for n, g in plan.grids.items()}
 
 
+@pytest.mark.slow
 @MANY
 @given(data=st.data())
 @pytest.mark.parametrize("version", ["0.6.1", "1.0.0"])

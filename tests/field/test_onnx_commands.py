@@ -108,6 +108,7 @@ def test_a_file_is_reported_on_and_the_line_that_repeats_it_has_all_options(suff
     assert f"qkit report --model net.{suffix} --data images --mean 0 --std 1" in text
 
 
+@pytest.mark.slow
 def test_channels_layout_and_range_are_those_of_the_network(run: Run) -> None:
     bgr = write("bgr.onnx", Colour(bgr=True))
     assert reported(run, "--model", bgr, *PLAIN, "--channels", "bgr") == 1.0
@@ -139,6 +140,7 @@ def test_lint_says_nothing_of_a_source_that_a_file_does_not_have(suffix: str, ru
     assert any("has no source" in remark for remark in found["remarks"])
 
 
+@pytest.mark.slow
 def test_loaders_of_the_users_serve_a_file_as_well(run: Run, tmp_path: Path) -> None:
     (tmp_path / "filedata.py").write_text(
         "import torch\n\n\ndef data():\n    x = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))\n"
@@ -156,6 +158,7 @@ def test_a_case_of_a_file_makes_a_study(run: Run) -> None:
     assert study.evaluate(("float",), progress=False)["float"].value == 1.0
 
 
+@pytest.mark.slow
 def test_a_quantized_file_keeps_its_grids_unless_others_are_asked_for(run: Run) -> None:
     made = write("net.onnx", Colour())
     pictures = iter([{"x": torch.rand(4, 3, 16, 16).numpy()}])

@@ -56,6 +56,7 @@ def test_scales_are_those_of_the_output_channels(decoder: Decoder) -> None:
     assert study.plan["plain.weight"].params.scale.shape == (2,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["int8", "int8-per-tensor"])
 def test_the_engine_computes_the_same(decoder: Decoder, scheme: str, tmp_path: Path) -> None:
     study = study_of(decoder, scheme)

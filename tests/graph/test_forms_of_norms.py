@@ -324,6 +324,7 @@ def test_steps_and_values(name: str) -> None:
     assert float((floats(graph, x) - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
 
 
+@pytest.mark.slow
 def test_decomposed_programs_fold_like_all_others() -> None:
     model = nn.Sequential(
         conv(), norm(), nn.ReLU(), nn.ConvTranspose2d(6, 4, 3, groups=2), norm(4), nn.Flatten(), nn.Linear(256, 3)
@@ -582,6 +583,7 @@ def test_standing_norms_are_diagnosed(scheme: str, standing: tuple[nn.Module, An
     study.apply(diagnosis.causes[0].remedy).score()
 
 
+@pytest.mark.slow
 def test_standing_norms_everywhere_else(standing: tuple[nn.Module, Any], tmp_path: Path) -> None:
     study = study_of(standing, "int8-per-tensor")
     table = study.capture(lanes=("float", "int16", "int8")).table()
@@ -593,6 +595,7 @@ def test_standing_norms_everywhere_else(standing: tuple[nn.Module, Any], tmp_pat
     study.ptc()
 
 
+@pytest.mark.slow
 def test_standing_norms_in_onnx_runtime(standing: tuple[nn.Module, Any], tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     data = standing[1]

@@ -376,6 +376,7 @@ def interpreted(program: list[tuple[str, int, int, int]]) -> Callable[[Tensor], 
     return function
 
 
+@pytest.mark.slow
 @settings(max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(STEP, min_size=2, max_size=9))
 def test_random_programs(program: list[tuple[str, int, int, int]]) -> None:

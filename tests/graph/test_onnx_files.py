@@ -86,6 +86,7 @@ class Recurrent(nn.Module):
         return self.gru(x.transpose(0, 1))[0].transpose(0, 1), h[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "dynamo", "opset"),
     [
@@ -328,6 +329,7 @@ def test_constants_and_inputs_as_outputs(tmp_path: Path) -> None:
     compare(run(net.module, feeds), session(path).run(None, feeds))
 
 
+@pytest.mark.slow
 def test_onnx_is_loaded_when_a_file_is_read_only() -> None:
     script = (
         "import sys, qkit, qkit.graph.onnx_file; sys.exit(any(name.split('.')[0].startswith('onnx') for name in sys.modules))"

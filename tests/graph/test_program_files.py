@@ -203,6 +203,7 @@ def test_an_onnx_file_is_the_graph_of_its_network_under_the_files_names(
     torch.testing.assert_close(outputs(fixed, images), outputs(plain, images), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_grids_of_a_quantized_file_are_the_plan(small: nn.Module, images: Tensor, tmp_path: Path) -> None:
     data = [(images, torch.tensor([0, 1, 2, 3]))]

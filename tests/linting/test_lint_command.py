@@ -27,6 +27,7 @@ def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "lint_command_net:Net"
 
 
+@pytest.mark.slow
 def test_bundled_network_brings_its_size() -> None:
     code, said = run()
     assert code == 0
@@ -45,6 +46,7 @@ def test_torchvision_network_with_random_weights() -> None:
     assert "The weights are random" in said
 
 
+@pytest.mark.slow
 def test_torchvision_network_with_weights(tmp_path: Path, torchvision_models) -> None:
     path = tmp_path / "weights.pth"
     torch.save(torchvision_models.shufflenet_v2_x0_5(weights=None).state_dict(), path)

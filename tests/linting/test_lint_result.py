@@ -175,6 +175,7 @@ def test_programs_and_their_files_have_no_source(tmp_path: Path) -> None:
     assert result.model_name == "net.pt2"
 
 
+@pytest.mark.slow
 def test_onnx_files_go_by_the_names_of_their_tensors(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")

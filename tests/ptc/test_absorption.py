@@ -54,6 +54,7 @@ def checked(model: nn.Module, x: Tensor, **options: Any) -> Absorbed:
     return result
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     groups=st.sampled_from([1, 2, 4]),
@@ -219,6 +220,7 @@ def test_the_range_gets_narrower_and_eight_bits_better() -> None:
     assert error[1] < error[0] / 100
 
 
+@pytest.mark.slow
 def test_equalized_and_absorbed() -> None:
     case = zoo.load("mobilenet_v2_hostile")
     x = next(iter(case.calibration))[0][:16]

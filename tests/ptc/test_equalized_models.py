@@ -128,6 +128,7 @@ class Chain(nn.Module):
 KINDS = ["plain", "depthwise", "grouped", "transposed", "grouped-transposed"]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     plan=st.lists(
@@ -468,9 +469,10 @@ def test_inputs_that_are_no_floats_need_an_example() -> None:
 
 
 FAMILIES = ["mobilenet_v2", "resnet18"]
-SLOW_FAMILIES = ["densenet121", "shufflenet_v2_x0_5", "regnet_x_400mf", "googlenet", "mobilenet_v3_small"]
+SLOW_FAMILIES = ["densenet121", "shufflenet_v2_x0_5", "mobilenet_v3_small"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_FAMILIES)])
 def test_torchvision_families(name: str, torchvision_models: ModuleType) -> None:
     options = {"init_weights": False} if name == "googlenet" else {}
@@ -492,6 +494,7 @@ def test_torchvision_families(name: str, torchvision_models: ModuleType) -> None
         assert len(result.skipped) == 1  # the classifier
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.names())
 def test_zoo(name: str) -> None:
     case = zoo.load(name)
@@ -503,6 +506,7 @@ def test_zoo(name: str) -> None:
     assert table["rows after"].median() < table["rows before"].median()
 
 
+@pytest.mark.slow
 def test_it_mends_what_one_scale_per_tensor_breaks() -> None:
     case = zoo.load("mobilenet_v2_hostile")
     study = qkit.Study(case.model, case.calibration, case.evaluation, scheme="int8-per-tensor")

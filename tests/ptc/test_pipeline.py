@@ -50,6 +50,7 @@ def test_the_hostile_network_comes_back() -> None:
     assert first.error < first.before
 
 
+@pytest.mark.slow
 def test_neither_study_nor_model_is_changed() -> None:
     study, fixed, before = hostile()
     assert study.treatment is None
@@ -145,6 +146,7 @@ def small(**options: Any) -> qkit.Study:
     return qkit.Study(mixed_network(), data, metric="agreement", scheme="int8-per-tensor", **options)
 
 
+@pytest.mark.slow
 def test_evaluation_samples_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """With other evaluation samples the same steps are kept and the plan is the same."""
     torch.manual_seed(0)

@@ -51,6 +51,7 @@ def weight_scales(converted):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_channel", [True, False], ids=["per channel", "per tensor"])
 def test_weights_get_the_grids_that_torchao_gives_them(per_channel):
     given = subject("resnet_small")

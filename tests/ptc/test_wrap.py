@@ -625,6 +625,7 @@ def accuracy(model: nn.Module, loader: Any) -> float:
     return torch.cat([model(x).argmax(1) == y for x, y in loader]).double().mean().item()
 
 
+@pytest.mark.slow
 def test_in_a_training_script() -> None:
     """The hostile network at 8 bits per tensor, over 256 calibration digits in shuffled batches."""
     from qkit import zoo

@@ -151,6 +151,7 @@ def test_a_grid_per_channel_is_tuned_channel_by_channel(notebook: Open) -> None:
     pictured(book, "tuner-per-channel")
 
 
+@pytest.mark.slow
 def test_errors_show_in_place(notebook: Open) -> None:
     book = notebook(STUDY, f"tuner = study.tune({TAP!r})\ntuner")
     page = book.page
@@ -171,6 +172,7 @@ def test_errors_show_in_place(notebook: Open) -> None:
     book.errors.clear()
 
 
+@pytest.mark.slow
 def test_explorer(notebook: Open) -> None:
     book = notebook(STUDY, "explorer = study.explore()\nexplorer", height=1500)
     page = book.page
@@ -372,6 +374,7 @@ _RENDERING = """async ([source, state]) => {
 }"""
 
 
+@pytest.mark.slow
 def test_views_clean_up_after_themselves(browser: Browser) -> None:
     study = small_study()
     maps, explorer = FeatureMaps(), study.explore(study.capture(progress=False))

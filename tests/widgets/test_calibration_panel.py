@@ -108,6 +108,7 @@ def test_fewer_batches_are_those_batches(count: int) -> None:
     assert small_study().observe(progress=False)["input"].histogram.total == 4 * 8 * 3 * 256, "the study keeps all it saw"
 
 
+@pytest.mark.slow
 def test_batches_are_observed_once_for_all_methods() -> None:
     class Counting:
         passes = 0
@@ -340,6 +341,7 @@ def test_a_choice_takes_the_score_of_the_one_before_away() -> None:
     assert made.scores is None, "it was that of another plan"
 
 
+@pytest.mark.slow
 def test_methods_are_compared_on_the_same_data() -> None:
     study = fresh_study("int4-weights")
     made = panel(study, batches=2)

@@ -117,6 +117,7 @@ def test_a_step_of_the_guide_takes_the_place_of_the_one_before() -> None:
     assert made._undo in live()
 
 
+@pytest.mark.slow
 @EVERY
 def test_a_closed_widget_holds_no_study_and_is_collected(make: Callable[[Study], Panel]) -> None:
     study = fresh_study()

@@ -278,6 +278,7 @@ def test_the_study_makes_the_widgets() -> None:
     assert made.scores.n == 64
 
 
+@pytest.mark.slow
 def test_the_kit_without_widgets_imports_no_front_end() -> None:
     code = "import qkit, qkit.editing, sys\nprint(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

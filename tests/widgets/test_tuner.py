@@ -543,6 +543,7 @@ def same(found: Effect | None, expected: Effect) -> None:
     np.testing.assert_array_equal(found.scores, expected.scores)
 
 
+@pytest.mark.slow
 def test_the_effect_is_that_of_the_plan_wherever_the_edits_are() -> None:
     made = tuner("average")
     assert made.effect is None, "nothing is measured before something is edited"

@@ -16,6 +16,7 @@ def scores(name: str, method: str) -> Scores:
     return study.evaluate(plans, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["mse", "minmax"])
 def test_the_hostile_network_loses_points_per_tensor_and_none_in_16_bits(method: str) -> None:
     found = scores("mobilenet_v2_hostile", method)
@@ -24,6 +25,7 @@ def test_the_hostile_network_loses_points_per_tensor_and_none_in_16_bits(method:
     assert abs(found.loss("per channel").value) <= 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v2_lite", "resnet_small", "vgg_small", "inception_small"])
 def test_the_others_quantize_well(name: str) -> None:
     found = scores(name, "mse")

@@ -201,6 +201,7 @@ def export(path: Path, model: nn.Module, shape: tuple[int, ...], *, free: tuple[
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["onnx", "pt2"])
 def test_files_say_what_they_take_and_give(suffix: str, tmp_path: Path) -> None:
     if suffix == "onnx":

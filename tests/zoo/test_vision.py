@@ -28,6 +28,7 @@ from torchvision import datasets, transforms
 """
 
 
+@pytest.mark.slow
 def test_torchvision_loads_in_a_fresh_process_and_says_once_what_is_missing() -> None:
     result = subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
