@@ -74,6 +74,7 @@ def drawn(drawing, monkeypatch) -> None:
 
 
 def test_page_says_everything(report, page):
+    assert f"{100 * report.model['integer_macs']:.1f} % of them on integers" in page.text
     for words in (report.title, report.verdict["reason"], report.verdict["meaning"], report.verdict["then"], "quantized"):
         assert words in page.text
     assert all(term in page.text and said in page.text for term, said in GLOSSARY.items())
