@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.networks.measure import Row
 
-#: What is asked of a network (issue "the front door"): share of multiply-accumulates by kind, and the rest for all of them.
+#: What a network should reach: the share of multiply-accumulates by kind, and the rest for all of them.
 MACS = {"convolutional": 0.99, "hybrid": 0.97, "transformer": 0.97}
 DEVIATION, WITHIN = 1e-4, 0.999
 
