@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,3 +124,19 @@ def plain_run(model: Mixed, x: Tensor, plan: Plan) -> dict[str, Tensor]:
     for tap in READS:
         values[tap] = plain_layer(model, tap, values, plan)
     return values
+
+
+class Parts(nn.Module):
+    """A forward function with parts: ``function(self, *inputs)``, the parts its modules and buffers."""
+
+    def __init__(self, function: Callable[..., Tensor], **parts: Any) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            if isinstance(part, Tensor):
+                self.register_buffer(name, part)
+            else:
+                setattr(self, name, part)
+
+    def forward(self, *x: Tensor) -> Tensor:
+        return self.function(self, *x)

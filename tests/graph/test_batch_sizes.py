@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_networks import Parts
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,22 +16,6 @@ from qkit.graph import Graph, build, deviation
 from qkit.lanes import Lane, run_lanes
 
 SHAPE = (3, 8)
-
-
-class Net(nn.Module):
-    """A forward function with parts."""
-
-    def __init__(self, function: Callable[..., Tensor], **parts: Any) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            if isinstance(part, Tensor):
-                self.register_buffer(name, part)
-            else:
-                setattr(self, name, part)
-
-    def forward(self, *x: Tensor) -> Tensor:
-        return self.function(self, *x)
 
 
 def floats(graph: Graph, *x: Tensor) -> Tensor:
@@ -99,7 +84,7 @@ OPEN: dict[str, tuple[Callable[..., Tensor], Callable[[], dict[str, Any]]]] = {
 @pytest.mark.parametrize("name", OPEN)
 def test_another_batch(name: str) -> None:
     function, parts = OPEN[name]
-    model = Net(function, **parts()).eval()
+    model = Parts(function, **parts()).eval()
     graph = build(model, torch.randn(5, *SHAPE))
     assert graph.fixed_batch is None
     assert graph.deviation < 1e-5
@@ -111,7 +96,7 @@ def test_another_batch(name: str) -> None:
 @pytest.mark.parametrize("name", ["class token", "heads merged with the batch", "202 channels", "101 as a number"])
 def test_any_batch_as_example(name: str, batch: int) -> None:
     function, parts = OPEN[name]
-    model = Net(function, **parts()).eval()
+    model = Parts(function, **parts()).eval()
     graph = build(model, torch.randn(batch, *SHAPE))
     assert graph.fixed_batch is None
     for other in (batch, 1, 3):
@@ -134,7 +119,7 @@ BAKED: dict[str, Callable[..., Tensor]] = {
 
 @pytest.mark.parametrize("name", BAKED)
 def test_a_network_with_its_batch_baked_in_is_told(name: str) -> None:
-    model = Net(BAKED[name], each=torch.randn(5, 3, 8)).eval()
+    model = Parts(BAKED[name], each=torch.randn(5, 3, 8)).eval()
     graph = build(model, torch.randn(5, *SHAPE))
     assert graph.fixed_batch == 5
     assert any("batch of 5" in remark for remark in graph.remarks)
@@ -145,7 +130,7 @@ def test_a_network_with_its_batch_baked_in_is_told(name: str) -> None:
 
 
 def test_a_baked_batch_of_101_is_told() -> None:
-    model = Net(lambda n, x: x + n.each, each=torch.randn(101, 3, 8)).eval()
+    model = Parts(lambda n, x: x + n.each, each=torch.randn(101, 3, 8)).eval()
     graph = build(model, torch.randn(101, *SHAPE))
     assert graph.fixed_batch == 101
     with pytest.raises(DataError):
@@ -174,7 +159,7 @@ TWO: dict[str, tuple[Callable[..., Tensor], Callable[[int], tuple[Tensor, Tensor
 @pytest.mark.parametrize("name", TWO)
 def test_two_inputs(name: str) -> None:
     function, inputs = TWO[name]
-    model = Net(function).eval()
+    model = Parts(function).eval()
     graph = build(model, inputs(5))
     assert graph.fixed_batch is None
     for batch in (5, 1, 3):
@@ -182,7 +167,7 @@ def test_two_inputs(name: str) -> None:
 
 
 def test_two_inputs_of_other_lengths_stay_at_theirs() -> None:
-    model = Net(pair).eval()
+    model = Parts(pair).eval()
     for batch in (1, 2):
         given = torch.randn(batch, 3, 8), torch.randn(4 * batch, 2)
         graph = build(model, given)
@@ -204,6 +189,6 @@ def test_other_shapes_are_no_small_deviation() -> None:
 
 
 def test_a_trace_that_fails_is_not_logged(capfd: pytest.CaptureFixture[str]) -> None:
-    model = Net(lambda n, x: x + n.each, each=torch.randn(5, 3, 8)).eval()
+    model = Parts(lambda n, x: x + n.each, each=torch.randn(5, 3, 8)).eval()
     build(model, torch.randn(5, *SHAPE))
     assert "failed while attempting" not in capfd.readouterr().err

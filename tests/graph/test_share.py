@@ -7,27 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from small_networks import Parts
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import qkit
 from qkit.graph import Graph, build
-
-
-class Net(nn.Module):
-    """A forward function with parts."""
-
-    def __init__(self, function: Callable[..., Tensor], **parts: Any) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            if isinstance(part, Tensor):
-                self.register_buffer(name, part)
-            else:
-                setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
 
 
 class Inner(nn.Module):
@@ -42,7 +27,7 @@ class Inner(nn.Module):
 
 
 def made(function: Callable[..., Tensor], shape: tuple[int, ...], **parts: Any) -> Graph:
-    return build(Net(function, **parts).eval(), torch.randn(2, *shape))
+    return build(Parts(function, **parts).eval(), torch.randn(2, *shape))
 
 
 def macs(graph: Graph) -> dict[str, int]:
@@ -114,7 +99,7 @@ def test_multiply_accumulates(name: str) -> None:
 
 
 def test_a_module_kept_out_counts_what_is_in_it() -> None:
-    model = Net(lambda n, x: n.d(n.a(x)), a=Inner(), d=nn.Conv2d(6, 2, 1)).eval()
+    model = Parts(lambda n, x: n.d(n.a(x)), a=Inner(), d=nn.Conv2d(6, 2, 1)).eval()
     graph = build(model, torch.randn(2, *IMAGE), leaf_modules=["a"])
     assert macs(graph) == {"a": 36 * 6 * 36 + 36 * 6 * 6, "d": 36 * 2 * 6}
     assert graph.share.macs == 0.0  # the convolution behind it reads a float tensor
@@ -128,7 +113,7 @@ def test_without_products_the_elements_tell() -> None:
 
 
 def test_complex_numbers_are_float_operations() -> None:
-    model = Net(lambda n, x: n.l(torch.fft.rfft(x).abs()), l=nn.Linear(5, 3)).eval()
+    model = Parts(lambda n, x: n.l(torch.fft.rfft(x).abs()), l=nn.Linear(5, 3)).eval()
     x = torch.randn(4, *TOKENS)
     study = qkit.Study(model, calibration=[x], evaluation=[x], scheme="int8")
     (step,) = (s for s in study.graph.steps if s.kind == "float")
@@ -140,7 +125,7 @@ def test_complex_numbers_are_float_operations() -> None:
 
 @pytest.mark.parametrize("last", [False, True])
 def test_bytes_of_an_image_are_integers(last: bool) -> None:
-    model = Net(lambda n, x: n.c((x.permute(0, 3, 1, 2) if last else x).float()), c=nn.Conv2d(4, 3, 3)).eval()
+    model = Parts(lambda n, x: n.c((x.permute(0, 3, 1, 2) if last else x).float()), c=nn.Conv2d(4, 3, 3)).eval()
     shape = (2, 8, 8, 4) if last else (2, *IMAGE)
     study = qkit.Study(model, [torch.randint(0, 256, shape, dtype=torch.uint8)])
     assert study.graph.share.macs == 1.0
