@@ -1,4 +1,4 @@
-"""``python -m benchmarks.faults run|score|list``: the blind benchmark of the diagnosis."""
+"""``python -m benchmarks.faults run|score|list|doses``: the blind benchmark of the diagnosis."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def main() -> None:
     """Parse and dispatch."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("run", "list", "score"):
+    for name in ("run", "list", "score", "doses"):
         command = commands.add_parser(name)
         command.add_argument("--split", choices=("develop", "report", "all"), default="report")
         command.add_argument("--only", nargs="+", default=[], help="kinds, plants, architectures, groups, or parts of ids")
         command.add_argument("--out", type=Path, default=OUT, help="JSON lines of the cases that are done")
-        if name != "score":
+        if name in ("run", "list"):
             command.add_argument("--limit", type=int, help="so many cases at most")
             command.add_argument("--stratified", action="store_true", help="a case a kind, as CI runs it")
         if name == "run":
@@ -36,6 +36,12 @@ def main() -> None:
         from benchmarks.faults.report import report
 
         report(options.out, options.into or options.out.parent, options.split, options.only)
+        return
+    if options.command == "doses":
+        from benchmarks.faults.build import DOSES, keep_doses
+        from benchmarks.faults.score import read
+
+        print(f"{DOSES} has the places and doses of {keep_doses(read(options.out, options.split, options.only))} cases")
         return
     specs = selected(options)
     if options.command == "list":

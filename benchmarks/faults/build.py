@@ -1,14 +1,19 @@
 """Builds a case: plants its faults, at a site and a dose that cost the score what the strength asks for.
 
 The dose is sought on the calibration images' labels by the lanes' scores alone; no diagnosis is run, and the images on
-which the diagnosis will run are not looked at.
+which the diagnosis will run are not looked at. Places and doses that an earlier run found are in `results/doses.json`, and are
+sought again only where the fault can no longer be planted with them.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 
@@ -30,6 +35,7 @@ SITES = 6
 PAIR_TARGET, PAIR_LIMIT = 0.06, 0.45
 #: Images on which doses are sought.
 TUNING = 192
+DOSES = Path(__file__).parent / "results" / "doses.json"
 
 
 @dataclass(frozen=True)
@@ -112,17 +118,34 @@ def build(spec: CaseSpec) -> Built:
         CONTROLS[spec.plants[0]](sound, Bench(where.calibration, where.graph, random))
         return Built(sound, twin, (), (), (NO_DEGRADATION,), *images)
     plants = [BY_NAME[name] for name in spec.plants]
+    doses = known_doses().get(spec.id, [None] * len(plants))
     sound = clean(spec, plants[0], random)
     if spec.group == "single":
-        setup, twin, fault, notes = plant_one(spec, plants[0], sound, random, STRENGTHS[spec.strength], 1.0)
+        setup, twin, fault, notes = plant_one(spec, plants[0], sound, random, STRENGTHS[spec.strength], 1.0, doses[0])
         return Built(setup, twin, (), (fault,), fault.verdicts, *images, notes)
     if any(p.knows_expected for p in plants):
         sound.expected = where.zoo_case.expected
     # the second first, so that the first one's dose is measured beside it
-    other, twin, second, notes = plant_one(spec, plants[1], sound, random, PAIR_TARGET, PAIR_LIMIT)
-    setup, _, first, more = plant_one(spec, plants[0], other, random, STRENGTHS[spec.strength], 1.0)
+    other, twin, second, notes = plant_one(spec, plants[1], sound, random, PAIR_TARGET, PAIR_LIMIT, doses[1])
+    setup, _, first, more = plant_one(spec, plants[0], other, random, STRENGTHS[spec.strength], 1.0, doses[0])
     alone, _ = planted(plants[0], sound, bench_of(spec, first.site), first.site, first.factor)
     return Built(setup, sound, (alone, other), (first, second), (BOTH,), *images, [*notes, *more])
+
+
+@cache
+def known_doses() -> dict[str, list[Sequence[Any]]]:
+    """Place and dose of each fault of a case, by the case's id."""
+    return json.loads(DOSES.read_text(encoding="utf-8")) if DOSES.exists() else {}
+
+
+def keep_doses(records: Sequence[dict[str, Any]]) -> int:
+    """Add the places and doses of finished cases to `DOSES`; returns how many cases it has now."""
+    found = {r["id"]: [[f["site"], f["factor"]] for f in r["truth"]["faults"]] for r in records if "truth" in r}
+    kept = dict(sorted((known_doses() | {case: faults for case, faults in found.items() if faults}).items()))
+    lines = (f"{json.dumps(case)}: {json.dumps(faults)}" for case, faults in kept.items())
+    DOSES.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    known_doses.cache_clear()
+    return len(kept)
 
 
 def bench_of(spec: CaseSpec, site: str) -> Bench:
@@ -165,13 +188,23 @@ class _Trial:
 
 
 def plant_one(
-    spec: CaseSpec, plant: Plant, sound: Setup, random: Random, target: float, limit: float
+    spec: CaseSpec, plant: Plant, sound: Setup, random: Random, target: float, limit: float, dose: Sequence[Any] | None = None
 ) -> tuple[Setup, Setup, Fault, list[str]]:
     """The weakest dose of the ladder that costs the target, at the first of a few sites where one does.
 
     Returns the setup with the fault, its twin without, the truth, and notes. Where no dose does, the one that costs most.
+    With a `dose`, its place and factor, as found before, nothing is sought.
     """
     where = home(spec.architecture)
+    notes: list[str] = []
+    if dose is not None:
+        try:
+            trial = _trial(spec, plant, sound, dose[0], dose[1], notes)
+        except (TwinLoses, NoSite, QkitError, RuntimeError) as error:
+            notes.append(f"{plant.name} at {dose[0]} × {dose[1]:.3g}, as found before: {type(error).__name__}: {error}"[:300])
+            trial = None
+        if trial is not None:
+            return trial.setup, trial.twin, trial.fault, notes
     sites = sites_of(plant.sites(sound, Bench(where.calibration, where.graph, random)), spec.split)
     random.shuffle(sites)
     if plant.probe is not None:
@@ -180,7 +213,6 @@ def plant_one(
         sites.sort(key=lambda site: -min(losses.get(site, 0.0), target))
     jitter = random.uniform(0.93, 1.07)
     best: _Trial | None = None
-    notes: list[str] = []
     for site in sites[:SITES] if NO_DEGRADATION not in plant.verdicts else sites[:1]:
         trial = _dose(spec, plant, sound, site, target, limit, jitter, notes)
         if trial is not None and (best is None or trial.loss > best.loss):
