@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import Ratio, peak_bytes, ratio
-from qkit.calibration import make_plan, observe
-from qkit.capture import capture
-from qkit.evaluator import Evaluator
+from qkit.execution.capture import capture
+from qkit.execution.evaluator import Evaluator
+from qkit.execution.lanes import Lane, run_lanes
+from qkit.execution.observing import observe
+from qkit.execution.sensitivity import sweep
 from qkit.graph import build
-from qkit.lanes import Lane, run_lanes
-from qkit.schemes import scheme_of
-from qkit.sensitivity import sweep
+from qkit.quant.calibration import make_plan
+from qkit.quant.schemes import scheme_of
 from qkit.zoo import load_torchvision
 
 #: Of 8 images each; 64 are about what people calibrate with.

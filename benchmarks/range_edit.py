@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Subset
 from benchmarks.imagenet_nets import Row
 from benchmarks.timing import median_seconds, seconds
 from qkit import zoo
-from qkit.lanes import Lane, run_lanes
+from qkit.execution.lanes import Lane, run_lanes
 from qkit.study import Study
 
 

@@ -7,12 +7,13 @@ from torch import nn
 
 from benchmarks.imagenet_nets import Row, network
 from benchmarks.timing import ratio
-from qkit.calibration import make_plan, observe
-from qkit.capture import capture
-from qkit.evaluator import Evaluator
+from qkit.execution.capture import capture
+from qkit.execution.evaluator import Evaluator
+from qkit.execution.observing import observe
+from qkit.execution.sensitivity import sweep
 from qkit.graph import build
-from qkit.schemes import scheme_of
-from qkit.sensitivity import sweep
+from qkit.quant.calibration import make_plan
+from qkit.quant.schemes import scheme_of
 
 
 def measure() -> list[Row]:

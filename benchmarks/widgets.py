@@ -208,7 +208,8 @@ def _evaluation(shown: Page, repeats: int) -> float:
         """(async () => { const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel; const found = [];
         for (let k = 0; k < REPEATS; k += 1) {
             const reply = await kernel.requestExecute({code: '', silent: true, user_expressions: {t:
-                '(new := qkit.evaluator.Evaluator(study.graph, study.evaluation, study.metric), t0 := time.perf_counter(), '
+                '(new := qkit.execution.evaluator.Evaluator(study.graph, study.evaluation, study.metric), '
+                + 't0 := time.perf_counter(), '
                 + 'new.scores({"float": qkit.FLOAT, "plan": tuner.plan}, '
                 + 'batches=4, progress=False), time.perf_counter() - t0)[-1]'}}).done;
             found.push(1000 * Number(reply.content.user_expressions.t.data['text/plain'])); }

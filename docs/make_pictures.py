@@ -32,15 +32,15 @@ from benchmarks.faults.cases import CaseSpec  # noqa: E402
 from benchmarks.faults.plants import BY_NAME  # noqa: E402
 from benchmarks.faults.setup import Setup, halves  # noqa: E402
 from qkit import FLOAT, Histogram, Plan, Study, zoo  # noqa: E402
-from qkit.calibration import observe  # noqa: E402
 from qkit.diagnosis import Cause, Diagnosis  # noqa: E402
 from qkit.diagnosis.engine import departure, shares  # noqa: E402
-from qkit.editing import channel_params  # noqa: E402
 from qkit.engines import traces  # noqa: E402
 from qkit.engines.lane import EngineBatch, EngineTensor  # noqa: E402
+from qkit.execution.editing import channel_params  # noqa: E402
+from qkit.execution.lanes import Lane, lane_weight, run_lanes  # noqa: E402
+from qkit.execution.loading import batches  # noqa: E402
+from qkit.execution.observing import observe  # noqa: E402
 from qkit.graph.step import Step  # noqa: E402
-from qkit.lanes import Lane, lane_weight, run_lanes  # noqa: E402
-from qkit.loading import batches  # noqa: E402
 
 #: Where each cause is planted: network, form, site, strength.
 PLACES: dict[str, tuple[str, str, str, float]] = {
@@ -647,7 +647,7 @@ def equalization() -> Any:
 
 def widths() -> Any:
     """The front of a mixed-precision search."""
-    from qkit.mixed.picture import draw
+    from qkit.figures.front import draw
 
     study = _digits("mobilenet_v2_hostile", "int8-per-tensor")
     made, axes = figure(1, width=7.2, height=3.8)

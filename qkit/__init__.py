@@ -4,34 +4,37 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from qkit.version import __version__
+
 if TYPE_CHECKING:
-    from qkit.capture import Capture
     from qkit.errors import DataError, GraphError, MissingExtra, PlanError, QkitError
+    from qkit.execution.capture import Capture
+    from qkit.execution.metrics import Interval, Scores
+    from qkit.execution.observing import observe
+    from qkit.execution.sensitivity import Sensitivity
     from qkit.graph import Graph
-    from qkit.histogram import Histogram
     from qkit.linting import Finding, Lint, lint
-    from qkit.metrics import Interval, Scores
-    from qkit.numerics import QuantParams, QuantSpec, dequantize, fake_quantize, quantize
-    from qkit.plan import FLOAT, Plan
-    from qkit.schemes import PRESETS, Scheme
-    from qkit.sensitivity import Sensitivity
+    from qkit.quant.grids import QuantParams, QuantSpec, dequantize, fake_quantize, quantize
+    from qkit.quant.histogram import Histogram
+    from qkit.quant.plan import FLOAT, Plan
+    from qkit.quant.schemes import PRESETS, Scheme
     from qkit.study import Study
 
-__version__ = "0.1.0"
 
 #: Module -> the public names that live in it. They are loaded when they are first used: torch alone takes seconds, which
 #: ``qkit --help`` and a module that merely mentions the kit need not pay.
 _HOMES = {
-    "capture": ("Capture",),
+    "execution.capture": ("Capture",),
     "errors": ("DataError", "GraphError", "MissingExtra", "PlanError", "QkitError"),
     "graph": ("Graph",),
-    "histogram": ("Histogram",),
+    "quant.histogram": ("Histogram",),
     "linting": ("Finding", "Lint", "lint"),
-    "metrics": ("Interval", "Scores"),
-    "numerics": ("QuantParams", "QuantSpec", "dequantize", "fake_quantize", "quantize"),
-    "plan": ("FLOAT", "Plan"),
-    "schemes": ("PRESETS", "Scheme"),
-    "sensitivity": ("Sensitivity",),
+    "execution.metrics": ("Interval", "Scores"),
+    "quant.grids": ("QuantParams", "QuantSpec", "dequantize", "fake_quantize", "quantize"),
+    "quant.plan": ("FLOAT", "Plan"),
+    "quant.schemes": ("PRESETS", "Scheme"),
+    "execution.observing": ("observe",),
+    "execution.sensitivity": ("Sensitivity",),
     "study": ("Study",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -72,8 +75,10 @@ __all__ = [
     "Scores",
     "Sensitivity",
     "Study",
+    "__version__",
     "dequantize",
     "fake_quantize",
     "lint",
+    "observe",
     "quantize",
 ]

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.text import Text
 
-import qkit
 from qkit.commands import capture, configure, diagnose, export, lab, lint, report
 from qkit.commands.command import ERROR, command
 from qkit.errors import QkitError
+from qkit.version import __version__
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,7 +40,7 @@ command(app, "config", examples=configure.EXAMPLES, panel=_GIVE, configurable=Fa
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"qkit {qkit.__version__}")
+        typer.echo(f"qkit {__version__}")
         raise typer.Exit
 
 

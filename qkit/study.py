@@ -11,23 +11,24 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from qkit.calibration import check_weights, make_plan, saturations, zero_divisors
-from qkit.capture import MEMORY_BUDGET, Capture
-from qkit.diagnosis.verdict import TOLERANCE, Verdict, judge
+from qkit.diagnosis.verdict import Verdict, judge
 from qkit.errors import DataError, QkitError
-from qkit.estimators import Observation
-from qkit.evaluator import Evaluator
-from qkit.graph import Graph, build
+from qkit.execution.capture import MEMORY_BUDGET, Capture
+from qkit.execution.evaluator import Evaluator
+from qkit.execution.loading import batches
+from qkit.execution.metrics import TOLERANCE, Interval, MetricFunction, Scores, mean_interval
+from qkit.execution.plan_checks import saturations, zero_divisors
+from qkit.execution.prefix import Effect
+from qkit.execution.sensitivity import Mode, Sensitivity, sweep
+from qkit.graph import DEVIATION, Graph, build
 from qkit.graph.arrival import arrive
 from qkit.graph.files import network, origin_of
 from qkit.graph.share import Share, share_of
 from qkit.listing import few
-from qkit.loading import batches
-from qkit.metrics import Interval, MetricFunction, Scores, mean_interval
-from qkit.plan import FLOAT, Plan
-from qkit.prefix import Effect
-from qkit.schemes import PRESETS, Scheme, scheme_of
-from qkit.sensitivity import Mode, Sensitivity, sweep
+from qkit.quant.calibration import check_weights, make_plan
+from qkit.quant.estimators import Observation
+from qkit.quant.plan import FLOAT, Plan
+from qkit.quant.schemes import PRESETS, Scheme, scheme_of
 
 if TYPE_CHECKING:
     from qkit.diagnosis.remedies import Remedy
@@ -35,16 +36,13 @@ if TYPE_CHECKING:
     from qkit.engines.lane import EngineLane
     from qkit.engines.onnx_export import Exported
     from qkit.mixed import Mixed
-    from qkit.ptc import Treatment
+    from qkit.ptq import Treatment
     from qkit.report import Report
     from qkit.widgets import CalibrationPanel, Explorer, Guide, Tuner
 
 logger = logging.getLogger(__name__)
 
 Lanes = Sequence[str] | Mapping[str, Plan]
-
-#: The folded graph may differ from the model by this much, relative to the output's greatest magnitude.
-DEVIATION = 1e-4
 
 #: What makes another study where an attribute cannot be set.
 _CHANGES = {"evaluation": "with_data", "calibration": "with_data", "methods": "with_calibration", "graph": "with_model"}
@@ -349,7 +347,7 @@ class Study:
         scheme
             Another one; by default this study's.
         observed
-            What `qkit.calibration.observe` saw, on other data or fewer batches; by default what this study saw.
+            What `qkit.observe` saw, on other data or fewer batches; by default what this study saw.
         methods
             Arguments of `calibrate` that are to differ: ``method``, ``weight_method``, ``percentile``, ``methods``.
         """
@@ -362,7 +360,7 @@ class Study:
         other._methods = {**self.methods, **methods}
         if observed is not None:
             if not observed:
-                raise DataError("nothing was observed: pass what qkit.calibration.observe() gave.")
+                raise DataError("nothing was observed: pass what qkit.observe() gave.")
             other._given = dict(observed)
         other._plan = make_plan(self.graph, other.observe(), other.scheme, **other.methods)
         return other
@@ -495,7 +493,7 @@ class Study:
         memory_budget: int = MEMORY_BUDGET,
         progress: bool = True,
     ) -> Capture:
-        """Every tap in the lanes: error table, and tensors with their codes. See :func:`qkit.capture.capture`.
+        """Every tap in the lanes: error table, and tensors with their codes. See :func:`qkit.execution.capture.capture`.
 
         The lanes are float, int16 and the study's own (`narrow`) where none are named.
         """
@@ -531,7 +529,7 @@ class Study:
     ) -> Sensitivity:
         """Score every layer quantized alone ("only") or spared ("except"), in the study's own lane where none is named.
 
-        See :func:`qkit.sensitivity.sweep`.
+        See :func:`qkit.execution.sensitivity.sweep`.
         """
         plan = lane if isinstance(lane, Plan) else self.lane(lane or self.narrow)
         return sweep(self._evaluator, plan, mode, layers=layers, batches=batches, progress=progress)
@@ -590,7 +588,7 @@ class Study:
         Parameters
         ----------
         steps
-            Some of `qkit.ptc.STEPS`, which is also their order: "equalization" of the weights across layers, "absorption" of
+            Some of `qkit.ptq.STEPS`, which is also their order: "equalization" of the weights across layers, "absorption" of
             high biases, "ranges" of activations, "weight-clipping", "adaptive-rounding", "batch-norm" statistics under
             quantization, "bias-correction". All by default.
         methods
@@ -607,8 +605,8 @@ class Study:
         QkitError
             For an unknown step.
         """
-        from qkit.ptc import pipeline
-        from qkit.ptc.rounding import ITERATIONS
+        from qkit.ptq import pipeline
+        from qkit.ptq.rounding import ITERATIONS
 
         return pipeline.calibrate(
             self,

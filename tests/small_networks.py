@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from qkit.plan import Plan
+from qkit.quant.plan import Plan
 
 
 class Mixed(nn.Module):

@@ -29,7 +29,7 @@ def test_import_is_light() -> None:
 def test_names_are_loaded_when_they_are_used() -> None:
     assert not {"torch", "numpy", "pandas", "scipy"} & modules_after("import qkit")
     assert not {"torch", "numpy", "pandas", "scipy"} & modules_after("import qkit; qkit.errors.QkitError; dir(qkit)")
-    assert {"qkit.lanes", "torch"} <= modules_of("import qkit; qkit.lanes")
+    assert {"qkit.execution.lanes", "torch"} <= modules_of("import qkit; qkit.lanes")
 
 
 def test_every_public_name_is_there_and_documented() -> None:
@@ -44,12 +44,12 @@ def test_parts_come_when_they_are_asked_for() -> None:
     assert not {
         name
         for name in modules_of("from qkit import *")
-        if name.startswith(("qkit.qat", "qkit.ptc", "qkit.mixed", "qkit.surgery"))
+        if name.startswith(("qkit.qat", "qkit.ptq", "qkit.mixed", "qkit.surgery"))
     }
     import qkit
 
     assert qkit.qat.wrap
-    assert qkit.ptc.STEPS
+    assert qkit.ptq.STEPS
     assert qkit.mixed.search
     assert qkit.surgery.lite
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

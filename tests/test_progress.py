@@ -15,7 +15,7 @@ from torch import Tensor
 
 import qkit.progress
 from qkit import QkitError, Study
-from qkit.calibration import observe, observe_channels
+from qkit.execution.observing import observe, observe_channels
 from qkit.progress import Bar, listening, track
 
 Report = tuple[str, int, int | None]

@@ -16,8 +16,9 @@ from small_networks import mixed_network
 from torch import Tensor, nn
 
 from qkit import FLOAT, DataError, GraphError, PlanError, QkitError, Study
-from qkit.calibration import make_plan, observe
-from qkit.schemes import PRESETS
+from qkit.execution.observing import observe
+from qkit.quant.calibration import make_plan
+from qkit.quant.schemes import PRESETS
 
 Batches = list[tuple[Tensor, Tensor]]
 

@@ -23,16 +23,16 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from qkit import PlanError, QkitError, Study, files
-from qkit.capture import capture
 from qkit.commands import config, notebooks, tensorfiles
 from qkit.engines import encodings, ranges, traces
 from qkit.engines.jsonfile import read_json
 from qkit.engines.traces import Manifest
 from qkit.engines.traces.names import layer_infos
+from qkit.execution.capture import capture
+from qkit.figures.drawing import Picture
 from qkit.graph.files import load_program
-from qkit.plan import Plan
-from qkit.plots import Picture
 from qkit.progress import listening
+from qkit.quant.plan import Plan
 from qkit.report import read as read_report
 from qkit.zoo import checkpoints
 from qkit.zoo.classes import read_classes

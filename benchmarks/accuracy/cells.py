@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from qkit.ptc import STEPS
+from qkit.ptq import STEPS
 
 #: Networks that qkit brings, the hostile one first since it is the one that loses.
 BUNDLED = ("mobilenet_v2_hostile", "mobilenet_v2_lite", "resnet_small", "vgg_small", "inception_small")

@@ -18,10 +18,10 @@ import qkit
 from benchmarks.accuracy.cells import ALONE, FLOAT, Cell
 from benchmarks.accuracy.store import packed
 from benchmarks.accuracy.subjects import Source, Subject, training_batches
-from qkit.lanes import Lane, run_lanes
-from qkit.plan import Plan
-from qkit.ptc.rounding import ITERATIONS
+from qkit.execution.lanes import Lane, run_lanes
+from qkit.ptq.rounding import ITERATIONS
 from qkit.qat import fit, wrap
+from qkit.quant.plan import Plan
 from qkit.study import Study
 
 #: Steps of post-training calibration that change the model or its ranges: training starts from these and finds its own codes

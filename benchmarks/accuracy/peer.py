@@ -22,7 +22,7 @@ from benchmarks.accuracy.cells import PEER_SCHEMES, Cell
 from benchmarks.accuracy.compute import MOMENTUM, Result, Settings
 from benchmarks.accuracy.subjects import Subject, training_batches
 from qkit.errors import MissingExtra
-from qkit.loading import seeded
+from qkit.execution.loading import seeded
 
 
 def peer(cell: Cell, subject: Subject, settings: Settings) -> Result:

@@ -5,8 +5,8 @@ samples. Image *i* is evaluated under n_i seeds with the sum D_i of its differen
 and images are its clusters: the variance of a ratio of sums, Σ (D_i − n_i c)² / N², around c (Cochran, Sampling Techniques,
 1977, section 6.4). Two images are added that count n̄ = N / (number of images) each, one gained and one lost, so that the
 interval does not collapse where no image differs; then N includes them, and c = D / (N + 2 n̄). For a single seed this is the
-adjusted Wald interval of Bonett and Price (2012), `qkit.metrics.paired_interval`. It says how sure the mean is for other
-images of that kind, with these seeds and this network.
+adjusted Wald interval of Bonett and Price (2012), `qkit.execution.metrics.paired_interval`. It says how sure the mean is for
+other images of that kind, with these seeds and this network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from scipy import stats
 
-from qkit.metrics import CONFIDENCE, Interval
+from qkit.execution.metrics import CONFIDENCE, Interval
 
 #: One seed: ids of the images, and a difference for each.
 Differences = tuple[Sequence[Hashable], np.ndarray]

@@ -12,8 +12,8 @@ import numpy as np
 from benchmarks.accuracy.cells import ALONE, FLOAT, SCHEMES, TREATMENTS
 from benchmarks.accuracy.pool import pooled
 from benchmarks.accuracy.store import unpacked
-from qkit.metrics import Interval
-from qkit.ptc import STEPS
+from qkit.execution.metrics import Interval
+from qkit.ptq import STEPS
 
 #: Pooled, and seed by seed.
 Difference = tuple[Interval, tuple[float, ...]]

@@ -84,9 +84,9 @@ def _start() -> None:
     quiet()
     # now, not when they are first used: the source may be edited meanwhile
     import qkit.mixed
-    import qkit.ptc
-    import qkit.ptc.absorption
-    import qkit.ptc.equalization
+    import qkit.ptq
+    import qkit.ptq.absorption
+    import qkit.ptq.equalization
     import qkit.qat  # noqa: F401
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.faults.setup import Batches, lanes_of
-from qkit.lanes import Lane, run_lanes
+from qkit.execution.lanes import Lane, run_lanes
 from qkit.study import Study
 
 #: PyTorch's model report calls a tensor one with outliers where its greatest magnitude over this percentile exceeds this ratio.

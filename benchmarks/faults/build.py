@@ -26,7 +26,7 @@ from qkit import zoo
 from qkit.errors import QkitError
 from qkit.graph import Graph
 from qkit.graph import build as trace
-from qkit.schemes import Scheme, scheme_of
+from qkit.quant.schemes import Scheme, scheme_of
 from qkit.study import Study
 
 #: Sites tried before the strongest dose found so far is taken as it is.

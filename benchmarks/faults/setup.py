@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import qkit
 from benchmarks.faults.networks import Network
-from qkit.plan import FLOAT, Plan
-from qkit.schemes import Scheme
+from qkit.quant.plan import FLOAT, Plan
+from qkit.quant.schemes import Scheme
 
 Batches = list[tuple[Tensor, Tensor]]
 Transform = Callable[[Tensor], Tensor]

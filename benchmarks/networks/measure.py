@@ -323,7 +323,7 @@ def _biases_apart(kit: Mapping[str, Tensor], hand: Mapping[str, Tensor]) -> floa
 
 def codes_of(study: Any) -> dict[str, Tensor]:
     """The integer codes of every quantized weight under the study's plan, int32, by the weight's name."""
-    from qkit.numerics import quantize
+    from qkit.quant.grids import quantize
 
     plan, found = study.plan, {}
     for name, weight in study.graph.weights.items():

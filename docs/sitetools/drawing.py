@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
-from qkit.histogram import Histogram
-from qkit.numerics import QuantParams
-from qkit.report.pictures import BAD, GOOD, INK, MUTED, NARROW_COLOUR, STYLE, WIDE_COLOUR
+from qkit.quant.grids import QuantParams
+from qkit.quant.histogram import Histogram
+from qkit.style import BAD, GOOD, INK, MUTED, NARROW_COLOUR, STYLE, WIDE_COLOUR
 
 __all__ = ["BAD", "GOOD", "INK", "MUTED", "NARROW", "WIDE", "bars", "channels", "figure", "histogram", "save", "style"]
 NARROW, WIDE = NARROW_COLOUR, WIDE_COLOUR

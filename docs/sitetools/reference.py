@@ -22,7 +22,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 #: Modules with names of their own to be used, and what their pages are called.
 MODULES: Mapping[str, str] = {
     "qkit.diagnosis": "Diagnosis",
-    "qkit.ptc": "Post-training calibration",
+    "qkit.ptq": "Post-training calibration",
     "qkit.mixed": "Mixed precision",
     "qkit.qat": "Quantization-aware training",
     "qkit.surgery": "Surgery",
@@ -30,10 +30,10 @@ MODULES: Mapping[str, str] = {
     "qkit.report": "Reports",
     "qkit.widgets": "Widgets",
     "qkit.zoo": "Networks and data",
-    "qkit.calibration": "Observing and calibrating",
-    "qkit.estimators": "Range estimators",
-    "qkit.evaluator": "The evaluator",
-    "qkit.capture": "Captured tensors",
+    "qkit.quant.calibration": "Observing and calibrating",
+    "qkit.quant.estimators": "Range estimators",
+    "qkit.execution.evaluator": "The evaluator",
+    "qkit.execution.capture": "Captured tensors",
     "qkit.engines.lane": "Engines: the lane of one",
     "qkit.engines.compare": "Engines: comparing",
     "qkit.engines.onnx_export": "Engines: ONNX export",

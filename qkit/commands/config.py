@@ -26,10 +26,10 @@ from typing import Any
 
 import typer
 
-import qkit
 from qkit import files
 from qkit.commands.known import Known, nearest
 from qkit.errors import QkitError
+from qkit.version import __version__
 
 #: Table whose keys hold for all commands.
 DEFAULTS = "defaults"
@@ -86,7 +86,7 @@ def save(context: typer.Context, path: Path) -> None:
     """
     name = context.info_name or ""
     chosen = {key: context.params.get(option.name) for key, option in COMMANDS[name].items()}
-    first = f"{_MARK}{qkit.__version__}: the options of a run, repeated by `qkit {name} --config {path}`\n"
+    first = f"{_MARK}{__version__}: the options of a run, repeated by `qkit {name} --config {path}`\n"
     write(path, first + table(name, chosen))
 
 
@@ -152,7 +152,7 @@ def toml(value: Any) -> str:
 
 def mark() -> str:
     """The first line of a file that may be written over."""
-    return f"{_MARK}{qkit.__version__}: options of the commands; delete what is to stay as it is\n"
+    return f"{_MARK}{__version__}: options of the commands; delete what is to stay as it is\n"
 
 
 def _document(path: Path) -> dict[str, Any]:

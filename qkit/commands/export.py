@@ -19,7 +19,7 @@ from qkit.commands.printing import size
 from qkit.errors import PlanError, QkitError
 
 if TYPE_CHECKING:
-    from qkit.plan import Plan
+    from qkit.quant.plan import Plan
     from qkit.study import Study
 
 EXAMPLES = (
@@ -190,7 +190,7 @@ def _ranges(study: Study, path: Path, settings: Settings) -> Told:
 
 
 def _plan(study: Study, path: Path, settings: Settings) -> Told:
-    from qkit.plan import Plan
+    from qkit.quant.plan import Plan
 
     study.plan.save(path)
     if Plan.load(path) != study.plan:

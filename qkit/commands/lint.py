@@ -45,8 +45,8 @@ def lint(
 
     A torchvision network needs no weights either: it is then built with random ones, and nothing is said of channels' ranges.
     """
+    from qkit.commands.lint_model import model_and_batch
     from qkit.linting import lint as look
-    from qkit.linting.command import model_and_batch
 
     if model.argument:
         raise QkitError("--argument does not go with lint: give a function that needs none.")

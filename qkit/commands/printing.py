@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from qkit.metrics import Interval, Scores
+    from qkit.execution.metrics import Interval, Scores
 
 #: Colours of the verdicts, and of lint's severities.
 VERDICTS = {"no-degradation": "green", "quantization": "yellow", "not-quantization": "red", "both": "red", "inconclusive": "cyan"}
@@ -16,14 +16,14 @@ SEVERITIES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 def strict(value: Any) -> Any:
     """Nested data as strict JSON has them: infinities as strings, NaN as None."""
-    from qkit.report.formats import plain
+    from qkit.style import plain
 
     return plain(value)
 
 
 def score_table(scores: Scores) -> Table:
     """A row per lane: score and loss with their intervals."""
-    from qkit.metrics import NAMED
+    from qkit.execution.metrics import NAMED
 
     percent = scores.metric in NAMED
 

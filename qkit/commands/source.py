@@ -20,7 +20,7 @@ from qkit.errors import DataError, QkitError
 if TYPE_CHECKING:
     from torch import nn
 
-    from qkit.loading import Batch
+    from qkit.execution.loading import Batch
     from qkit.study import Study
     from qkit.zoo.case import Case
 
@@ -151,7 +151,7 @@ def calibrate(study: Study, grids: GridOptions) -> Study:
     if grids.plan is None:
         study.plan  # noqa: B018  # calibrates, where no file brought its grids
         return study
-    from qkit.plan import Plan
+    from qkit.quant.plan import Plan
 
     return study.with_plan(Plan.load(grids.plan))
 
@@ -164,7 +164,7 @@ def batches_of_images(study: Study, images: int, limit: int | None) -> int:
 
 def first_batch(study: Study) -> Batch:
     """The first one of the evaluation data."""
-    from qkit.loading import batches
+    from qkit.execution.loading import batches
 
     return next(iter(batches(study.evaluation)))
 

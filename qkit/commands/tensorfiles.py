@@ -30,14 +30,14 @@ import pandas as pd
 from torch import Tensor
 
 from qkit import files
-from qkit.capture import Capture, Store
 from qkit.engines.traces.manifest import FILE, Entry, Manifest
 from qkit.errors import DataError, QkitError
+from qkit.execution.capture import Capture, Store
+from qkit.execution.loading import Batch, batches
 from qkit.graph import Graph
-from qkit.loading import Batch, batches
-from qkit.numerics import dequantize
-from qkit.plan import Plan
 from qkit.progress import Bar
+from qkit.quant.grids import dequantize
+from qkit.quant.plan import Plan
 
 #: Version of the index, and its name.
 FORMAT, INDEX = "qkit-capture 1", "index.json"

@@ -14,21 +14,21 @@ import torch
 from qkit.diagnosis.candidates import Candidate, Cause
 from qkit.diagnosis.causes import Subject, candidates
 from qkit.diagnosis.engine import causes as mismatch
-from qkit.diagnosis.engine import plan_at
+from qkit.diagnosis.engine import causes_of_alignment, plan_at
 from qkit.diagnosis.experiments import Bench
 from qkit.diagnosis.finite import non_finite
 from qkit.diagnosis.gate import gate
 from qkit.diagnosis.localize import Place, noise, places, subjects, suspects
 from qkit.diagnosis.remedies import Remedy
 from qkit.diagnosis.result import Decomposition, Diagnosis
-from qkit.diagnosis.verdict import TOLERANCE, Verdict, amount, degraded, judge
+from qkit.diagnosis.verdict import Verdict, amount, degraded, judge
 from qkit.diagnosis.widths import accumulator_overflow, bias_width
 from qkit.engines.lane import EngineLane
-from qkit.evaluator import Budget, OutOfBudgetError
-from qkit.lanes import Lane, run_lanes
-from qkit.loading import batches as batches_of
-from qkit.metrics import NAMED, Interval, Scores, paired_interval
-from qkit.plan import FLOAT, Plan
+from qkit.execution.evaluator import Budget, OutOfBudgetError
+from qkit.execution.lanes import Lane, run_lanes
+from qkit.execution.loading import batches as batches_of
+from qkit.execution.metrics import NAMED, TOLERANCE, Interval, Scores, paired_interval
+from qkit.quant.plan import FLOAT, Plan
 
 if TYPE_CHECKING:
     from qkit.study import Study
@@ -170,7 +170,7 @@ def _compare(
     alignment = getattr(engine, "alignment", None)
     if alignment is not None and not alignment.ok:
         # tensors that do not belong together tell nothing of the engine
-        findings += alignment.causes()
+        findings += causes_of_alignment(alignment)
         draft.remarks.append(f"{engine.name} was not compared: its trace does not belong to the network as it stands.")
         return verdict
     plan = plan_at(study, engine.bits)

@@ -18,12 +18,13 @@ from qkit.engines.compare import compare, score
 from qkit.engines.comparison import Comparison
 from qkit.engines.lane import EngineLane
 from qkit.errors import DataError
-from qkit.lanes import ACCUMULATING
-from qkit.metrics import Interval, Scores
-from qkit.numerics import QuantParams
-from qkit.plan import FLOAT, Plan
+from qkit.execution.metrics import Interval, Scores
+from qkit.graph.running import ACCUMULATING
+from qkit.quant.grids import QuantParams
+from qkit.quant.plan import FLOAT, Plan
 
 if TYPE_CHECKING:
+    from qkit.engines.traces.result import Alignment
     from qkit.study import Study
 
 
@@ -124,6 +125,18 @@ def causes(study: Study, lane: EngineLane, plan: Plan, *, limit: int | None = No
     kind: CauseKind = "trace-alignment" if found.kind == "sample-order" else "engine-mismatch"
     remedy = Remedy("fix-input", found.layer, found.cure)
     return [Cause(kind, found.layer, found.tap, evidence, remedy, loss)], loss
+
+
+def causes_of_alignment(alignment: Alignment) -> list[Cause]:
+    """The errors of a trace as causes of the kind ``trace-alignment``; they have no gain."""
+    return [
+        Cause(
+            "trace-alignment", problem.tap.partition(":")[0], problem.tap or problem.tensor,
+            f"{problem.tensor or 'The trace'}: {problem.found} (confidence {problem.confidence:.2f})",
+            Remedy("fix-input", "", problem.remedy),
+        )
+        for problem in alignment.errors
+    ]  # fmt: skip
 
 
 def _unrelated(found: Comparison) -> tuple[int, int]:

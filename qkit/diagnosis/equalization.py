@@ -16,8 +16,8 @@ import torch
 
 from qkit.graph import Graph
 from qkit.graph.step import Step
-from qkit.numerics import QuantParams
-from qkit.plan import Grid
+from qkit.quant.grids import QuantParams
+from qkit.quant.plan import Grid
 
 _WEIGHTED = frozenset({"conv", "linear"})
 

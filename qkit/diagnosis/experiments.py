@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qkit.evaluator import Budget
-from qkit.metrics import Interval, paired_interval
-from qkit.plan import FLOAT, Plan
+from qkit.execution.evaluator import Budget
+from qkit.execution.metrics import Interval, paired_interval
+from qkit.quant.plan import FLOAT, Plan
 
 if TYPE_CHECKING:
     from qkit.study import Study

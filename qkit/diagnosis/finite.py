@@ -10,9 +10,9 @@ from torch import Tensor
 
 from qkit.diagnosis.candidates import Cause
 from qkit.diagnosis.remedies import Remedy
+from qkit.execution.lanes import Lane, run_lanes
+from qkit.execution.loading import batches
 from qkit.graph.step import Step
-from qkit.lanes import Lane, run_lanes
-from qkit.loading import batches
 
 if TYPE_CHECKING:
     from qkit.study import Study

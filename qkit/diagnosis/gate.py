@@ -15,8 +15,8 @@ from qkit.diagnosis.candidates import Cause, CauseKind
 from qkit.diagnosis.inputs import inputs_differ
 from qkit.diagnosis.remedies import Remedy
 from qkit.diagnosis.reproduction import graph_differs, module_scores, nondeterminism, run_model
-from qkit.loading import batches
-from qkit.metrics import Interval, paired_interval
+from qkit.execution.loading import batches
+from qkit.execution.metrics import Interval, paired_interval
 
 if TYPE_CHECKING:
     from qkit.study import Study

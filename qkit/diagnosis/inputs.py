@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qkit.calibration import make_plan, observe
 from qkit.diagnosis.candidates import Cause
 from qkit.diagnosis.remedies import Remedy
 from qkit.diagnosis.reproduction import on_device, run_model
+from qkit.execution.lanes import Lane, run_lanes
+from qkit.execution.loading import batches, first_tensor
+from qkit.execution.metrics import Interval, paired_interval, score_batch
+from qkit.execution.observing import observe
 from qkit.graph.structures import map_tensors
-from qkit.lanes import Lane, run_lanes
-from qkit.loading import batches, first_tensor
-from qkit.metrics import Interval, paired_interval, score_batch
+from qkit.quant.calibration import make_plan
 
 if TYPE_CHECKING:
     from qkit.study import Study

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from qkit.diagnosis.causes import Subject
 from qkit.diagnosis.experiments import Bench
+from qkit.execution.lanes import Lane, quantize_weight, run_lanes
+from qkit.execution.loading import batches
+from qkit.execution.metrics import Interval
+from qkit.execution.tensor_errors import decibels
 from qkit.graph.step import Step
-from qkit.lanes import Lane, quantize_weight, run_lanes
-from qkit.loading import batches
-from qkit.measure import decibels
-from qkit.metrics import Interval
-from qkit.plan import FLOAT, Plan
+from qkit.quant.plan import FLOAT, Plan
 
 #: Suspects to put to interventions, and to look at by noise alone where no tensor stands out by its score.
 SUSPECTS, BY_NOISE = 12, 6

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from qkit.plan import Grid, Plan
+from qkit.quant.plan import Grid, Plan
 
 RemedyKind = Literal[
     "per-channel-weights", "cross-layer-equalization", "clip-weights", "clip-activation", "widen-range", "affine-activation",

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from qkit.diagnosis.candidates import Cause, CauseKind
 from qkit.diagnosis.remedies import Remedy
+from qkit.execution.lanes import Frontier, Lane, run_lanes, run_to
+from qkit.execution.loading import Batch, batches
+from qkit.execution.metrics import Interval, paired_interval, score_batch
 from qkit.graph import Graph
 from qkit.graph.arguments import call_arguments
 from qkit.graph.buffers import changed_buffers
 from qkit.graph.step import Step
 from qkit.graph.structures import float_tensors, map_tensors
-from qkit.lanes import Frontier, Lane, run_lanes, run_to
 from qkit.listing import few
-from qkit.loading import Batch, batches
-from qkit.metrics import Interval, paired_interval, score_batch
 
 if TYPE_CHECKING:
     from qkit.study import Study

@@ -10,13 +10,13 @@ import pandas as pd
 
 from qkit.diagnosis.candidates import Cause
 from qkit.diagnosis.remedies import Remedy
-from qkit.diagnosis.verdict import TOLERANCE, Verdict, amount
+from qkit.diagnosis.verdict import Verdict, amount
 from qkit.errors import QkitError
-from qkit.metrics import NAMED, Interval
-from qkit.plan import Plan
+from qkit.execution.metrics import NAMED, TOLERANCE, Interval
+from qkit.quant.plan import Plan
 
 if TYPE_CHECKING:
-    from qkit.plots import Picture
+    from qkit.figures.drawing import Picture
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ class Diagnosis:
         QkitError
             If nothing could be scored.
         """
-        from qkit.plots import bar_height, intervals, picture
+        from qkit.figures.drawing import picture
+        from qkit.figures.plots import bar_height, intervals
 
         found = {"16 bits": self.verdict.wide, "8 bits": self.verdict.narrow}
         if self.parts is not None:

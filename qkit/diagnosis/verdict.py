@@ -11,13 +11,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from qkit.execution.metrics import NAMED, TOLERANCE, Interval, Scores
 from qkit.graph.share import Share
-from qkit.metrics import NAMED, Interval, Scores
 
 VerdictName = Literal["no-degradation", "quantization", "not-quantization", "both", "inconclusive"]
 
-#: Loss that still counts as close, in units of the score: one point of accuracy.
-TOLERANCE = 0.01
 #: Share of multiply-accumulates on integers from which on a verdict is about the whole network.
 NEARLY_ALL = 0.99
 

@@ -9,11 +9,12 @@ from dataclasses import replace
 from qkit.diagnosis.candidates import Cause
 from qkit.diagnosis.experiments import Bench
 from qkit.diagnosis.remedies import Remedy
-from qkit.evaluator import OutOfBudgetError
+from qkit.execution.evaluator import OutOfBudgetError
+from qkit.execution.lanes import Decision, decide, lane_weight
+from qkit.execution.metrics import Interval
 from qkit.graph import Graph
-from qkit.lanes import ACCUMULATING, Decision, decide, lane_weight
-from qkit.metrics import Interval
-from qkit.plan import FLOAT, Plan
+from qkit.graph.running import ACCUMULATING
+from qkit.quant.plan import FLOAT, Plan
 
 
 def bias_width(bench: Bench, plan: Plan) -> list[Cause]:

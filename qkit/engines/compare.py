@@ -24,14 +24,14 @@ from qkit.engines.explain import Explanations
 from qkit.engines.lane import EngineBatch, EngineLane
 from qkit.engines.walk import along, placed, walk
 from qkit.errors import DataError, QkitError
+from qkit.execution.lanes import Lane, run_lanes
+from qkit.execution.loading import batches as batches_of
+from qkit.execution.metrics import Scores, score_batch
 from qkit.graph import Graph
 from qkit.graph.step import Step
-from qkit.lanes import Lane, run_lanes
-from qkit.loading import batches as batches_of
-from qkit.metrics import Scores, score_batch
-from qkit.numerics import QuantParams, QuantSpec
-from qkit.plan import Grid, Plan
 from qkit.progress import track
+from qkit.quant.grids import QuantParams, QuantSpec
+from qkit.quant.plan import Grid, Plan
 
 if TYPE_CHECKING:
     from qkit.study import Study

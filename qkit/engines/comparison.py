@@ -14,13 +14,13 @@ from torch import Tensor
 
 from qkit.engines.faults import FaultKind
 from qkit.engines.walk import Visit
-from qkit.measure import decibels
-from qkit.metrics import Scores
-from qkit.numerics import QuantParams
-from qkit.plan import Plan
+from qkit.execution.metrics import Scores
+from qkit.execution.tensor_errors import decibels
+from qkit.quant.grids import QuantParams
+from qkit.quant.plan import Plan
 
 if TYPE_CHECKING:
-    from qkit.plots import Picture
+    from qkit.figures.drawing import Picture
 
 #: Share of a tap's codes that rounding keeps within one step, and on the grid.
 ROUNDING = 0.999
@@ -256,8 +256,8 @@ class Comparison:
 
     def plot(self) -> Picture:
         """Share of codes within a step of the simulation, tap by tap: from the network's input, and from equal inputs."""
-        from qkit.engines.picture import draw
-        from qkit.plots import picture
+        from qkit.figures.drawing import picture
+        from qkit.figures.engine import draw
 
         return picture(draw, self, words=f"{self.lane} against the simulation, {len(self.taps)} taps", width=9.6, height=4.6)
 

@@ -21,8 +21,8 @@ from qkit.engines.jsonfile import Entry, read_json
 from qkit.engines.plan_files import FoundTensors, left_out, renamed, rule_of
 from qkit.errors import PlanError
 from qkit.graph import Graph
-from qkit.numerics import QuantParams
-from qkit.plan import Grid, Plan
+from qkit.quant.grids import QuantParams
+from qkit.quant.plan import Grid, Plan
 
 if TYPE_CHECKING:
     from qkit.study import Study

@@ -18,10 +18,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from qkit.engines.walk import Visit, along, computed, rounded
+from qkit.execution.lanes import lane_bias, lane_weight
 from qkit.graph.operations import UNBOUNDED
-from qkit.lanes import ACCUMULATING, lane_bias, lane_weight
-from qkit.numerics import wrap_around
-from qkit.plan import FLOAT
+from qkit.graph.running import ACCUMULATING
+from qkit.quant.grids import wrap_around
+from qkit.quant.plan import FLOAT
 
 FaultKind = Literal[
     "dropped-bias", "bias-width", "accumulator", "no-activation", "in-float", "scale", "channel-order", "sample-order", "layout",

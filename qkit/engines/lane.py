@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from qkit.loading import Batch
-from qkit.numerics import QuantParams
+from qkit.execution.loading import Batch
+from qkit.quant.grids import QuantParams
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,8 +20,8 @@ from qkit.engines.onnx_program import example_inputs as zeros
 from qkit.engines.onnx_qdq import Rewriter, Stored, simplify, strip
 from qkit.errors import PlanError, QkitError
 from qkit.graph import Graph, run_float
-from qkit.lanes import place_inputs
-from qkit.plan import Plan
+from qkit.graph.running import place_inputs
+from qkit.quant.plan import Plan
 
 if TYPE_CHECKING:
     from qkit.study import Study

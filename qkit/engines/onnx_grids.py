@@ -14,8 +14,8 @@ from qkit.graph import Graph
 from qkit.graph.onnx_file import OnnxGrid, OnnxNetwork
 from qkit.graph.step import Step
 from qkit.graph.weighted import grouped
-from qkit.numerics import QuantParams
-from qkit.plan import Grid, Plan
+from qkit.quant.grids import QuantParams
+from qkit.quant.plan import Grid, Plan
 
 
 def plan_of_file(graph: Graph, network: OnnxNetwork) -> Plan | None:

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from qkit.errors import GraphError, MissingExtra, QkitError
+from qkit.execution.lanes import decide
 from qkit.graph import Graph
 from qkit.graph.operations import UNBOUNDED, Bounds
+from qkit.graph.running import operate
 from qkit.graph.step import Step
-from qkit.lanes import decide
-from qkit.numerics import QuantParams, quantize
-from qkit.plan import Plan
+from qkit.quant.grids import QuantParams, quantize
+from qkit.quant.plan import Plan
 
 #: Domain of the markers, and what they stand for: an activation, a tensor on its input's grid, a weight, a bias.
 DOMAIN, MARKER = "qkit", "Marker"
@@ -62,10 +63,10 @@ class Program(nn.Module):
             return inputs[step.argument]
         operands = [values[i] for i in step.inputs]
         if step.weight is None:
-            return step.call(*operands)
+            return operate(step, operands)
         bias = getattr(self, f"b{step.index}", None)
         marked = None if bias is None else mark(bias, BIAS, step)
-        return step.call(operands[0], mark(getattr(self, f"w{step.index}"), WEIGHT, step), marked)
+        return operate(step, operands, mark(getattr(self, f"w{step.index}"), WEIGHT, step), marked)
 
 
 def mark(x: Tensor, kind: str, step: Step) -> Tensor:

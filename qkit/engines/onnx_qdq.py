@@ -28,12 +28,12 @@ from torch import Tensor
 from qkit.engines.faults import softmax_overflows
 from qkit.engines.onnx_program import BIAS, DOMAIN, KEEP, MARKER, TAP, WEIGHT, float_bias, shared_grid
 from qkit.errors import PlanError
+from qkit.execution.lanes import decide
 from qkit.graph import Graph
 from qkit.graph.step import Step
-from qkit.lanes import decide
 from qkit.listing import few
-from qkit.numerics import QuantParams, quantize
-from qkit.plan import Plan
+from qkit.quant.grids import QuantParams, quantize
+from qkit.quant.plan import Plan
 
 #: What ONNX stores biases in.
 BIAS_LIMIT = 2.0**31

@@ -21,8 +21,8 @@ from qkit.graph import Graph
 from qkit.graph.operations import UNBOUNDED
 from qkit.graph.step import Step
 from qkit.listing import few
-from qkit.numerics import QuantParams
-from qkit.plan import Plan
+from qkit.quant.grids import QuantParams
+from qkit.quant.plan import Plan
 
 _RANGES = {"uint8": (0, 2**8 - 1), "int8": (-(2**7), 2**7 - 1), "uint16": (0, 2**16 - 1), "int16": (-(2**15), 2**15 - 1)}
 _FOLLOWS = frozenset({"BatchNormalization", "Relu", "Clip"})

@@ -10,8 +10,8 @@ from qkit.engines.onnx_taps import Found, Wiring
 from qkit.errors import PlanError
 from qkit.graph import Graph
 from qkit.graph.step import Step
-from qkit.numerics import QuantParams, QuantSpec
-from qkit.plan import FLOAT, Codes, Grid, Plan
+from qkit.quant.grids import QuantParams, QuantSpec
+from qkit.quant.plan import FLOAT, Codes, Grid, Plan
 
 _RANGES = {"int8": (-(2**7), 2**7 - 1), "uint8": (0, 2**8 - 1), "int16": (-(2**15), 2**15 - 1), "uint16": (0, 2**16 - 1)}
 

@@ -28,12 +28,12 @@ from qkit.engines.onnx_session import LEVELS, Prepared, fed, parts, prepare, sat
 from qkit.engines.onnx_taps import TapTensor, foreign_taps, own_taps
 from qkit.engines.onnx_weights import foreign_plan
 from qkit.errors import DataError, QkitError
+from qkit.execution.loading import Batch, batches
 from qkit.graph import Graph
 from qkit.graph.structures import flatten
 from qkit.listing import few
-from qkit.loading import Batch, batches
-from qkit.numerics import dequantize
-from qkit.plan import Plan
+from qkit.quant.grids import dequantize
+from qkit.quant.plan import Plan
 
 Optimization = Literal["none", "basic", "extended", "all"]
 #: The step of the optimizer that turns float biases into int32, where they may saturate.

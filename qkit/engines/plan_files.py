@@ -10,8 +10,8 @@ import torch
 from qkit.engines.jsonfile import Entry
 from qkit.errors import PlanError
 from qkit.graph import Graph
-from qkit.numerics import QuantParams, QuantSpec
-from qkit.plan import Grid, Plan
+from qkit.quant.grids import QuantParams, QuantSpec
+from qkit.quant.plan import Grid, Plan
 
 
 def renamed(plan: Plan, names: Mapping[str, str] | None) -> dict[str, str]:

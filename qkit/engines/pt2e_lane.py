@@ -18,11 +18,11 @@ from torch import Tensor, fx
 from qkit.engines.lane import EngineBatch, EngineTensor
 from qkit.engines.pt2e_nodes import is_quantize, places
 from qkit.errors import DataError, GraphError, PlanError
+from qkit.execution.loading import batches
 from qkit.graph import Graph
-from qkit.lanes import execution
+from qkit.graph.running import execution
 from qkit.listing import few
-from qkit.loading import batches
-from qkit.numerics import QuantParams, dequantize
+from qkit.quant.grids import QuantParams, dequantize
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from qkit.errors import GraphError, PlanError
+from qkit.execution.lanes import lane_bias, lane_weight
 from qkit.graph import Graph, assemble
 from qkit.graph import operations as ops
 from qkit.graph.step import Step
 from qkit.graph.weighted import ungrouped
-from qkit.lanes import lane_bias, lane_weight
-from qkit.plan import Plan
+from qkit.quant.plan import Plan
 
 
 class ScaleAndShift(nn.Module):

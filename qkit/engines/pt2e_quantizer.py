@@ -22,12 +22,12 @@ from torchao.quantization.pt2e.quantizer import (
 
 from qkit.engines.pt2e_nodes import Place, operation, place_all
 from qkit.errors import GraphError, PlanError
+from qkit.execution.lanes import decide
 from qkit.graph import Graph
 from qkit.graph.step import Step
 from qkit.graph.weighted import ungrouped
-from qkit.lanes import decide
-from qkit.numerics import MIN_SCALE, QuantParams, quantize
-from qkit.plan import Plan
+from qkit.quant.grids import MIN_SCALE, QuantParams, quantize
+from qkit.quant.plan import Plan
 
 #: Where annotations lie in a node's metadata.
 KEY = "quantization_annotation"

@@ -19,8 +19,8 @@ from qkit.engines.jsonfile import Entry, read_json
 from qkit.engines.plan_files import FoundTensors, left_out, renamed, rule_of
 from qkit.errors import PlanError
 from qkit.graph import Graph
-from qkit.numerics import QuantSpec
-from qkit.plan import Grid, Plan
+from qkit.quant.grids import QuantSpec
+from qkit.quant.plan import Grid, Plan
 
 if TYPE_CHECKING:
     from qkit.study import Study

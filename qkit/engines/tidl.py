@@ -18,8 +18,8 @@ from qkit.errors import PlanError
 from qkit.graph import Graph
 from qkit.graph.step import Step
 from qkit.listing import few
-from qkit.numerics import QuantParams
-from qkit.plan import Grid, Plan
+from qkit.quant.grids import QuantParams
+from qkit.quant.plan import Grid, Plan
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from qkit.engines.pt2e_lane import ProgramLane, program_lane
 from qkit.engines.pt2e_model import exported, written
 from qkit.errors import DataError, MissingExtra, PlanError
+from qkit.execution.loading import batches
 from qkit.graph import Graph
-from qkit.loading import batches
-from qkit.plan import Plan
+from qkit.quant.plan import Plan
 
 if TYPE_CHECKING:
     from qkit.engines.pt2e_quantizer import PlanQuantizer

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from qkit.engines.lane import EngineBatch, EngineTensor
 from qkit.errors import DataError
+from qkit.execution.lanes import Operands, compute, decide, finish_value
 from qkit.graph import Graph
 from qkit.graph.operations import UNBOUNDED, Bounds
+from qkit.graph.running import execution, place_inputs
 from qkit.graph.step import Step
-from qkit.lanes import decide, defined, execution, finish_value, lane_bias, lane_weight, place_inputs
-from qkit.numerics import QuantParams, wrap_around
-from qkit.plan import Plan
+from qkit.quant.grids import QuantParams
+from qkit.quant.plan import Plan
 
 #: Root mean square movements that a rounding nobody saw may make.
 _DOUBT = 4.0
@@ -153,21 +154,7 @@ def rounded(step: Step, sums: Tensor, params: QuantParams, how: Callable[[Tensor
 
 def computed(graph: Graph, step: Step, inputs: list[Any], plan: Plan) -> Any:
     """What the step gives in the plan's lane on these inputs, before activation and rounding."""
-    if step.weight is not None:
-        y = step.call(inputs[0], lane_weight(graph, plan, step.weight), lane_bias(graph, step, plan))
-        accumulator = decide(step, plan, graph).accumulator
-        if accumulator is not None:
-            source, weight, bits = accumulator
-            axis = None if weight.axis is None else step.channel_axis
-            y = wrap_around(y, source.scale.double() * weight.scale.double(), bits, axis)
-        return y
-    if step.kind == "float":
-        inputs = [x.contiguous() if isinstance(x, Tensor) else x for x in inputs]
-    y = step.call(*inputs)
-    if step.divisor is not None and plan.params(step.name) is not None:
-        return defined(y, inputs)
-    # images in the memory layout that the kit's own lanes have
-    return y.contiguous(memory_format=torch.channels_last) if step.kind == "input" and y.ndim == 4 else y
+    return compute(step, inputs, decide(step, plan, graph), Operands(graph, step))
 
 
 def along(values: Tensor, axis: int | None, ndim: int) -> Tensor:

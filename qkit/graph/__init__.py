@@ -1,7 +1,8 @@
 """The network as an integer engine sees it: traced, folded, fused, with a tap at every tensor that the engine would hold."""
 
-from qkit.graph.assembly import DEVIATION, Assembly, assemble, build, deviation, run_float
+from qkit.graph.assembly import DEVIATION, Assembly, assemble, build, deviation
 from qkit.graph.graph import Graph
+from qkit.graph.running import run_float
 from qkit.graph.step import Step
 from qkit.graph.structures import float_tensors
 

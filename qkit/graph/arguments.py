@@ -69,7 +69,7 @@ def call_arguments(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[tuple[Any
     model
         Its ``forward`` is looked at, never called.
     inputs
-        As `qkit.loading` gives them: tensors, or nested containers of tensors and numbers.
+        As `qkit.execution.loading` gives them: tensors, or nested containers of tensors and numbers.
 
     Raises
     ------

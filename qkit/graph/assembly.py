@@ -36,6 +36,7 @@ from qkit.graph.operations import clamp_bounds
 from qkit.graph.patterns import recognize
 from qkit.graph.purify import make_pure
 from qkit.graph.refusals import check_tensors
+from qkit.graph.running import execution, run_float
 from qkit.graph.spelling import spell
 from qkit.graph.step import Step
 from qkit.graph.structures import float_tensors, fresh, map_tensors
@@ -117,7 +118,6 @@ def assemble(
         copied = copy_of(arrival.model).to(target)
     inputs = map_tensors(inputs, lambda x: x.to(target))
     leaves = (leaf_modules,) if isinstance(leaf_modules, (str, type)) else tuple(leaf_modules)
-    from qkit.lanes import execution
 
     generators = [target] if target.type == "cuda" else []
     with torch.random.fork_rng(generators), warnings.catch_warnings():
@@ -350,13 +350,6 @@ def _remarks(form: NormalForm, source: _Source) -> list[str]:
             "the model was handed over with."
         )
     return said
-
-
-def run_float(graph: Graph, inputs: tuple[Any, ...]) -> Any:
-    """The graph's float output, every value kept until its last use."""
-    from qkit.lanes import Lane, run_lanes
-
-    return run_lanes(graph, [Lane("float")], inputs)["float"]
 
 
 def deviation(output: Any, reference: Any) -> float:

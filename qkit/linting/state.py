@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from qkit.graph.buffers import watched
 from qkit.graph.copying import copy_of
+from qkit.graph.source import function_at
 from qkit.graph.structures import float_tensors
 from qkit.linting.finding import Finding, Severity
 from qkit.linting.seen import Site
-from qkit.linting.source import function_at
 from qkit.listing import few
 
 #: Greatest relative difference of two passes that is none.

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from qkit.graph.explaining import UserCode
+from qkit.graph.source import function_at
 from qkit.linting.finding import Finding
 from qkit.linting.seen import Site, Traced
-from qkit.linting.source import function_at
 
 #: "traced": a proxy; "parts": a tuple, list or dict that may hold proxies, which Python may count and iterate.
 Taint = Literal["traced", "parts", None]

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from qkit.errors import QkitError
-from qkit.evaluator import OutOfBudgetError
-from qkit.loading import batches as loader_batches
-from qkit.metrics import MetricFunction, mean_interval, paired_interval
+from qkit.execution.evaluator import OutOfBudgetError
+from qkit.execution.loading import batches as loader_batches
+from qkit.execution.metrics import MetricFunction, mean_interval, paired_interval
 from qkit.mixed.layers import Network, network
 from qkit.mixed.result import Mixed, Setting
 from qkit.mixed.trials import Chosen, Trials

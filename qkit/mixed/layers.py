@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from qkit.errors import QkitError
 from qkit.graph import Graph
 from qkit.graph.step import Step
-from qkit.plan import Grid, Plan
+from qkit.quant.plan import Grid, Plan
 
 
 @dataclass(frozen=True, eq=False)

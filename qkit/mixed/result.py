@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from qkit.execution.metrics import Interval
 from qkit.listing import few
-from qkit.metrics import Interval
-from qkit.plan import Plan
+from qkit.quant.plan import Plan
 
 if TYPE_CHECKING:
-    from qkit.plots import Picture
+    from qkit.figures.drawing import Picture
 
 _MOST_NAMES = 6
 _EPSILON = 1e-12
@@ -175,8 +175,8 @@ class Mixed:
 
     def plot(self) -> Picture:
         """The front: score over the share of multiply-accumulates in 16 bits, with target and baselines, as a picture."""
-        from qkit.mixed.picture import draw
-        from qkit.plots import picture
+        from qkit.figures.drawing import picture
+        from qkit.figures.front import draw
 
         words = f"{self.metric} over the share of multiply-accumulates in 16 bits"
         return picture(draw, self, words=words, width=7.6, height=4.4)

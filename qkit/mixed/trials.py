@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qkit.evaluator import Evaluator, OutOfBudgetError
+from qkit.execution.evaluator import Evaluator, OutOfBudgetError
 from qkit.mixed.layers import Network
-from qkit.plan import FLOAT, Plan
+from qkit.quant.plan import FLOAT, Plan
 
 Chosen = frozenset[int]
 

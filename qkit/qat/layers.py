@@ -30,9 +30,9 @@ from torch.nn import functional as F
 from qkit.graph.norms import Norm, Recipe, together
 from qkit.graph.operations import module_operation
 from qkit.graph.weighted import grouped
-from qkit.numerics import quantize_bias, wrap_around
 from qkit.qat.quantizers import TapQuantizer, WeightQuantizer
 from qkit.qat.rounding import straight_through
+from qkit.quant.grids import quantize_bias, wrap_around
 
 #: Scales of batch norm nearer to zero than this have no weight that could be scaled back.
 _TINY = 1e-12

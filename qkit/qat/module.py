@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from qkit.epochs import Clock
 from qkit.errors import DataError
+from qkit.execution.metrics import MetricFunction
 from qkit.graph.entry import Entry
-from qkit.metrics import MetricFunction
-from qkit.plan import Grid, Plan
 from qkit.qat.layers import Numbers, fetch, folded, run_layer
 from qkit.qat.program import Instruction, Slot, mapped
 from qkit.qat.quantizers import Quantizer, TapQuantizer, WeightQuantizer
-from qkit.schemes import Scheme
+from qkit.quant.plan import Grid, Plan
+from qkit.quant.schemes import Scheme
 from qkit.study import Study
 
 logger = logging.getLogger(__name__)

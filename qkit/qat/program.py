@@ -19,11 +19,11 @@ from qkit.graph import operations as ops
 from qkit.graph.fronts.opaque import OpaqueCall
 from qkit.graph.norms import Recipe, folds_of, recipe_of
 from qkit.graph.operations import UNBOUNDED, Bounds
+from qkit.graph.running import ACCUMULATING
 from qkit.graph.step import Step
 from qkit.graph.weighted import weighted
-from qkit.lanes import ACCUMULATING
-from qkit.plan import Plan
 from qkit.qat.layers import Layer
+from qkit.quant.plan import Plan
 
 _DROPOUTS: Mapping[str, Callable[..., Any]] = {
     "dropout": F.dropout,
@@ -181,7 +181,7 @@ class _Compiler:
     def _layer(self, node: fx.Node, step: Step) -> Instruction:
         rounds = step.weight if step.weight in self.axes else None
         source = self.assembly.graph.steps[step.inputs[0]].tap
-        # a bias has a grid where its layer's input and weight both have one that is the accumulator's, as in qkit.lanes
+        # a bias has a grid where its layer's input and weight both have one that is the accumulator's, as in qkit.execution.lanes
         summed = rounds is not None and self.axes[rounds] in (None, step.weight_axis)
         known = summed and source is not None and self.axes.get(source, 0) is None
         common: dict[str, Any] = {

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from qkit.errors import DataError
-from qkit.estimators import MOMENTUM
 from qkit.graph.operations import UNBOUNDED, Bounds
-from qkit.numerics import MIN_SCALE, QuantParams, QuantSpec
 from qkit.qat.rounding import grid_of, power_of_two, round_learned, round_to_grid
+from qkit.quant.estimators import MOMENTUM
+from qkit.quant.grids import MIN_SCALE, QuantParams, QuantSpec
 
 
 class Quantizer(nn.Module):

@@ -1,6 +1,6 @@
 """Rounding that gradients pass straight through.
 
-Forward is `qkit.numerics`' arithmetic: times the reciprocal of the step, round half to even, clamp, times the step. Backward
+Forward is `qkit.quant.grids`' arithmetic: times the reciprocal of the step, round half to even, clamp, times the step. Backward
 takes the rounding for the identity and the clamping for what it is (Jacob et al. 2018, section 3): the gradient passes where the
 code lies on the grid. A fused activation clamps in the same pass, its gradient that of ReLU or Hardtanh. Both equal torch's own
 ``fake_quantize_*`` operators behind the activation, bit for bit, at a fraction of their cost.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from qkit.graph.operations import UNBOUNDED, Bounds
-from qkit.numerics import MAX_BOUND, MIN_SCALE, QuantSpec
+from qkit.quant.grids import MAX_BOUND, MIN_SCALE, QuantSpec
 
 #: A number, or a tensor that broadcasts to the rounded one.
 Number = Tensor | float

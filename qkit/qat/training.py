@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qkit.errors import DataError, QkitError
-from qkit.loading import as_batch, batches, seeded, targets_tensor
+from qkit.execution.loading import as_batch, batches, seeded, targets_tensor
 from qkit.progress import Bar
 from qkit.qat.module import QatModule
 

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from qkit.diagnosis.result import Diagnosis
 from qkit.errors import DataError, PlanError, QkitError
+from qkit.execution.loading import batches
 from qkit.graph import Graph, assemble
 from qkit.graph.arrival import arrive
 from qkit.graph.step import Step
-from qkit.loading import batches
-from qkit.numerics import QuantParams, QuantSpec
-from qkit.plan import Grid, Plan
 from qkit.qat.module import Build, Origin, QatModule, Schedule
 from qkit.qat.program import compile_program
 from qkit.qat.quantizers import Quantizer, TapQuantizer, WeightQuantizer
-from qkit.schemes import Scheme, scheme_of
+from qkit.quant.grids import QuantParams, QuantSpec
+from qkit.quant.plan import Grid, Plan
+from qkit.quant.schemes import Scheme, scheme_of
 from qkit.study import Study
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qkit.report.data import Report
-from qkit.report.formats import decibels, is_missing, number, plain
+from qkit.style import decibels, is_missing, number, plain
 
 #: Changes of an SQNR below this are none, in dB.
 _LEAST_DECIBELS = 0.05

@@ -14,8 +14,7 @@ from typing import Any
 from markupsafe import Markup
 
 from qkit.report.data import WIDE, Report
-from qkit.report.formats import Units, decibels, is_missing, number, share
-from qkit.report.pictures import short
+from qkit.style import Units, decibels, is_missing, number, share, short
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 12.0, 26.0, 12.0
 _ERRORS, _LOSSES, _GAP = 250.0, 96.0, 30.0

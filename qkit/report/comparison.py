@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from qkit.errors import QkitError
+from qkit.execution.metrics import Interval
 from qkit.listing import few
-from qkit.metrics import Interval
 from qkit.report.changes import (
     Difference,
     GridChange,
@@ -30,8 +30,8 @@ from qkit.report.changes import (
     single_causes,
 )
 from qkit.report.data import Report
-from qkit.report.formats import Units, plain
 from qkit.report.pairing import difference_of_means, growth_of_loss, independent_difference
+from qkit.style import Units, plain
 
 #: Layers and grids that the sentences name.
 _MOST_NAMED = 5

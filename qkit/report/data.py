@@ -12,21 +12,21 @@ import numpy as np
 import pandas as pd
 
 from qkit.diagnosis.candidates import OUTSIDE
-from qkit.diagnosis.verdict import TOLERANCE
 from qkit.errors import QkitError
-from qkit.metrics import NAMED
+from qkit.execution.metrics import NAMED, TOLERANCE
+from qkit.figures import entries
 from qkit.report import gathering, maps, reproducing, samples
 from qkit.report import worst as worst_layers
-from qkit.report.formats import Units, frame_dict, plain
 from qkit.report.gathering import WIDE
 from qkit.report.summary import summarize
 from qkit.report.words import UNITS
-from qkit.study import Study
+from qkit.style import Units, frame_dict, plain
 
 if TYPE_CHECKING:
     from qkit.diagnosis.result import Diagnosis
     from qkit.engines.comparison import Comparison as EngineComparison
     from qkit.mixed import Mixed
+    from qkit.study import Study
 
 __all__ = ["FORMAT", "WIDE", "Report", "make"]
 
@@ -289,7 +289,7 @@ def make(
         weights=captured.weights(),
         sensitivity=swept,
         diagnosis=found,
-        worst=tuple(worst_layers.describe(graph, narrow, name, seen, why_worst) for name, why_worst in rules.items()),
+        worst=tuple(entries.describe(graph, narrow, name, seen, why_worst) for name, why_worst in rules.items()),
         notes=dict(graph.notes),
         remarks=tuple(
             map(gathering.without_folders, (*study.remarks, *gathering.remarks_of(study, lanes, scores, captured, layers)))

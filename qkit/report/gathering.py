@@ -17,23 +17,24 @@ import numpy as np
 import pandas as pd
 import torch
 
-import qkit
-from qkit.capture import Capture
 from qkit.diagnosis.verdict import Verdict
 from qkit.errors import QkitError
+from qkit.execution.capture import Capture
+from qkit.execution.loading import batches as batches_of
+from qkit.execution.metrics import Scores, paired_interval
 from qkit.linting import lint
 from qkit.linting.finding import where
 from qkit.listing import few
-from qkit.loading import batches as batches_of
-from qkit.metrics import Scores, paired_interval
-from qkit.plan import FLOAT, Plan
+from qkit.quant.grids import QuantSpec
+from qkit.quant.plan import FLOAT, Plan
 from qkit.report.words import VERDICTS
-from qkit.study import Study
+from qkit.version import __version__
 
 if TYPE_CHECKING:
     from qkit.diagnosis.candidates import Cause
     from qkit.diagnosis.result import Diagnosis
     from qkit.engines.comparison import Comparison as EngineComparison
+    from qkit.study import Study
 
 WIDE = "int16"
 #: Causes whose remedies are scored alone, the greatest gain first.
@@ -94,7 +95,7 @@ def environment_of(study: Study) -> dict[str, Any]:
         processor = f"{torch.cuda.get_device_name(device)}, {processor}"
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "qkit": qkit.__version__,
+        "qkit": __version__,
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "pandas": pd.__version__,
@@ -142,7 +143,7 @@ def settings_of(study: Study, batches: int | None, layer_samples: int, samples: 
     }
 
 
-def _rule(spec: qkit.QuantSpec | None) -> str:
+def _rule(spec: QuantSpec | None) -> str:
     if spec is None:
         return "float"
     words = [

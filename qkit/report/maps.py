@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from qkit.capture import Capture
-from qkit.measure import decibels
+from qkit.execution.capture import Capture
+from qkit.execution.tensor_errors import decibels
 
 #: Channels shown of each layer, the worst first, and the greatest height and width that is kept.
 CHANNELS = 3
@@ -42,10 +42,3 @@ def describe(captured: Capture, tap: str, lane: str, image: int = 0) -> dict[str
         "float": base64.b64encode(kept[0].tobytes()).decode("ascii"),
         "quantized": base64.b64encode(kept[1].tobytes()).decode("ascii"),
     }
-
-
-def arrays(entry: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The maps of `describe`, float32 (C, H, W): float, and the lane's."""
-    raw = (np.frombuffer(base64.b64decode(entry[name]), "<f4").reshape(entry["shape"]) for name in ("float", "quantized"))
-    first, second = raw
-    return first, second

@@ -8,10 +8,10 @@ from typing import Any
 
 from qkit.report import sections, tables
 from qkit.report.data import Report
-from qkit.report.formats import number
 from qkit.report.sentences import sentences
 from qkit.report.summary import QUESTIONS
 from qkit.report.words import GLOSSARY, MOST_BARS
+from qkit.style import number
 
 
 def text(value: object) -> str:

@@ -8,9 +8,10 @@ from typing import Any, NoReturn
 import pandas as pd
 
 from qkit.errors import QkitError
+from qkit.figures import tensors
 from qkit.files import read_json
-from qkit.plan import Plan
-from qkit.report import maps, samples, schema
+from qkit.quant.plan import Plan
+from qkit.report import samples, schema
 from qkit.report.data import FORMAT, Report
 
 _AGAIN = "make the report again with this version of qkit"
@@ -153,7 +154,7 @@ def _agree(data: dict[str, Any]) -> None:
             raise QkitError(f"worst: {entry['tap']} has {len(seen['counts'])} counts and {len(seen['edges'])} edges; {_AGAIN}.")
     for tap, entry in (data["maps"] or {}).items():
         try:
-            maps.arrays(entry)
+            tensors.arrays(entry)
         except ValueError as error:
             raise QkitError(f"maps/{tap} is no image of shape {entry['shape']} ({error}); {_AGAIN}.") from error
     # codes are a hash here, which no plan takes

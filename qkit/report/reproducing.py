@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
-import qkit
+from qkit.quant.schemes import PRESETS
 from qkit.report.samples import batches_holding
-from qkit.study import Study
+from qkit.version import __version__
 
 if TYPE_CHECKING:
     from qkit.diagnosis.result import Diagnosis
+    from qkit.study import Study
 
 _FILE = "degradation.html"
 
@@ -24,8 +25,8 @@ def python(
     expected = "" if study.expected is None else f", expected={study.expected!r}"
     names = ("method", "weight_method", "percentile", "methods")
     settings = ", ".join(f"{name}={study.methods[name]!r}" for name in names if study.methods.get(name) is not None)
-    own = study.scheme.name not in qkit.PRESETS or study.scheme != qkit.PRESETS[study.scheme.name]
-    lines = [f"# qkit {qkit.__version__}; model, calibration{evaluation} as they were" + (", and your own scheme" if own else "")]
+    own = study.scheme.name not in PRESETS or study.scheme != PRESETS[study.scheme.name]
+    lines = [f"# qkit {__version__}; model, calibration{evaluation} as they were" + (", and your own scheme" if own else "")]
     scheme = "scheme" if own else repr(study.scheme.name)
     scheme = "" if study.has_file_grids else f", scheme={scheme}"
     lines.append(f"study = qkit.Study(model, calibration{evaluation}, metric={metric}{scheme}{expected})")
@@ -60,7 +61,7 @@ def python(
 
 def command(study: Study, options: dict[str, Any], diagnosis: Diagnosis | None) -> str:
     """The command line that comes nearest to it, with places for model and data; "" where the study was made of other things."""
-    own = study.scheme.name not in qkit.PRESETS or study.scheme != qkit.PRESETS[study.scheme.name]
+    own = study.scheme.name not in PRESETS or study.scheme != PRESETS[study.scheme.name]
     chosen = study.methods.get("weight_method", "minmax") != "minmax" or study.methods.get("methods")
     edited = any(grid.method == "manual" for grid in study.plan.grids.values())
     if own or chosen or edited or study.treatment is not None or study.metric != "top1":

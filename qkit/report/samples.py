@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qkit.errors import QkitError
-from qkit.loading import batches as batches_of
+from qkit.execution.loading import batches as batches_of
 from qkit.progress import track
-from qkit.study import Study
+
+if TYPE_CHECKING:
+    from qkit.study import Study
 
 #: Scores of single samples are kept up to so many samples.
 MOST_SAMPLES = 100_000

@@ -11,8 +11,8 @@ from qkit.linting.finding import taken
 from qkit.listing import few
 from qkit.report.changes import grid_range
 from qkit.report.data import Report
-from qkit.report.formats import NOTHING, Units, decibels, is_missing, number, share
 from qkit.report.tables import Cell, Column, Table
+from qkit.style import NOTHING, Units, decibels, is_missing, number, share
 
 #: Taps of an engine that are shown, those that agree least first, and layers that a finding of lint names.
 MOST_TAPS = 20

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from qkit.diagnosis.result import interaction_words
-from qkit.metrics import Interval
+from qkit.execution.metrics import Interval
 from qkit.report import sections
 from qkit.report.data import Report
-from qkit.report.formats import Units
 from qkit.report.words import MOST_BARS
+from qkit.style import Units
 
 
 def sentences(report: Report) -> dict[str, str]:

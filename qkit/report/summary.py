@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from qkit.report.formats import Units
 from qkit.report.words import CAUSES, REMEDIES
+from qkit.style import Units
 
 #: What the summary answers, in this order.
 QUESTIONS = {

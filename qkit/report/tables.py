@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qkit.report.data import WIDE, Report
-from qkit.report.formats import NOTHING, Units, decibels, is_missing, number, share
+from qkit.style import NOTHING, Units, decibels, is_missing, number, share
 
 
 @dataclass(frozen=True)

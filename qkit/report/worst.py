@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pandas as pd
-import torch
-
-from qkit.estimators import Observation
-from qkit.graph import Graph
-from qkit.graph.step import Step
-from qkit.histogram import Histogram
-from qkit.numerics import QuantParams
-from qkit.plan import Grid, Plan
 
 BINS = 160
 BY_LOSS = "alone loss"
@@ -42,87 +31,3 @@ def choose(layers: pd.DataFrame, lane: str, sensitivity: pd.DataFrame | None, co
         # a layer is named by the rule only where it is among as many of that rule as are shown
         rules[name] += [BY_SQNR] if name in by_sqnr[:count] else []
     return rules
-
-
-def describe(graph: Graph, plan: Plan, name: str, seen: Mapping[str, Observation], rules: list[str]) -> dict[str, Any]:
-    """Grid, histogram and weight of one tap, as plain numbers and lists."""
-    step = graph.step(name)
-    grid = plan.grids.get(name)
-    entry: dict[str, Any] = {
-        "tap": name,
-        "rules": rules,
-        "kind": step.kind,
-        "layer": step.layer,
-        "note": step.note,
-        "grid": None if grid is None else describe_grid(grid),
-        "histogram": None,
-        "grid_error": None,
-        "weight": _weight(graph, plan, step),
-    }
-    if name in seen:
-        histogram = seen[name].histogram
-        entry["histogram"] = describe_histogram(histogram, None if grid is None else grid.params)
-        if grid is not None and grid.params.axis is None:
-            error = histogram.error(grid.params)
-            parts = ("rounding", "clipping", "clipped", "sqnr")
-            entry["grid_error"] = {part: float(getattr(error, part)) for part in parts}
-    return entry
-
-
-def describe_histogram(histogram: Histogram, params: QuantParams | None) -> dict[str, Any]:
-    """Counts in equal bins over all values and the whole grid."""
-    lo, hi = histogram.min, histogram.max
-    if params is not None:
-        lo, hi = min(lo, float(params.lo.min())), max(hi, float(params.hi.max()))
-    counts, edges = histogram.linear(BINS, lo, hi)
-    return {
-        "elements": histogram.total,
-        "zeros": histogram.zeros,
-        "min": histogram.min,
-        "max": histogram.max,
-        "counts": np.round(counts, 3).tolist(),
-        "edges": edges.tolist(),
-    }
-
-
-def describe_grid(grid: Grid) -> dict[str, Any]:
-    """The grid's numbers; with a scale per channel the widest and the least."""
-    params = grid.params
-    return {
-        "method": grid.method,
-        "bits": params.bits,
-        "per_channel": params.per_channel,
-        "scale": float(params.scale.max()),
-        "least_scale": float(params.scale.min()),
-        "zero_point": None if params.per_channel else int(params.zero_point),
-        "qmin": params.qmin,
-        "qmax": params.qmax,
-        "lo": float(params.lo.min()),
-        "hi": float(params.hi.max()),
-    }
-
-
-def _weight(graph: Graph, plan: Plan, step: Step) -> dict[str, Any] | None:
-    if step.weight is None:
-        return None
-    weight = graph.weights[step.weight]
-    grid = plan.grids.get(step.weight)
-    axis = step.weight_axis or 0
-    rows = weight.movedim(axis, 0).flatten(1) if weight.ndim > 1 else weight[:, None]
-    peaks = rows.abs().amax(1).double().cpu()
-    order = torch.argsort(peaks, descending=True, stable=True)
-    entry: dict[str, Any] = {
-        "name": step.weight,
-        "shape": "x".join(map(str, weight.shape)),
-        "elements": weight.numel(),
-        "channels": order.tolist(),
-        "peaks": peaks[order].tolist(),
-        "grid": None,
-        "vanished": None,
-    }
-    if grid is not None:
-        scale = grid.params.scale.double()
-        steps = scale if scale.ndim == 0 else scale[order]
-        entry["grid"] = describe_grid(grid) | {"scales": None if scale.ndim == 0 else steps.tolist()}
-        entry["vanished"] = int(((peaks[order] <= steps / 2) & (peaks[order] > 0)).sum())
-    return entry

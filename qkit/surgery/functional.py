@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from qkit.graph import operations as ops
 from qkit.graph.explaining import UserCode
 from qkit.graph.fronts.tracing import PathTracer
-from qkit.linting.source import function_at, text_at
+from qkit.graph.source import function_at, text_at
 from qkit.surgery import convolutions, pools
 from qkit.surgery.blocks import is_gate
 from qkit.surgery.result import Unchanged

@@ -12,17 +12,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from qkit.editing import channel_histograms, figures
 from qkit.errors import PlanError
-from qkit.estimators import METHODS, Observation, check_method
+from qkit.execution.editing import channel_histograms, figures
+from qkit.execution.loading import batches as batches_of
+from qkit.execution.metrics import Scores
 from qkit.graph import Graph
-from qkit.histogram import Histogram
-from qkit.loading import batches as batches_of
-from qkit.metrics import Scores
-from qkit.plan import Grid, Plan
-from qkit.report.formats import decibels, number, share
-from qkit.report.pictures import NARROW_COLOUR, OTHER
-from qkit.schemes import Scheme
+from qkit.quant.estimators import METHODS, Observation, check_method
+from qkit.quant.histogram import Histogram
+from qkit.quant.plan import Grid, Plan
+from qkit.quant.schemes import Scheme
+from qkit.style import NARROW_COLOUR, OTHER, decibels, number, share
 from qkit.widgets.layers import Column, LayerTable, Line
 from qkit.widgets.panel import Panel, button, row, shown
 from qkit.widgets.tuner import SAMPLES, batches_for

@@ -11,12 +11,11 @@ import pandas as pd
 import traitlets
 from matplotlib.figure import Figure
 
-from qkit.capture import Capture, TapCapture
 from qkit.errors import QkitError
-from qkit.plan import Plan
-from qkit.plots import depth
-from qkit.report.formats import NOTHING, decibels, is_missing, number, share
-from qkit.report.pictures import MUTED
+from qkit.execution.capture import Capture, TapCapture
+from qkit.figures.plots import depth
+from qkit.quant.plan import Plan
+from qkit.style import MUTED, NOTHING, decibels, is_missing, number, share
 from qkit.widgets.layers import Column, LayerTable, Line
 from qkit.widgets.maps import FeatureMaps
 from qkit.widgets.panel import Panel, button, row, shown

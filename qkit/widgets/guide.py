@@ -16,12 +16,11 @@ from matplotlib.figure import Figure
 
 from qkit.diagnosis.remedies import Remedy
 from qkit.diagnosis.result import Diagnosis
-from qkit.diagnosis.verdict import TOLERANCE
-from qkit.editing import History
 from qkit.errors import DataError, QkitError
-from qkit.metrics import Scores
-from qkit.plan import FLOAT, Plan
-from qkit.report import pictures
+from qkit.execution.editing import History
+from qkit.execution.metrics import TOLERANCE, Scores
+from qkit.figures import drawing
+from qkit.quant.plan import FLOAT, Plan
 from qkit.report.data import make
 from qkit.report.files import check_path, write
 from qkit.widgets.composite import discard
@@ -280,7 +279,7 @@ class Guide(Panel):
         parts += [f"<p><b>What it means.</b> {html.escape(step.meaning)}</p>"] if step.meaning else []
         parts += [f"<p><b>What to do next.</b> {html.escape(step.then)}</p>"] if step.then else []
         self._text.value = "".join(parts)
-        drawn = "" if step.draw is None else pictures.svg(_call, step.draw, width=8.6, height=step.height)
+        drawn = "" if step.draw is None else drawing.svg(_call, step.draw, width=8.6, height=step.height)
         self._picture.value = drawn + (f'<div class="qkit-note">{html.escape(step.caption)}</div>' if step.caption else "")
         self._apply = [(remedy, self._button(remedy)) for remedy in step.remedies]
         before, self._rows = self._rows, [row(knob, ipywidgets.HTML(html.escape(r.text))) for r, knob in self._apply]

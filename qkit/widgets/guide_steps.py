@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from qkit import style
 from qkit.diagnosis.candidates import OUTSIDE, Cause
 from qkit.diagnosis.remedies import Remedy
 from qkit.diagnosis.result import Diagnosis
-from qkit.diagnosis.verdict import TOLERANCE
-from qkit.metrics import Interval
-from qkit.report import pictures
+from qkit.execution.metrics import TOLERANCE, Interval
+from qkit.figures import tensors
+from qkit.figures.entries import describe
 from qkit.report.words import CAUSES, VERDICTS
-from qkit.report.worst import describe
 from qkit.widgets.words import change_words, loss_words, units
 
 if TYPE_CHECKING:
@@ -154,9 +154,9 @@ def _why(study: Study, cause: Cause, number: int, metric: str) -> GuideStep:
         step = study.graph.step(cause.tensor)
         entry = describe(study.graph, study.plan, step.name, study.observe(progress=False), [])
         if cause.tensor == step.weight and entry["weight"] is not None:
-            draw, caption = partial(_drawn, pictures.channels, entry), pictures.channels_caption(entry)
+            draw, caption = partial(_drawn, tensors.channels, entry), tensors.channels_caption(entry)
         elif entry["histogram"] is not None:
-            draw, caption = partial(_drawn, pictures.histogram, entry), pictures.histogram_caption(entry)
+            draw, caption = partial(_drawn, tensors.histogram, entry), tensors.histogram_caption(entry)
     question = f"Why at {cause.layer}?" if cause.layer else "Why everywhere?"
     then = cause.remedy.text if cause.remedy.changes else f"Yours to do: {cause.remedy.text}"
     return GuideStep(
@@ -202,11 +202,11 @@ def _bars(losses: dict[str, Interval], metric: str, tolerance: float, label: str
     values = np.array([u.factor * losses[name].value for name in names])
     ends = np.array([[u.factor * (loss.value - loss.low), u.factor * (loss.high - loss.value)] for loss in losses.values()]).T
     ends = np.where(np.isfinite(ends), np.maximum(ends, 0.0), 0.0)
-    ax.axvspan(-u.factor * tolerance, u.factor * tolerance, color=pictures.GOOD, alpha=0.16, lw=0)
-    ax.barh(np.arange(len(names)), values, height=0.55, color=pictures.NARROW_COLOUR, alpha=0.8, lw=0)
-    ax.errorbar(values, np.arange(len(names)), xerr=ends, fmt="none", ecolor=pictures.INK, elinewidth=1.0, capsize=3)
-    ax.axvline(0, color=pictures.MUTED, lw=0.8)
-    ax.set_yticks(range(len(names)), [pictures.short(name) for name in names])
+    ax.axvspan(-u.factor * tolerance, u.factor * tolerance, color=style.GOOD, alpha=0.16, lw=0)
+    ax.barh(np.arange(len(names)), values, height=0.55, color=style.NARROW_COLOUR, alpha=0.8, lw=0)
+    ax.errorbar(values, np.arange(len(names)), xerr=ends, fmt="none", ecolor=style.INK, elinewidth=1.0, capsize=3)
+    ax.axvline(0, color=style.MUTED, lw=0.8)
+    ax.set_yticks(range(len(names)), [style.short(name) for name in names])
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlabel(f"{label}{f' ({u.points})' if u.points else ''}; shaded: within the tolerance")
     ax.grid(axis="x")

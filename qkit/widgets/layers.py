@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import traitlets
 
-from qkit.report.formats import plain
+from qkit.style import plain
 from qkit.widgets.canvas import Canvas, es_module
 
 

@@ -22,7 +22,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from qkit.errors import QkitError
-from qkit.report.pictures import STYLE
+from qkit.style import STYLE
 from qkit.widgets import cells
 from qkit.widgets.canvas import Canvas, es_module
 from qkit.widgets.composite import Composite

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import traitlets
 
-from qkit.histogram import Histogram
-from qkit.numerics import QuantParams
+from qkit.quant.grids import QuantParams
+from qkit.quant.histogram import Histogram
 from qkit.widgets.canvas import Canvas, es_module
 
 

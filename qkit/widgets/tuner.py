@@ -12,8 +12,8 @@ import torch
 import traitlets
 from matplotlib.figure import Figure
 
-from qkit.calibration import observe_channels
-from qkit.editing import (
+from qkit.errors import PlanError, QkitError
+from qkit.execution.editing import (
     Figures,
     History,
     channel_histograms,
@@ -22,17 +22,17 @@ from qkit.editing import (
     rule_of,
     suggestions,
 )
-from qkit.errors import PlanError, QkitError
-from qkit.estimators import METHODS
-from qkit.histogram import Histogram
-from qkit.loading import batches as batches_of
-from qkit.metrics import Interval, mean_interval, paired_interval
-from qkit.numerics import QuantParams, QuantSpec
-from qkit.plan import Grid, Plan
-from qkit.prefix import Effect
-from qkit.report.formats import decibels
-from qkit.report.pictures import histogram as draw_histogram
-from qkit.report.worst import describe_grid, describe_histogram
+from qkit.execution.loading import batches as batches_of
+from qkit.execution.metrics import Interval, mean_interval, paired_interval
+from qkit.execution.observing import observe_channels
+from qkit.execution.prefix import Effect
+from qkit.figures.entries import describe_grid, describe_histogram
+from qkit.figures.tensors import histogram as draw_histogram
+from qkit.quant.estimators import METHODS
+from qkit.quant.grids import QuantParams, QuantSpec
+from qkit.quant.histogram import Histogram
+from qkit.quant.plan import Grid, Plan
+from qkit.style import decibels
 from qkit.widgets.canvas import answer
 from qkit.widgets.code import CodeBox
 from qkit.widgets.panel import Panel, button, row, shown

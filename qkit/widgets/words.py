@@ -5,9 +5,9 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from qkit.editing import Figures
-from qkit.metrics import NAMED, Interval
-from qkit.report.formats import Units, decibels, number, share
+from qkit.execution.editing import Figures
+from qkit.execution.metrics import NAMED, Interval
+from qkit.style import Units, decibels, number, share
 
 
 def figure_rows(now: Figures, before: Figures | None = None) -> list[list[str]]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from qkit.errors import DataError
-from qkit.loading import batches
+from qkit.execution.loading import batches
 
 if TYPE_CHECKING:
-    from qkit.plots import Picture
+    from qkit.figures.drawing import Picture
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Case:
         import matplotlib.style
         from matplotlib.figure import Figure
 
-        from qkit.plots import DPI, WIDTH, Picture
-        from qkit.report.pictures import STYLE, short
+        from qkit.figures.drawing import DPI, WIDTH, Picture
+        from qkit.style import STYLE, short
         from qkit.zoo.picture import draw
 
         batch = next(iter(batches(self.evaluation)), None)

@@ -20,7 +20,7 @@ from benchmarks.accuracy.pool import pooled
 from benchmarks.accuracy.rows import Table
 from benchmarks.accuracy.subjects import Source, splits
 from qkit import zoo
-from qkit.metrics import paired_interval
+from qkit.execution.metrics import paired_interval
 from qkit.zoo.digits import digits
 from qkit.zoo.vision import load_torchvision
 

@@ -113,7 +113,7 @@ def test_what_contradicts_the_file_is_one_line(options: tuple[str, ...], said: s
 
 
 def test_lint_takes_the_size_of_the_file(images: Path) -> None:
-    from qkit.linting.command import model_and_batch
+    from qkit.commands.lint_model import model_and_batch
 
     model, batch, trained = model_and_batch("net.pt2")
     assert (tuple(batch.shape), trained) == ((1, 3, 8, 8), True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import qkit
 from qkit.diagnosis.causes.biases import mean_shift
-from qkit.lanes import Lane, run_lanes
+from qkit.execution.lanes import Lane, run_lanes
 
 
 @pytest.mark.parametrize("groups", [1, 2, 8])

@@ -17,8 +17,8 @@ import qkit
 from qkit.diagnosis.engine import causes, departure, shares, side_by_side
 from qkit.engines.lane import EngineBatch, EngineTensor
 from qkit.errors import DataError
-from qkit.loading import batches
-from qkit.plan import Plan
+from qkit.execution.loading import batches
+from qkit.quant.plan import Plan
 
 Layer = Callable[[Mixed, str, dict[str, Tensor], Plan], Tensor]
 

@@ -9,8 +9,8 @@ from torch import nn
 
 import qkit
 from qkit.diagnosis.equalization import equalized, next_layer
+from qkit.execution.lanes import Lane, run_lanes
 from qkit.graph import build
-from qkit.lanes import Lane, run_lanes
 
 
 def network(*, depthwise: bool) -> nn.Sequential:
@@ -50,7 +50,7 @@ def test_codes_are_those_of_the_rescaled_network(depthwise: bool, by: str) -> No
         scale = (params.scale.double() / times).float()
         assert torch.allclose(scale, scale[0], rtol=1e-5), top
         one = qkit.QuantParams(scale[0], params.zero_point[0], params.qmin, params.qmax)
-        flat = flat.with_grid(name, qkit.plan.Grid(grids[name].spec, one, "manual", grids[name].weight))
+        flat = flat.with_grid(name, qkit.quant.plan.Grid(grids[name].spec, one, "manual", grids[name].weight))
     edited = plan
     for name, grid in grids.items():
         edited = edited.with_grid(name, grid)

@@ -10,7 +10,7 @@ from small_networks import mixed_network
 import qkit
 from qkit.engines.onnx_export import export
 from qkit.engines.onnxruntime import OnnxLane, lane
-from qkit.plan import Plan
+from qkit.quant.plan import Plan
 
 SCHEMES = ("int8", "int8-per-tensor", "int16", "mixed")
 

@@ -17,9 +17,9 @@ from qkit.engines.compare import compare
 from qkit.engines.comparison import Comparison
 from qkit.engines.lane import EngineBatch, EngineTensor
 from qkit.errors import DataError
-from qkit.loading import batches
-from qkit.numerics import QuantParams
-from qkit.plan import Plan
+from qkit.execution.loading import batches
+from qkit.quant.grids import QuantParams
+from qkit.quant.plan import Plan
 
 Values = dict[str, Tensor]
 Layer = Callable[[Mixed, Values, Plan], Tensor]

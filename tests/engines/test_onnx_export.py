@@ -18,8 +18,8 @@ import qkit
 from qkit.engines import onnx_export, onnx_program
 from qkit.engines.onnx_export import export
 from qkit.errors import MissingExtra, PlanError, QkitError
-from qkit.lanes import Lane, lane_weight, run_lanes
-from qkit.plan import FLOAT, Codes, Plan
+from qkit.execution.lanes import Lane, lane_weight, run_lanes
+from qkit.quant.plan import FLOAT, Codes, Plan
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

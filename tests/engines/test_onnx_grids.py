@@ -18,7 +18,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from torch import Tensor, nn
 
 import qkit
-from qkit.lanes import Lane, run_lanes
+from qkit.execution.lanes import Lane, run_lanes
 
 IMAGES = torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 node = helper.make_node

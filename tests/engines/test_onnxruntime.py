@@ -21,8 +21,8 @@ from qkit.engines.compare import compare, score
 from qkit.engines.lane import EngineBatch, EngineTensor
 from qkit.engines.onnx_export import export
 from qkit.errors import DataError, MissingExtra, QkitError
-from qkit.loading import batches
-from qkit.plan import FLOAT
+from qkit.execution.loading import batches
+from qkit.quant.plan import FLOAT
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -187,7 +187,7 @@ class Shuffled:
         self.study, self.change = study, change
 
     def run(self, loader, *, limit=None):
-        from qkit.lanes import Lane, run_lanes
+        from qkit.execution.lanes import Lane, run_lanes
 
         for batch in batches(loader, limit):
             taps: dict[str, EngineTensor] = {}
@@ -332,7 +332,7 @@ def test_a_softmax_that_overflows_is_named(attention, code):
     [(lambda x: torch.floor(x), "rounded down"), (lambda x: torch.trunc(x), "towards zero"), (lambda x: torch.ceil(x), None)],
 )
 def test_other_rounding_is_a_reason_where_it_explains_the_codes(study, rounding, words):
-    from qkit.lanes import Lane, run_lanes
+    from qkit.execution.lanes import Lane, run_lanes
 
     params = study.plan["average"].params
     scale, zero = float(params.scale), float(params.zero_point)

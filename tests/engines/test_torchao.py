@@ -20,9 +20,9 @@ import qkit
 from qkit import zoo
 from qkit.engines import torchao as engine
 from qkit.errors import DataError, GraphError, MissingExtra, PlanError
-from qkit.lanes import Lane, run_lanes
-from qkit.numerics import quantize
-from qkit.plan import Codes, Plan
+from qkit.execution.lanes import Lane, run_lanes
+from qkit.quant.grids import quantize
+from qkit.quant.plan import Codes, Plan
 
 pt2e = pytest.importorskip("torchao.quantization.pt2e.quantize_pt2e")
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -11,13 +11,14 @@ import pytest
 import torch
 from trace_cases import at, kinds, read, study, written
 
+from qkit.diagnosis.engine import causes_of_alignment
 from qkit.engines import traces
 from qkit.engines.traces import MisalignedTraceError
 from qkit.engines.traces.matching import channel_order, correlation, frame_correlations, frame_order
+from qkit.execution.lanes import Lane, run_lanes
 from qkit.files import file_name
 from qkit.graph.operations import UNBOUNDED
 from qkit.graph.step import Step
-from qkit.lanes import Lane, run_lanes
 
 NETWORKS = {"resnet_small": ("layer1.0:add", "layer2.1.conv1"), "mobilenet_v2_lite": ("features.4.conv.2", "features.7.conv.0.0")}
 # the second network's layers are twice as many
@@ -88,7 +89,7 @@ def test_frames_in_another_order(tmp_path: Path, network: str, lane: str, order:
     assert found.samples == tuple(order)
     same(found, network, lane)
     strict = read(tmp_path / "trace", network, mend=False)
-    assert [c.kind for c in strict.alignment.causes()] == ["trace-alignment"]
+    assert [c.kind for c in causes_of_alignment(strict.alignment)] == ["trace-alignment"]
     assert read(tmp_path / "trace", network, samples=order).alignment.problems == ()
 
 
@@ -159,7 +160,7 @@ def test_values_from_behind_an_activation(tmp_path: Path, network: str) -> None:
     found = read(written(tmp_path, network, change=at(tap, lambda a: np.maximum(a, 0))), network)
     assert kinds(found) == {("post-activation", tap)}
     assert not found.alignment.ok
-    (cause,) = found.alignment.causes()
+    (cause,) = causes_of_alignment(found.alignment)
     assert (cause.kind, cause.tensor, cause.gain) == ("trace-alignment", tap, None)
     left = read(tmp_path / "trace", network, ignore=[tap])
     assert left.alignment.ok

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from trace_cases import at, kinds, read, study, written
 
 import qkit
+from qkit.diagnosis.engine import causes_of_alignment
 from qkit.engines import traces
 from qkit.engines.lane import EngineLane
 from qkit.engines.traces import Entry, Manifest, TraceError
 from qkit.engines.traces.folders import scan
 from qkit.engines.traces.names import Names, TidlName
-from qkit.lanes import Lane, run_lanes
-from qkit.numerics import quantize
+from qkit.execution.lanes import Lane, run_lanes
+from qkit.quant.grids import quantize
 
 FORMS: dict[str, dict[str, Any]] = {
     "npy": {"kind": "npy"},
@@ -91,7 +92,7 @@ def test_no_false_alarm(tmp_path: Path, network: str, lane: str) -> None:
     assert found.alignment.ok
     assert found.taps == study(network).graph.taps
     assert {kind for kind, _ in kinds(found)} <= {"differs", "constant"}
-    assert found.alignment.causes() == []
+    assert causes_of_alignment(found.alignment) == []
 
 
 @pytest.mark.parametrize("scheme", ["int8-power-of-two", "int8-symmetric"])

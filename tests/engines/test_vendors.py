@@ -18,13 +18,14 @@ from small_networks import mixed_network
 from torch import Tensor
 
 import qkit
-from qkit.calibration import make_plan, observe
 from qkit.engines import encodings, ranges, tidl
 from qkit.errors import PlanError
+from qkit.execution.observing import observe
 from qkit.graph import Graph, build
-from qkit.numerics import QuantParams, QuantSpec
-from qkit.plan import FLOAT, Codes, Grid, Plan
-from qkit.schemes import PRESETS, scheme_of
+from qkit.quant.calibration import make_plan
+from qkit.quant.grids import QuantParams, QuantSpec
+from qkit.quant.plan import FLOAT, Codes, Grid, Plan
+from qkit.quant.schemes import PRESETS, scheme_of
 
 IMAGES = [torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
 

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 import qkit
 from qkit.diagnosis.verdict import judge
+from qkit.execution.metrics import Scores
 from qkit.graph import build
 from qkit.graph.share import Share
-from qkit.metrics import Scores
 
 
 class Reader(nn.Module):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qkit.errors import DataError
+from qkit.execution.lanes import Lane, run_lanes
 from qkit.graph import Graph, build, deviation
-from qkit.lanes import Lane, run_lanes
 
 SHAPE = (3, 8)
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 import qkit
+from qkit.execution.lanes import Lane, run_lanes
 from qkit.graph import Graph, build
-from qkit.lanes import Lane, run_lanes
 
 IMAGE, SIGNAL, VOLUME, ROWS, TOKENS = (2, 4, 8, 8), (2, 4, 9), (2, 4, 4, 5, 6), (3, 4), (2, 5, 4)
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qkit.errors import GraphError
+from qkit.execution.lanes import Lane, run_lanes
 from qkit.graph import Graph, build
-from qkit.lanes import Lane, run_lanes
 
 
 class Program(nn.Module):

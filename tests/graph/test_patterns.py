@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qkit.execution.lanes import Lane, run_lanes
 from qkit.graph import Graph, build
 from qkit.graph.patterns import attention_weights
-from qkit.lanes import Lane, run_lanes
 
 
 class Net(nn.Module):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import qkit
 from qkit.engines import onnxruntime
 from qkit.errors import DataError, GraphError
+from qkit.execution.lanes import Lane, run_lanes
 from qkit.graph import Graph, build, run_float
-from qkit.lanes import Lane, run_lanes
 
 AUTO = torch.export.Dim.AUTO
 

@@ -11,10 +11,11 @@ import torch
 from small_networks import Mixed, mixed_network
 from torch import Tensor
 
-from qkit.calibration import make_plan, observe
+from qkit.execution.observing import observe
 from qkit.graph import build
-from qkit.plan import Plan
-from qkit.schemes import Scheme, scheme_of
+from qkit.quant.calibration import make_plan
+from qkit.quant.plan import Plan
+from qkit.quant.schemes import Scheme, scheme_of
 
 
 @pytest.fixture(autouse=True)

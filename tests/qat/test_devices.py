@@ -10,7 +10,7 @@ from small_networks import Mixed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qkit.lanes import execution
+from qkit.graph.running import execution
 from qkit.qat import QatModule, fit, wrap
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; there is none here")

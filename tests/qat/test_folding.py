@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qkit.plan import FLOAT
 from qkit.qat import QatModule, wrap
-from qkit.schemes import PRESETS, Scheme
+from qkit.quant.plan import FLOAT
+from qkit.quant.schemes import PRESETS, Scheme
 
 #: Activations stay float; weights have 16 bits a channel, an error of some 1e-5 of the largest.
 FINE = Scheme("fine weights", PRESETS["int16"].weight, None)

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import qkit
+from qkit.execution.lanes import Lane, run_lanes
 from qkit.graph import build
-from qkit.lanes import Lane, run_lanes
-from qkit.numerics import QuantParams, QuantSpec, quantize
-from qkit.plan import FLOAT, Plan
 from qkit.qat import QatModule, wrap
-from qkit.schemes import PRESETS, Scheme
+from qkit.quant.grids import QuantParams, QuantSpec, quantize
+from qkit.quant.plan import FLOAT, Plan
+from qkit.quant.schemes import PRESETS, Scheme
 
 MIXED_WIDTHS = replace(
     PRESETS["int8"], name="mixed widths", bias_bits=64,
@@ -255,5 +255,5 @@ def test_fake_quantization_helper_agrees_with_the_kit() -> None:
     """`fake_quantized`, the truth of these tests, is what `qkit.fake_quantize` computes."""
     x = torch.randn(4, 5)
     p = QuantSpec().params(-1.0, 1.0)
-    plan = Plan({"x": qkit.plan.Grid(QuantSpec(), p, "manual")})
+    plan = Plan({"x": qkit.quant.plan.Grid(QuantSpec(), p, "manual")})
     assert torch.equal(fake_quantized(x, plan, "x"), qkit.fake_quantize(x, p))

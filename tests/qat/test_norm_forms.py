@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qkit.execution.lanes import Lane, run_lanes
 from qkit.graph import build
-from qkit.lanes import Lane, run_lanes
 from qkit.qat import wrap
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qkit.graph.operations import UNBOUNDED
-from qkit.numerics import QuantParams, QuantSpec, fake_quantize
 from qkit.qat.rounding import grid_of, power_of_two, round_learned, round_to_grid
+from qkit.quant.grids import QuantParams, QuantSpec, fake_quantize
 
 BITS = st.sampled_from([2, 4, 8, 16])
 SPECS = st.builds(

@@ -14,8 +14,8 @@ import qkit
 from qkit.diagnosis.result import Diagnosis
 from qkit.diagnosis.verdict import Verdict
 from qkit.errors import DataError, GraphError, PlanError, QkitError
-from qkit.plan import Codes
 from qkit.qat import wrap
+from qkit.quant.plan import Codes
 
 
 def diagnosis_of(verdict: str, qat: str = "Quantization-aware training: what it is worth.") -> Diagnosis:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from qkit import Study
 from qkit.engines.lane import EngineBatch, EngineTensor
-from qkit.loading import Batch
-from qkit.numerics import quantize
+from qkit.execution.loading import Batch
+from qkit.quant.grids import quantize
 
 HOSTILE = "</code><script>alert(1)</script> |`\"'&\n$x_1$*"
 

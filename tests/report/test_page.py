@@ -268,7 +268,7 @@ def test_constant_tensors():
 
 
 def html_entry(study: Study, tap: str) -> dict:
-    from qkit.report.worst import describe
+    from qkit.figures.entries import describe
 
     return describe(study.graph, study.plan, tap, study.observe(), ["local sqnr"])
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from qkit.metrics import Interval, mean_interval, paired_interval
+from qkit.execution.metrics import Interval, mean_interval, paired_interval
 from qkit.report.pairing import growth_of_loss, independent_difference
 
 

@@ -11,7 +11,7 @@ from report_pages import Page
 
 from qkit import Study, zoo
 from qkit.diagnosis import Cause, Diagnosis, Remedy, Verdict
-from qkit.metrics import Interval
+from qkit.execution.metrics import Interval
 from qkit.report import Report, html, make, markdown
 from qkit.report.summary import QUESTIONS, summarize
 from qkit.report.words import CAUSES, REMEDIES, VERDICTS

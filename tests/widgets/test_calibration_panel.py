@@ -13,12 +13,12 @@ from small_networks import READS, mixed_network
 from studies import fresh_study, images, nothing_runs, small_study
 
 from qkit import PlanError, Study
-from qkit.calibration import observe
-from qkit.editing import figures
-from qkit.estimators import METHODS
-from qkit.histogram import Histogram
-from qkit.plan import Plan
-from qkit.report.formats import decibels, plain
+from qkit.execution.editing import figures
+from qkit.execution.observing import observe
+from qkit.quant.estimators import METHODS
+from qkit.quant.histogram import Histogram
+from qkit.quant.plan import Plan
+from qkit.style import decibels, plain
 from qkit.widgets import CalibrationPanel
 from qkit.widgets.words import change_words, score_words
 

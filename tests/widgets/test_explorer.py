@@ -13,8 +13,8 @@ from small_networks import READS
 from studies import fresh_study, nothing_runs, small_study
 
 from qkit import GraphError, QkitError, Study
-from qkit.capture import Capture
-from qkit.report.formats import decibels, plain, share
+from qkit.execution.capture import Capture
+from qkit.style import decibels, plain, share
 from qkit.widgets import Explorer
 
 open_explorers: list[Explorer] = []

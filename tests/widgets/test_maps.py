@@ -13,10 +13,11 @@ from studies import small_study
 from torch import Tensor
 
 from qkit import QkitError
-from qkit.capture import Capture, LaneTensor, TapCapture
-from qkit.report.formats import decibels
+from qkit.execution.capture import Capture, LaneTensor, TapCapture
+from qkit.execution.feature_maps import image_maps
+from qkit.style import decibels
 from qkit.widgets import maps
-from qkit.widgets.maps import FeatureMaps, image_maps
+from qkit.widgets.maps import FeatureMaps
 
 LANES = ("float", "int16", "int4")
 

@@ -280,9 +280,9 @@ def test_the_study_makes_the_widgets() -> None:
 
 @pytest.mark.slow
 def test_the_kit_without_widgets_imports_no_front_end() -> None:
-    code = "import qkit, qkit.editing, sys\nprint(*sys.modules)"
+    code = "import qkit, qkit.execution.editing, sys\nprint(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "qkit.editing" in found
+    assert "qkit.execution.editing" in found
     assert not {"anywidget", "ipywidgets", "IPython", "qkit.widgets"} & set(found)
 
 

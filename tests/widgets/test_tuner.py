@@ -14,11 +14,11 @@ from torch import nn
 
 import qkit
 from qkit import FLOAT, PlanError, Study
-from qkit.calibration import observe_channels
-from qkit.editing import figures
-from qkit.estimators import METHODS
-from qkit.metrics import mean_interval
-from qkit.prefix import Effect
+from qkit.execution.editing import figures
+from qkit.execution.metrics import mean_interval
+from qkit.execution.observing import observe_channels
+from qkit.execution.prefix import Effect
+from qkit.quant.estimators import METHODS
 from qkit.widgets import Tuner
 from qkit.widgets.tuner import batches_for
 from qkit.widgets.words import figure_rows, score_words

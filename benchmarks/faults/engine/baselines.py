@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from qkit.engines.lane import EngineLane
+from qkit.execution.lanes import Lane, run_lanes
 from qkit.graph.step import Step
-from qkit.lanes import Lane, run_lanes
-from qkit.plan import Plan
+from qkit.quant.plan import Plan
 from qkit.study import Study
 
 #: Rules: the first tap of which more than this share of the codes differs by at least so many steps.

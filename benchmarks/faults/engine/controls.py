@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.faults.engine.lane import Round, as_the_kit_rounds
 from qkit.graph.step import Step
-from qkit.numerics import QuantParams
+from qkit.quant.grids import QuantParams
 
 
 def _on_grid(steps: Tensor, params: QuantParams) -> Tensor:

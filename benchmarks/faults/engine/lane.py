@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from qkit.engines.lane import EngineBatch, EngineTensor
+from qkit.execution.lanes import Lane, finish_value, run_lanes
+from qkit.execution.loading import batches
 from qkit.graph import Graph
 from qkit.graph.step import Step
-from qkit.lanes import Lane, finish_value, run_lanes
-from qkit.loading import batches
-from qkit.numerics import QuantParams
-from qkit.plan import Plan
+from qkit.quant.grids import QuantParams
+from qkit.quant.plan import Plan
 
 #: ``round(step, sums, params)``: activation and rounding in the engine's own way.
 Round = Callable[[Step, Tensor, "QuantParams | None"], Tensor]

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.faults.engine.lane import Change
+from qkit.execution.lanes import Lane, run_lanes
 from qkit.graph import Graph
 from qkit.graph.step import Step
-from qkit.lanes import Lane, run_lanes
-from qkit.numerics import QuantParams
-from qkit.plan import Plan
+from qkit.quant.grids import QuantParams
+from qkit.quant.plan import Plan
 
 LEVELS = ("weak", "medium", "strong")
 

@@ -25,10 +25,10 @@ from benchmarks.faults.engine.plants import Site
 from benchmarks.faults.setup import halves
 from benchmarks.faults.truth import NoSite
 from qkit.engines.lane import EngineLane
+from qkit.execution.lanes import Lane, run_lanes
+from qkit.execution.metrics import top1
 from qkit.graph.step import Step
-from qkit.lanes import Lane, run_lanes
-from qkit.metrics import top1
-from qkit.plan import Plan
+from qkit.quant.plan import Plan
 
 #: Batches of 64 of the diagnosis, of calibration; frames of a trace.
 BATCHES, CALIBRATION, FRAMES = 3, 4, 16

@@ -9,7 +9,7 @@ from benchmarks.faults.plants.plant import Bench, Plant, names_of, override
 from benchmarks.faults.setup import Setup
 from benchmarks.faults.surgery import columns, least_important, most_important, norm_of, scale_channels, slope
 from benchmarks.faults.truth import Mark, NoSite
-from qkit.numerics import QuantSpec
+from qkit.quant.grids import QuantSpec
 
 #: Share of positions at which a spiking channel fires.
 FIRES = 0.003

@@ -11,7 +11,7 @@ from benchmarks.faults.plants.modes import around, behind, units
 from benchmarks.faults.plants.plant import FIXED_POINT, Bench, Plant, anywhere, elsewhere, names_of, override, step_of
 from benchmarks.faults.setup import Setup
 from benchmarks.faults.truth import BOTH, NO_DEGRADATION, NOT_QUANTIZATION, Mark, NoSite
-from qkit.schemes import Scheme
+from qkit.quant.schemes import Scheme
 
 
 class Unknown(nn.Module):

@@ -13,9 +13,9 @@ from benchmarks.faults.plants.plant import Bench, Plant, Probe, anywhere, names_
 from benchmarks.faults.setup import Setup
 from benchmarks.faults.surgery import folded, norm_of, scale_channels, slope
 from benchmarks.faults.truth import Mark
-from qkit.numerics import QuantSpec
-from qkit.plan import FLOAT
-from qkit.schemes import PRESETS
+from qkit.quant.grids import QuantSpec
+from qkit.quant.plan import FLOAT
+from qkit.quant.schemes import PRESETS
 
 #: A range lies this far above the power of two whose grid would just have held it.
 ABOVE = 1.02

@@ -10,8 +10,8 @@ from benchmarks.faults.setup import Images, Setup
 from benchmarks.faults.truth import NOT_QUANTIZATION, QUANTIZATION, Mark, NoSite
 from qkit.graph import Graph
 from qkit.graph.step import Step
-from qkit.numerics import QuantSpec
-from qkit.schemes import Scheme
+from qkit.quant.grids import QuantSpec
+from qkit.quant.schemes import Scheme
 
 #: Lanes in which faults that keep the float function show; the others show in all.
 FIXED_POINT = ("int16", "int8")

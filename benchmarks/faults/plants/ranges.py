@@ -7,7 +7,7 @@ from functools import partial
 from benchmarks.faults.plants.plant import Bench, Plant, names_of, step_of
 from benchmarks.faults.setup import Setup
 from benchmarks.faults.truth import NOT_QUANTIZATION, Mark
-from qkit.plan import Plan
+from qkit.quant.plan import Plan
 from qkit.study import Study
 
 

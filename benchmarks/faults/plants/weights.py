@@ -17,7 +17,7 @@ from benchmarks.faults.surgery import (
     slope,
 )
 from benchmarks.faults.truth import Mark, NoSite
-from qkit.numerics import QuantSpec
+from qkit.quant.grids import QuantSpec
 
 #: A step's fraction that every weight of a leaning layer lies above its code.
 LEAN = 0.45

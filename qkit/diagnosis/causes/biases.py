@@ -8,7 +8,7 @@ from torch import Tensor
 from qkit.diagnosis.candidates import Candidate
 from qkit.diagnosis.causes.subject import Subject
 from qkit.diagnosis.remedies import Remedy
-from qkit.lanes import quantize_weight
+from qkit.execution.lanes import quantize_weight
 
 
 def candidates(subject: Subject) -> list[Candidate]:

@@ -7,9 +7,9 @@ from torch import Tensor
 from qkit.diagnosis.candidates import Candidate
 from qkit.diagnosis.causes.subject import Subject
 from qkit.diagnosis.remedies import Remedy
-from qkit.histogram import RangeError
-from qkit.lanes import quantize_weight
-from qkit.numerics import QuantParams
+from qkit.execution.lanes import quantize_weight
+from qkit.quant.grids import QuantParams
+from qkit.quant.histogram import RangeError
 
 
 def candidates(subject: Subject) -> list[Candidate]:

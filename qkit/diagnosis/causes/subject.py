@@ -10,12 +10,12 @@ from torch import Tensor
 
 from qkit.diagnosis.equalization import equalized
 from qkit.diagnosis.remedies import Remedy
-from qkit.estimators import Observation, activation_grid, weight_grid
 from qkit.graph import Graph
 from qkit.graph.step import Step
-from qkit.histogram import Histogram
-from qkit.numerics import QuantSpec
-from qkit.plan import Grid, Plan
+from qkit.quant.estimators import Observation, activation_grid, weight_grid
+from qkit.quant.grids import QuantSpec
+from qkit.quant.histogram import Histogram
+from qkit.quant.plan import Grid, Plan
 
 #: Kinds of steps that hand the greatest values of an input on, more or less as they are.
 _PASSING = frozenset({"concat", "add", "pool", "resize", "activation"})

@@ -25,7 +25,7 @@ from qkit.engines.traces.signatures import References, references, squeezed
 from qkit.engines.traces.tensors import Trace
 from qkit.graph import Graph
 from qkit.graph.step import Step
-from qkit.plan import Plan
+from qkit.quant.plan import Plan
 
 #: Frames whose contents are compared.
 CHECK = 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,12 +20,14 @@ from qkit.engines.traces.result import Alignment, Match
 from qkit.engines.traces.signatures import cut_batch, squeezed
 from qkit.engines.traces.tensors import Trace, TraceTensor
 from qkit.errors import DataError, PlanError
+from qkit.execution.loading import batches
 from qkit.graph import Graph
 from qkit.graph.step import Step
-from qkit.loading import batches
-from qkit.numerics import MIN_SCALE, QuantParams, dequantize
-from qkit.plan import Plan
-from qkit.study import Study
+from qkit.quant.grids import MIN_SCALE, QuantParams, dequantize
+from qkit.quant.plan import Plan
+
+if TYPE_CHECKING:
+    from qkit.study import Study
 
 logger = logging.getLogger(__name__)
 
@@ -265,7 +267,7 @@ def read(
     -------
     TraceLane
         Its `alignment` says what was found. Where that is not `ok`, `run` raises `MisalignedTraceError`, and
-        ``alignment.causes()`` names ``trace-alignment``.
+        `qkit.diagnosis.engine.causes_of_alignment` makes causes of it.
 
     Raises
     ------

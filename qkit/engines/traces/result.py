@@ -9,8 +9,6 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from qkit.diagnosis.candidates import Cause
-from qkit.diagnosis.remedies import Remedy
 from qkit.engines.traces.formats import TraceError
 from qkit.listing import few
 
@@ -177,17 +175,6 @@ class Alignment:
         more = f" {len(errors) - 1} more: see .alignment.table()." if len(errors) > 1 else ""
         first = str(errors[0]) if errors else "no tensor of it belongs to a tap."
         raise MisalignedTraceError(f"trace-alignment: {first}{more}", self)
-
-    def causes(self) -> list[Cause]:
-        """The errors as causes of a diagnosis, of the kind ``trace-alignment``; they have no gain."""
-        return [
-            Cause(
-                "trace-alignment", problem.tap.partition(":")[0], problem.tap or problem.tensor,
-                f"{problem.tensor or 'The trace'}: {problem.found} (confidence {problem.confidence:.2f})",
-                Remedy("fix-input", "", problem.remedy),
-            )
-            for problem in self.errors
-        ]  # fmt: skip
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from qkit.engines.traces.tensors import TraceTensor
 from qkit.errors import DataError
+from qkit.execution.lanes import Lane, run_lanes
+from qkit.execution.loading import Batch, batches
 from qkit.graph import Graph
 from qkit.graph.step import Step
-from qkit.lanes import Lane, run_lanes
-from qkit.loading import Batch, batches
-from qkit.plan import FLOAT, Plan
 from qkit.progress import track
+from qkit.quant.plan import FLOAT, Plan
 
 #: Elements of a signature over all frames together, about; a frame has at least `_LEAST`, and one a channel up to `_MOST`.
 _BUDGET = 1 << 16

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,14 +20,16 @@ from qkit.engines.traces.formats import TraceError
 from qkit.engines.traces.manifest import FILE, Entry, Manifest
 from qkit.engines.traces.names import Form, TidlName, scope, write_layer_info
 from qkit.errors import DataError
+from qkit.execution.lanes import Lane, run_lanes
+from qkit.execution.loading import batches
 from qkit.files import check_unused, dump, explained, file_name, filling, named
 from qkit.graph import Graph
 from qkit.graph.step import Step
-from qkit.lanes import Lane, run_lanes
-from qkit.loading import batches
-from qkit.numerics import QuantParams, quantize
-from qkit.plan import Plan
-from qkit.study import Study
+from qkit.quant.grids import QuantParams, quantize
+from qkit.quant.plan import Plan
+
+if TYPE_CHECKING:
+    from qkit.study import Study
 
 #: Names of tensors: the taps', the scopes of torch's ONNX exporter, or numbers only.
 Naming = Literal["tap", "exporter", "none"]

@@ -1,0 +1,1 @@
+"""What runs a network: lanes in lockstep, what they score, and what is captured of them."""

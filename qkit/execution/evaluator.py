@@ -1,0 +1,460 @@
+"""What plans score: the one place where they are run over evaluation data, with all that has been found so far.
+
+Everything is kept batch by batch, and a batch counts once it is whole. So an interrupt loses no finished batch and leaves none
+that is half done: the same call goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from qkit.errors import DataError, QkitError
+from qkit.execution.capture import MEMORY_BUDGET as KEEPING
+from qkit.execution.capture import Capture, Capturing
+from qkit.execution.lanes import Frontier, Lane, run_lanes, run_to
+from qkit.execution.loading import Batch, batches
+from qkit.execution.metrics import MetricFunction, score_batch
+from qkit.execution.observing import Observing
+from qkit.execution.prefix import Effect, Prefix, agree, first_difference, prefix
+from qkit.graph import Graph
+from qkit.graph.structures import float_tensors
+from qkit.progress import Bar, uninterrupted
+from qkit.quant.calibration import check_weights
+from qkit.quant.estimators import Observation
+from qkit.quant.plan import FLOAT, Plan
+
+#: Lanes run together while their live tensors fit in about this many bytes.
+MEMORY_BUDGET = 2 << 30
+#: The float lane's outputs are kept for later passes up to this many bytes.
+OUTPUTS_BUDGET = 1 << 28
+#: Name of the lane that the others start from; no layer has an empty one.
+_BASE = ""
+
+
+class OutOfBudgetError(Exception):
+    """The next evaluations would exceed the budget; what was found so far stands."""
+
+
+@dataclass(eq=False)
+class Budget:
+    """How many plans may be scored; each counts once, also where its scores were known before.
+
+    Attributes
+    ----------
+    limit
+        Most plans; None for no bound.
+    counted
+        Those so far.
+    """
+
+    limit: int | None = None
+    counted: set[Plan] = field(default_factory=set)
+
+    @property
+    def spent(self) -> int:
+        """Plans scored so far."""
+        return len(self.counted)
+
+    @property
+    def left(self) -> int | None:
+        """Plans that may still be scored; None for no bound."""
+        return None if self.limit is None else max(self.limit - self.spent, 0)
+
+    def take(self, plans: Iterable[Plan], what: str) -> None:
+        """Count these plans.
+
+        Raises
+        ------
+        OutOfBudgetError
+            If they are too many; none is counted then.
+        """
+        new = {plan for plan in plans if plan not in self.counted}
+        if self.left is not None and len(new) > self.left:
+            raise OutOfBudgetError(f"{what}: {len(new)} more evaluations, {self.left} left")
+        self.counted |= new
+
+
+@dataclass(eq=False)
+class _Passes:
+    """What passes over the data found for every metric: how many batches there are, and the float lane's outputs by batch."""
+
+    length: int | None = None
+    kept: dict[int, Any] = field(default_factory=dict)
+    nbytes: int = 0
+
+    def end(self, taken: int, limit: int | None) -> None:
+        """A pass over at most `limit` batches took so many."""
+        if limit is None or taken < limit:
+            self.length = taken
+
+    def keep(self, at: int, output: Any) -> None:
+        """Keep a batch's output, if there is room."""
+        size = sum(t.nbytes for t in float_tensors(output))
+        if self.nbytes + size <= OUTPUTS_BUDGET:
+            self.kept[at], self.nbytes = output, self.nbytes + size
+
+
+class Evaluator:
+    """Scores plans of one graph on fixed data by one metric, and remembers them.
+
+    What it is made of never changes; other data or another metric make another evaluator.
+
+    Parameters
+    ----------
+    graph
+        The network.
+    data
+        Iterable of batches to score on; can be iterated repeatedly.
+    metric
+        See `Study`.
+    calibration
+        Iterable of batches to observe ranges on; `data` by default.
+    """
+
+    def __init__(
+        self, graph: Graph, data: Iterable[Any], metric: str | MetricFunction, *, calibration: Iterable[Any] | None = None
+    ) -> None:
+        self._graph, self._data, self._metric = graph, data, metric
+        self._calibration = data if calibration is None else calibration
+        self._scores: dict[Plan, dict[int, np.ndarray]] = {}
+        self._errors: dict[Plan, dict[int, np.ndarray]] = {}
+        self._passes = _Passes()
+        self._prefix: tuple[Prefix, int | None] | None = None
+        self._observing: dict[int | None, Observing] = {}
+        self._others: dict[Hashable, Evaluator] = {}
+        self._unfinished: dict[str, tuple[Hashable, Any]] = {}
+
+    @property
+    def graph(self) -> Graph:
+        """The network."""
+        return self._graph
+
+    @property
+    def data(self) -> Iterable[Any]:
+        """The batches that plans are scored on."""
+        return self._data
+
+    @property
+    def calibration(self) -> Iterable[Any]:
+        """The batches that ranges are observed on."""
+        return self._calibration
+
+    @property
+    def metric(self) -> str | MetricFunction:
+        """The score."""
+        return self._metric
+
+    @property
+    def metric_name(self) -> str:
+        """Name of the score."""
+        return self._metric if isinstance(self._metric, str) else getattr(self._metric, "__name__", "metric")
+
+    def on(
+        self,
+        data: Iterable[Any] | None = None,
+        metric: str | MetricFunction | None = None,
+        *,
+        calibration: Iterable[Any] | None = None,
+    ) -> Evaluator:
+        """An evaluator of the same graph on other data or by another metric: the same for the same, this if nothing differs."""
+        data = self._data if data is None else data
+        metric = self._metric if metric is None else metric
+        calibration = self._calibration if calibration is None else calibration
+        if data is self._data and metric == self._metric and calibration is self._calibration:
+            return self
+        key = id(data), metric, id(calibration)  # each evaluator holds its data, whose id no other can have
+        if key in self._others:
+            return self._others[key]
+        other = self._others[key] = Evaluator(self._graph, data, metric, calibration=calibration)
+        if calibration is self._calibration:
+            other._observing = self._observing
+        if data is self._data:
+            other._passes = self._passes
+        return other
+
+    # ---------------------------------------------------------------- ranges
+
+    def observe(self, *, batches: int | None = None, progress: bool = True) -> Mapping[str, Observation]:
+        """Histograms of every tap on the calibration data, by tap: one float pass over so many batches (all by default), kept.
+
+        Raises
+        ------
+        DataError
+            If the data are empty or do not fit, or a weight or a tap is not finite.
+        """
+        if batches not in self._observing:
+            check_weights(self._graph)
+            self._observing[batches] = Observing(self._graph)
+        return self._observing[batches].run(self._calibration, limit=batches, progress=progress)
+
+    def observed(self, *, batches: int | None = None) -> Mapping[str, Observation]:
+        """What `observe` has found already, by tap; nothing where it has made no pass."""
+        found = self._observing[batches].found if batches in self._observing else None
+        return {} if found is None else found
+
+    # ---------------------------------------------------------------- scores
+
+    def known(self, plan: Plan, batches: int | None = None) -> np.ndarray | None:
+        """Per-sample scores of a plan that has been scored on so many batches (all by default); None otherwise."""
+        rows, count = self._scores.get(plan, {}), self._count(batches)
+        return _joined(rows, count) if count is not None and len(rows) >= count else None
+
+    def scores(
+        self,
+        plans: Mapping[str, Plan],
+        *,
+        base: Plan = FLOAT,
+        batches: int | None = None,
+        budget: Budget | None = None,
+        errors: bool = False,
+        memory_budget: int = MEMORY_BUDGET,
+        what: str = "evaluating",
+        progress: bool = True,
+    ) -> dict[str, np.ndarray]:
+        """Per-sample scores, float64 (N,), by name; all plans that are new in one pass, in lockstep.
+
+        Parameters
+        ----------
+        plans
+            By name.
+        base
+            The plan that most of them share a front part with: each starts where it parts from that.
+        batches
+            Batches of the data to take; None for all.
+        budget
+            What the plans are counted against.
+        errors
+            Find how far each output is from float's too, for `error`.
+        memory_budget
+            Bytes of live tensors; lanes beyond it run in a further group from where they part from the base, not from the input.
+        what
+            Said beside the progress bar.
+
+        Raises
+        ------
+        OutOfBudgetError
+            If the budget does not allow it; nothing was run then.
+        DataError
+            If the data are empty or do not fit, or a weight is not finite.
+        """
+        wanted = list(dict.fromkeys(plans.values()))
+        if budget is not None:
+            budget.take(wanted, what)
+        todo = [plan for plan in wanted if not self._whole(plan, batches, errors)]
+        if todo:
+            check_weights(self._graph)
+            self._run(todo, base, batches, errors, memory_budget, what, progress)
+        count = self._count(batches)
+        assert count is not None
+        found = {plan: _joined(self._scores[plan], count) for plan in wanted}
+        return {name: found[plan] for name, plan in plans.items()}
+
+    def error(self, plan: Plan, batches: int | None = None) -> float:
+        """The output's squared error relative to float's energy, the mean over samples of a plan that was scored with errors."""
+        count = self._count(batches)
+        assert count is not None
+        return float(_joined(self._errors[plan], count).mean())
+
+    def _count(self, limit: int | None) -> int | None:
+        """Batches that so many are, None where the data's length is not known yet and matters."""
+        length = self._passes.length
+        if length is None:
+            return limit
+        return length if limit is None else min(limit, length)
+
+    def _whole(self, plan: Plan, limit: int | None, errors: bool) -> bool:
+        count = self._count(limit)
+        places = [self._scores, self._errors] if errors else [self._scores]
+        return count is not None and all(len(rows.get(plan, ())) >= count for rows in places)
+
+    def _run(
+        self, todo: Sequence[Plan], base: Plan, limit: int | None, errors: bool, memory_budget: int, what: str, progress: bool
+    ) -> None:
+        graph = self._graph
+        last = len(graph.steps) - 1
+
+        def start(plan: Plan) -> int:
+            first = first_difference(graph, base, plan)
+            return last if first is None else first
+
+        starts = [start(plan) for plan in todo]
+        rows = [self._scores.setdefault(plan, {}) for plan in todo]
+        far = [self._errors.setdefault(plan, {}) for plan in todo] if errors else []
+        source = batches(self._data, limit)
+        taken = 0
+        with Bar(what, source.__length_hint__() * len(todo) or None, unit="lane", show=progress) as bar:
+            for at, batch in enumerate(source):
+                missing = [i for i in range(len(todo)) if at not in rows[i] or (errors and at not in far[i])]
+                bar.update(len(todo) - len(missing))
+                taken += 1
+                if not missing:
+                    continue
+                lanes = sorted(((starts[i], Lane(str(i), todo[i])) for i in missing), key=lambda pair: pair[0])
+                outputs, untold = run_from_base(graph, batch, base, lanes, memory_budget, bar)
+                exact = next((outputs[str(i)] for i in missing if todo[i] == FLOAT), None)
+                reference = self._reference(at, batch.inputs, exact) if errors or self._metric == "agreement" else None
+                found = {i: score_batch(self._metric, outputs[str(i)], batch.targets, reference, batch.size) for i in missing}
+                apart = {i: relative_errors(outputs[str(i)], reference, batch.size) for i in missing} if errors else {}
+                with uninterrupted():
+                    for i in missing:
+                        rows[i][at] = found[i]
+                        if errors:
+                            far[i][at] = apart[i]
+                bar.update(untold)
+        if not taken:
+            raise DataError("the evaluation loader gave no batch: pass at least one.")
+        self._passes.end(taken, limit)
+
+    def _reference(self, at: int, inputs: tuple[Any, ...], output: Any = None) -> Any:
+        """The float lane's output on batch number `at`, which is `output` where that was run anyway."""
+        if at in self._passes.kept:
+            return self._passes.kept[at]
+        if output is None:
+            output = run_lanes(self._graph, [Lane("float")], inputs)["float"]
+        self._passes.keep(at, output)
+        return output
+
+    # ---------------------------------------------------------------- edits
+
+    def score_near(self, plan: Plan, base: Plan, *, batches: int | None = None) -> np.ndarray:
+        """Per-sample scores of a plan near the base, float64 (N,), computed from the first changed step on.
+
+        The base's values at that step are kept: further plans that change it, as a range being tuned does, cost only what lies
+        behind it, and one that changes a later step starts there.
+        """
+        found = self.known(plan, batches)
+        if found is not None:
+            return found
+        first = first_difference(self._graph, base, plan)
+        if first is None:
+            return self.scores({"plan": plan}, batches=batches, progress=False)["plan"]
+        return self._record(plan, self._prefix_at(first, plan, base, batches).scores_by_batch(plan), batches)
+
+    def effect(self, tensor: str, plan: Plan, base: Plan, *, batches: int | None = None) -> Effect:
+        """What the plan makes of a tap (or of the tap behind a weight), of the output and of the score; computed from there on.
+
+        A further plan that differs from this one at that tensor alone, as while its range is being tuned, costs only what lies
+        behind it.
+        """
+        step = self._graph.step(tensor)
+        if not step.quantized:
+            raise QkitError(f"{tensor} has no grid of its own: it shares that of {step.tap}, or stays in float.")
+        found = self._prefix_at(step.index, plan, base, batches, errors=True).effect(plan)
+        self._record(plan, found.parts, batches)
+        return found
+
+    def _record(self, plan: Plan, parts: Sequence[np.ndarray], limit: int | None) -> np.ndarray:
+        self._scores.setdefault(plan, {}).update(enumerate(parts))
+        self._passes.end(len(parts), limit)
+        return np.concatenate(parts)
+
+    def _prefix_at(self, index: int, plan: Plan, base: Plan, batches: int | None, *, errors: bool = False) -> Prefix:
+        """The kept prefix, advanced to that step, where the plan can start from it; else a new one."""
+        kept, limit = self._prefix or (None, None)
+        if (
+            kept is None
+            or kept.index > index
+            or limit != batches
+            or (errors and not kept.has_errors)
+            or not agree(self._graph, kept.plan, plan, index)
+        ):
+            check_weights(self._graph)
+            start = base if agree(self._graph, base, plan, index) else plan
+            kept = prefix(self._graph, self._data, start, index, self._metric, limit=batches, errors=errors)
+        elif kept.index < index:
+            kept = kept.advanced(index)
+        self._prefix = kept, batches
+        return kept
+
+    # ---------------------------------------------------------------- tensors
+
+    def capture(
+        self,
+        plans: Mapping[str, Plan],
+        *,
+        batches: int | None = 1,
+        data: Literal["evaluation", "calibration"] = "evaluation",
+        keep: Sequence[str] | Literal["all"] = (),
+        folder: str | Path | None = None,
+        memory_budget: int = KEEPING,
+        progress: bool = True,
+    ) -> Capture:
+        """Every tap in the lanes: error table, and tensors with their codes. See :func:`qkit.execution.capture.capture`."""
+        loader = {"evaluation": self._data, "calibration": self._calibration}.get(data)
+        if loader is None:
+            raise QkitError(f"data is 'evaluation' or 'calibration', not {data!r}.")
+        key = tuple(plans.items()), batches, data, keep if keep == "all" else tuple(keep), folder, memory_budget
+        work: Capturing = self.resumed(
+            "capture", key, lambda: Capturing(self._graph, plans, keep=keep, folder=folder, memory_budget=memory_budget)
+        )
+        captured = work.run(loader, limit=batches, progress=progress)
+        self.finished("capture")
+        return captured
+
+    def resumed(self, kind: str, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The last work of a kind that was left unfinished, if it had that key; else new work. `finished` forgets it."""
+        if kind not in self._unfinished or self._unfinished[kind][0] != key:
+            self._unfinished[kind] = key, make()
+        return self._unfinished[kind][1]
+
+    def finished(self, kind: str) -> None:
+        """The work of that kind is done: its next call starts anew."""
+        self._unfinished.pop(kind, None)
+
+
+def _joined(rows: Mapping[int, np.ndarray], count: int) -> np.ndarray:
+    return np.concatenate([rows[at] for at in range(count)])
+
+
+def relative_errors(output: Any, reference: Any, samples: int) -> np.ndarray:
+    """Squared error over the reference's energy, a sample each, float64 (N,); the mean over all where outputs are no samples."""
+    pairs = list(zip(float_tensors(output), float_tensors(reference), strict=True))
+    with torch.no_grad():
+        if all(b.ndim and b.shape[0] == samples for _, b in pairs):
+            noise = sum((a.double() - b.double()).square().reshape(samples, -1).sum(1) for a, b in pairs)
+            energy = sum(b.double().square().reshape(samples, -1).sum(1) for _, b in pairs)
+        else:
+            noise = sum((a.double() - b.double()).square().sum() for a, b in pairs)
+            energy = sum(b.double().square().sum() for _, b in pairs)
+        ratio = torch.as_tensor(noise) / torch.as_tensor(energy).clamp_min(1e-30)
+    return np.broadcast_to(np.atleast_1d(ratio.cpu().numpy()), (samples,)).copy()
+
+
+def run_from_base(
+    graph: Graph, batch: Batch, base: Plan, lanes: Sequence[tuple[int, Lane]], budget: int, bar: Bar
+) -> tuple[dict[str, Any], int]:
+    """Outputs of the lanes by name, in groups, each from the base's values where it starts; and the last group's size.
+
+    Parameters
+    ----------
+    lanes
+        Pairs of the first step at which a lane parts from the base, and the lane; sorted by that step.
+    budget
+        Bytes of live tensors for a group.
+    bar
+        Progress bar, moved on by one for every lane but those of the last group, which count when the batch is kept.
+    """
+    group = _group_size(graph, batch.size, budget)
+    outputs: dict[str, Any] = {}
+    members: list[Lane] = []
+    frontier: Frontier | None = None
+    for at in range(0, len(lanes), group):
+        members = [lane for _, lane in lanes[at : at + group]]
+        # the inputs go along, since a model may read one of them behind the frontier
+        frontier = run_to(graph, Lane(_BASE, base), batch.inputs, lanes[at][0], start=frontier)
+        outputs |= run_lanes(graph, members, batch.inputs, start=frontier)
+        if at + group < len(lanes):
+            bar.update(len(members))
+    return outputs, len(members)
+
+
+def _group_size(graph: Graph, samples: int, budget: int) -> int:
+    """Lanes whose live tensors fit the budget: a lane holds at most a few of the largest tensors at a time."""
+    largest = max((int(np.prod(s.shape[1:])) for s in graph.steps if s.shape), default=1) * max(samples, 1) * 4
+    return max(4, int(budget // (3 * largest)))

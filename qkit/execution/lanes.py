@@ -1,0 +1,361 @@
+"""The lockstep executor: any number of lanes through one graph, node by node, each distinct value computed once.
+
+At every step the lanes are grouped by the identity of their inputs and their decision (which grids the step's weight, bias
+and output get). A group is computed once, and its lanes share the result until they differ: copy on divergence. A value
+is dropped, in every lane, after the last step that reads it: bounded memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkit.errors import PlanError
+from qkit.graph import Graph
+from qkit.graph.operations import UNBOUNDED
+from qkit.graph.running import ACCUMULATING, execution, operate, place_inputs
+from qkit.graph.step import Step
+from qkit.quant.grids import QuantParams, dequantize, fake_quantize_, quantize_bias, wrap_around
+from qkit.quant.memory import dense, without_gaps
+from qkit.quant.plan import FLOAT, Codes, Plan
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One way of executing the graph.
+
+    Attributes
+    ----------
+    name
+        Unique within a run.
+    plan
+        Its grids; `FLOAT` for none.
+    reads
+        Name of the lane whose values this one takes as inputs at *every* step; its own results go to the observer and no
+        further. With the float lane's this is the local error: one layer's quantization alone on float inputs.
+    """
+
+    name: str
+    plan: Plan = FLOAT
+    reads: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What a lane does at a step; equal decisions on equal inputs give equal results."""
+
+    weight: QuantParams | None
+    bias_scale: tuple[QuantParams, QuantParams, int] | None
+    output: QuantParams | None
+    correction: tuple[float, ...] | None = None
+    accumulator: tuple[QuantParams, QuantParams, int] | None = None
+    codes: Codes | None = None
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Hashable content."""
+        return self.weight, self.bias_scale, self.output, self.correction, self.accumulator, self.codes
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing is quantized."""
+        return self.weight is None and self.output is None
+
+
+class Value:
+    """A step's result in the lanes that share it; sharing is told by identity."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+
+@dataclass(frozen=True, eq=False)
+class Frontier:
+    """All values that steps from `index` on still read, of one lane: where a later run can start."""
+
+    index: int
+    values: Mapping[int, Value]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the tensors."""
+        return sum(v.data.nbytes for v in self.values.values() if isinstance(v.data, Tensor))
+
+
+#: ``finish(step, y, params, lanes, reference)``: apply the fused activation to the fresh tensor `y` and put it on the grid,
+#: in place where possible; returns the value. `lanes` are the names that share it, `reference` the first lane's value.
+Finish = Callable[[Step, Tensor, "QuantParams | None", tuple[str, ...], "Tensor | None"], Tensor]
+#: ``observe(step, values)``: every lane's value of a quantized step, by lane name.
+Observe = Callable[[Step, Mapping[str, Tensor]], None]
+
+
+def decide(step: Step, plan: Plan, graph: Graph) -> Decision:
+    """What the plan says for a step."""
+    output = plan.params(step.name) if step.quantized else None
+    weight = plan.params(step.weight)
+    bias_scale = accumulator = None
+    if weight is not None and not (plan.bias_bits is None and plan.accumulator_bits is None):
+        source = plan.params(graph.steps[step.inputs[0]].tap)
+        if source is not None and source.axis is None and weight.axis in (None, step.weight_axis):
+            if (step.bias is not None or step.name in plan.corrections) and plan.bias_bits is not None:
+                bias_scale = (source, weight, plan.bias_bits)
+            if step.kind in ACCUMULATING and plan.accumulator_bits is not None:
+                accumulator = (source, weight, plan.accumulator_bits)
+    correction = None if weight is None else plan.corrections.get(step.name)
+    return Decision(weight, bias_scale, output, correction, accumulator, plan.codes(step.weight))
+
+
+def finish_value(step: Step, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None) -> Tensor:
+    """The plain `Finish`: activation and fake quantization in place."""
+    if params is None:
+        return y if step.act == UNBOUNDED else y.clamp_(*step.act)
+    if y.device.type != "cpu" or params.axis is not None:
+        return fake_quantize_(y if step.act == UNBOUNDED else y.clamp_(*step.act), params)
+    from qkit.quant import kernels
+
+    y = without_gaps(y)
+    kernels.quantize_flat(dense(y).numpy(), params.scalars, step.act)
+    return y
+
+
+def lane_weight(graph: Graph, plan: Plan, weight: str) -> Tensor:
+    """The weight of that name as the plan's lane computes with it."""
+    params = plan.params(weight)
+    return graph.weights[weight] if params is None else quantize_weight(graph.weights[weight], params, plan.codes(weight))
+
+
+def quantize_weight(weight: Tensor, params: QuantParams, codes: Codes | None = None) -> Tensor:
+    """Fake-quantized copy of a weight, in the same memory layout; of other codes than the nearest, where there are any."""
+    if codes is not None:
+        if codes.tensor.shape != weight.shape:
+            raise PlanError(
+                f"the plan has codes of shape {tuple(codes.tensor.shape)} for a weight of shape {tuple(weight.shape)}. The plan "
+                "is of another model: calibrate again."
+            )
+        return torch.empty_like(weight).copy_(dequantize(codes.tensor.to(weight.device), params))
+    if weight.device.type != "cpu" or params.axis != 0:
+        return fake_quantize_(weight.clone(), params)
+    from qkit.quant import kernels
+
+    out = torch.empty_like(weight)
+    count = weight.shape[0]
+    source, target = (dense(t).view(count, -1).numpy() for t in (weight, out))
+    kernels.quantize_rows(source, target, *params.vectors)
+    return out
+
+
+@dataclass(eq=False)
+class Operands:
+    """A step's quantized weights and biases, each made once however many groups want it; gone with the step."""
+
+    graph: Graph
+    step: Step
+    weights: dict[Any, Tensor] = field(default_factory=dict)
+    biases: dict[Any, Tensor | None] = field(default_factory=dict)
+
+    def weight(self, decision: Decision) -> Tensor:
+        params, key = decision.weight, (decision.weight, decision.codes)
+        if key not in self.weights:
+            float_weight = self.graph.weights[self.step.weight or ""]
+            if params is not None and params.axis is not None and float_weight.shape[params.axis] != params.scale.numel():
+                raise PlanError(
+                    f"{self.step.weight}: the plan's grid has {params.scale.numel()} channels on axis {params.axis}, the weight "
+                    f"has shape {tuple(float_weight.shape)}. The plan is of another model: calibrate again."
+                )
+            self.weights[key] = float_weight if params is None else quantize_weight(float_weight, params, decision.codes)
+        return self.weights[key]
+
+    def bias(self, decision: Decision) -> Tensor | None:
+        key = decision.bias_scale, decision.correction
+        if key not in self.biases:
+            self.biases[key] = _bias(self.graph, self.step, decision)
+        return self.biases[key]
+
+
+def lane_bias(graph: Graph, step: Step, plan: Plan) -> Tensor | None:
+    """The layer's bias as the plan's lane computes with it; None where it has none."""
+    return _bias(graph, step, decide(step, plan, graph))
+
+
+def _bias(graph: Graph, step: Step, decision: Decision) -> Tensor | None:
+    if step.bias is None and decision.correction is None:
+        return None
+    # a layer without bias gets one where the plan corrects its output's mean
+    bias = graph.biases[step.bias] if step.bias else torch.zeros(step.shape[step.channel_axis], device=graph.device)
+    if decision.correction is not None:
+        if len(decision.correction) != len(bias):
+            raise PlanError(
+                f"{step.name}: the plan corrects {len(decision.correction)} biases, the layer has {len(bias)}. The plan is of "
+                "another model: calibrate again."
+            )
+        bias = bias + torch.tensor(decision.correction, dtype=bias.dtype, device=bias.device)
+    if decision.bias_scale is not None:
+        source, weight, bits = decision.bias_scale
+        bias = quantize_bias(bias, source.scale.double() * weight.scale.double(), bits)
+    return bias
+
+
+def run_lanes(
+    graph: Graph,
+    lanes: Sequence[Lane],
+    inputs: tuple[Any, ...] | None,
+    *,
+    finish: Finish = finish_value,
+    observe: Observe | None = None,
+    start: Frontier | None = None,
+    executed: Counter[str] | None = None,
+) -> dict[str, Any]:
+    """Run the lanes in lockstep; returns every lane's output by name (lanes with `reads` have none).
+
+    Parameters
+    ----------
+    graph, lanes
+        What to run, in which ways. The first lane is the reference that `finish` is handed.
+    inputs
+        The model's positional inputs; None with a `start` that lies behind all of them.
+    finish, observe
+        Hooks, see `Finish` and `Observe`.
+    start
+        Values to start from instead of the inputs; right only if no lane differs before ``start.index``.
+    executed
+        Counts, by step name, how often a step was computed.
+
+    Raises
+    ------
+    DataError
+        If the inputs do not fit the graph.
+    """
+    outputs: dict[str, Any] = {}
+    env = _walk(graph, lanes, inputs, finish, observe, start, len(graph.steps), executed)
+    final = graph.steps[-1]
+    for lane, value in zip(lanes, env[final.index], strict=True):
+        if lane.reads is None:
+            outputs[lane.name] = value.data
+    return outputs
+
+
+def run_to(
+    graph: Graph, lane: Lane, inputs: tuple[Any, ...] | None, index: int, *, start: Frontier | None = None,
+    executed: Counter[str] | None = None,
+) -> Frontier:  # fmt: skip
+    """Run one lane up to but without step `index` and return the frontier there."""
+    env = _walk(graph, [lane], inputs, finish_value, None, start, index, executed)
+    return Frontier(index, {i: values[0] for i, values in env.items() if graph.last_use[i] >= index})
+
+
+def value_at(
+    graph: Graph, lane: Lane, inputs: tuple[Any, ...] | None, step: Step, *, start: Frontier | None = None,
+    executed: Counter[str] | None = None,
+) -> Tensor:  # fmt: skip
+    """One lane's value of a quantized step, running no further than that."""
+    found: dict[str, Tensor] = {}
+
+    def look(at: Step, values: Mapping[str, Tensor]) -> None:
+        if at is step:
+            found.update(values)
+
+    _walk(graph, [lane], inputs, finish_value, look, start, step.index + 1, executed)
+    return found[lane.name]
+
+
+def _walk(
+    graph: Graph, lanes: Sequence[Lane], inputs: tuple[Any, ...] | None, finish: Finish, observe: Observe | None,
+    start: Frontier | None, stop: int, executed: Counter[str] | None,
+) -> dict[int, list[Value]]:  # fmt: skip
+    names = {lane.name: i for i, lane in enumerate(lanes)}
+    if len(names) != len(lanes):
+        raise PlanError(f"lane names have to differ: {', '.join(lane.name for lane in lanes)}.")
+    source = [i if lane.reads is None else names[lane.reads] for i, lane in enumerate(lanes)]
+    env: dict[int, list[Value]] = {}
+    if start is not None:
+        env = {i: [value] * len(lanes) for i, value in start.values.items()}
+    given = [] if inputs is None else [Value(x) for x in place_inputs(graph, inputs)]
+    first = 0 if start is None else start.index
+    with execution(graph.device):
+        for step in graph.steps[first:stop]:
+            arguments = [[given[step.argument]] * len(lanes)] if step.argument is not None else [env[i] for i in step.inputs]
+            values = _run_step(graph, step, lanes, source, arguments, finish, executed, keep_all=observe is not None)
+            if observe is not None and step.quantized:
+                observe(step, {lane.name: value.data for lane, value in zip(lanes, values, strict=True)})
+            # a lane that reads another hands nothing of its own on
+            env[step.index] = [values[i] for i in source]
+            del values
+            for i in {*step.inputs, step.index}:
+                if graph.last_use[i] <= step.index and i in env and step.kind != "output":
+                    del env[i]
+    return env
+
+
+def _run_step(
+    graph: Graph, step: Step, lanes: Sequence[Lane], source: Sequence[int], arguments: list[list[Value]], finish: Finish,
+    executed: Counter[str] | None, *, keep_all: bool,
+) -> list[Value]:  # fmt: skip
+    """Every lane's value of one step; a lane that reads another and that nobody observes gets that one's, to save memory."""
+    groups: dict[Any, tuple[Decision, tuple[Value, ...], list[int]]] = {}
+    for i, lane in enumerate(lanes):
+        operands = tuple(argument[source[i]] for argument in arguments)
+        decision = decide(step, lane.plan, graph)
+        if lane.reads is not None and decision.is_float:
+            # nothing of its own happens here: it goes with the lane that it reads
+            decision = decide(step, lanes[source[i]].plan, graph)
+        key = (tuple(map(id, operands)), decision.key)
+        groups.setdefault(key, (decision, operands, []))[2].append(i)
+    result: list[Value | None] = [None] * len(lanes)
+    shared = Operands(graph, step)
+    reference: Tensor | None = None
+    for decision, operands, members in groups.values():
+        data = compute(step, [operand.data for operand in operands], decision, shared)
+        if executed is not None:
+            executed[step.name] += 1
+        if step.quantized:
+            data = finish(step, data, decision.output, tuple(lanes[i].name for i in members), reference)
+            reference = data if reference is None else reference
+        value = Value(data)
+        for i in members:
+            if keep_all or source[i] == i:
+                result[i] = value
+        del data, value
+    return [result[i] if result[i] is not None else result[source[i]] for i in range(len(lanes))]  # type: ignore[misc]
+
+
+def compute(step: Step, values: list[Any], decision: Decision, operands: Operands) -> Any:
+    """What the operation gives in a lane on these values, before activation and grid; fresh memory where it gets a grid."""
+    if step.weight is not None:
+        y = operate(step, values, operands.weight(decision), operands.bias(decision))
+        if decision.accumulator is not None:
+            source, weight, bits = decision.accumulator
+            scale = source.scale.double() * weight.scale.double()
+            y = wrap_around(y, scale, bits, None if weight.axis is None else step.channel_axis)
+        return y
+    if step.kind == "float":
+        values = [v.contiguous() if isinstance(v, Tensor) else v for v in values]
+    if step.kind == "input" and values[0].ndim == 4:
+        return values[0].clone(memory_format=torch.channels_last)
+    result = operate(step, values)
+    if step.divisor is not None and decision.output is not None:
+        return defined(result, values)
+    if step.quantized and any(isinstance(v, Tensor) and v.data_ptr() == result.data_ptr() for v in values):
+        result = result.clone()
+    return result
+
+
+def defined(y: Tensor, operands: Sequence[Any]) -> Tensor:
+    """A quotient in front of a grid, where 0 / 0 becomes the grid's least code.
+
+    That is what ONNX Runtime and torch's own fake quantization make of NaN on most processors; others make 0 of it. What comes
+    of operands that are themselves NaN or infinite stays, so that it is found.
+    """
+    nothing = y.isnan()
+    if not bool(nothing.any()):
+        return y
+    for x in operands:
+        nothing = nothing & torch.isfinite(x) if isinstance(x, Tensor) else nothing
+    return y.masked_fill(nothing, -math.inf)

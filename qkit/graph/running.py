@@ -1,0 +1,117 @@
+"""Running a graph: how a batch gets in, under which settings of torch, and what one operation gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkit.errors import DataError
+from qkit.graph.graph import Graph
+from qkit.graph.operations import UNBOUNDED
+from qkit.graph.step import Step
+
+#: Kinds of steps whose sums run up in an accumulator.
+ACCUMULATING = frozenset({"conv", "conv-transpose", "linear"})
+
+
+def operate(step: Step, values: Sequence[Any], weight: Tensor | None = None, bias: Tensor | None = None) -> Any:
+    """What an operation gives on the values that it reads, before the activation fused into it, and before any grid.
+
+    Parameters
+    ----------
+    weight, bias
+        Those that it computes with, in float or on a grid, where it has any.
+    """
+    return step.call(*values) if step.weight is None else step.call(values[0], weight, bias)
+
+
+def run_float(graph: Graph, inputs: tuple[Any, ...]) -> Any:
+    """The graph's float output."""
+    values: dict[int, Any] = {}
+    given = place_inputs(graph, inputs)
+    with execution(graph.device):
+        for step in graph.steps:
+            read = [given[step.argument]] if step.argument is not None else [values[i] for i in step.inputs]
+            weight = None if step.weight is None else graph.weights[step.weight]
+            bias = None if step.bias is None else graph.biases[step.bias]
+            y = operate(step, read, weight, bias)
+            values[step.index] = y if step.act == UNBOUNDED else y.clamp(*step.act)
+            for i in {*step.inputs, step.index}:
+                if graph.last_use[i] <= step.index and step.kind != "output":
+                    values.pop(i, None)
+    return values[graph.steps[-1].index]
+
+
+@contextmanager
+def execution(device: torch.device, *, inference: bool = True) -> Iterator[None]:
+    """No gradients, and on a GPU plain float32 and repeatable kernels: TF32 alone would cost more than int16 does.
+
+    With `inference`, what is computed can never take gradients.
+    """
+    with torch.inference_mode() if inference else torch.no_grad():
+        if device.type == "cuda":
+            with (
+                torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+                _plain_products(),
+            ):
+                yield
+        else:
+            yield
+
+
+@contextmanager
+def _plain_products() -> Iterator[None]:
+    """Matrix products without TF32, which ``torch.set_float32_matmul_precision("high")`` allows."""
+    settings: Any = torch.backends.cuda.matmul
+    # from torch 2.9 on there is a second switch, and reading the first fails for users who have set the second
+    switch, plain = ("fp32_precision", "ieee") if hasattr(settings, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(settings, switch)
+    setattr(settings, switch, plain)
+    try:
+        yield
+    finally:
+        setattr(settings, switch, before)
+
+
+def place_inputs(graph: Graph, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inputs on the graph's device, checked against what the graph was built with.
+
+    Raises
+    ------
+    DataError
+        On another number of inputs, another dtype, rank, or channel count.
+    """
+    values = graph.entry.values(inputs)
+    fixed = graph.fixed_batch
+    known = [leaf.value for leaf in graph.entry.leaves if leaf.is_tensor]
+    if fixed is not None and any(x.shape[:1] != k.shape[:1] for x, k in zip(values, known, strict=True)):
+        raise DataError(
+            f"{graph.model_name} computes with a batch of {fixed} and takes no other; this one is {tuple(values[0].shape)}. Use "
+            f"batches of {fixed} (drop_last=True), or export the network with an open batch."
+        )
+    for step in graph.steps:
+        if step.argument is None:
+            continue
+        x = values[step.argument]
+        if step.kind != "input":
+            continue
+        if not isinstance(x, Tensor):
+            raise DataError(
+                f"{step.name} is a {type(x).__name__}, the model takes a torch.Tensor: collate the batch into tensors."
+            )
+        if x.dtype != torch.float32:
+            raise DataError(
+                f"{step.name} is {x.dtype}; the model takes torch.float32. Convert it where it is loaded (x.float(), and the "
+                "normalization that the model was trained with)."
+            )
+        if x.ndim != len(step.shape) or (x.ndim > 1 and x.shape[step.channel_axis] != step.shape[step.channel_axis]):
+            raise DataError(
+                f"{step.name} has shape {tuple(x.shape)}, the graph was built for {tuple(step.shape)}: check the loader."
+            )
+        if x.numel() == 0:
+            raise DataError(f"{step.name} is empty (shape {tuple(x.shape)}): drop empty batches.")
+    return tuple(x.to(graph.device, non_blocking=True) if isinstance(x, Tensor) else x for x in values)
