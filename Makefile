@@ -21,7 +21,7 @@ help:
 	@echo "make pictures  the widgets' pictures in docs/widgets, taken by their tests"
 	@echo "make notebooks run the notebooks and compare with what is saved in them (make notebooks-run: run and save)"
 	@echo "make docs      the site, in out/docs: tutorial, how-to, causes and remedies, reference"
-	@echo "make lint      ruff and mypy"
+	@echo "make lint      ruff, mypy, and the arrows between rooms"
 	@echo "make bench     speed and memory as ratios of a float pass"
 	@echo "make zoo       train the bundled networks again (minutes)"
 	@echo "make clean     remove .venv and out"
@@ -78,6 +78,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
