@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from qkit.diagnosis.remedies import Remedy
     from qkit.diagnosis.result import Diagnosis
     from qkit.engines.lane import EngineLane
-    from qkit.engines.onnx_export import Exported
+    from qkit.engines.onnx.exporting import Exported
     from qkit.mixed import Mixed
     from qkit.ptq import Treatment
     from qkit.report import Report
@@ -210,7 +210,7 @@ class Study:
                 f"The quantizer left out activations that grids from 0 on stand for; they are here again, as "
                 f"{' and '.join(sorted(set(origin.rectified.values())))}: {few(origin.rectified)}."
             )
-        from qkit.engines.onnx_grids import grids_left_out, plan_of_file, preset_of
+        from qkit.engines.onnx.grids import grids_left_out, plan_of_file, preset_of
 
         plan = plan_of_file(self.graph, origin) if grids else None
         if plan is None:
@@ -646,10 +646,10 @@ class Study:
     def export(self, path: str | Path, plan: Plan | None = None, *, opset: int = 21) -> Exported:
         """Write the network under the current plan, or another, as ONNX with Q/DQ nodes.
 
-        See :func:`qkit.engines.onnx_export.export`. Needs ``qkit[onnx]``; `qkit.engines.onnxruntime.lane` runs the file as a
+        See :func:`qkit.engines.onnx.export`. Needs ``qkit[onnx]``; `qkit.engines.onnx.lane` runs the file as a
         lane.
         """
-        from qkit.engines.onnx_export import export
+        from qkit.engines.onnx.exporting import export
 
         return export(self, plan, path, opset=opset)
 

@@ -24,8 +24,9 @@ from torch import nn
 
 from qkit import PlanError, QkitError, Study, files
 from qkit.commands import config, notebooks, tensorfiles
-from qkit.engines import encodings, ranges, traces
-from qkit.engines.jsonfile import read_json
+from qkit.engines import traces
+from qkit.engines.plan_files import encodings, ranges
+from qkit.engines.plan_files.json_file import read_json
 from qkit.engines.traces import Manifest
 from qkit.engines.traces.names import layer_infos
 from qkit.execution.capture import capture

@@ -335,8 +335,8 @@ def codes_of(study: Any) -> dict[str, Tensor]:
 
 
 def _engine(row: Row, study: Any) -> None:
-    from qkit.engines import onnxruntime
     from qkit.engines.compare import compare
+    from qkit.engines.onnx import runtime as onnxruntime
 
     with tempfile.TemporaryDirectory(prefix="qkit-networks-") as folder:
         file = Path(folder) / "network.onnx"

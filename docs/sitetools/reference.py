@@ -36,12 +36,12 @@ MODULES: Mapping[str, str] = {
     "qkit.execution.capture": "Captured tensors",
     "qkit.engines.lane": "Engines: the lane of one",
     "qkit.engines.compare": "Engines: comparing",
-    "qkit.engines.onnx_export": "Engines: ONNX export",
-    "qkit.engines.onnxruntime": "Engines: ONNX Runtime",
+    "qkit.engines.onnx.exporting": "Engines: ONNX export",
+    "qkit.engines.onnx.runtime": "Engines: ONNX Runtime",
     "qkit.engines.traces": "Engines: traces of a device",
     "qkit.engines.tidl": "Engines: TIDL",
-    "qkit.engines.encodings": "Engines: encodings (AIMET)",
-    "qkit.engines.ranges": "Engines: plain ranges",
+    "qkit.engines.plan_files.encodings": "Engines: encodings (AIMET)",
+    "qkit.engines.plan_files.ranges": "Engines: plain ranges",
     "qkit.engines.torchao": "Engines: torchao",
 }
 

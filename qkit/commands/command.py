@@ -21,7 +21,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from qkit.commands import config
-from qkit.commands.known import Known
+from qkit.commands.option_types import Known
 from qkit.commands.options import RUNNING, option
 
 #: Exit codes: all is well, what the command looks for was found, an error in usage or data, the keyboard's interrupt.

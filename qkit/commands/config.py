@@ -27,7 +27,7 @@ from typing import Any
 import typer
 
 from qkit import files
-from qkit.commands.known import Known, nearest
+from qkit.commands.option_types import Known, nearest
 from qkit.errors import QkitError
 from qkit.version import __version__
 

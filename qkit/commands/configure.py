@@ -9,7 +9,7 @@ import typer
 
 from qkit.commands import config
 from qkit.commands.command import Outcome, Talk
-from qkit.commands.known import nearest
+from qkit.commands.option_types import nearest
 from qkit.commands.options import OUTPUT, option
 from qkit.commands.printing import strict
 from qkit.errors import QkitError

@@ -100,7 +100,7 @@ def export(
         raise QkitError("--ptc calibrates anew: --plan does not go with it.")
     if "onnx" in formats:
         # before the calibration, which is not to be lost for want of a package
-        from qkit.engines.onnx_program import require
+        from qkit.engines.onnx.program import require
 
         require("onnx", "onnxscript")
     source.use_threads(machine)
@@ -146,7 +146,7 @@ def format_of(path: Path, given: Format | None) -> Format:
 def _names(path: Path | None) -> dict[str, str] | None:
     if path is None:
         return None
-    from qkit.engines.jsonfile import read_json
+    from qkit.engines.plan_files.json_file import read_json
 
     found = dict(read_json(path, "names by tap").data)
     if not all(isinstance(name, str) for name in found.values()):
@@ -166,7 +166,7 @@ def _onnx(study: Study, path: Path, settings: Settings) -> Told:
     if find_spec("onnxruntime") is None:
         return made.notes, f"{text}; not run, since onnxruntime is not installed"
     from qkit.engines.compare import compare
-    from qkit.engines.onnxruntime import lane
+    from qkit.engines.onnx.runtime import lane
 
     # the file is checked, not what this machine's processor makes of it
     with lane(path, graph=study.graph, precise=True) as opened:
@@ -176,14 +176,14 @@ def _onnx(study: Study, path: Path, settings: Settings) -> Told:
 
 
 def _encodings(study: Study, path: Path, settings: Settings) -> Told:
-    from qkit.engines import encodings
+    from qkit.engines.plan_files import encodings
 
     notes = encodings.write(study.plan, path, version=settings.version, names=settings.names)
     return notes, _same(study, encodings.read(path, study, names=settings.names), path)
 
 
 def _ranges(study: Study, path: Path, settings: Settings) -> Told:
-    from qkit.engines import ranges
+    from qkit.engines.plan_files import ranges
 
     notes = ranges.write(study.plan, path, names=settings.names)
     return notes, _same(study, ranges.read(path, study, names=settings.names), path)
@@ -210,9 +210,9 @@ def _same(study: Study, found: Plan, path: Path) -> str:
 
 def _tidl(study: Study, path: Path, settings: Settings) -> Told:
     from qkit.engines import tidl
-    from qkit.engines.jsonfile import read_json
+    from qkit.engines.plan_files.json_file import read_json
 
-    with _silent(tidl.logger):
+    with _silent(logging.getLogger("qkit.engines.tidl.options")):
         # what it logs is listed below
         options = tidl.compile_options(study.plan, study.graph, names=settings.names)
     files.write_json(path, options)

@@ -2,8 +2,8 @@
 
 Two comparisons answer different questions. *Accumulated*: both run from the network's input, so a difference at a tap may come
 from any layer before it; one step at the start is amplified on the way. *From equal inputs*: the kit's step runs on the engine's
-own values of that step's inputs (`qkit.engines.walk`), so a difference at a tap arises there. A tap that the engine does not
-yield is computed from the nearest ones that it does.
+own values of that step's inputs (`qkit.engines.equal_inputs`), so a difference at a tap arises there. A tap that the engine does
+not yield is computed from the nearest ones that it does.
 
 Where the two differ by more than rounding explains, the kit computes the step again as engines are known to
 (`qkit.engines.faults`: biases dropped or too wide, narrow accumulators, other scales, orders, layouts, roundings), on the same
@@ -20,9 +20,9 @@ import numpy as np
 from torch import Tensor
 
 from qkit.engines.comparison import Comparison, Explanation, TapSums
+from qkit.engines.equal_inputs import along, placed, walk
 from qkit.engines.explain import Explanations
 from qkit.engines.lane import EngineBatch, EngineLane
-from qkit.engines.walk import along, placed, walk
 from qkit.errors import DataError, QkitError
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches as batches_of

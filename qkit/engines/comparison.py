@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from qkit.engines.equal_inputs import Visit
 from qkit.engines.faults import FaultKind
-from qkit.engines.walk import Visit
 from qkit.execution.metrics import Scores
 from qkit.execution.tensor_errors import decibels
 from qkit.quant.grids import QuantParams

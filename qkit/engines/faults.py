@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from qkit.engines.walk import Visit, along, computed, rounded
+from qkit.engines.equal_inputs import Visit, along, computed, rounded
 from qkit.execution.lanes import lane_bias, lane_weight
 from qkit.graph.operations import UNBOUNDED
 from qkit.graph.running import ACCUMULATING

@@ -1,6 +1,6 @@
 """What a real engine computed, as a lane: tensors by tap, batch by batch, on the same inputs as the kit's own lanes.
 
-An engine's lane is not executed by the kit's graph. It is either run by the engine (`qkit.engines.onnxruntime`) or read from
+An engine's lane is not executed by the kit's graph. It is either run by the engine (`qkit.engines.onnx.runtime`) or read from
 what the engine wrote (`qkit.engines.traces`). Either way a batch of it is a mapping of taps to tensors, and whatever compares
 lanes takes both kinds.
 """

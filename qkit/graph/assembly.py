@@ -19,7 +19,7 @@ from qkit.graph.arguments import Leaf, arguments, batch_size, call_arguments, do
 from qkit.graph.arrival import arrive
 from qkit.graph.batch import open_batch, unused_prime
 from qkit.graph.buffers import unchanged, watched
-from qkit.graph.building import Builder
+from qkit.graph.builder import Builder
 from qkit.graph.constants import constants_of
 from qkit.graph.copying import copy_of
 from qkit.graph.entry import Entry, call, entry_of

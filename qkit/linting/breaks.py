@@ -12,7 +12,7 @@ from torch import nn
 from qkit.errors import GraphError
 from qkit.graph.source import statement_at, text_at
 from qkit.linting.finding import Finding
-from qkit.linting.seen import Break, Site, Traced
+from qkit.linting.probe_notes import Break, Site, Traced
 
 #: What Python may ask a tensor for that torch.export cannot answer: its numbers.
 _NUMBERS = frozenset({"bool", "int", "float", "index", "round", "array", "format"})

@@ -31,10 +31,10 @@ from qkit.linting.finding import Finding, Lint, ordered
 from qkit.linting.net import Net, path_of
 from qkit.linting.optimizers import weight_decay
 from qkit.linting.probe import probe
-from qkit.linting.seen import Site, Traced
+from qkit.linting.probe_notes import Site, Traced
 from qkit.linting.state import State, changed_state, differ, state_of
 from qkit.linting.structure import float_layers, leaving_tensors, non_finite, shared_modules
-from qkit.linting.suspicion import suspicions
+from qkit.linting.unreached import suspicions
 
 #: Greatest relative difference between the graph's output and the model's that rounding explains.
 _SAME = 1e-3

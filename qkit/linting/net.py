@@ -18,7 +18,7 @@ from qkit.graph.assembly import Assembly
 from qkit.graph.normal import Outline
 from qkit.graph.norms import recipe_of
 from qkit.graph.step import Step
-from qkit.linting.seen import Site
+from qkit.linting.probe_notes import Site
 
 _CONVOLUTIONS = frozenset({"conv", "conv-transpose"})
 _PASSES = frozenset({"keep", "drop"})

@@ -22,7 +22,7 @@ from qkit.graph.buffers import unchanged
 from qkit.graph.explaining import UserCode
 from qkit.graph.fronts.tracing import PathTracer
 from qkit.graph.structures import fresh, map_tensors
-from qkit.linting.seen import MISSING, Break, BreakKind, Site, Traced
+from qkit.linting.probe_notes import MISSING, Break, BreakKind, Site, Traced
 
 #: Traces that are tried: each but the first is for one more line, or one more module left out.
 MOST_ROUNDS = 40

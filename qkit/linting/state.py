@@ -16,7 +16,7 @@ from qkit.graph.copying import copy_of
 from qkit.graph.source import function_at
 from qkit.graph.structures import float_tensors
 from qkit.linting.finding import Finding, Severity
-from qkit.linting.seen import Site
+from qkit.linting.probe_notes import Site
 from qkit.listing import few
 
 #: Greatest relative difference of two passes that is none.

@@ -11,7 +11,7 @@ from qkit.graph.normal import Outline
 from qkit.graph.operations import module_kind
 from qkit.linting.finding import Finding, Severity, moved
 from qkit.linting.net import Net
-from qkit.linting.seen import Site, Traced
+from qkit.linting.probe_notes import Site, Traced
 from qkit.listing import few
 
 #: Kinds of operations whose result gets a grid: those that observers have to see.

@@ -23,7 +23,7 @@ from qkit.execution.lanes import lane_bias, lane_weight
 from qkit.execution.loading import Batch
 from qkit.graph import Graph
 from qkit.graph.step import Step
-from qkit.ptq.walk import Walk, by_channel, called_twice, layers
+from qkit.ptq.side_by_side import Walk, by_channel, called_twice, layers
 from qkit.quant.plan import Plan
 
 #: Rounds per layer.

@@ -20,7 +20,7 @@ from qkit.execution.loading import Batch
 from qkit.graph import Graph
 from qkit.graph.step import Step
 from qkit.ptq.bias import correct_bias
-from qkit.ptq.walk import Moments, Walk, called_twice, layers, moments
+from qkit.ptq.side_by_side import Moments, Walk, called_twice, layers, moments
 from qkit.quant.grids import QuantParams
 from qkit.quant.plan import Codes, Grid, Plan
 

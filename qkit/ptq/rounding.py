@@ -25,7 +25,7 @@ from qkit.execution.loading import Batch
 from qkit.graph import Graph
 from qkit.graph.step import Step
 from qkit.ptq.norms import along
-from qkit.ptq.walk import Walk, called_twice, layers
+from qkit.ptq.side_by_side import Walk, called_twice, layers
 from qkit.quant.plan import Codes, Grid, Plan
 
 logger = logging.getLogger(__name__)

@@ -15,11 +15,12 @@ from qkit.diagnosis.candidates import OUTSIDE
 from qkit.errors import QkitError
 from qkit.execution.metrics import NAMED, TOLERANCE
 from qkit.figures import entries
-from qkit.report import gathering, maps, reproducing, samples
+from qkit.report import facts as gathering
+from qkit.report import maps, reproducing, samples
 from qkit.report import worst as worst_layers
-from qkit.report.gathering import WIDE
+from qkit.report.facts import WIDE
 from qkit.report.summary import summarize
-from qkit.report.words import UNITS
+from qkit.report.terms import UNITS
 from qkit.style import Units, frame_dict, plain
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ def write(report: Report, path: str | Path) -> Path:
     ``.md``     the same in text and tables
     ``.json``   `Report.to_dict`: strict JSON with a ``format`` number; infinities are the strings "inf" and "-inf"
     ``.csv``    the table of layers, a row per tap. Columns are "<group> <figure>", such as ``float rms`` and ``int8 sqnr``;
-                their units are in `qkit.report.words.UNITS` (and in the JSON under ``units``): SQNR in dB, ``clipped`` and
+                their units are in `qkit.report.terms.UNITS` (and in the JSON under ``units``): SQNR in dB, ``clipped`` and
                 ``used`` as shares from 0 to 1, errors and scales in the tensor's own units, infinities as ``inf``
     ==========  ============================================================================================================
 

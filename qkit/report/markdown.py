@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from qkit.report import sections, tables
+from qkit.report.captions import sentences
 from qkit.report.data import Report
-from qkit.report.sentences import sentences
 from qkit.report.summary import QUESTIONS
-from qkit.report.words import GLOSSARY, MOST_BARS
+from qkit.report.terms import GLOSSARY, MOST_BARS
 from qkit.style import number
 
 

@@ -23,7 +23,7 @@ from qkit.execution.metrics import MetricFunction
 from qkit.execution.observing import Observations, glimpse
 from qkit.graph import Graph, build
 from qkit.graph.running import place_inputs
-from qkit.ptq.walk import Moments
+from qkit.ptq.side_by_side import Moments
 from qkit.quant.calibration import check_weights
 from qkit.quant.plan import Plan
 from qkit.study import Study

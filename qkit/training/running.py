@@ -23,7 +23,7 @@ from qkit.execution.loading import Batch
 from qkit.graph import Graph
 from qkit.ptq.bias import ITERATIONS, correct_bias, correctable
 from qkit.ptq.norms import has_norm, stretched
-from qkit.ptq.walk import Moments, Walk, layers
+from qkit.ptq.side_by_side import Moments, Walk, layers
 from qkit.quant.estimators import Observation
 from qkit.quant.histogram import Histogram
 from qkit.quant.plan import Plan

@@ -23,9 +23,9 @@ from qkit.quant.plan import Grid, Plan
 from qkit.quant.schemes import Scheme
 from qkit.style import NARROW_COLOUR, OTHER, decibels, number, share
 from qkit.widgets.layers import Column, LayerTable, Line
+from qkit.widgets.numbers import change_words, facts, score_words
 from qkit.widgets.panel import Panel, button, row, shown
 from qkit.widgets.tuner import SAMPLES, batches_for
-from qkit.widgets.words import change_words, facts, score_words
 
 if TYPE_CHECKING:
     from qkit.study import Study

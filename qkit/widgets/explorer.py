@@ -18,10 +18,10 @@ from qkit.quant.plan import Plan
 from qkit.style import MUTED, NOTHING, decibels, is_missing, number, share
 from qkit.widgets.layers import Column, LayerTable, Line
 from qkit.widgets.maps import FeatureMaps
+from qkit.widgets.numbers import facts
 from qkit.widgets.panel import Panel, button, row, shown
 from qkit.widgets.strip import ChannelStrip
 from qkit.widgets.tuner import Tuner
-from qkit.widgets.words import facts
 
 if TYPE_CHECKING:
     from qkit.study import Study

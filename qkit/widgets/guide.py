@@ -25,8 +25,8 @@ from qkit.report.data import make
 from qkit.report.files import check_path, write
 from qkit.widgets.composite import discard
 from qkit.widgets.guide_steps import GuideStep, guide_steps
+from qkit.widgets.numbers import change_words, facts, loss_words, score_words
 from qkit.widgets.panel import Panel, button, row, shown
-from qkit.widgets.words import change_words, facts, loss_words, score_words
 from qkit.widgets.work import STATE
 
 if TYPE_CHECKING:

@@ -35,10 +35,10 @@ from qkit.quant.plan import Grid, Plan
 from qkit.style import decibels
 from qkit.widgets.canvas import answer
 from qkit.widgets.code import CodeBox
+from qkit.widgets.numbers import change_words, facts, figure_rows, score_words
 from qkit.widgets.panel import Panel, button, row, shown
 from qkit.widgets.range import RangePlot
 from qkit.widgets.strip import ChannelStrip
-from qkit.widgets.words import change_words, facts, figure_rows, score_words
 from qkit.widgets.work import STATE
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ def with_float_biases(path: Path) -> None:
 
 @pytest.mark.slow
 def test_sixteen_bits_that_fail_in_the_engine_are_not_quantization(tmp_path: Path) -> None:
-    from qkit.engines import onnxruntime
+    from qkit.engines.onnx import runtime as onnxruntime
 
     case = zoo.load("mobilenet_v2_hostile")
     study = qkit.Study(case.model, case.calibration, case.evaluation, metric="top1", scheme="int8")

@@ -8,8 +8,8 @@ import torch
 from small_networks import mixed_network
 
 import qkit
-from qkit.engines.onnx_export import export
-from qkit.engines.onnxruntime import OnnxLane, lane
+from qkit.engines.onnx.exporting import export
+from qkit.engines.onnx.runtime import OnnxLane, lane
 from qkit.quant.plan import Plan
 
 SCHEMES = ("int8", "int8-per-tensor", "int16", "mixed")

@@ -15,8 +15,9 @@ from small_networks import mixed_network
 from torch import nn
 
 import qkit
-from qkit.engines import onnx_export, onnx_program
-from qkit.engines.onnx_export import export
+from qkit.engines.onnx import exporting as onnx_export
+from qkit.engines.onnx import program as onnx_program
+from qkit.engines.onnx.exporting import export
 from qkit.errors import MissingExtra, PlanError, QkitError
 from qkit.execution.lanes import Lane, lane_weight, run_lanes
 from qkit.quant.plan import FLOAT, Codes, Plan
@@ -157,7 +158,7 @@ def test_grids_of_fewer_bits_are_cut_and_that_is_said(tmp_path):
     weights = arrays(done.path)["project.weight/codes"]
     assert weights.dtype == np.int8
     assert np.abs(weights).max() <= 7
-    from qkit.engines.onnxruntime import lane
+    from qkit.engines.onnx.runtime import lane
 
     codes = next(lane(done.path).run(study.evaluation)).taps["stem"].codes
     assert (int(codes.min()), int(codes.max())) == (-8, 7)

@@ -19,7 +19,7 @@ import qkit
 from qkit import zoo
 from qkit.engines.compare import compare, score
 from qkit.engines.lane import EngineBatch, EngineTensor
-from qkit.engines.onnx_export import export
+from qkit.engines.onnx.exporting import export
 from qkit.errors import DataError, MissingExtra, QkitError
 from qkit.execution.loading import batches
 from qkit.quant.plan import FLOAT
@@ -29,7 +29,9 @@ ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 from onnx_cases import SCHEMES, exported, plan_of, small_study  # noqa: E402
 
-from qkit.engines import onnx_program, onnx_session, onnxruntime  # noqa: E402
+from qkit.engines.onnx import program as onnx_program  # noqa: E402
+from qkit.engines.onnx import runtime as onnxruntime  # noqa: E402
+from qkit.engines.onnx import session as onnx_session  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -457,7 +459,7 @@ def test_channels_last_files_and_fixed_batches(tmp_path):
     assert batch.taps["last"].codes.shape == (5, 6, 5, 4)
     expected = torch.clamp(torch.round(conv(study.evaluation[0]).detach() / 0.05) + 128, 0, 255).permute(0, 2, 3, 1)
     assert (batch.taps["last"].codes.int() - expected.int()).abs().max() <= 1
-    from qkit.engines.onnxruntime import _order
+    from qkit.engines.onnx.runtime import _order
 
     assert _order((5, 6, 5, 4), (1, 4, 6, 5), "0") == (0, 3, 1, 2)
     assert _order((5, 4, 6, 5), (1, 4, 6, 5), "0") is None
@@ -556,7 +558,7 @@ def test_weights_in_other_files_are_not_opened(file, tmp_path):
 
 
 def test_too_large_files_are_not_read(file):
-    from qkit.engines.onnx_files import read
+    from qkit.engines.onnx.files import read
 
     with pytest.raises(QkitError, match="more than the 100"):
         read(file, most_bytes=100)

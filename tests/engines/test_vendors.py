@@ -18,7 +18,8 @@ from small_networks import mixed_network
 from torch import Tensor
 
 import qkit
-from qkit.engines import encodings, ranges, tidl
+from qkit.engines import tidl
+from qkit.engines.plan_files import encodings, ranges
 from qkit.errors import PlanError
 from qkit.execution.observing import observe
 from qkit.graph import Graph, build

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import qkit
-from qkit.engines.onnx_export import export
+from qkit.engines.onnx.exporting import export
 from qkit.errors import DataError
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.metrics import score_batch
@@ -91,9 +91,9 @@ def test_a_divisor_that_rounds_to_zero_is_said(study: qkit.Study) -> None:
 def test_onnx_runtime_makes_the_same_of_it(study: qkit.Study, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    from qkit.engines import onnxruntime
     from qkit.engines.compare import compare
-    from qkit.engines.onnx_session import saturates
+    from qkit.engines.onnx import runtime as onnxruntime
+    from qkit.engines.onnx.session import saturates
 
     study.export(tmp_path / "net.onnx")
     table = compare(study, onnxruntime.lane(tmp_path / "net.onnx", precise=True), progress=False).table()
@@ -139,8 +139,8 @@ def test_a_guard_is_in_the_file(added: float, tmp_path: Path) -> None:
     """torch's exporter leaves an addition of 1e-15 out, and with it what keeps 0 / 0 from being no number."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    from qkit.engines import onnxruntime
     from qkit.engines.compare import compare
+    from qkit.engines.onnx import runtime as onnxruntime
 
     torch.manual_seed(0)
     study = qkit.Study(Quotient(added).eval(), [torch.randn(8, 3, 8, 8)])

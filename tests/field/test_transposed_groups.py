@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import qkit
-from qkit.engines import onnxruntime
 from qkit.engines.compare import compare
+from qkit.engines.onnx import runtime as onnxruntime
 
 
 class Decoder(nn.Module):

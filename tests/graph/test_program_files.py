@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import qkit
-from qkit.engines import onnxruntime
+from qkit.engines.onnx import runtime as onnxruntime
 from qkit.errors import DataError, GraphError
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.graph import Graph, build, run_float

@@ -15,7 +15,7 @@ from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.observing import Observing, observe, observe_channels
 from qkit.execution.plan_checks import saturations
 from qkit.graph import Graph, build
-from qkit.quant import calibration
+from qkit.execution import observing
 from qkit.quant.calibration import check_weights, make_plan
 from qkit.quant.estimators import Observation
 from qkit.quant.grids import QuantSpec
@@ -212,8 +212,8 @@ def test_an_interrupt_within_a_batch_counts_that_batch_once(
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    original = calibration.observe_tensor
-    monkeypatch.setattr(calibration, "observe_tensor", counting)
+    original = observing.observe_tensor
+    monkeypatch.setattr(observing, "observe_tensor", counting)
     work = Observing(graph)
     with pytest.raises(KeyboardInterrupt):
         work.run(many, progress=False)

@@ -22,7 +22,7 @@ from report_cases import Small, image_batches
 import qkit
 from qkit import QkitError, Study
 from qkit.report import check_path, files, make, write
-from qkit.report.words import UNITS
+from qkit.report.terms import UNITS
 
 SUFFIXES = (".html", ".md", ".json", ".csv")
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from qkit import Scheme, Study
 from qkit.report import html, make, markdown
-from qkit.report.words import GLOSSARY, VERDICTS
+from qkit.report.terms import GLOSSARY, VERDICTS
 
 SECTIONS = [
     "scores", "depth", "sensitivity", "worst", "layers", "weights", "lint", "plan", "remarks", "about", "reproduce", "terms",

@@ -18,7 +18,7 @@ from report_pages import Page, pictures
 import qkit
 from qkit import Plan, Study
 from qkit.report import html, make, maps, markdown, samples
-from qkit.report.gathering import without_folders
+from qkit.report.facts import without_folders
 
 
 @pytest.fixture(scope="module")

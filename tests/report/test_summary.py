@@ -14,7 +14,7 @@ from qkit.diagnosis import Cause, Diagnosis, Remedy, Verdict
 from qkit.execution.metrics import Interval
 from qkit.report import Report, html, make, markdown
 from qkit.report.summary import QUESTIONS, summarize
-from qkit.report.words import CAUSES, REMEDIES, VERDICTS
+from qkit.report.terms import CAUSES, REMEDIES, VERDICTS
 
 
 def studied(

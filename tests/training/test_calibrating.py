@@ -358,7 +358,7 @@ def test_copies_and_pickles_are_independent(mixed: Mixed, images: Tensor) -> Non
 
 def test_an_interrupt_in_a_batch_leaves_what_was_learnt(mixed: Mixed, images: Tensor, monkeypatch) -> None:
     from qkit.ptq import bias
-    from qkit.quant import calibration
+    from qkit.execution import observing
 
     module = calibrating(mixed, images)
     module.train()
@@ -380,7 +380,7 @@ def test_an_interrupt_in_a_batch_leaves_what_was_learnt(mixed: Mixed, images: Te
                 module(images)
         assert str(module.get_extra_state()) == str(state)
 
-    interrupted(calibration, "observe_tensor", 3)
+    interrupted(observing, "observe_tensor", 3)
     module(images[20:])
     assert module.plan() == qkit.Study(mixed, [images[:20], images[20:]], metric="agreement").calibrate(progress=False)
     module.train()

@@ -20,7 +20,7 @@ from qkit.quant.histogram import Histogram
 from qkit.quant.plan import Plan
 from qkit.style import decibels, plain
 from qkit.widgets import CalibrationPanel
-from qkit.widgets.words import change_words, score_words
+from qkit.widgets.numbers import change_words, score_words
 
 WEIGHTS = [f"{layer}.weight" for layer in ("stem", "depthwise", "project", "side", "classify")]
 open_panels: list[CalibrationPanel] = []

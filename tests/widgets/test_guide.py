@@ -22,7 +22,7 @@ from qkit import FLOAT, QkitError, Study
 from qkit.diagnosis.experiments import Bench
 from qkit.diagnosis.remedies import Remedy
 from qkit.widgets import Guide, guide
-from qkit.widgets.words import change_words, score_words
+from qkit.widgets.numbers import change_words, score_words
 
 open_guides: list[Guide] = []
 

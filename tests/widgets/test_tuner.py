@@ -20,8 +20,8 @@ from qkit.execution.observing import observe_channels
 from qkit.execution.prefix import Effect
 from qkit.quant.estimators import METHODS
 from qkit.widgets import Tuner
+from qkit.widgets.numbers import figure_rows, score_words
 from qkit.widgets.tuner import batches_for
-from qkit.widgets.words import figure_rows, score_words
 
 BATCHES = 2
 open_tuners: list[Tuner] = []

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from qkit.engines.traces.assumptions import Look, View
 from qkit.engines.traces.grids import check_grid
-from qkit.engines.traces.looking import Look, View
 from qkit.engines.traces.matching import chance, frame_correlations, frame_order, lead
 from qkit.engines.traces.names import Names
 from qkit.engines.traces.result import Alignment, Match, Mend, Problem, ProblemKind, Severity

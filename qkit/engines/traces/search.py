@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qkit.engines.traces.looking import Look, View
+from qkit.engines.traces.assumptions import Look, View
 from qkit.engines.traces.matching import lead, normalised
 from qkit.engines.traces.result import Mend, ProblemKind
 from qkit.engines.traces.signatures import Order, References, orders, squeezed

@@ -8,7 +8,7 @@ from qkit.diagnosis.result import interaction_words
 from qkit.execution.metrics import Interval
 from qkit.report import sections
 from qkit.report.data import Report
-from qkit.report.words import MOST_BARS
+from qkit.report.terms import MOST_BARS
 from qkit.style import Units
 
 

@@ -1,7 +1,7 @@
 """A graph's steps as one module that `torch.onnx.export` takes, with a marker wherever a grid belongs.
 
 The markers are operators of the domain ``qkit`` that no engine knows. They carry the step's index through the exporter, which
-names tensors as it likes; `qkit.engines.onnx_qdq` puts Q/DQ nodes in their places. So any operation that torch can
+names tensors as it likes; `qkit.engines.onnx.qdq` puts Q/DQ nodes in their places. So any operation that torch can
 export is exported, and a tap is found again by number and not by name.
 """
 

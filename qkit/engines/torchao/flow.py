@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from qkit.engines.pt2e_lane import ProgramLane, program_lane
-from qkit.engines.pt2e_model import exported, written
+from qkit.engines.torchao.program_lane import ProgramLane, program_lane
+from qkit.engines.torchao.program_model import exported, written
 from qkit.errors import DataError, MissingExtra, PlanError
 from qkit.execution.loading import batches
 from qkit.graph import Graph
 from qkit.quant.plan import Plan
 
 if TYPE_CHECKING:
-    from qkit.engines.pt2e_quantizer import PlanQuantizer
+    from qkit.engines.torchao.plan_quantizer import PlanQuantizer
     from qkit.study import Study
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def quantizer(plan: Plan, study: Study | Graph) -> PlanQuantizer:
         While annotating: if a tap is not in the program.
     """
     _require()
-    from qkit.engines.pt2e_quantizer import PlanQuantizer
+    from qkit.engines.torchao.plan_quantizer import PlanQuantizer
 
     graph = study if isinstance(study, Graph) else study.graph
     _check_plan(plan, graph)

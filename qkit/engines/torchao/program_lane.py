@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from qkit.engines.lane import EngineBatch, EngineTensor
-from qkit.engines.pt2e_nodes import is_quantize, places
+from qkit.engines.torchao.nodes import is_quantize, places
 from qkit.errors import DataError, GraphError, PlanError
 from qkit.execution.loading import batches
 from qkit.graph import Graph

@@ -20,7 +20,7 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
-from qkit.engines.pt2e_nodes import Place, operation, place_all
+from qkit.engines.torchao.nodes import Place, operation, place_all
 from qkit.errors import GraphError, PlanError
 from qkit.execution.lanes import decide
 from qkit.graph import Graph

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from qkit.engines.prototxt import Layer, edited, layers
+from qkit.engines.tidl.prototxt import Layer, edited, layers
 from qkit.errors import PlanError
 from qkit.graph import Graph
 from qkit.graph.step import Step

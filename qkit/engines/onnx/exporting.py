@@ -1,7 +1,7 @@
 """Writing a plan as an ONNX file with Q/DQ nodes: what ONNX Runtime runs with integer kernels.
 
 The file is made from the kit's own steps, so that every tap is a named tensor in it, and it carries the plan and the way from
-taps to tensors in its metadata: `qkit.engines.onnxruntime.lane` reads both back.
+taps to tensors in its metadata: `qkit.engines.onnx.lane` reads both back.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from qkit import files
-from qkit.engines.onnx_program import Program, flattened, marked_model, require
-from qkit.engines.onnx_program import example_inputs as zeros
-from qkit.engines.onnx_qdq import Rewriter, Stored, simplify, strip
+from qkit.engines.onnx.program import Program, flattened, marked_model, require
+from qkit.engines.onnx.program import example_inputs as zeros
+from qkit.engines.onnx.qdq import Rewriter, Stored, simplify, strip
 from qkit.errors import PlanError, QkitError
 from qkit.graph import Graph, run_float
 from qkit.graph.running import place_inputs

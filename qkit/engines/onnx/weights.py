@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from qkit.engines.onnx_taps import Found, Wiring
+from qkit.engines.onnx.taps import Found, Wiring
 from qkit.errors import PlanError
 from qkit.graph import Graph
 from qkit.graph.step import Step

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from qkit.engines.jsonfile import Entry
+from qkit.engines.plan_files.json_file import Entry
 from qkit.errors import PlanError
 from qkit.graph import Graph
 from qkit.quant.grids import QuantParams, QuantSpec

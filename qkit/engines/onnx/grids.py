@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from qkit.engines.plan_files import rule_of
+from qkit.engines.plan_files.checks import rule_of
 from qkit.errors import PlanError
 from qkit.graph import Graph
 from qkit.graph.onnx_file import OnnxGrid, OnnxNetwork

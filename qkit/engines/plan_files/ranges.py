@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qkit import files
-from qkit.engines.jsonfile import Entry, read_json
-from qkit.engines.plan_files import FoundTensors, left_out, renamed, rule_of
+from qkit.engines.plan_files.checks import FoundTensors, left_out, renamed, rule_of
+from qkit.engines.plan_files.json_file import Entry, read_json
 from qkit.errors import PlanError
 from qkit.graph import Graph
 from qkit.quant.grids import QuantSpec

@@ -20,7 +20,7 @@ from torch import nn
 from qkit.graph.explaining import UserCode
 from qkit.graph.source import function_at
 from qkit.linting.finding import Finding
-from qkit.linting.seen import Site, Traced
+from qkit.linting.probe_notes import Site, Traced
 
 #: "traced": a proxy; "parts": a tuple, list or dict that may hold proxies, which Python may count and iterate.
 Taint = Literal["traced", "parts", None]
