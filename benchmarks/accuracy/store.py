@@ -15,8 +15,8 @@ import qkit
 
 _PACKAGE = Path(qkit.__file__).parent
 #: Folders and files of the kit that decide about a score, by treatment; the rest (widgets, reports) does not.
-_CORE = ("*.py", "zoo/digits.py", "zoo/splits.py", "zoo/models.py")
-_OF = {"ptc": ("ptc/*.py",), "mixed": ("mixed/*.py",), "qat": ("qat/*.py",), "ptc + qat": ("ptc/*.py", "qat/*.py")}
+_CORE = ("*.py", "quant/*.py", "execution/*.py", "zoo/digits.py", "zoo/splits.py", "zoo/models.py")
+_OF = {"ptc": ("ptq/*.py",), "mixed": ("mixed/*.py",), "qat": ("qat/*.py",), "ptc + qat": ("ptq/*.py", "qat/*.py")}
 _NOT = {"cli.py", "__main__.py", "editing.py", "progress.py", "errors.py", "__init__.py"}
 
 

@@ -20,15 +20,102 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from qkit.errors import QkitError
-from qkit.execution.evaluator import OutOfBudgetError
 from qkit.execution.loading import batches as loader_batches
 from qkit.execution.metrics import MetricFunction, mean_interval, paired_interval
-from qkit.mixed.layers import Network, network
-from qkit.mixed.result import Mixed, Setting
-from qkit.mixed.trials import Chosen, Trials
+from qkit.mixed.result import Mixed, Network, Setting, network
 
 if TYPE_CHECKING:
     from qkit.study import Study
+
+
+from collections.abc import Iterable
+
+from qkit.execution.evaluator import Budget, Evaluator, OutOfBudgetError
+from qkit.quant.plan import FLOAT, Plan
+
+Chosen = frozenset[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """What a set did: scores per sample, float64 (N,), and the output's relative squared error against float."""
+
+    scores: np.ndarray
+    error: float
+
+    @property
+    def score(self) -> float:
+        """The mean."""
+        return float(self.scores.mean())
+
+
+@dataclass(eq=False)
+class Trials:
+    """Tries sets on one evaluator's data and remembers them.
+
+    Attributes
+    ----------
+    network, evaluator, limit
+        What runs, what scores it, and batches at most.
+    budget
+        How many sets may be tried.
+    known
+        What has been tried.
+    exact
+        The float lane's scores per sample, float64 (N,), once something has been tried.
+    """
+
+    network: Network
+    evaluator: Evaluator
+    limit: int | None
+    budget: Budget = field(default_factory=Budget)
+    progress: bool = True
+    known: dict[Chosen, Trial] = field(default_factory=dict)
+    exact: np.ndarray | None = None
+
+    def __getitem__(self, chosen: Chosen) -> Trial:
+        return self.known[chosen]
+
+    @property
+    def spent(self) -> int:
+        """Sets tried."""
+        return len(self.known)
+
+    @property
+    def float_score(self) -> float:
+        """The float lane's mean score; something has been tried."""
+        assert self.exact is not None
+        return float(self.exact.mean())
+
+    def run(self, sets: Iterable[Chosen], near: Chosen, what: str) -> None:
+        """Try those of the sets that are new, from where each parts from the set `near`.
+
+        Raises
+        ------
+        OutOfBudgetError
+            If they were too many; the first ones that the budget allowed have been tried.
+        """
+        todo = [chosen for chosen in dict.fromkeys(sets) if chosen not in self.known]
+        left = self.budget.left
+        room = len(todo) if left is None else left
+        if todo[:room]:
+            plans = {chosen: self.network.plan(chosen) for chosen in todo[:room]}
+            self.budget.take(plans.values(), what)
+            found = self._tried(list(plans.values()), self.network.plan(near), what)
+            self.known.update(zip(plans, found, strict=True))
+        if room < len(todo):
+            raise OutOfBudgetError
+
+    def plan(self, plan: Plan, what: str) -> Trial:
+        """A plan that is no set of layers; not remembered as one."""
+        return self._tried([plan], plan, what)[0]
+
+    def _tried(self, plans: list[Plan], base: Plan, what: str) -> list[Trial]:
+        lanes = {"float": FLOAT, **{str(i): plan for i, plan in enumerate(plans)}}
+        scores = self.evaluator.scores(lanes, base=base, batches=self.limit, errors=True, what=what, progress=self.progress)
+        self.exact = scores["float"]
+        return [Trial(scores[str(i)], self.evaluator.error(plan, self.limit)) for i, plan in enumerate(plans)]
+
 
 logger = logging.getLogger(__name__)
 
@@ -252,7 +339,7 @@ def search(
     metric, remarks = _selection_metric(study, loader, select)
     count = len(net.choices)
     budget = 10 * count + 100 if budget is None else budget
-    trials = Trials(net, study.evaluator.on(loader, metric), batches, budget, progress)
+    trials = Trials(net, study.evaluator.on(loader, metric), batches, Budget(budget), progress)
     logger.info(
         "mixed precision: about %d sets of %d layers will be scored on the %s data, %d at most; then up to %d baselines and the "
         "front on the evaluation data.", min(5 * count + 30, budget), count, select, budget, 3 * count + 5,
@@ -312,10 +399,10 @@ def _result(
             f"{finder.target:.4g}: it is not the width of the layers; study.diagnose() says what it is."
         )
     scored = trials.spent
-    trials.budget = None
+    trials.budget = Budget()
     sets = _baselines(finder)
     front = _front(finder)
-    judge = Trials(net, study.evaluator, limit, None, progress)
+    judge = Trials(net, study.evaluator, limit, progress=progress)
     judge.run([Chosen(), everything, chosen, *sets.values(), *front], chosen, "on the evaluation data")
     assert judge.exact is not None
     goal = judge.float_score - tolerance if target is None else target

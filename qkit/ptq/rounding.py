@@ -24,7 +24,7 @@ from qkit.execution.lanes import lane_bias, lane_weight
 from qkit.execution.loading import Batch
 from qkit.graph import Graph
 from qkit.graph.step import Step
-from qkit.ptq.norms import along
+from qkit.ptq.corrections import along
 from qkit.ptq.side_by_side import Walk, called_twice, layers
 from qkit.quant.plan import Codes, Grid, Plan
 

@@ -4,7 +4,7 @@ Ranges come from histograms, which add. Biases follow a running mean: each batch
 is still missing on that batch, with the corrections of the layers before it in force as they are by then. With the batch's part
 of all samples so far as that share, the correction is the mean over them (exactly so where no clamp follows and the layers
 before have settled); with a constant share it is an exponential mean. On a MobileNetV2 of the zoo one pass over 256 samples
-leaves the means as near to float's as :func:`qkit.ptq.bias.correct_biases`, which has all batches in memory, does.
+leaves the means as near to float's as :func:`qkit.ptq.corrections.correct_biases`, which has all batches in memory, does.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from qkit.errors import DataError
 from qkit.execution.lanes import lane_bias, lane_weight
 from qkit.execution.loading import Batch
 from qkit.graph import Graph
-from qkit.ptq.bias import ITERATIONS, correct_bias, correctable
-from qkit.ptq.norms import has_norm, stretched
+from qkit.ptq.corrections import ITERATIONS, correct_bias, correctable, has_norm, stretched
 from qkit.ptq.side_by_side import Moments, Walk, layers
 from qkit.quant.estimators import Observation
 from qkit.quant.histogram import Histogram

@@ -20,11 +20,11 @@ from torch.nn import functional as F
 import qkit
 import qkit.mixed.finding as finding
 from qkit.errors import QkitError
-from qkit.execution.evaluator import Evaluator, OutOfBudgetError, relative_errors
+from qkit.execution.evaluator import Budget, Evaluator, OutOfBudgetError, relative_errors
 from qkit.figures.front import draw
 from qkit.mixed import Mixed, search
-from qkit.mixed.layers import Network, network
-from qkit.mixed.trials import Trials
+from qkit.mixed.finding import Trials
+from qkit.mixed.result import Network, network
 from qkit.progress import listening
 from qkit.quant.schemes import PRESETS
 from qkit.study import Study
@@ -323,7 +323,7 @@ def test_wider_biases_alone_are_remarked() -> None:
 def test_trials_score_each_set_once_and_stop_at_the_budget() -> None:
     study = chain(1)
     net: Network = network(study.graph, study.plan, study.lane("int16"))
-    trials = Trials(net, Evaluator(study.graph, study.evaluation, likeness), None, 3, progress=False)
+    trials = Trials(net, Evaluator(study.graph, study.evaluation, likeness), None, Budget(3), progress=False)
     trials.run([frozenset(), frozenset([0])], frozenset(), "x")
     trials.run([frozenset(), frozenset([0])], frozenset(), "x")
     assert trials.spent == 2

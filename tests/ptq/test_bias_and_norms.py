@@ -14,8 +14,7 @@ import qkit
 from qkit.execution.lanes import Lane, lane_bias, run_lanes
 from qkit.execution.loading import batches
 from qkit.graph import build
-from qkit.ptq.bias import correct_biases
-from qkit.ptq.norms import reestimate_norms
+from qkit.ptq.corrections import correct_biases, reestimate_norms
 from qkit.quant.grids import QuantSpec
 from qkit.quant.plan import Plan
 from qkit.quant.schemes import Scheme

@@ -19,7 +19,7 @@ from qkit.errors import QkitError
 from qkit.execution.loading import Batch
 from qkit.execution.metrics import paired_interval
 from qkit.ptq import STEPS, pipeline
-from qkit.ptq.heldout import split
+from qkit.ptq.pipeline import split
 
 QUICK = {"iterations": 20, "progress": False}
 

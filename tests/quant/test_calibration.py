@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from qkit.errors import DataError, GraphError, PlanError
+from qkit.execution import observing
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.observing import Observing, observe, observe_channels
 from qkit.execution.plan_checks import saturations
 from qkit.graph import Graph, build
-from qkit.execution import observing
 from qkit.quant.calibration import check_weights, make_plan
 from qkit.quant.estimators import Observation
 from qkit.quant.grids import QuantSpec

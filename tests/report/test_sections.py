@@ -17,7 +17,8 @@ from report_pages import Page, pictures
 
 import qkit
 from qkit import Plan, Study
-from qkit.report import html, make, maps, markdown, samples
+from qkit.figures.tensors import arrays
+from qkit.report import html, make, markdown, samples
 from qkit.report.facts import without_folders
 
 
@@ -183,7 +184,7 @@ def test_feature_maps_are_the_networks():
     with torch.no_grad():
         exact = model.second(model.first(image_batches()[0][0]))[0].double().numpy()
     entry = made.maps["second"]
-    floats, quantized = maps.arrays(entry)
+    floats, quantized = arrays(entry)
     assert np.allclose(floats, exact[entry["channels"]], atol=1e-5)
     tensors = study.capture(progress=False)["second"]
     assert np.array_equal(quantized, tensors.int8.values[0].numpy()[entry["channels"]])

@@ -20,8 +20,7 @@ import qkit
 from qkit.errors import DataError, GraphError, PlanError, QkitError
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches
-from qkit.ptq.bias import correct_biases
-from qkit.ptq.norms import reestimate_norms
+from qkit.ptq.corrections import correct_biases, reestimate_norms
 from qkit.quant.grids import QuantSpec
 from qkit.quant.schemes import Scheme
 from qkit.training import PtqModule, calibrating
@@ -357,8 +356,8 @@ def test_copies_and_pickles_are_independent(mixed: Mixed, images: Tensor) -> Non
 
 
 def test_an_interrupt_in_a_batch_leaves_what_was_learnt(mixed: Mixed, images: Tensor, monkeypatch) -> None:
-    from qkit.ptq import bias
     from qkit.execution import observing
+    from qkit.ptq import corrections
 
     module = calibrating(mixed, images)
     module.train()
@@ -384,7 +383,7 @@ def test_an_interrupt_in_a_batch_leaves_what_was_learnt(mixed: Mixed, images: Te
     module(images[20:])
     assert module.plan() == qkit.Study(mixed, [images[:20], images[20:]], metric="agreement").calibrate(progress=False)
     module.train()
-    interrupted(bias, "mean_shift", 3)
+    interrupted(corrections, "mean_shift", 3)
     assert not module.plan().corrections
     module(images)
     assert module.plan().corrections

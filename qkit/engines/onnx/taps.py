@@ -1,8 +1,8 @@
 """Which tensors of an ONNX file are taps, and on what grid their codes are.
 
 In files of `qkit.engines.onnx.export` the metadata say so. In others the nodes' names do: torch's exporters and the tools
-behind them keep the path of the module that a node comes from, and a tap is that of the convolution whose batch norm, activation and
-quantizer follow it.
+behind them keep the path of the module that a node comes from, and a tap is that of the convolution whose batch norm, activation
+and quantizer follow it.
 """
 
 from __future__ import annotations
