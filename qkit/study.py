@@ -33,6 +33,7 @@ from qkit.quant.schemes import PRESETS, Scheme, scheme_of
 if TYPE_CHECKING:
     from qkit.diagnosis.remedies import Remedy
     from qkit.diagnosis.result import Diagnosis
+    from qkit.engines.comparison import Comparison
     from qkit.engines.lane import EngineLane
     from qkit.engines.onnx.exporting import Exported
     from qkit.mixed import Mixed
@@ -625,21 +626,43 @@ class Study:
         *,
         target: float | None = None,
         tolerance: float = 0.005,
+        caution: float = 1.0,
         batches: int | None = None,
+        select: Literal["calibration", "evaluation"] = "calibration",
         budget: int | None = None,
         progress: bool = True,
-        **options: Any,
     ) -> Mixed:
-        """The fewest 16-bit layers that reach a score. See :func:`qkit.mixed.search`, which has the further options."""
+        """The fewest 16-bit layers that reach a score. See :func:`qkit.mixed.search`."""
         from qkit.mixed import search
 
-        return search(self, target=target, tolerance=tolerance, batches=batches, budget=budget, progress=progress, **options)
+        return search(
+            self, target=target, tolerance=tolerance, caution=caution, batches=batches, select=select, budget=budget,
+            progress=progress,
+        )  # fmt: skip
 
-    def report(self, path: str | Path, **options: Any) -> Report:
+    def report(
+        self,
+        path: str | Path,
+        *,
+        title: str | None = None,
+        batches: int | None = None,
+        worst: int = 6,
+        sensitivity: bool = True,
+        diagnosis: Diagnosis | bool | None = None,
+        tolerance: float = TOLERANCE,
+        images: bool = False,
+        lint: bool = True,
+        mixed: Mixed | None = None,
+        engines: Comparison | Sequence[Comparison] = (),
+        progress: bool = True,
+    ) -> Report:
         """Write a degradation report; ``.html``, ``.md``, ``.json`` or ``.csv`` by suffix. See :func:`qkit.report.make`."""
         from qkit.report import make, write
 
-        report = make(self, **options)
+        report = make(
+            self, title=title, batches=batches, worst=worst, sensitivity=sensitivity, diagnosis=diagnosis, tolerance=tolerance,
+            images=images, lint=lint, mixed=mixed, engines=engines, progress=progress,
+        )  # fmt: skip
         write(report, path)
         return report
 

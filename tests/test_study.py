@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import inspect
 import json
 import random
 from collections.abc import Iterator
@@ -454,3 +456,13 @@ def test_an_argument_that_the_batch_leaves_out_has_its_default() -> None:
     made = Study(Optional().eval(), *data())
     assert made.graph.taps == ("input", "conv")
     assert made.graph.deviation < 1e-6
+
+
+@pytest.mark.parametrize(("method", "function"), [("mixed", "qkit.mixed:search"), ("report", "qkit.report:make")])
+def test_methods_have_the_options_of_what_they_call(method, function):
+    module, name = function.split(":")
+    theirs = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    own = inspect.signature(getattr(Study, method)).parameters
+    options = {n: p.default for n, p in theirs.items() if p.kind is p.KEYWORD_ONLY and n != "command"}
+    assert options == {n: p.default for n, p in own.items() if p.kind is p.KEYWORD_ONLY}
+    assert not [p for p in own.values() if p.kind is p.VAR_KEYWORD]

@@ -15,8 +15,7 @@ from qkit.diagnosis.candidates import OUTSIDE
 from qkit.errors import QkitError
 from qkit.execution.metrics import NAMED, TOLERANCE
 from qkit.figures import entries
-from qkit.report import facts as gathering
-from qkit.report import maps, reproducing, samples
+from qkit.report import facts, maps, reproducing, samples
 from qkit.report import worst as worst_layers
 from qkit.report.facts import WIDE
 from qkit.report.summary import summarize
@@ -240,7 +239,7 @@ def make(
         # the lanes alone do not see what the gate has found
         verdict = diagnosis.verdict
     captured = study.capture(tuple(lanes), batches=min(batches or CAPTURE_BATCHES, CAPTURE_BATCHES), progress=progress)
-    layers = gathering.layers_of(captured)
+    layers = facts.layers_of(captured)
     narrow = lanes[study.narrow]
     swept = None
     why = "not measured (sensitivity=False)"
@@ -258,12 +257,12 @@ def make(
         "tolerance": tolerance,
         "expected": study.expected,
     }
-    judged = gathering.verdict_of(verdict)
-    tried = [] if diagnosis is None else gathering.tried_of(study, diagnosis, batches, progress=progress)
-    found = None if diagnosis is None else gathering.strip(gathering.diagnosis_of(diagnosis))
+    judged = facts.verdict_of(verdict)
+    tried = [] if diagnosis is None else facts.tried_of(study, diagnosis, batches, progress=progress)
+    found = None if diagnosis is None else facts.strip(facts.diagnosis_of(diagnosis))
     treatment = None if study.treatment is None else study.treatment.to_dict()
     compared = tuple(engines) if isinstance(engines, Sequence) else (engines,)
-    linted = gathering.lint_of(study) if lint else "left out (lint=False)"
+    linted = facts.lint_of(study) if lint else "left out (lint=False)"
     shown = {name: maps.describe(captured, name, study.narrow) for name in rules} if images else {}
     options: dict[str, Any] = {"batches": batches, "worst": worst, "sensitivity": sensitivity, "tolerance": tolerance}
     options |= (
@@ -292,11 +291,9 @@ def make(
         diagnosis=found,
         worst=tuple(entries.describe(graph, narrow, name, seen, why_worst) for name, why_worst in rules.items()),
         notes=dict(graph.notes),
-        remarks=tuple(
-            map(gathering.without_folders, (*study.remarks, *gathering.remarks_of(study, lanes, scores, captured, layers)))
-        ),
-        environment=gathering.environment_of(study),
-        settings=gathering.settings_of(study, batches, captured.samples, scores.n)
+        remarks=tuple(map(facts.without_folders, (*study.remarks, *facts.remarks_of(study, lanes, scores, captured, layers)))),
+        environment=facts.environment_of(study),
+        settings=facts.settings_of(study, batches, captured.samples, scores.n)
         | {
             "sensitivity": why,
             "lint": linted if isinstance(linted, str) else "on one evaluation sample",
@@ -307,14 +304,14 @@ def make(
         summary=summarize(judged, metric, study.narrow, found, tried, treatment),
         data=described,
         per_sample=None if scores.n > samples.MOST_SAMPLES else {name: scores.lanes[name] for name in lanes},
-        plan=gathering.plan_of(study.plan),
+        plan=facts.plan_of(study.plan),
         tried=tuple(tried),
         lint=None if isinstance(linted, str) else linted,
         maps={name: entry for name, entry in shown.items() if entry is not None} if images else None,
         treatment=treatment,
         mixed=None if mixed is None else mixed.to_dict(),
-        engines=tuple(gathering.engine_of(comparison) for comparison in compared),
-        command=reproducing.command(study, options, diagnosis) if command is None else gathering.without_folders(command),
+        engines=tuple(facts.engine_of(comparison) for comparison in compared),
+        command=reproducing.command(study, options, diagnosis) if command is None else facts.without_folders(command),
     )
 
 
