@@ -1,7 +1,9 @@
 """qkit: is it quantization, and if it is, which tensor, why, and what is the cheapest thing that fixes it?"""
 
 import importlib
+import importlib.metadata
 import importlib.util
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from qkit.version import __version__
@@ -38,6 +40,23 @@ _HOMES = {
     "study": ("Study",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def _told_of_namesakes() -> None:
+    """Say so where the package index's qkit, another project with the same import name, is installed beside this one."""
+    try:
+        other = importlib.metadata.distribution("qkit")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    warnings.warn(
+        f"another project, qkit {other.version}, is installed in this environment under the same import name: which of the two is "
+        "imported, and whether its files are whole, is chance. Keep one: pip uninstall qkit qkit-cnn, then install the one that "
+        "you want (this one from its clone).",
+        stacklevel=3,
+    )
+
+
+_told_of_namesakes()
 
 
 def __getattr__(name: str) -> Any:

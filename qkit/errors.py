@@ -26,3 +26,8 @@ class PlanError(QkitError):
 
 class MissingExtra(QkitError):  # noqa: N818  # reads best where it is raised
     """An optional package is needed; the message says which extra installs it."""
+
+
+def installing(extra: str) -> str:
+    """How to get an extra. The kit is installed from a clone: what the package index calls qkit is another project."""
+    return f"in your clone of qkit, pip install '.[{extra}]'"

@@ -669,7 +669,7 @@ class Study:
     def export(self, path: str | Path, plan: Plan | None = None, *, opset: int = 21) -> Exported:
         """Write the network under the current plan, or another, as ONNX with Q/DQ nodes.
 
-        See :func:`qkit.engines.onnx.export`. Needs ``qkit[onnx]``; `qkit.engines.onnx.lane` runs the file as a
+        See :func:`qkit.engines.onnx.export`. Needs the extra ``onnx``; `qkit.engines.onnx.lane` runs the file as a
         lane.
         """
         from qkit.engines.onnx.exporting import export

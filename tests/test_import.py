@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -29,7 +30,7 @@ def test_import_is_light() -> None:
 def test_names_are_loaded_when_they_are_used() -> None:
     assert not {"torch", "numpy", "pandas", "scipy"} & modules_after("import qkit")
     assert not {"torch", "numpy", "pandas", "scipy"} & modules_after("import qkit; qkit.errors.QkitError; dir(qkit)")
-    assert {"qkit.execution.lanes", "torch"} <= modules_of("import qkit; qkit.lanes")
+    assert {"qkit.execution.lanes", "torch"} <= modules_of("import qkit; qkit.execution.lanes")
 
 
 def test_every_public_name_is_there_and_documented() -> None:
@@ -54,6 +55,18 @@ def test_parts_come_when_they_are_asked_for() -> None:
     assert qkit.surgery.lite
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         qkit.nothing  # noqa: B018
+
+
+def test_another_qkit_in_the_environment_is_told(tmp_path):
+    told = [sys.executable, "-W", "always", "-c", "import qkit"]
+    assert subprocess.run(told, capture_output=True, text=True, check=True).stderr == ""
+    beside = tmp_path / "qkit-0.4.9.dist-info"
+    beside.mkdir()
+    (beside / "METADATA").write_text("Metadata-Version: 2.1\nName: qkit\nVersion: 0.4.9\n")
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ran = subprocess.run(told, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": paths})
+    assert "qkit 0.4.9" in ran.stderr
+    assert "pip uninstall" in ran.stderr
 
 
 def modules_of(statement: str) -> set[str]:

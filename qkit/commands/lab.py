@@ -14,11 +14,11 @@ import typer
 from qkit.commands import notebooks
 from qkit.commands.command import Outcome, Talk
 from qkit.commands.options import OUTPUT, RUNNING, option
-from qkit.errors import MissingExtra, QkitError
+from qkit.errors import MissingExtra, QkitError, installing
 
 EXAMPLES = ("qkit lab", "qkit lab work/notebooks --port 9999", "qkit lab --copy-only", "qkit lab --no-browser")
 #: What the notebooks need beside JupyterLab itself, and the extra that has it.
-_NEEDED = ("jupyterlab", "anywidget", "ipywidgets", "torchvision", "sklearn")
+_NEEDED = ("jupyterlab", "anywidget", "ipywidgets", "torchvision")
 
 
 def lab(
@@ -67,7 +67,7 @@ def _require() -> None:
     if missing:
         raise MissingExtra(
             f"the notebooks need {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
-            "pip install 'qkit[lab]'. Without it, `qkit lab --copy-only` copies the notebooks for another Jupyter."
+            f"{installing('lab')}. Without it, `qkit lab --copy-only` copies the notebooks for another Jupyter."
         )
 
 

@@ -1,6 +1,6 @@
 """Widgets for notebooks: Python holds the state and the numbers, JavaScript draws and reports gestures.
 
-Needs the extra ``qkit[widgets]``. Nothing in the kit imports this package but `Study`, when a widget is asked for.
+Nothing in the kit imports this package but `Study`, when a widget is asked for.
 """
 
 from qkit.errors import MissingExtra
@@ -8,7 +8,7 @@ from qkit.errors import MissingExtra
 try:
     import anywidget  # noqa: F401
 except ImportError as error:
-    raise MissingExtra("qkit's widgets need anywidget and ipywidgets: pip install 'qkit[widgets]'.") from error
+    raise MissingExtra("qkit's widgets need anywidget and ipywidgets: pip install anywidget ipywidgets.") from error
 
 from qkit.widgets.calibration import CalibrationPanel
 from qkit.widgets.explorer import Explorer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-DATA = "scikit-learn's handwritten digits (UCI Optical Recognition of Handwritten Digits, CC BY 4.0)"
+DATA = "handwritten digits (UCI Optical Recognition of Handwritten Digits, CC BY 4.0)"
 
 #: Name -> description, written to the checkpoint's card and shown with the case.
 DESCRIPTIONS: dict[str, str] = {

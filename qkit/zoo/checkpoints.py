@@ -15,11 +15,8 @@ from qkit import files
 from qkit.errors import QkitError
 from qkit.zoo.case import Case
 from qkit.zoo.digits import CLASSES, digits, loader
+from qkit.zoo.folders import FOLDERS, find
 from qkit.zoo.models import build, names
-
-_PACKAGE = Path(__file__).resolve().parent.parent
-#: Where a checkpoint is looked for: in the installed package, then in the checkout.
-FOLDERS = (_PACKAGE / "data", _PACKAGE.parent / "data")
 
 
 def load(name: str, batch_size: int = 64) -> Case:
@@ -81,14 +78,13 @@ def read_card(path: Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that a checkpoint's weights depend on."""
-    return {package: version(package) for package in ("torch", "torchvision", "scikit-learn", "numpy")}
+    return {package: version(package) for package in ("torch", "torchvision", "numpy")}
 
 
 def _find(name: str) -> Path:
-    for folder in FOLDERS:
-        path = folder / f"{name}.safetensors"
-        if path.is_file():
-            return path
+    path = find(f"{name}.safetensors")
+    if path is not None:
+        return path
     looked = " or ".join(str(folder) for folder in FOLDERS)
     raise QkitError(
         f"The weights of {name} are not in {looked}: train them with "

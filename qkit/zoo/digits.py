@@ -1,16 +1,20 @@
-"""scikit-learn's handwritten digits as small RGB images, split for training, calibration and evaluation."""
+"""Handwritten digits as small RGB images, split for training, calibration and evaluation."""
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import Any
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from qkit.errors import MissingExtra
+from qkit.errors import QkitError
+from qkit.zoo.folders import find
 from qkit.zoo.splits import stratified_order
 
 CLASSES = tuple(str(digit) for digit in range(10))
@@ -44,8 +48,8 @@ def digits(seed: int = 0) -> Digits:
 
     Raises
     ------
-    MissingExtra
-        If scikit-learn is not installed.
+    QkitError
+        If their file is missing or damaged.
     """
     images, labels = _scans()
     order = torch.tensor(stratified_order(labels.tolist(), seed))
@@ -60,12 +64,15 @@ def loader(dataset: TensorDataset, batch_size: int = 64) -> DataLoader[Any]:
 
 
 def _scans() -> tuple[Tensor, Tensor]:
+    file = find("digits.npz")
+    if file is None:
+        raise QkitError("data/digits.npz, the images of the bundled networks, is missing: restore it, or install the kit again.")
     try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingExtra("scikit-learn is needed for its digits and is not installed: `pip install scikit-learn`.") from error
-    bunch = load_digits()
-    grey = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
+        with np.load(file, allow_pickle=False) as held:
+            scans, labels = held["images"], held["labels"]
+    except (OSError, ValueError, KeyError, BadZipFile, zlib.error) as error:
+        raise QkitError(f"{file} cannot be read ({type(error).__name__}: {error}): restore it.") from error
+    grey = torch.from_numpy(scans).float().unsqueeze(1) / 16
     large = functional.interpolate(grey, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
     images = ((large - MEAN) / STD).expand(-1, 3, -1, -1).contiguous()
-    return images, torch.from_numpy(bunch.target).long()
+    return images, torch.from_numpy(labels).long()

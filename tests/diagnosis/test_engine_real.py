@@ -11,7 +11,7 @@ import qkit
 from qkit import zoo
 from qkit.diagnosis.engine import departure, side_by_side
 
-pytest.importorskip("onnxruntime", reason="ONNX RUNTIME'S TESTS LEFT OUT: pip install 'qkit[onnx]'")
+pytest.importorskip("onnxruntime", reason="ONNX RUNTIME'S TESTS LEFT OUT: pip install '.[onnx]'")
 
 
 def with_float_biases(path: Path) -> None:

@@ -591,7 +591,7 @@ def test_a_missing_extra_is_named(file, monkeypatch):
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(onnx_program.importlib, "import_module", absent)
-    with pytest.raises(MissingExtra, match=r"pip install 'qkit\[onnx\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install '\.\[onnx\]'"):
         onnxruntime.lane(file)
 
 

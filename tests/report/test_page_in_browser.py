@@ -21,7 +21,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 
 def missing() -> str:
     if importlib.util.find_spec("playwright") is None:
-        return "playwright is not installed: pip install 'qkit[browser]'"
+        return "playwright is not installed: pip install --group browser"
     return "" if Path(CHROMIUM).exists() else f"no Chromium at {CHROMIUM}: apt-get install chromium, or name one in QKIT_CHROMIUM"
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
+from qkit.errors import QkitError
+from qkit.zoo import folders
 from qkit.zoo.digits import digits, loader
+from qkit.zoo.folders import find
 from qkit.zoo.splits import stratified_order
 
 
@@ -39,6 +44,27 @@ def test_digits_have_three_disjoint_splits_with_all_classes_in_proportion() -> N
         counts = torch.bincount(part.tensors[1], minlength=10)
         assert counts.min() >= len(part) // 10 - 3
         assert counts.max() <= len(part) // 10 + 3
+
+
+def test_digits_are_scikit_learns():
+    with np.load(find("digits.npz")) as held:
+        images, labels = held["images"], held["labels"]
+    theirs = load_digits()
+    assert np.array_equal(images, theirs.images)
+    assert np.array_equal(labels, theirs.target)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut off", "text", "another array"])
+def test_damaged_digits_are_named(tmp_path, monkeypatch, damage):
+    file = tmp_path / "digits.npz"
+    whole = find("digits.npz").read_bytes()
+    if damage == "another array":
+        np.savez(file, scans=np.zeros(3))
+    elif damage != "missing":
+        file.write_bytes(whole[:2000] if damage == "cut off" else b"no archive")
+    monkeypatch.setattr(folders, "FOLDERS", (tmp_path,))
+    with pytest.raises(QkitError, match=r"digits\.npz"):
+        digits()
 
 
 def test_digits_are_normalised_rgb_images() -> None:

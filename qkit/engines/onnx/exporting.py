@@ -105,7 +105,7 @@ def export(
     Raises
     ------
     MissingExtra
-        Without ``qkit[onnx]``.
+        Without the extra ``onnx``.
     PlanError
         If the plan is not of this network, or has grids that ONNX cannot carry (activations per channel, weights' grids narrower
         than the opset allows).

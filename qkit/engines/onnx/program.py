@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkit.errors import GraphError, MissingExtra, QkitError
+from qkit.errors import GraphError, MissingExtra, QkitError, installing
 from qkit.execution.lanes import decide
 from qkit.graph import Graph
 from qkit.graph.operations import UNBOUNDED, Bounds
@@ -184,7 +184,7 @@ def package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise MissingExtra(f"ONNX files need {name}, which cannot be imported ({error}): pip install 'qkit[onnx]'.") from error
+        raise MissingExtra(f"ONNX files need {name}, which cannot be imported ({error}): {installing('onnx')}.") from error
 
 
 def example_inputs(graph: Graph) -> tuple[Tensor, ...]:

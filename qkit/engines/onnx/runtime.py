@@ -80,7 +80,7 @@ def lane(
     Raises
     ------
     MissingExtra
-        Without ``qkit[onnx]``.
+        Without the extra ``onnx``.
     QkitError
         If the file cannot be read or run, or a tap is not in it.
     """

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from qkit.engines.torchao.program_lane import ProgramLane, program_lane
 from qkit.engines.torchao.program_model import exported, written
-from qkit.errors import DataError, MissingExtra, PlanError
+from qkit.errors import DataError, MissingExtra, PlanError, installing
 from qkit.execution.loading import batches
 from qkit.graph import Graph
 from qkit.quant.plan import Plan
@@ -54,7 +54,7 @@ def quantizer(plan: Plan, study: Study | Graph) -> PlanQuantizer:
     Raises
     ------
     MissingExtra
-        Without ``qkit[torchao]``.
+        Without the extra ``torchao``.
     PlanError
         If the plan is of another network. While annotating: if it has codes or corrections that the program's weights lack.
     GraphError
@@ -103,7 +103,7 @@ def prepared(study: Study, plan: Plan | None = None, *, qat: bool = False) -> An
     Raises
     ------
     MissingExtra
-        Without ``qkit[torchao]``.
+        Without the extra ``torchao``.
     GraphError
         If torch cannot export the model.
     """
@@ -193,6 +193,4 @@ def _require() -> None:
     try:
         import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401
     except ImportError as error:
-        raise MissingExtra(
-            f"torchao is needed for this and cannot be imported ({error}): pip install 'qkit[torchao]'."
-        ) from error
+        raise MissingExtra(f"torchao is needed for this and cannot be imported ({error}): {installing('torchao')}.") from error

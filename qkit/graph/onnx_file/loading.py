@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from qkit.errors import GraphError, MissingExtra
+from qkit.errors import GraphError, MissingExtra, installing
 from qkit.files import explained
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def load(path: Path) -> tuple[ModelProto, dict[str, int]]:
         import onnx
         import onnx.inliner
     except ImportError as error:
-        raise MissingExtra(f"ONNX files need onnx, which cannot be imported ({error}): pip install 'qkit[onnx]'.") from error
+        raise MissingExtra(f"ONNX files need onnx, which cannot be imported ({error}): {installing('onnx')}.") from error
     with explained(path, "read", GraphError):
         if not path.is_file():
             raise GraphError(f"{path} is not a file. Give the path of an .onnx file.")
