@@ -49,9 +49,9 @@ def _told_of_namesakes() -> None:
     except importlib.metadata.PackageNotFoundError:
         return
     warnings.warn(
-        f"another project, qkit {other.version}, is installed in this environment under the same import name: which of the two is "
-        "imported, and whether its files are whole, is chance. Keep one: pip uninstall qkit qkit-cnn, then install the one that "
-        "you want (this one from its clone).",
+        f"another project, qkit {other.version}, is installed in this environment under the same import name: which of the two "
+        "is imported, and whether its files are whole, is chance. Keep one: pip uninstall qkit qkit-cnn, then install the one "
+        "that you want (this one from its clone).",
         stacklevel=3,
     )
 

@@ -13,9 +13,9 @@ from torch import nn
 
 from qkit import files
 from qkit.errors import QkitError
+from qkit.zoo import folders
 from qkit.zoo.case import Case
 from qkit.zoo.digits import CLASSES, digits, loader
-from qkit.zoo.folders import FOLDERS, find
 from qkit.zoo.models import build, names
 
 
@@ -82,12 +82,12 @@ def versions() -> dict[str, str]:
 
 
 def _find(name: str) -> Path:
-    path = find(f"{name}.safetensors")
+    path = folders.find(f"{name}.safetensors")
     if path is not None:
         return path
-    looked = " or ".join(str(folder) for folder in FOLDERS)
+    looked = " or ".join(str(folder) for folder in folders.FOLDERS)
     raise QkitError(
         f"The weights of {name} are not in {looked}: train them with "
-        f"`python -m qkit.zoo train {name} --out {FOLDERS[1]}`. "
+        f"`python -m qkit.zoo train {name} --out {folders.FOLDERS[1]}`. "
         f"The zoo has {', '.join(names())}."
     )

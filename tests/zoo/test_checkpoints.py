@@ -31,7 +31,7 @@ def test_a_checkpoint_scores_what_its_card_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_a_card_tells_the_recipe_and_the_counts(name: str) -> None:
-    weights = next(path for folder in checkpoints.FOLDERS if (path := folder / f"{name}.safetensors").is_file())
+    weights = next(path for folder in folders.FOLDERS if (path := folder / f"{name}.safetensors").is_file())
     assert weights.stat().st_size < MEGABYTES[name] * 1e6
     card = checkpoints.read_card(weights.with_suffix(".json"))
     assert card["recipe"] == dataclasses.asdict(RECIPES[name])
@@ -91,13 +91,13 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 
 
 def test_missing_weights_say_how_to_train_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "FOLDERS", (tmp_path / "package", tmp_path / "checkout"))
+    monkeypatch.setattr(folders, "FOLDERS", (tmp_path / "package", tmp_path / "checkout"))
     with pytest.raises(QkitError, match=r"python -m qkit\.zoo train resnet_small"):
         load("resnet_small")
 
 
 def test_damaged_weights_and_cards_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "FOLDERS", (tmp_path,))
+    monkeypatch.setattr(folders, "FOLDERS", (tmp_path,))
     card = tmp_path / "resnet_small.json"
     (tmp_path / "resnet_small.safetensors").write_bytes(b"not a checkpoint")
     with pytest.raises(QkitError, match=r"resnet_small\.json"):
@@ -110,7 +110,7 @@ def test_damaged_weights_and_cards_are_named(tmp_path: Path, monkeypatch: pytest
 def test_weights_survive_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("resnet_small", 5)
     checkpoints.save(model, "resnet_small", {"scores": {"evaluation": 0.5}, "description": "x"}, tmp_path)
-    monkeypatch.setattr(checkpoints, "FOLDERS", (tmp_path,))
+    monkeypatch.setattr(folders, "FOLDERS", (tmp_path, *folders.FOLDERS))
     case = load("resnet_small")
     assert case.expected == 0.5
     for name, tensor in model.state_dict().items():
