@@ -12,7 +12,7 @@ from torch import nn
 
 from qkit.errors import QkitError
 from qkit.graph import build as build_graph
-from qkit.zoo import build, checkpoints, load, load_torchvision, names
+from qkit.zoo import build, checkpoints, folders, load, load_torchvision, names
 from qkit.zoo.train import RECIPES, top1
 
 MEGABYTES = {"mobilenet_v2_lite": 2, "mobilenet_v2_hostile": 2, "resnet_small": 3, "vgg_small": 2, "inception_small": 2}
