@@ -40,7 +40,7 @@ from qkit.execution.editing import channel_params  # noqa: E402
 from qkit.execution.lanes import Lane, lane_weight, run_lanes  # noqa: E402
 from qkit.execution.loading import batches  # noqa: E402
 from qkit.execution.observing import observe  # noqa: E402
-from qkit.graph.step import Step  # noqa: E402
+from qkit.graph.operation import Operation  # noqa: E402
 
 #: Where each cause is planted: network, form, site, strength.
 PLACES: dict[str, tuple[str, str, str, float]] = {
@@ -109,9 +109,9 @@ class Scene:
         return self.cause.remedy.plan(self.study.plan)
 
     @cached_property
-    def step(self) -> Step:
+    def op(self) -> Operation:
         """Where the tensor is."""
-        return self.study.graph.step(self.cause.tensor)
+        return self.study.graph.operation(self.cause.tensor)
 
     @cached_property
     def scores(self) -> tuple[str, str, str]:
@@ -135,8 +135,8 @@ class Scene:
         """A tap in lanes, on the first batch."""
         kept: dict[str, Tensor] = {}
 
-        def look(step: Step, values: Any) -> None:
-            if step.name == tap:
+        def look(op: Operation, values: Any) -> None:
+            if op.name == tap:
                 kept.update({name: value.clone() for name, value in values.items()})
 
         batch = next(iter(self.study.evaluation))[0]
@@ -198,7 +198,7 @@ def by_channel(s: Scene) -> Any:
     tensor = s.cause.tensor
     weight = tensor in s.study.graph.weights
     if weight:
-        peaks = s.study.graph.weights[tensor].movedim(s.step.weight_axis or 0, 0).flatten(1).abs().amax(1).numpy().astype(float)
+        peaks = s.study.graph.weights[tensor].movedim(s.op.weight_axis or 0, 0).flatten(1).abs().amax(1).numpy().astype(float)
     else:
         seen = s.study.observe()[tensor]
         peaks = np.maximum(np.abs(seen.channel_min), np.abs(seen.channel_max)).astype(float)
@@ -237,7 +237,7 @@ def bias_shift(s: Scene) -> Any:
     axes[0].set_ylabel("weights")
     axes[0].set_title("weights lean to one side")
     only = s.study.plan.only([s.cause.tensor])
-    tap = s.step.name
+    tap = s.op.name
     kept = s.values({"float": FLOAT, "before": only, "after": s.cause.remedy.plan(only)}, tap)
     deviation = float(kept["float"].std())
     shifts = [((kept[lane] - kept["float"]).mean((0, 2, 3)) / deviation).numpy() for lane in ("before", "after")]
@@ -257,7 +257,7 @@ def join(s: Scene) -> Any:
     """What is joined, on the grid that it shares."""
     made, axes = figure()
     graph, tap = s.study.graph, s.cause.tensor
-    sources = [graph.steps[i].tap for i in graph.step(tap).inputs]
+    sources = [graph.operations[i].tap for i in graph.operation(tap).inputs]
     seen = {name: s.seen(name) for name in sources if name is not None}
     wide = max(seen, key=lambda name: seen[name].max)
     small = min(seen, key=lambda name: seen[name].max)
@@ -274,13 +274,13 @@ def bias_width(s: Scene) -> Any:
     """The biases' codes against the integers that there are for them."""
     made, axes = figure()
     graph, plan = s.study.graph, s.study.plan
-    step = next(x for x in graph.steps if x.layer == s.cause.layer and x.bias is not None)
-    source = plan.params(graph.steps[step.inputs[0]].tap)
-    weight = plan.params(step.weight)
+    op = next(x for x in graph.operations if x.layer == s.cause.layer and x.bias is not None)
+    source = plan.params(graph.operations[op.inputs[0]].tap)
+    weight = plan.params(op.weight)
     assert source is not None
     assert weight is not None
-    assert step.bias is not None
-    codes = (graph.biases[step.bias].double() / (source.scale.double() * weight.scale.double())).abs().numpy()
+    assert op.bias is not None
+    codes = (graph.biases[op.bias].double() / (source.scale.double() * weight.scale.double())).abs().numpy()
     codes = np.sort(codes)
     x = np.arange(len(codes))
     for ax, bits in zip(axes, (plan.bias_bits, s.after.bias_bits), strict=True):
@@ -479,15 +479,15 @@ def overflow(s: Scene) -> Any:
     """A layer's sums, exact and as they wrap around."""
     made, axes = figure()
     graph, plan = s.study.graph, s.study.plan
-    step = next(x for x in graph.steps if x.layer == s.cause.layer and x.weight is not None)
-    source, weight = plan.params(graph.steps[step.inputs[0]].tap), plan.params(step.weight)
+    op = next(x for x in graph.operations if x.layer == s.cause.layer and x.weight is not None)
+    source, weight = plan.params(graph.operations[op.inputs[0]].tap), plan.params(op.weight)
     assert source is not None
     assert weight is not None
-    assert step.weight is not None
-    tap = graph.steps[step.inputs[0]].tap
+    assert op.weight is not None
+    tap = graph.operations[op.inputs[0]].tap
     assert tap is not None
     x = s.values({"wide": replace(plan, accumulator_bits=None)}, tap)["wide"]
-    y = step.call(x, lane_weight(graph, plan, step.weight), None).double()
+    y = op.call(x, lane_weight(graph, plan, op.weight), None).double()
     scale = source.scale.double() * weight.scale.double()
     codes = (y / (scale.view(1, -1, *[1] * (y.ndim - 2)) if weight.axis is not None else scale)).round().flatten()
     codes = codes[torch.randperm(len(codes), generator=torch.Generator().manual_seed(0))[:6000]].numpy()
@@ -514,9 +514,9 @@ def unquantized(s: Scene) -> Any:
     """Distinct values of every tap in the 8-bit lane."""
     counts: dict[str, int] = {}
 
-    def look(step: Step, values: Any) -> None:
-        if step.quantized:
-            counts[step.name] = len(torch.unique(values["int8"]))
+    def look(op: Operation, values: Any) -> None:
+        if op.quantized:
+            counts[op.name] = len(torch.unique(values["int8"]))
 
     batch = next(iter(s.study.evaluation))[0]
     run_lanes(s.study.graph, [Lane("int8", s.study.plan)], (batch,), observe=look)
@@ -553,9 +553,9 @@ class Damaged:
         for batch in batches(loader, limit):
             taps: dict[str, EngineTensor] = {}
 
-            def look(step: Step, values: Any, taps: dict[str, EngineTensor] = taps) -> None:
-                if step.quantized:
-                    taps[step.name] = EngineTensor(values["int8"].clone())
+            def look(op: Operation, values: Any, taps: dict[str, EngineTensor] = taps) -> None:
+                if op.quantized:
+                    taps[op.name] = EngineTensor(values["int8"].clone())
 
             outputs = run_lanes(self.graph, [Lane("int8", self.plan)], batch.inputs, observe=look)["int8"]
             yield EngineBatch(batch, taps, outputs)
@@ -573,11 +573,11 @@ def engine_mismatch() -> Any:
     given = next(iter(engine.run(study.evaluation, limit=1)))
     whole: dict[str, float] = {}
 
-    def look(step: Step, values: Any) -> None:
-        params = study.plan.params(step.name)
-        if step.quantized and params is not None:
-            apart = (values["int8"] - given.taps[step.name].values).abs()
-            whole[step.name] = float((apart <= 1.01 * params.scale).double().mean())
+    def look(op: Operation, values: Any) -> None:
+        params = study.plan.params(op.name)
+        if op.quantized and params is not None:
+            apart = (values["int8"] - given.taps[op.name].values).abs()
+            whole[op.name] = float((apart <= 1.01 * params.scale).double().mean())
 
     run_lanes(study.graph, [Lane("int8", study.plan)], given.batch.inputs, observe=look)
     made, axes = figure(1, height=2.9)
@@ -608,7 +608,7 @@ def trace_alignment() -> Any:
         assert problem.kind == "layout"
     kept: dict[str, Tensor] = {}
     batch = next(iter(study.evaluation))[0]
-    run_lanes(study.graph, [Lane("float")], (batch,), observe=lambda step, v: kept.__setitem__(step.name, v["float"].clone()))
+    run_lanes(study.graph, [Lane("float")], (batch,), observe=lambda op, v: kept.__setitem__(op.name, v["float"].clone()))
     right = kept[tap][0]
     wrong = right.permute(1, 2, 0).reshape(right.shape)
     made, axes = figure(3, ratios=(1, 1, 1.5), height=2.7)

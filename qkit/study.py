@@ -123,7 +123,7 @@ class Study:
             self._remark(
                 f"The folded graph differs from the model by {graph.deviation:.1e} relative: distrust it until you know why."
             )
-        floats = [step.name for step in graph.steps if step.kind == "float"]
+        floats = [op.name for op in graph.operations if op.kind == "float"]
         if floats:
             self._remark(
                 f"{graph.share}. Operations that stay float in every lane: {few(floats)} ({len(floats)} in all); "
@@ -280,7 +280,7 @@ class Study:
         groups = (self.graph.taps, self.graph.weights)
         bare = [set(tensors) - set(self._plan.grids) for tensors in groups]
         some = [part for part, tensors in zip(bare, groups, strict=True) if len(part) < len(tensors)]
-        return share_of(self.graph.steps, set[str]().union(*(some or bare)))
+        return share_of(self.graph.operations, set[str]().union(*(some or bare)))
 
     def observe(self, *, batches: int | None = None, progress: bool = True) -> Mapping[str, Observation]:
         """Histograms of every tap on the calibration data: one float pass, kept for all later calibrations.
@@ -328,7 +328,7 @@ class Study:
     def with_plan(self, plan: Plan) -> Study:
         """A new study with that plan; it shares the histograms and scores that this one has."""
         for name in plan.grids:
-            self.graph.step(name)
+            self.graph.operation(name)
         self.plan  # noqa: B018  # calibrates, so that both agree on the method of the other widths
         other = self._copy()
         other._plan = plan
@@ -571,7 +571,7 @@ class Study:
 
     def ptc(
         self,
-        steps: Sequence[str] | None = None,
+        operations: Sequence[str] | None = None,
         *,
         methods: Mapping[str, str] | None = None,
         estimators: Sequence[str] | None = None,
@@ -611,7 +611,7 @@ class Study:
 
         return pipeline.calibrate(
             self,
-            pipeline.STEPS if steps is None else steps,
+            pipeline.STEPS if operations is None else operations,
             methods=methods,
             estimators=pipeline.ESTIMATORS if estimators is None else estimators,
             iterations=ITERATIONS if iterations is None else iterations,

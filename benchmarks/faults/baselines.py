@@ -44,7 +44,7 @@ def fork(int16: float, int8: float) -> str:
 
 
 def _names(study: Study, tap: str) -> list[str]:
-    return [tap, study.graph.step(tap).layer]
+    return [tap, study.graph.operation(tap).layer]
 
 
 def _lowest(study: Study, column: Any) -> list[list[str]]:
@@ -61,13 +61,13 @@ def _outliers(study: Study, calibration: Batches) -> dict[str, Any]:
     """Ratios of every tap's float values over the first two calibration batches, greatest first, above `RATIO`."""
     ratios: dict[str, float] = {}
 
-    def look(step: Any, values: Any) -> None:
+    def look(op: Any, values: Any) -> None:
         magnitude = values["float"].abs().flatten()
         rank = max(1, math.ceil(PERCENTILE * magnitude.numel()))
         usual = float(magnitude.kthvalue(rank).values)
         # a tensor of zeros but for a few is all outliers
         ratio = float(magnitude.max()) / usual if usual > 0 else (math.inf if float(magnitude.max()) > 0 else 1.0)
-        ratios[step.name] = max(ratio, ratios.get(step.name, 0.0))
+        ratios[op.name] = max(ratio, ratios.get(op.name, 0.0))
 
     with torch.no_grad():
         for x, _ in calibration[:2]:

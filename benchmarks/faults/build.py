@@ -175,8 +175,8 @@ def _losses(architecture: str, probe: Probe, method: str) -> dict[str, float]:
     study = Study(where.zoo_case.model, where.calibration.batches(64), batches, scheme=scheme)
     study.calibrate(method, progress=False)
     table = study.sensitivity("only", lane=study.plan, progress=False).table()["loss"]
-    steps = {step.name: step.weight if probe.weight else step.name for step in study.graph.steps}
-    return {str(steps[name]): float(loss) for name, loss in table.items()}
+    operations = {op.name: op.weight if probe.weight else op.name for op in study.graph.operations}
+    return {str(operations[name]): float(loss) for name, loss in table.items()}
 
 
 @dataclass(frozen=True)

@@ -214,11 +214,11 @@ def _graph(row: Row, subject: nn.Module | Path, example: Tensor) -> None:
     if isinstance(subject, Path):
         _beside_the_engine(row, graph, subject, example)
     row.macs_share, row.elements_share = float(graph.share.macs), float(graph.share.elements)
-    row.macs = sum(step.macs for step in graph.steps)
-    row.standing = sum(step.kind == "batchnorm" for step in graph.steps)
-    for step in graph.steps:
-        if step.kind == "float":
-            name = step.name.rpartition(":")[2] if ":" in step.name else step.note or step.name
+    row.macs = sum(op.macs for op in graph.operations)
+    row.standing = sum(op.kind == "batchnorm" for op in graph.operations)
+    for op in graph.operations:
+        if op.kind == "float":
+            name = op.name.rpartition(":")[2] if ":" in op.name else op.note or op.name
             row.floats[name[:60]] = row.floats.get(name[:60], 0) + 1
     row.notes = list(dict.fromkeys(note[:200] for note in graph.notes.values()))[:12]
 

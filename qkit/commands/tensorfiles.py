@@ -74,7 +74,7 @@ def bytes_needed(graph: Graph, plans: Mapping[str, Plan], taps: Iterable[str], s
         for plan in plans.values():
             params = plan.params(tap)
             each += 4 if params is None else (1 if params.bits <= 8 else 2) + 4 * values
-        total += each * int(np.prod(graph.step(tap).shape[1:]))
+        total += each * int(np.prod(graph.operation(tap).shape[1:]))
     return total * samples
 
 
@@ -271,8 +271,8 @@ def _first(batch: Batch, count: int) -> Batch:
 def _index(graph: Graph, capture: Capture, arrays: _Files, taps: Sequence[str], whole: bool) -> dict[str, Any]:
     described: dict[str, Any] = {}
     for tap in taps:
-        step = graph.step(tap)
-        described[tap] = {"kind": step.kind, "weight": step.weight, "lanes": {}}
+        op = graph.operation(tap)
+        described[tap] = {"kind": op.kind, "weight": op.weight, "lanes": {}}
         for lane in capture.lanes:
             places = arrays.places[lane, tap]
             main = arrays.made[places["tensor"]]

@@ -82,7 +82,7 @@ def departure_of(study: Study, found: Comparison) -> Departure | None:
     first = next((tap for tap in found.taps if tap in found.grids or found.differs(tap)), None)
     if first is None:
         return None
-    layer, share = study.graph.step(first).layer, found.taps[first].share
+    layer, share = study.graph.operation(first).layer, found.taps[first].share
     fault = found.faults.get(first)
     if first in found.grids and (fault is None or fault.kind == "rounding"):
         words = _grids_in_words(found.plan.params(first), found.grids[first])

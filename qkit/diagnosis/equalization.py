@@ -15,32 +15,32 @@ import numpy as np
 import torch
 
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.quant.grids import QuantParams
 from qkit.quant.plan import Grid
 
 _WEIGHTED = frozenset({"conv", "linear"})
 
 
-def next_layer(graph: Graph, step: Step) -> Step | None:
+def next_layer(graph: Graph, op: Operation) -> Operation | None:
     """The one weighted layer that alone reads the step's tap, through operations that keep the grid; None otherwise."""
-    if step.kind not in _WEIGHTED or not (step.act[0] in (0.0, -np.inf) and step.act[1] == np.inf):
+    if op.kind not in _WEIGHTED or not (op.act[0] in (0.0, -np.inf) and op.act[1] == np.inf):
         return None
-    at = step
+    at = op
     while True:
-        readers = [s for s in graph.steps if at.index in s.inputs]
+        readers = [s for s in graph.operations if at.index in s.inputs]
         if len(readers) != 1:
             return None
         reader = readers[0]
         if reader.kind in _WEIGHTED:
             return reader if reader.inputs[0] == at.index else None
-        if reader.kind != "keep" or reader.shape[1:2] != step.shape[1:2]:
+        if reader.kind != "keep" or reader.shape[1:2] != op.shape[1:2]:
             return None
         at = reader
 
 
 def equalized(
-    graph: Graph, step: Step, grids: Mapping[str, Grid], channel_min: np.ndarray, channel_max: np.ndarray, by: str
+    graph: Graph, op: Operation, grids: Mapping[str, Grid], channel_min: np.ndarray, channel_max: np.ndarray, by: str
 ) -> dict[str, Grid]:
     """Grids of the layer's weight, its tap and the next layer's weight after equalization; empty where it does not apply.
 
@@ -53,17 +53,17 @@ def equalized(
     by
         "weights": factors even out the two weights' ranges (Nagel's choice). "activations": those of the tap.
     """
-    other = next_layer(graph, step)
-    if other is None or step.weight is None or other.weight is None:
+    other = next_layer(graph, op)
+    if other is None or op.weight is None or other.weight is None:
         return {}
-    names = (step.weight, step.name, other.weight)
+    names = (op.weight, op.name, other.weight)
     if any(name not in grids or grids[name].params.axis is not None for name in names):
         return {}
-    first, second = graph.weights[step.weight].cpu(), graph.weights[other.weight].cpu()
+    first, second = graph.weights[op.weight].cpu(), graph.weights[other.weight].cpu()
     channels = len(channel_max)
     depthwise = second.ndim > 2 and second.shape[0] == channels and second.shape[1] == 1
     axis = 0 if depthwise else 1
-    if step.weight_axis != 0 or first.shape[0] != channels or second.shape[axis] != channels:
+    if op.weight_axis != 0 or first.shape[0] != channels or second.shape[axis] != channels:
         return {}
     ranges = [w.movedim(a, 0).flatten(1).abs().amax(1).double().numpy() for w, a in ((first, 0), (second, axis))]
     reach = np.maximum(np.abs(channel_min), np.abs(channel_max)).astype(float)

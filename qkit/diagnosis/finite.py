@@ -12,7 +12,7 @@ from qkit.diagnosis.candidates import Cause
 from qkit.diagnosis.remedies import Remedy
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 
 if TYPE_CHECKING:
     from qkit.study import Study
@@ -51,21 +51,21 @@ def _on_the_way(study: Study, limit: int | None) -> list[Cause]:
             try:
                 run_lanes(study.graph, [Lane("float")], batch.inputs, observe=_look)
             except _FoundError as found:
-                step, evidence = found.args
-                place = step.layer or step.name
+                op, evidence = found.args
+                place = op.layer or op.name
                 cure = f"Look at {place}: a division by nothing, a logarithm or root of it, or sums beyond float32."
-                if step.kind == "input":
+                if op.kind == "input":
                     cure = "Look at what the loader makes of its images: an empty one divided by its deviation, a broken file."
-                return [_cause(place, step.name, f"{evidence} in float, on {which} data.", cure)]
+                return [_cause(place, op.name, f"{evidence} in float, on {which} data.", cure)]
         if study.evaluation is study.calibration:
             break
     return []
 
 
-def _look(step: Step, values: Mapping[str, Tensor]) -> None:
+def _look(op: Operation, values: Mapping[str, Tensor]) -> None:
     value = values["float"]
     if count := _count(value):
-        raise _FoundError(step, f"{count} of {value.numel()} values of {step.name} are NaN or infinite")
+        raise _FoundError(op, f"{count} of {value.numel()} values of {op.name} are NaN or infinite")
 
 
 def _count(tensor: Tensor) -> int:

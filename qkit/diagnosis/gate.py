@@ -115,9 +115,9 @@ def unquantized(study: Study) -> list[Cause]:
     """Operations that stay float in every lane, and tensors without a grid in the study's plan: findings without a gain."""
     cure = "Check what the engine does there; no figure of the lanes tells."
     floats: dict[tuple[str, str], list[str]] = {}
-    for step in study.graph.steps:
-        if step.kind == "float" and step.elements:
-            floats.setdefault((step.layer, step.note or "no grid."), []).append(step.name)
+    for op in study.graph.operations:
+        if op.kind == "float" and op.elements:
+            floats.setdefault((op.layer, op.note or "no grid."), []).append(op.name)
     found = [
         _cause("unquantized-layer", layer, f"{_calls(names)} in float in every lane: {note}", cure)
         for (layer, note), names in floats.items()
@@ -130,5 +130,5 @@ def unquantized(study: Study) -> list[Cause]:
             found.append(_cause("unquantized-layer", "", f"the plan leaves all {what} in float.", cure))
         else:
             evidence = "has no grid in the plan and stays float."
-            found += [_cause("unquantized-layer", graph.step(t).layer, f"{t} {evidence}", cure) for t in bare]
+            found += [_cause("unquantized-layer", graph.operation(t).layer, f"{t} {evidence}", cure) for t in bare]
     return found

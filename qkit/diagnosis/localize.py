@@ -16,7 +16,7 @@ from qkit.execution.lanes import Lane, quantize_weight, run_lanes
 from qkit.execution.loading import batches
 from qkit.execution.metrics import Interval
 from qkit.execution.tensor_errors import decibels
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.quant.plan import FLOAT, Plan
 
 #: Suspects to put to interventions, and to look at by noise alone where no tensor stands out by its score.
@@ -51,13 +51,13 @@ def subjects(bench: Bench, plan: Plan) -> dict[str, Subject]:
     means, typical = _channels(bench)
     found = {}
     for tensor, grid in plan.grids.items():
-        step = study.graph.step(tensor)
-        if tensor == step.weight:
-            output = seen[step.name].histogram.mean_square ** 0.5 if step.name in seen else 0.0
-            mean = means.get(step.inputs[0])
-            found[tensor] = Subject(study.graph, step, tensor, grid, seen, plan, typical, mean, output)
+        op = study.graph.operation(tensor)
+        if tensor == op.weight:
+            output = seen[op.name].histogram.mean_square ** 0.5 if op.name in seen else 0.0
+            mean = means.get(op.inputs[0])
+            found[tensor] = Subject(study.graph, op, tensor, grid, seen, plan, typical, mean, output)
         else:
-            found[tensor] = Subject(study.graph, step, tensor, grid, seen, plan, typical)
+            found[tensor] = Subject(study.graph, op, tensor, grid, seen, plan, typical)
     return found
 
 
@@ -68,19 +68,19 @@ def _channels(bench: Bench) -> tuple[dict[int, Tensor], dict[str, np.ndarray]]:
     taps: dict[str, Tensor] = {}
     typical: dict[str, np.ndarray] = {}
 
-    def look(step: Step, values: Mapping[str, Tensor]) -> None:
+    def look(op: Operation, values: Mapping[str, Tensor]) -> None:
         value = values["float"]
         if value.ndim > 1:
-            rows = value.movedim(step.channel_axis, 0).flatten(1)
-            taps[step.name] = rows.double().mean(1).cpu()
-            typical[step.name] = _typical(rows)
+            rows = value.movedim(op.channel_axis, 0).flatten(1)
+            taps[op.name] = rows.double().mean(1).cpu()
+            typical[op.name] = _typical(rows)
 
     run_lanes(graph, [Lane("float")], batch.inputs, observe=look)
     means: dict[int, Tensor] = {}
-    for step in graph.steps:
+    for op in graph.operations:
         # what shares a tap's grid is taken to share its means, unless it moves the channels: max pooling raises them a little
-        if step.tap in taps and step.shape[1:2] == graph.step(step.tap).shape[1:2]:
-            means[step.index] = taps[step.tap]
+        if op.tap in taps and op.shape[1:2] == graph.operation(op.tap).shape[1:2]:
+            means[op.index] = taps[op.tap]
     return means, typical
 
 

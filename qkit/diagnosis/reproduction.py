@@ -18,7 +18,7 @@ from qkit.execution.metrics import Interval, paired_interval, score_batch
 from qkit.graph import Graph
 from qkit.graph.arguments import call_arguments
 from qkit.graph.buffers import changed_buffers
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.graph.structures import float_tensors, map_tensors
 from qkit.listing import few
 
@@ -38,8 +38,8 @@ def nondeterminism(study: Study) -> list[Cause]:
             torch.manual_seed(seed)
             sums: dict[str, float] = {}
 
-            def look(step: Step, values: Any, sums: dict[str, float] = sums) -> None:
-                sums[step.name] = float(values["float"].double().square().sum())
+            def look(op: Operation, values: Any, sums: dict[str, float] = sums) -> None:
+                sums[op.name] = float(values["float"].double().square().sum())
 
             output = run_lanes(study.graph, [Lane("float")], batch.inputs, observe=look)["float"]
             if isinstance(output, Tensor):
@@ -51,7 +51,7 @@ def nondeterminism(study: Study) -> list[Cause]:
         return []
     layer = _unseen_source(study.graph, name, first).layer
     evidence = f"two float passes of the same batch differ from {name} on."
-    dropping = [s for s in study.graph.steps if s.kind == "float" and "dropout" in s.name.lower()]
+    dropping = [s for s in study.graph.operations if s.kind == "float" and "dropout" in s.name.lower()]
     if dropping:
         cure = "Let dropout follow the mode of its module: training=self.training, and call model.eval()."
         return [_cause("train-mode", dropping[0].layer, f"{evidence} {dropping[0].name} drops in evaluation mode.", cure)]
@@ -59,15 +59,15 @@ def nondeterminism(study: Study) -> list[Cause]:
     return [_cause("nondeterminism", layer, evidence, cure)]
 
 
-def _unseen_source(graph: Graph, name: str, seen: Mapping[str, float]) -> Step:
+def _unseen_source(graph: Graph, name: str, seen: Mapping[str, float]) -> Operation:
     """The earliest operation without a tap that leads to that tap or the output from taps alike; else the tap's own step."""
-    step = next((s for s in graph.steps if s.name == name), graph.steps[-1])
-    found, todo = step, list(step.inputs)
+    op = next((s for s in graph.operations if s.name == name), graph.operations[-1])
+    found, todo = op, list(op.inputs)
     while todo:
-        source = graph.steps[todo.pop()]
+        source = graph.operations[todo.pop()]
         if source.name in seen:
             continue
-        if source.kind == "float" and (found is step or source.index < found.index):
+        if source.kind == "float" and (found is op or source.index < found.index):
             found = source
         todo += source.inputs
     return found
@@ -170,21 +170,21 @@ def _parting_of(graph: Graph, batch: Batch, given: Mapping[str, list[Tensor]], m
     """`_parting` on one batch: what every module was given there, call by call, and all that modules made."""
     ours: dict[int, Tensor] = {}
 
-    def look(step: Step, values: Mapping[str, Tensor]) -> None:
-        ours[step.index] = values["float"].clone()
+    def look(op: Operation, values: Mapping[str, Tensor]) -> None:
+        ours[op.index] = values["float"].clone()
 
     run_lanes(graph, [Lane("float")], batch.inputs, observe=look)
     at: Frontier | None = None
-    last: Step | None = None
-    for step in graph.steps:
-        if step.weight is None or not given.get(step.layer):
+    last: Operation | None = None
+    for op in graph.operations:
+        if op.weight is None or not given.get(op.layer):
             continue
-        at = run_to(graph, Lane("float"), batch.inputs, step.index, start=at)
-        if _differ(at.values[step.inputs[0]].data, given[step.layer].pop(0)):
-            sources = _givers(graph, step)
+        at = run_to(graph, Lane("float"), batch.inputs, op.index, start=at)
+        if _differ(at.values[op.inputs[0]].data, given[op.layer].pop(0)):
+            sources = _givers(graph, op)
             # of several that a join brings together, the one whose result no module made
             return next((s.layer for s in sources if s.index in ours and not _among(ours[s.index], made)), sources[0].layer)
-        last = step
+        last = op
     if last is not None and last.index in ours and not _among(ours[last.index], made):
         return last.layer
     return ""
@@ -198,16 +198,16 @@ def _among(ours: Tensor, made: Sequence[Tensor]) -> bool:
     return any(ours.shape == theirs.shape and not _differ(ours, theirs) for theirs in made)
 
 
-def _givers(graph: Graph, step: Step) -> list[Step]:
+def _givers(graph: Graph, op: Operation) -> list[Operation]:
     """The nearest steps with weights, or in float, before this one; the first step where there are none."""
-    found, todo = [], [graph.steps[step.inputs[0]]]
+    found, todo = [], [graph.operations[op.inputs[0]]]
     while todo:
         source = todo.pop(0)
         if source.weight is not None or source.kind == "float":
             found.append(source)
         else:
-            todo += [graph.steps[i] for i in source.inputs]
-    return found or [graph.steps[0]]
+            todo += [graph.operations[i] for i in source.inputs]
+    return found or [graph.operations[0]]
 
 
 def run_model(model: nn.Module, batch: Batch) -> Any:

@@ -64,18 +64,18 @@ def needed_accumulator(graph: Graph, plan: Plan) -> int:
     the zero point, plus the bias.
     """
     bits = 2
-    for step in graph.steps:
-        source = plan.params(graph.steps[step.inputs[0]].tap) if step.kind in ACCUMULATING else None
-        weight = plan.params(step.weight)
-        if source is None or weight is None or step.weight is None or source.axis is not None:
+    for op in graph.operations:
+        source = plan.params(graph.operations[op.inputs[0]].tap) if op.kind in ACCUMULATING else None
+        weight = plan.params(op.weight)
+        if source is None or weight is None or op.weight is None or source.axis is not None:
             continue
-        axis = step.weight_axis or 0
+        axis = op.weight_axis or 0
         grid = weight.scale.double()
-        codes = lane_weight(graph, plan, step.weight).double().cpu().movedim(axis, 0).flatten(1).abs().sum(1) / grid
+        codes = lane_weight(graph, plan, op.weight).double().cpu().movedim(axis, 0).flatten(1).abs().sum(1) / grid
         reach = int((source.qmin - source.zero_point).abs().max().maximum((source.qmax - source.zero_point).abs().max()))
         sums = codes * reach
-        if step.bias is not None:
-            sums = sums + graph.biases[step.bias].double().cpu().abs() / (source.scale.double() * grid)
+        if op.bias is not None:
+            sums = sums + graph.biases[op.bias].double().cpu().abs() / (source.scale.double() * grid)
         bits = max(bits, math.ceil(math.log2(float(sums.max()) + 1.0)) + 1)
     return min(bits, 64)
 
@@ -86,10 +86,10 @@ def _where(
     """The layer that gains most of its own from being widened, with that gain; "" where the budget does not reach so far."""
     graph = bench.study.graph
     pairs = {}
-    for step in graph.steps:
-        source = graph.steps[step.inputs[0]].tap if step.weight is not None and step.inputs else None
-        if source is not None and step.weight is not None and affects(decide(step, plan, graph)):
-            pairs[step.layer] = plan.only([source, step.weight])
+    for op in graph.operations:
+        source = graph.operations[op.inputs[0]].tap if op.weight is not None and op.inputs else None
+        if source is not None and op.weight is not None and affects(decide(op, plan, graph)):
+            pairs[op.layer] = plan.only([source, op.weight])
     wides = {layer: wide(pair) for layer, pair in pairs.items()}
     try:
         bench.scores(pairs, FLOAT, what="integer widths, layer by layer")

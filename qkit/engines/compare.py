@@ -28,7 +28,7 @@ from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches as batches_of
 from qkit.execution.metrics import Scores, score_batch
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.progress import track
 from qkit.quant.grids import QuantParams, QuantSpec
 from qkit.quant.plan import Grid, Plan
@@ -90,7 +90,7 @@ def compare(
             explanations = Explanations()
         outputs = _accumulated(graph, used, batch, sums)
         for visit in walk(graph, batch, used):
-            if sums[visit.step.name].add_local(visit):
+            if sums[visit.op.name].add_local(visit):
                 explanations.tried(visit)
         if rows is not None and batch.outputs is not None:
             rows.append(_scored(study, {**outputs, lane.name: batch.outputs}, batch))
@@ -190,9 +190,9 @@ def _same_grid(engine: QuantParams, planned: QuantParams | None) -> bool:
     """Whether the engine's grid holds what the planned one does, at its step; its integer may be a wider one."""
     if planned is None or engine.axis != planned.axis or engine.scale.shape != planned.scale.shape:
         return False
-    step = planned.scale.double()
-    alike = ((engine.scale.double() - step).abs() <= 1e-4 * step).all()
-    return bool(alike & (engine.lo <= planned.lo + 1.5 * step).all() & (engine.hi >= planned.hi - 1.5 * step).all())
+    op = planned.scale.double()
+    alike = ((engine.scale.double() - op).abs() <= 1e-4 * op).all()
+    return bool(alike & (engine.lo <= planned.lo + 1.5 * op).all() & (engine.hi >= planned.hi - 1.5 * op).all())
 
 
 def _said(changed: Sequence[str]) -> list[str]:
@@ -205,14 +205,14 @@ def _said(changed: Sequence[str]) -> list[str]:
 def _accumulated(graph: Graph, plan: Plan, batch: EngineBatch, sums: dict[str, TapSums]) -> dict[str, Any]:
     """Sums up the differences of both from the network's input on; returns the outputs of float and simulation."""
 
-    def look(step: Step, values: Mapping[str, Tensor]) -> None:
-        tensor = batch.taps.get(step.name)
+    def look(op: Operation, values: Mapping[str, Tensor]) -> None:
+        tensor = batch.taps.get(op.name)
         if tensor is None:
             return
-        engine = placed(step, tensor, values["float"])
-        params = plan.params(step.name)
+        engine = placed(op, tensor, values["float"])
+        params = plan.params(op.name)
         scale = None if params is None else along(params.scale.to(engine.device).double(), params.axis, engine.ndim)
-        found = sums.setdefault(step.name, TapSums(step.kind))
+        found = sums.setdefault(op.name, TapSums(op.kind))
         found.add_accumulated(engine, values["float"], values["simulated"], scale)
 
     return run_lanes(graph, [Lane("float"), Lane("simulated", plan)], batch.batch.inputs, observe=look)

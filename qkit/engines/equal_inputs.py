@@ -20,9 +20,9 @@ from qkit.engines.lane import EngineBatch, EngineTensor
 from qkit.errors import DataError
 from qkit.execution.lanes import Operands, compute, decide, finish_value
 from qkit.graph import Graph
-from qkit.graph.operations import UNBOUNDED, Bounds
+from qkit.graph.operation import Operation
 from qkit.graph.running import execution, place_inputs
-from qkit.graph.step import Step
+from qkit.graph.table import UNBOUNDED, Bounds
 from qkit.quant.grids import QuantParams
 from qkit.quant.plan import Plan
 
@@ -55,7 +55,7 @@ class Visit:
 
     graph: Graph
     plan: Plan
-    step: Step
+    op: Operation
     inputs: list[Any]
     sums: Tensor
     simulated: Tensor
@@ -65,7 +65,7 @@ class Visit:
     @property
     def params(self) -> QuantParams | None:
         """The tap's grid."""
-        return self.plan.params(self.step.name)
+        return self.plan.params(self.op.name)
 
     @cached_property
     def unit(self) -> Tensor:
@@ -79,8 +79,8 @@ class Visit:
         """Where the engine's values are whole steps; everywhere where the tap has no grid."""
         if self.params is None:
             return torch.ones_like(self.engine, dtype=torch.bool)
-        steps = self.engine.double() / self.unit
-        return (steps - steps.round()).abs() < 0.02
+        operations = self.engine.double() / self.unit
+        return (operations - operations.round()).abs() < 0.02
 
     def apart(self, other: Tensor) -> Tensor:
         """How many steps the engine's values are from these, float64."""
@@ -88,8 +88,8 @@ class Visit:
 
     def finished(self, sums: Tensor, act: Bounds | None = None) -> Tensor:
         """These sums behind activation and rounding, a new tensor."""
-        step = self.step if act is None else replace(self.step, act=act)
-        return finish_value(step, sums.to(torch.float32, copy=True), self.params, ("",), None)
+        op = self.op if act is None else replace(self.op, act=act)
+        return finish_value(op, sums.to(torch.float32, copy=True), self.params, ("",), None)
 
 
 def walk(graph: Graph, batch: EngineBatch, plan: Plan) -> Iterator[Visit]:
@@ -104,33 +104,33 @@ def walk(graph: Graph, batch: EngineBatch, plan: Plan) -> Iterator[Visit]:
     # the same where tensors that the engine does not show are rounded down
     doubted: dict[int, Any] = {}
     given = place_inputs(graph, batch.batch.inputs)
-    for step in graph.steps:
-        if step.kind == "output":
+    for op in graph.operations:
+        if op.kind == "output":
             return
-        inputs = [given[step.argument]] if step.argument is not None else [values[i] for i in step.inputs]
-        others = [doubted.get(i, values[i]) for i in step.inputs] if any(i in doubted for i in step.inputs) else None
-        params = plan.params(step.name)
-        tensor = batch.taps.get(step.name) if step.quantized else None
+        inputs = [given[op.argument]] if op.argument is not None else [values[i] for i in op.inputs]
+        others = [doubted.get(i, values[i]) for i in op.inputs] if any(i in doubted for i in op.inputs) else None
+        params = plan.params(op.name)
+        tensor = batch.taps.get(op.name) if op.quantized else None
         with execution(graph.device):
-            value = computed(graph, step, inputs, plan)
-            other = None if others is None else computed(graph, step, others, plan)
-            if step.quantized:
-                simulated = finish_value(step, value.clone(), params, ("",), None)
+            value = computed(graph, op, inputs, plan)
+            other = None if others is None else computed(graph, op, others, plan)
+            if op.quantized:
+                simulated = finish_value(op, value.clone(), params, ("",), None)
                 if tensor is None and params is not None:
-                    other = rounded(step, value if other is None else other, params, torch.floor)
+                    other = rounded(op, value if other is None else other, params, torch.floor)
                 elif other is not None:
-                    other = finish_value(step, other.clone(), params, ("",), None)
+                    other = finish_value(op, other.clone(), params, ("",), None)
         if tensor is not None:
-            engine = placed(step, tensor, simulated)
-            visit = Visit(graph, plan, step, inputs, value, simulated, engine, torch.zeros((), dtype=torch.float64))
+            engine = placed(op, tensor, simulated)
+            visit = Visit(graph, plan, op, inputs, value, simulated, engine, torch.zeros((), dtype=torch.float64))
             yield visit if other is None else replace(visit, slack=_slack(visit, other))
-            values[step.index] = engine
+            values[op.index] = engine
         else:
-            values[step.index] = simulated if step.quantized else value
+            values[op.index] = simulated if op.quantized else value
             if other is not None:
-                doubted[step.index] = other
-        for i in {*step.inputs, step.index}:
-            if graph.last_use[i] <= step.index:
+                doubted[op.index] = other
+        for i in {*op.inputs, op.index}:
+            if graph.last_use[i] <= op.index:
                 values.pop(i, None)
                 doubted.pop(i, None)
 
@@ -140,21 +140,21 @@ def _slack(visit: Visit, other: Tensor) -> Tensor:
     apart = ((other.double() - visit.simulated.double()) / visit.unit).square()
     if apart.ndim < 2:
         return _DOUBT * apart.mean().sqrt()
-    rest = [d for d in range(apart.ndim) if d != visit.step.channel_axis % apart.ndim]
+    rest = [d for d in range(apart.ndim) if d != visit.op.channel_axis % apart.ndim]
     return _DOUBT * apart.mean(rest, keepdim=True).sqrt()
 
 
-def rounded(step: Step, sums: Tensor, params: QuantParams, how: Callable[[Tensor], Tensor]) -> Tensor:
+def rounded(op: Operation, sums: Tensor, params: QuantParams, how: Callable[[Tensor], Tensor]) -> Tensor:
     """These sums behind the activation and another way to round, such as ``torch.floor``; cut to the grid, float32."""
-    exact = sums.double() if step.act == UNBOUNDED else sums.double().clamp(*step.act)
+    exact = sums.double() if op.act == UNBOUNDED else sums.double().clamp(*op.act)
     scale, zero = (along(t.to(sums.device).double(), params.axis, sums.ndim) for t in (params.scale, params.zero_point))
-    steps = torch.minimum(torch.maximum(how(exact / scale), params.qmin - zero), params.qmax - zero)
-    return (steps * scale).to(torch.float32)
+    operations = torch.minimum(torch.maximum(how(exact / scale), params.qmin - zero), params.qmax - zero)
+    return (operations * scale).to(torch.float32)
 
 
-def computed(graph: Graph, step: Step, inputs: list[Any], plan: Plan) -> Any:
+def computed(graph: Graph, op: Operation, inputs: list[Any], plan: Plan) -> Any:
     """What the step gives in the plan's lane on these inputs, before activation and rounding."""
-    return compute(step, inputs, decide(step, plan, graph), Operands(graph, step))
+    return compute(op, inputs, decide(op, plan, graph), Operands(graph, op))
 
 
 def along(values: Tensor, axis: int | None, ndim: int) -> Tensor:
@@ -162,11 +162,11 @@ def along(values: Tensor, axis: int | None, ndim: int) -> Tensor:
     return values if axis is None else values.view([-1 if d == axis % ndim else 1 for d in range(ndim)])
 
 
-def placed(step: Step, tensor: EngineTensor, like: Tensor) -> Tensor:
+def placed(op: Operation, tensor: EngineTensor, like: Tensor) -> Tensor:
     """The engine's values beside the kit's: a copy on its device, in its memory layout, checked for its shape."""
     if tensor.values.shape != like.shape:
         raise DataError(
-            f"{step.name} has shape {tuple(tensor.values.shape)} in the engine and {tuple(like.shape)} in the network: the "
+            f"{op.name} has shape {tuple(tensor.values.shape)} in the engine and {tuple(like.shape)} in the network: the "
             "engine ran another network or another batch; align the lane first."
         )
     values = tensor.values.to(like.device, torch.float32)

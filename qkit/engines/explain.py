@@ -32,11 +32,11 @@ class Explanations:
 
     def tried(self, visit: Visit) -> None:
         """Add a batch of a tap."""
-        plain = self._plain[visit.step.name]
+        plain = self._plain[visit.op.name]
         if plain.count >= _ENOUGH or not bool(torch.isfinite(visit.engine).all() and torch.isfinite(visit.sums).all()):
             return
         plain.add(visit.apart(visit.simulated))
-        known = self._tried[visit.step.name]
+        known = self._tried[visit.op.name]
         with execution(visit.graph.device):
             for fault in hypotheses(visit):
                 output = fault.output()

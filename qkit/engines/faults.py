@@ -19,8 +19,8 @@ from torch import Tensor
 
 from qkit.engines.equal_inputs import Visit, along, computed, rounded
 from qkit.execution.lanes import lane_bias, lane_weight
-from qkit.graph.operations import UNBOUNDED
 from qkit.graph.running import ACCUMULATING
+from qkit.graph.table import UNBOUNDED
 from qkit.quant.grids import wrap_around
 from qkit.quant.plan import FLOAT
 
@@ -63,10 +63,10 @@ class Fault:
 
 def hypotheses(visit: Visit) -> Iterator[Fault]:
     """All that could be at this step."""
-    if visit.step.weight is not None:
+    if visit.op.weight is not None:
         yield from _biases(visit)
         yield from _accumulators(visit)
-    if visit.step.act != UNBOUNDED:
+    if visit.op.act != UNBOUNDED:
         yield Fault(
             "no-activation",
             "leaves out the activation: its tensor is the one in front of what the network fuses in",
@@ -83,20 +83,20 @@ def hypotheses(visit: Visit) -> Iterator[Fault]:
 
 def _biases(visit: Visit) -> Iterator[Fault]:
     """Biases that are left out, and biases in integers that are too narrow for them."""
-    graph, step, plan = visit.graph, visit.step, visit.plan
-    weight, bias = lane_weight(graph, plan, step.weight or ""), lane_bias(graph, step, plan)
+    graph, op, plan = visit.graph, visit.op, visit.plan
+    weight, bias = lane_weight(graph, plan, op.weight or ""), lane_bias(graph, op, plan)
     if bias is None:
         return
 
     def output(other: Tensor | None) -> Tensor:
-        return visit.finished(step.call(visit.inputs[0], weight, other))
+        return visit.finished(op.call(visit.inputs[0], weight, other))
 
     yield Fault("dropped-bias", "drops the bias", "Give the engine this layer's bias.", lambda: output(None))
     scale = _accumulator_scale(visit)
     if scale is None:
         return
     # not cut to the plan's own width: an engine makes integers of the float bias
-    exact = lane_bias(graph, step, replace(plan, bias_bits=None))
+    exact = lane_bias(graph, op, replace(plan, bias_bits=None))
     codes = torch.round((bias if exact is None else exact).double() / scale)
     for bits in (32, 16):
         limit = 2.0 ** (bits - 1)
@@ -122,19 +122,19 @@ def _biases(visit: Visit) -> Iterator[Fault]:
 
 def _accumulator_scale(visit: Visit) -> Tensor | None:
     """Scale of input times weight, () or (channels,), float64; None where the sums have no one grid."""
-    step, plan = visit.step, visit.plan
-    source, grid = plan.params(visit.graph.steps[step.inputs[0]].tap), plan.params(step.weight)
-    if source is None or grid is None or source.axis is not None or grid.axis not in (None, step.weight_axis):
+    op, plan = visit.op, visit.plan
+    source, grid = plan.params(visit.graph.operations[op.inputs[0]].tap), plan.params(op.weight)
+    if source is None or grid is None or source.axis is not None or grid.axis not in (None, op.weight_axis):
         return None
     return (source.scale.double() * grid.scale.double()).to(visit.engine.device)
 
 
 def _accumulators(visit: Visit) -> Iterator[Fault]:
     """Sums that are too large for the integer that they run up in."""
-    step, scale = visit.step, _accumulator_scale(visit)
-    if scale is None or step.kind not in ACCUMULATING:
+    op, scale = visit.op, _accumulator_scale(visit)
+    if scale is None or op.kind not in ACCUMULATING:
         return
-    axis = None if scale.ndim == 0 else step.channel_axis
+    axis = None if scale.ndim == 0 else op.channel_axis
     shaped = along(scale, axis, visit.sums.ndim)
     sums = visit.sums.double()
     greatest = float((sums / shaped).abs().max())
@@ -168,7 +168,7 @@ def softmax_overflows(length: int, scale: float) -> bool:
 def _softmaxes(visit: Visit) -> Iterator[Fault]:
     """Exponentials beyond float32, which become one or the other end of the integers."""
     params, y = visit.params, visit.sums
-    if params is None or params.axis is not None or params.bits > 8 or visit.step.kind != "activation":
+    if params is None or params.axis is not None or params.bits > 8 or visit.op.kind != "activation":
         return
     scale = float(params.scale)
     for axis in range(1, y.ndim):
@@ -191,10 +191,10 @@ def _in_float(visit: Visit) -> Iterator[Fault]:
     if visit.params is None:
         return
     cure = "Check that the engine quantizes this layer, or leave it out of the plan."
-    step, graph = visit.step, visit.graph
+    op, graph = visit.op, visit.graph
 
     def clamped(sums: Tensor) -> Tensor:
-        return sums if step.act == UNBOUNDED else sums.clamp(*step.act)
+        return sums if op.act == UNBOUNDED else sums.clamp(*op.act)
 
     yield Fault(
         "in-float",
@@ -202,19 +202,19 @@ def _in_float(visit: Visit) -> Iterator[Fault]:
         cure,
         lambda: clamped(visit.sums),
     )
-    if step.weight is None:
+    if op.weight is None:
         return
     yield Fault(
         "in-float",
         "runs in float, weights and all: its values lie between the grid's",
         cure,
-        lambda: clamped(computed(graph, step, visit.inputs, FLOAT)),
+        lambda: clamped(computed(graph, op, visit.inputs, FLOAT)),
     )
     yield Fault(
         "in-float",
         "runs in float with float weights, and rounds its output alone",
         cure,
-        lambda: visit.finished(computed(graph, step, visit.inputs, FLOAT)),
+        lambda: visit.finished(computed(graph, op, visit.inputs, FLOAT)),
     )
 
 
@@ -235,14 +235,14 @@ def _scales(visit: Visit) -> Iterator[Fault]:
             "Compare the scale that the engine uses for this tensor with the plan's (some engines store its reciprocal).",
             lambda: visit.simulated * factor,
         )
-    if visit.step.kind not in ("add", "concat") or len(visit.inputs) < 2 or not all(isinstance(x, Tensor) for x in visit.inputs):
+    if visit.op.kind not in ("add", "concat") or len(visit.inputs) < 2 or not all(isinstance(x, Tensor) for x in visit.inputs):
         return
-    for position, index in enumerate(visit.step.inputs):
-        part = visit.step.call(*(x if i == position else torch.zeros_like(x) for i, x in enumerate(visit.inputs))).double()
+    for position, index in enumerate(visit.op.inputs):
+        part = visit.op.call(*(x if i == position else torch.zeros_like(x) for i, x in enumerate(visit.inputs))).double()
         own = _part_factor(visit, exact, part)
         if own is None:
             continue
-        name = visit.graph.steps[index].tap or visit.graph.steps[index].name
+        name = visit.graph.operations[index].tap or visit.graph.operations[index].name
         yield Fault(
             "scale",
             f"reads its input {name} at a scale that is off by a constant factor of {own:.3g}",
@@ -253,7 +253,7 @@ def _scales(visit: Visit) -> Iterator[Fault]:
 
 def _clear(visit: Visit, exact: Tensor) -> Tensor:
     """Where neither activation nor the grid's ends nor rounding hide what happened to a value."""
-    low, high = visit.step.act
+    low, high = visit.op.act
     clear = (exact > low) & (exact < high) & (exact.abs() > _CLEAR * visit.unit) & (visit.engine.double() != 0.0)
     params = visit.params
     if params is not None:
@@ -295,16 +295,16 @@ def _part_factor(visit: Visit, exact: Tensor, part: Tensor) -> float | None:
 
 def _orders(visit: Visit) -> Iterator[Fault]:
     """Channels or samples in another order."""
-    step = visit.step
+    op = visit.op
     if visit.engine.ndim < 2:
         return
     yield Fault(
         "channel-order",
         "has its channels in another order",
         "Check the order of this layer's output channels in the engine.",
-        lambda: _reordered(visit, step.channel_axis),
+        lambda: _reordered(visit, op.channel_axis),
     )
-    if step.channel_axis != 0:
+    if op.channel_axis != 0:
         yield Fault(
             "sample-order",
             "has its samples in another order",
@@ -312,12 +312,12 @@ def _orders(visit: Visit) -> Iterator[Fault]:
             lambda: _reordered(visit, 0),
         )
     source = visit.inputs[0] if visit.inputs else None
-    if step.weight is not None and step.kind == "conv" and isinstance(source, Tensor) and source.ndim > 2:
+    if op.weight is not None and op.kind == "conv" and isinstance(source, Tensor) and source.ndim > 2:
         yield Fault(
             "channel-order",
             "reads its input's channels in reverse order",
             "Check the order of the input's channels in the engine (RGB or BGR).",
-            lambda: visit.finished(computed(visit.graph, step, [source.flip(1)], visit.plan)),
+            lambda: visit.finished(computed(visit.graph, op, [source.flip(1)], visit.plan)),
         )
 
 
@@ -358,7 +358,7 @@ def _layouts(visit: Visit) -> Iterator[Fault]:
             lambda: visit.finished(
                 computed(
                     visit.graph,
-                    visit.step,
+                    visit.op,
                     [source.reshape(len(source), *shape).permute(0, 2, 3, 1).flatten(1)],
                     visit.plan,
                 )
@@ -373,12 +373,12 @@ def _read_as_last(x: Tensor) -> Tensor:
 
 def _flattened(visit: Visit) -> tuple[int, ...] | None:
     """Shape (C, H, W) of the image that a linear layer reads flattened, if it reads one of more than a pixel."""
-    step, graph = visit.step, visit.graph
-    if step.kind != "linear" or visit.inputs[0].ndim != 2:
+    op, graph = visit.op, visit.graph
+    if op.kind != "linear" or visit.inputs[0].ndim != 2:
         return None
-    source = graph.steps[step.inputs[0]]
+    source = graph.operations[op.inputs[0]]
     while source.kind == "keep" and source.inputs:
-        source = graph.steps[source.inputs[0]]
+        source = graph.operations[source.inputs[0]]
         shape = source.shape
         if len(shape) == 4 and int(np.prod(shape[1:])) == visit.inputs[0].shape[1]:
             return tuple(shape[1:]) if shape[2] * shape[3] > 1 else None
@@ -398,4 +398,4 @@ def _roundings(visit: Visit) -> Iterator[Fault]:
         ("has its values cut off towards zero, not rounded to nearest", torch.trunc),
     )
     for words, how in ways:
-        yield Fault("rounding", words, cure, lambda how=how: rounded(visit.step, visit.sums, params, how))  # type: ignore[misc]
+        yield Fault("rounding", words, cure, lambda how=how: rounded(visit.op, visit.sums, params, how))  # type: ignore[misc]

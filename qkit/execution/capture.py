@@ -22,7 +22,7 @@ from qkit.execution.loading import batches
 from qkit.execution.tensor_errors import ErrorSums, FloatSums, decibels, describe, local_error, measure
 from qkit.files import check_unused, explained, file_name, write_bytes
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.progress import track, uninterrupted
 from qkit.quant.grids import QuantParams, dequantize, quantize
 from qkit.quant.plan import Plan
@@ -189,12 +189,12 @@ class Capture(Closeable):
 
     def __getitem__(self, name: str) -> TapCapture:
         self._check_open()
-        step = self.graph.step(name)
-        if step.weight == name and step.name != name:
+        op = self.graph.operation(name)
+        if op.weight == name and op.name != name:
             return self._weight(name)
         kept = {lane: self._store.get(name, lane, self.batches) for lane in self.lanes}
         if any(t is None for t in kept.values()):
-            kept = self._again(step)
+            kept = self._again(op)
         return TapCapture(name, {lane: self._tensor(name, lane, t) for lane, t in kept.items() if t is not None})
 
     def _tensor(self, name: str, lane: str, kept: Tensor) -> LaneTensor:
@@ -212,11 +212,11 @@ class Capture(Closeable):
             lanes[lane] = LaneTensor(value, None if params is None else quantize(value, params, name=name), params)
         return TapCapture(name, lanes)
 
-    def _again(self, step: Step) -> dict[str, Tensor | None]:
+    def _again(self, op: Operation) -> dict[str, Tensor | None]:
         found: dict[str, Tensor | None] = {}
 
-        def look(at: Step, values: Mapping[str, Tensor]) -> None:
-            if at is step:
+        def look(at: Operation, values: Mapping[str, Tensor]) -> None:
+            if at is op:
                 found.update(values)
 
         run_lanes(self.graph, self._plain_lanes(), self._first, observe=look)
@@ -246,61 +246,61 @@ class Capture(Closeable):
         return outputs
 
     def _finish(
-        self, step: Step, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None
+        self, op: Operation, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None
     ) -> Tensor:
-        axis = step.channel_axis
+        axis = op.channel_axis
         if reference is None:
-            value = finish_value(step, y, params, lanes, None)
+            value = finish_value(op, y, params, lanes, None)
             described = describe(value, axis)
             if not np.isfinite(described[0]).all() and not bool(torch.isfinite(value).all()):
                 raise DataError(
-                    f"{step.name}: the float lane holds NaN or infinity. Look at this layer's weights and inputs first."
+                    f"{op.name}: the float lane holds NaN or infinity. Look at this layer's weights and inputs first."
                 )
-            self._pending.append(partial(self._add_float, step.name, *described, value.numel() / len(described[0])))
+            self._pending.append(partial(self._add_float, op.name, *described, value.numel() / len(described[0])))
             # a lane that has not diverged yet has no error here, but its extremes and counts are the float lane's
             for lane in lanes[1:]:
-                self._add(step, lane, value, *_no_error(value, axis))
+                self._add(op, lane, value, *_no_error(value, axis))
             return value
         if all(lane.endswith(_LOCAL) for lane in lanes):
-            squared = local_error(y, reference, params, step.act, axis)
-            self._pending += [partial(self._add_local, step, lane, squared) for lane in lanes]
+            squared = local_error(y, reference, params, op.act, axis)
+            self._pending += [partial(self._add_local, op, lane, squared) for lane in lanes]
             return y
-        value, sums, peaks = measure(y, reference, params, step.act, axis)
+        value, sums, peaks = measure(y, reference, params, op.act, axis)
         for lane in lanes:
-            self._add(step, lane, value, sums, peaks)
+            self._add(op, lane, value, sums, peaks)
         return value
 
-    def _add(self, step: Step, lane: str, value: Tensor, sums: np.ndarray, peaks: np.ndarray) -> None:
+    def _add(self, op: Operation, lane: str, value: Tensor, sums: np.ndarray, peaks: np.ndarray) -> None:
         if lane.endswith(_LOCAL):
-            self._pending.append(partial(self._add_local, step, lane, sums[0]))
+            self._pending.append(partial(self._add_local, op, lane, sums[0]))
         else:
             count = value.numel() / sums.shape[1]
-            self._pending.append(lambda: self._record(step, lane).add(sums, peaks, count))
+            self._pending.append(lambda: self._record(op, lane).add(sums, peaks, count))
 
     def _add_float(self, name: str, *described: Any) -> None:
         if name not in self.floats:
             self.floats[name] = FloatSums()
         self.floats[name].add(*described)
 
-    def _add_local(self, step: Step, lane: str, squared: np.ndarray) -> None:
-        record = self._record(step, lane)
+    def _add_local(self, op: Operation, lane: str, squared: np.ndarray) -> None:
+        record = self._record(op, lane)
         record.local = record.local + squared
 
-    def _record(self, step: Step, lane: str) -> ErrorSums:
-        key = step.name, lane.removesuffix(_LOCAL)
+    def _record(self, op: Operation, lane: str) -> ErrorSums:
+        key = op.name, lane.removesuffix(_LOCAL)
         if key not in self.errors:
             self.errors[key] = ErrorSums()
         return self.errors[key]
 
-    def _keep(self, step: Step, values: Mapping[str, Tensor]) -> None:
-        if step.name not in self._store.taps:
+    def _keep(self, op: Operation, values: Mapping[str, Tensor]) -> None:
+        if op.name not in self._store.taps:
             return
         kept = {}
         for lane in self.lanes:
-            params = None if lane == "float" else self.plans[lane].params(step.name)
+            params = None if lane == "float" else self.plans[lane].params(op.name)
             value = values[lane]
-            kept[lane] = (value.clone() if params is None else quantize(value, params, name=step.name)).cpu()
-        self._store.put(step.name, kept)
+            kept[lane] = (value.clone() if params is None else quantize(value, params, name=op.name)).cpu()
+        self._store.put(op.name, kept)
 
     def table(self) -> pd.DataFrame:
         """A row per tap in execution order, a column group per lane.
@@ -313,13 +313,13 @@ class Capture(Closeable):
         index = [name for name in self.taps if name in self.floats]
         rows = []
         for name in index:
-            step = self.graph.step(name)
+            op = self.graph.operation(name)
             base = self.floats[name]
             signal = float(base.squared.sum())
             row: dict[tuple[str, str], Any] = {
-                ("tap", "kind"): step.kind,
-                ("tap", "shape"): "x".join(map(str, step.shape[1:])),
-                ("tap", "macs"): step.macs,
+                ("tap", "kind"): op.kind,
+                ("tap", "shape"): "x".join(map(str, op.shape[1:])),
+                ("tap", "macs"): op.macs,
                 ("float", "min"): float(base.least.min()),
                 ("float", "max"): float(base.greatest.max()),
                 ("float", "rms"): (signal / (base.count * len(base.squared))) ** 0.5,
@@ -358,18 +358,18 @@ class Capture(Closeable):
 
     def per_channel(self, tap: str) -> pd.DataFrame:
         """A row per channel of a tap, the same figures as `table` where they make sense for one channel."""
-        step = self.graph.step(tap)
-        if step.name not in self.floats:
-            raise QkitError(f"{tap} was not captured; {'is a weight' if step.weight == tap else 'no batch reached it'}.")
-        base = self.floats[step.name]
+        op = self.graph.operation(tap)
+        if op.name not in self.floats:
+            raise QkitError(f"{tap} was not captured; {'is a weight' if op.weight == tap else 'no batch reached it'}.")
+        base = self.floats[op.name]
         columns: dict[tuple[str, str], np.ndarray] = {
             ("float", "min"): base.least,
             ("float", "max"): base.greatest,
             ("float", "rms"): np.sqrt(base.squared / base.count),
         }
         for lane, plan in self.plans.items():
-            sums = self.errors[step.name, lane]
-            params = plan.params(step.name)
+            sums = self.errors[op.name, lane]
+            params = plan.params(op.name)
             energy = np.maximum(base.squared + 2 * sums.product + sums.squared, 0.0)
             norm = np.sqrt(base.squared * energy)
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -391,11 +391,11 @@ class Capture(Closeable):
     def weights(self) -> pd.DataFrame:
         """A row per weight: extremes, spread of the channels' ranges, and per lane its step and signal to noise ratio in dB."""
         rows = {}
-        for step in self.graph.steps:
-            if step.weight is None or step.weight in rows:
+        for op in self.graph.operations:
+            if op.weight is None or op.weight in rows:
                 continue
-            weight = self.graph.weights[step.weight]
-            flat = weight.movedim(step.weight_axis or 0, 0).flatten(1) if weight.ndim > 1 else weight[:, None]
+            weight = self.graph.weights[op.weight]
+            flat = weight.movedim(op.weight_axis or 0, 0).flatten(1) if weight.ndim > 1 else weight[:, None]
             peaks = flat.abs().amax(1)
             used = peaks[peaks > 0]
             row: dict[tuple[str, str], Any] = {
@@ -404,12 +404,12 @@ class Capture(Closeable):
                 ("float", "channel spread"): float(used.max() / used.min()) if len(used) else 1.0,
             }
             for lane, plan in self.plans.items():
-                params = plan.params(step.weight)
+                params = plan.params(op.weight)
                 if params is not None:
-                    noise = (lane_weight(self.graph, plan, step.weight) - weight).double().square().sum()
+                    noise = (lane_weight(self.graph, plan, op.weight) - weight).double().square().sum()
                     row[lane, "scale"] = float(params.scale.max())
                     row[lane, "sqnr"] = float(decibels(float(weight.double().square().sum()), float(noise)))
-            rows[step.weight] = row
+            rows[op.weight] = row
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("weight")
         return _two_levels(frame) if len(frame) else frame
 
@@ -427,7 +427,7 @@ class Capture(Closeable):
         from qkit.execution.feature_maps import image_maps
         from qkit.figures.plots import feature_maps
 
-        found = image_maps(self[tap], image, self.graph.step(tap).channel_axis)
+        found = image_maps(self[tap], image, self.graph.operation(tap).channel_axis)
         return feature_maps(found, f"feature maps of {tap}, image {image}", channels=channels)
 
     def to_dict(self) -> dict[str, Any]:
@@ -513,7 +513,7 @@ class Capturing:
     ) -> None:  # fmt: skip
         names = graph.taps if keep == "all" else tuple(keep)
         for name in names:
-            graph.step(name)
+            graph.operation(name)
         if "float" in plans:
             raise QkitError("the float lane is always there: do not name a plan 'float'.")
         place = None if folder is None else check_unused(folder, f"*{_SUFFIX}")

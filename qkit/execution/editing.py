@@ -194,16 +194,16 @@ def suggestions(study: Study, tensor: str, spec: QuantSpec, percentile: float = 
     PlanError
         If the tensor has no grid of its own.
     """
-    step = study.graph.step(tensor)
-    if step.weight != tensor and not step.quantized:
+    op = study.graph.operation(tensor)
+    if op.weight != tensor and not op.quantized:
         raise PlanError(f"{tensor} has no grid of its own: there is no range to choose.")
     found: dict[Method, Grid] = {}
     for method in METHODS:
         try:
-            if step.weight == tensor:
-                grid = weight_grid(study.graph.weights[tensor], spec, method, step.weight_axis, percentile)
+            if op.weight == tensor:
+                grid = weight_grid(study.graph.weights[tensor], spec, method, op.weight_axis, percentile)
             else:
-                grid = activation_grid(study.observe(progress=False)[tensor], spec, method, step.channel_axis, percentile)
+                grid = activation_grid(study.observe(progress=False)[tensor], spec, method, op.channel_axis, percentile)
         except PlanError:
             continue
         if grid.method == method:

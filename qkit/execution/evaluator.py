@@ -277,7 +277,7 @@ class Evaluator:
         self, todo: Sequence[Plan], base: Plan, limit: int | None, errors: bool, memory_budget: int, what: str, progress: bool
     ) -> None:
         graph = self._graph
-        last = len(graph.steps) - 1
+        last = len(graph.operations) - 1
 
         def start(plan: Plan) -> int:
             first = first_difference(graph, base, plan)
@@ -342,10 +342,10 @@ class Evaluator:
         A further plan that differs from this one at that tensor alone, as while its range is being tuned, costs only what lies
         behind it.
         """
-        step = self._graph.step(tensor)
-        if not step.quantized:
-            raise QkitError(f"{tensor} has no grid of its own: it shares that of {step.tap}, or stays in float.")
-        found = self._prefix_at(step.index, plan, base, batches, errors=True).effect(plan)
+        op = self._graph.operation(tensor)
+        if not op.quantized:
+            raise QkitError(f"{tensor} has no grid of its own: it shares that of {op.tap}, or stays in float.")
+        found = self._prefix_at(op.index, plan, base, batches, errors=True).effect(plan)
         self._record(plan, found.parts, batches)
         return found
 
@@ -456,5 +456,5 @@ def run_from_base(
 
 def _group_size(graph: Graph, samples: int, budget: int) -> int:
     """Lanes whose live tensors fit the budget: a lane holds at most a few of the largest tensors at a time."""
-    largest = max((int(np.prod(s.shape[1:])) for s in graph.steps if s.shape), default=1) * max(samples, 1) * 4
+    largest = max((int(np.prod(s.shape[1:])) for s in graph.operations if s.shape), default=1) * max(samples, 1) * 4
     return max(4, int(budget // (3 * largest)))

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from qkit.errors import PlanError
 from qkit.graph import Graph
-from qkit.graph.operations import UNBOUNDED
+from qkit.graph.operation import Operation
 from qkit.graph.running import ACCUMULATING, execution, operate, place_inputs
-from qkit.graph.step import Step
+from qkit.graph.table import UNBOUNDED
 from qkit.quant.grids import QuantParams, dequantize, fake_quantize_, quantize_bias, wrap_around
 from qkit.quant.memory import dense, without_gaps
 from qkit.quant.plan import FLOAT, Codes, Plan
@@ -92,37 +92,39 @@ class Frontier:
 
 #: ``finish(step, y, params, lanes, reference)``: apply the fused activation to the fresh tensor `y` and put it on the grid,
 #: in place where possible; returns the value. `lanes` are the names that share it, `reference` the first lane's value.
-Finish = Callable[[Step, Tensor, "QuantParams | None", tuple[str, ...], "Tensor | None"], Tensor]
+Finish = Callable[[Operation, Tensor, "QuantParams | None", tuple[str, ...], "Tensor | None"], Tensor]
 #: ``observe(step, values)``: every lane's value of a quantized step, by lane name.
-Observe = Callable[[Step, Mapping[str, Tensor]], None]
+Observe = Callable[[Operation, Mapping[str, Tensor]], None]
 
 
-def decide(step: Step, plan: Plan, graph: Graph) -> Decision:
+def decide(op: Operation, plan: Plan, graph: Graph) -> Decision:
     """What the plan says for a step."""
-    output = plan.params(step.name) if step.quantized else None
-    weight = plan.params(step.weight)
+    output = plan.params(op.name) if op.quantized else None
+    weight = plan.params(op.weight)
     bias_scale = accumulator = None
     if weight is not None and not (plan.bias_bits is None and plan.accumulator_bits is None):
-        source = plan.params(graph.steps[step.inputs[0]].tap)
-        if source is not None and source.axis is None and weight.axis in (None, step.weight_axis):
-            if (step.bias is not None or step.name in plan.corrections) and plan.bias_bits is not None:
+        source = plan.params(graph.operations[op.inputs[0]].tap)
+        if source is not None and source.axis is None and weight.axis in (None, op.weight_axis):
+            if (op.bias is not None or op.name in plan.corrections) and plan.bias_bits is not None:
                 bias_scale = (source, weight, plan.bias_bits)
-            if step.kind in ACCUMULATING and plan.accumulator_bits is not None:
+            if op.kind in ACCUMULATING and plan.accumulator_bits is not None:
                 accumulator = (source, weight, plan.accumulator_bits)
-    correction = None if weight is None else plan.corrections.get(step.name)
-    return Decision(weight, bias_scale, output, correction, accumulator, plan.codes(step.weight))
+    correction = None if weight is None else plan.corrections.get(op.name)
+    return Decision(weight, bias_scale, output, correction, accumulator, plan.codes(op.weight))
 
 
-def finish_value(step: Step, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None) -> Tensor:
+def finish_value(
+    op: Operation, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None
+) -> Tensor:
     """The plain `Finish`: activation and fake quantization in place."""
     if params is None:
-        return y if step.act == UNBOUNDED else y.clamp_(*step.act)
+        return y if op.act == UNBOUNDED else y.clamp_(*op.act)
     if y.device.type != "cpu" or params.axis is not None:
-        return fake_quantize_(y if step.act == UNBOUNDED else y.clamp_(*step.act), params)
+        return fake_quantize_(y if op.act == UNBOUNDED else y.clamp_(*op.act), params)
     from qkit.quant import kernels
 
     y = without_gaps(y)
-    kernels.quantize_flat(dense(y).numpy(), params.scalars, step.act)
+    kernels.quantize_flat(dense(y).numpy(), params.scalars, op.act)
     return y
 
 
@@ -157,17 +159,17 @@ class Operands:
     """A step's quantized weights and biases, each made once however many groups want it; gone with the step."""
 
     graph: Graph
-    step: Step
+    op: Operation
     weights: dict[Any, Tensor] = field(default_factory=dict)
     biases: dict[Any, Tensor | None] = field(default_factory=dict)
 
     def weight(self, decision: Decision) -> Tensor:
         params, key = decision.weight, (decision.weight, decision.codes)
         if key not in self.weights:
-            float_weight = self.graph.weights[self.step.weight or ""]
+            float_weight = self.graph.weights[self.op.weight or ""]
             if params is not None and params.axis is not None and float_weight.shape[params.axis] != params.scale.numel():
                 raise PlanError(
-                    f"{self.step.weight}: the plan's grid has {params.scale.numel()} channels on axis {params.axis}, the weight "
+                    f"{self.op.weight}: the plan's grid has {params.scale.numel()} channels on axis {params.axis}, the weight "
                     f"has shape {tuple(float_weight.shape)}. The plan is of another model: calibrate again."
                 )
             self.weights[key] = float_weight if params is None else quantize_weight(float_weight, params, decision.codes)
@@ -176,24 +178,24 @@ class Operands:
     def bias(self, decision: Decision) -> Tensor | None:
         key = decision.bias_scale, decision.correction
         if key not in self.biases:
-            self.biases[key] = _bias(self.graph, self.step, decision)
+            self.biases[key] = _bias(self.graph, self.op, decision)
         return self.biases[key]
 
 
-def lane_bias(graph: Graph, step: Step, plan: Plan) -> Tensor | None:
+def lane_bias(graph: Graph, op: Operation, plan: Plan) -> Tensor | None:
     """The layer's bias as the plan's lane computes with it; None where it has none."""
-    return _bias(graph, step, decide(step, plan, graph))
+    return _bias(graph, op, decide(op, plan, graph))
 
 
-def _bias(graph: Graph, step: Step, decision: Decision) -> Tensor | None:
-    if step.bias is None and decision.correction is None:
+def _bias(graph: Graph, op: Operation, decision: Decision) -> Tensor | None:
+    if op.bias is None and decision.correction is None:
         return None
     # a layer without bias gets one where the plan corrects its output's mean
-    bias = graph.biases[step.bias] if step.bias else torch.zeros(step.shape[step.channel_axis], device=graph.device)
+    bias = graph.biases[op.bias] if op.bias else torch.zeros(op.shape[op.channel_axis], device=graph.device)
     if decision.correction is not None:
         if len(decision.correction) != len(bias):
             raise PlanError(
-                f"{step.name}: the plan corrects {len(decision.correction)} biases, the layer has {len(bias)}. The plan is of "
+                f"{op.name}: the plan corrects {len(decision.correction)} biases, the layer has {len(bias)}. The plan is of "
                 "another model: calibrate again."
             )
         bias = bias + torch.tensor(decision.correction, dtype=bias.dtype, device=bias.device)
@@ -234,8 +236,8 @@ def run_lanes(
         If the inputs do not fit the graph.
     """
     outputs: dict[str, Any] = {}
-    env = _walk(graph, lanes, inputs, finish, observe, start, len(graph.steps), executed)
-    final = graph.steps[-1]
+    env = _walk(graph, lanes, inputs, finish, observe, start, len(graph.operations), executed)
+    final = graph.operations[-1]
     for lane, value in zip(lanes, env[final.index], strict=True):
         if lane.reads is None:
             outputs[lane.name] = value.data
@@ -252,17 +254,17 @@ def run_to(
 
 
 def value_at(
-    graph: Graph, lane: Lane, inputs: tuple[Any, ...] | None, step: Step, *, start: Frontier | None = None,
+    graph: Graph, lane: Lane, inputs: tuple[Any, ...] | None, op: Operation, *, start: Frontier | None = None,
     executed: Counter[str] | None = None,
 ) -> Tensor:  # fmt: skip
     """One lane's value of a quantized step, running no further than that."""
     found: dict[str, Tensor] = {}
 
-    def look(at: Step, values: Mapping[str, Tensor]) -> None:
-        if at is step:
+    def look(at: Operation, values: Mapping[str, Tensor]) -> None:
+        if at is op:
             found.update(values)
 
-    _walk(graph, [lane], inputs, finish_value, look, start, step.index + 1, executed)
+    _walk(graph, [lane], inputs, finish_value, look, start, op.index + 1, executed)
     return found[lane.name]
 
 
@@ -280,43 +282,43 @@ def _walk(
     given = [] if inputs is None else [Value(x) for x in place_inputs(graph, inputs)]
     first = 0 if start is None else start.index
     with execution(graph.device):
-        for step in graph.steps[first:stop]:
-            arguments = [[given[step.argument]] * len(lanes)] if step.argument is not None else [env[i] for i in step.inputs]
-            values = _run_step(graph, step, lanes, source, arguments, finish, executed, keep_all=observe is not None)
-            if observe is not None and step.quantized:
-                observe(step, {lane.name: value.data for lane, value in zip(lanes, values, strict=True)})
+        for op in graph.operations[first:stop]:
+            arguments = [[given[op.argument]] * len(lanes)] if op.argument is not None else [env[i] for i in op.inputs]
+            values = _run_step(graph, op, lanes, source, arguments, finish, executed, keep_all=observe is not None)
+            if observe is not None and op.quantized:
+                observe(op, {lane.name: value.data for lane, value in zip(lanes, values, strict=True)})
             # a lane that reads another hands nothing of its own on
-            env[step.index] = [values[i] for i in source]
+            env[op.index] = [values[i] for i in source]
             del values
-            for i in {*step.inputs, step.index}:
-                if graph.last_use[i] <= step.index and i in env and step.kind != "output":
+            for i in {*op.inputs, op.index}:
+                if graph.last_use[i] <= op.index and i in env and op.kind != "output":
                     del env[i]
     return env
 
 
 def _run_step(
-    graph: Graph, step: Step, lanes: Sequence[Lane], source: Sequence[int], arguments: list[list[Value]], finish: Finish,
+    graph: Graph, op: Operation, lanes: Sequence[Lane], source: Sequence[int], arguments: list[list[Value]], finish: Finish,
     executed: Counter[str] | None, *, keep_all: bool,
 ) -> list[Value]:  # fmt: skip
     """Every lane's value of one step; a lane that reads another and that nobody observes gets that one's, to save memory."""
     groups: dict[Any, tuple[Decision, tuple[Value, ...], list[int]]] = {}
     for i, lane in enumerate(lanes):
         operands = tuple(argument[source[i]] for argument in arguments)
-        decision = decide(step, lane.plan, graph)
+        decision = decide(op, lane.plan, graph)
         if lane.reads is not None and decision.is_float:
             # nothing of its own happens here: it goes with the lane that it reads
-            decision = decide(step, lanes[source[i]].plan, graph)
+            decision = decide(op, lanes[source[i]].plan, graph)
         key = (tuple(map(id, operands)), decision.key)
         groups.setdefault(key, (decision, operands, []))[2].append(i)
     result: list[Value | None] = [None] * len(lanes)
-    shared = Operands(graph, step)
+    shared = Operands(graph, op)
     reference: Tensor | None = None
     for decision, operands, members in groups.values():
-        data = compute(step, [operand.data for operand in operands], decision, shared)
+        data = compute(op, [operand.data for operand in operands], decision, shared)
         if executed is not None:
-            executed[step.name] += 1
-        if step.quantized:
-            data = finish(step, data, decision.output, tuple(lanes[i].name for i in members), reference)
+            executed[op.name] += 1
+        if op.quantized:
+            data = finish(op, data, decision.output, tuple(lanes[i].name for i in members), reference)
             reference = data if reference is None else reference
         value = Value(data)
         for i in members:
@@ -326,23 +328,23 @@ def _run_step(
     return [result[i] if result[i] is not None else result[source[i]] for i in range(len(lanes))]  # type: ignore[misc]
 
 
-def compute(step: Step, values: list[Any], decision: Decision, operands: Operands) -> Any:
+def compute(op: Operation, values: list[Any], decision: Decision, operands: Operands) -> Any:
     """What the operation gives in a lane on these values, before activation and grid; fresh memory where it gets a grid."""
-    if step.weight is not None:
-        y = operate(step, values, operands.weight(decision), operands.bias(decision))
+    if op.weight is not None:
+        y = operate(op, values, operands.weight(decision), operands.bias(decision))
         if decision.accumulator is not None:
             source, weight, bits = decision.accumulator
             scale = source.scale.double() * weight.scale.double()
-            y = wrap_around(y, scale, bits, None if weight.axis is None else step.channel_axis)
+            y = wrap_around(y, scale, bits, None if weight.axis is None else op.channel_axis)
         return y
-    if step.kind == "float":
+    if op.kind == "float":
         values = [v.contiguous() if isinstance(v, Tensor) else v for v in values]
-    if step.kind == "input" and values[0].ndim == 4:
+    if op.kind == "input" and values[0].ndim == 4:
         return values[0].clone(memory_format=torch.channels_last)
-    result = operate(step, values)
-    if step.divisor is not None and decision.output is not None:
+    result = operate(op, values)
+    if op.divisor is not None and decision.output is not None:
         return defined(result, values)
-    if step.quantized and any(isinstance(v, Tensor) and v.data_ptr() == result.data_ptr() for v in values):
+    if op.quantized and any(isinstance(v, Tensor) and v.data_ptr() == result.data_ptr() for v in values):
         result = result.clone()
     return result
 

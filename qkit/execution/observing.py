@@ -12,7 +12,7 @@ from qkit.errors import DataError, PlanError
 from qkit.execution.lanes import Lane, run_lanes, value_at
 from qkit.execution.loading import batches
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.progress import track, uninterrupted
 from qkit.quant.estimators import Observation
 from qkit.quant.histogram import Histogram
@@ -67,9 +67,9 @@ def glimpse(graph: Graph, inputs: tuple[Any, ...]) -> tuple[dict[str, Observatio
     """
     seen: dict[str, Observation] = {}
 
-    def look(step: Step, values: Mapping[str, Tensor]) -> None:
-        histogram, low, high = observe_tensor(values["float"], step.channel_axis, name=step.name)
-        seen[step.name] = Observation(histogram, (float(low.min()),), (float(high.max()),), low, high)
+    def look(op: Operation, values: Mapping[str, Tensor]) -> None:
+        histogram, low, high = observe_tensor(values["float"], op.channel_axis, name=op.name)
+        seen[op.name] = Observation(histogram, (float(low.min()),), (float(high.max()),), low, high)
 
     output = run_lanes(graph, [Lane("float")], inputs, observe=look)["float"]
     return seen, output
@@ -123,13 +123,13 @@ def observe_channels(
 
     An interrupt ends it without a result.
     """
-    step = graph.step(tap)
-    if not step.quantized:
-        raise PlanError(f"{tap} has no grid of its own: it shares that of {step.tap}, or stays in float.")
+    op = graph.operation(tap)
+    if not op.quantized:
+        raise PlanError(f"{tap} has no grid of its own: it shares that of {op.tap}, or stays in float.")
     parts: list[list[Histogram]] = []
     for batch in track(batches(loader, limit), "counting per channel", unit="batch", show=progress):
-        value = value_at(graph, Lane("float"), batch.inputs, step)
-        rows = value.movedim(step.channel_axis, 0) if value.ndim > 1 else value[:, None]
+        value = value_at(graph, Lane("float"), batch.inputs, op)
+        rows = value.movedim(op.channel_axis, 0) if value.ndim > 1 else value[:, None]
         parts.append([Histogram.of(row.contiguous(), name=tap) for row in rows])
     if not parts:
         raise DataError("the calibration loader gave no batch: pass at least one.")

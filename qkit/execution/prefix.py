@@ -19,7 +19,7 @@ from qkit.execution.loading import batches
 from qkit.execution.metrics import MetricFunction, score_batch
 from qkit.execution.tensor_errors import decibels
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.graph.structures import float_tensors
 from qkit.progress import track
 from qkit.quant.plan import Plan
@@ -27,9 +27,9 @@ from qkit.quant.plan import Plan
 
 def first_difference(graph: Graph, a: Plan, b: Plan) -> int | None:
     """Index of the first step at which two plans decide differently, None if they never do."""
-    for step in graph.steps:
-        if decide(step, a, graph).key != decide(step, b, graph).key:
-            return step.index
+    for op in graph.operations:
+        if decide(op, a, graph).key != decide(op, b, graph).key:
+            return op.index
     return None
 
 
@@ -134,16 +134,16 @@ class Prefix:
         """
         if not self.has_errors:
             raise QkitError("this prefix was made for scores alone: make it with errors=True.")
-        step = self.graph.steps[self.index]
+        op = self.graph.operations[self.index]
         local, layer, output = (_Ratio() for _ in range(3))
         scores = []
         for part in track(self.parts, "scoring", unit="batch", show=False):
-            true = value_at(self.graph, Lane("float"), part.inputs, step, start=part.exact)
-            own = value_at(self.graph, Lane("local", plan), part.inputs, step, start=part.exact)
+            true = value_at(self.graph, Lane("float"), part.inputs, op, start=part.exact)
+            own = value_at(self.graph, Lane("local", plan), part.inputs, op, start=part.exact)
             seen: dict[str, Tensor] = {}
 
-            def look(at: Step, values: Mapping[str, Tensor], seen: dict[str, Tensor] = seen) -> None:
-                if at is step:
+            def look(at: Operation, values: Mapping[str, Tensor], seen: dict[str, Tensor] = seen) -> None:
+                if at is op:
                     seen.update(values)
 
             outputs = run_lanes(self.graph, [Lane("edited", plan)], part.inputs, start=part.frontier, observe=look)["edited"]
@@ -152,7 +152,7 @@ class Prefix:
             for exact, edited in zip(float_tensors(part.reference), float_tensors(outputs), strict=True):
                 output.add(exact, edited)
             scores.append(score_batch(self.metric, outputs, part.targets, part.reference, part.size))
-        return Effect(step.name, local.decibels, layer.decibels, output.decibels, tuple(scores))
+        return Effect(op.name, local.decibels, layer.decibels, output.decibels, tuple(scores))
 
 
 class _Ratio:
@@ -193,7 +193,7 @@ def prefix(
         If the loader is empty or does not fit.
     """
     parts = []
-    reads_inputs = any(step.argument is not None for step in graph.steps[index:])
+    reads_inputs = any(op.argument is not None for op in graph.operations[index:])
     for batch in track(batches(loader, limit), "running up to the change", unit="batch", show=False):
         exact = run_to(graph, Lane("float"), batch.inputs, index) if errors else None
         reference = None

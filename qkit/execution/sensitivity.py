@@ -17,7 +17,7 @@ from qkit.errors import QkitError
 from qkit.execution.evaluator import MEMORY_BUDGET, Evaluator
 from qkit.execution.metrics import NAMED, TOLERANCE, Interval, mean_interval, paired_interval
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.quant.plan import FLOAT, Plan
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Sensitivity:
 
     mode: Mode
     metric: str
-    layers: tuple[Step, ...]
+    layers: tuple[Operation, ...]
     scores: np.ndarray
     base: np.ndarray
 
@@ -70,11 +70,11 @@ class Sensitivity:
         """
         name = "loss" if self.mode == "only" else "recovered"
         rows = {}
-        for i, step in enumerate(self.layers):
+        for i, op in enumerate(self.layers):
             effect = self.effect(i)
-            rows[step.name] = {
-                "kind": step.kind,
-                "macs": step.macs,
+            rows[op.name] = {
+                "kind": op.kind,
+                "macs": op.macs,
                 "score": float(self.scores[i].mean()),
                 name: effect.value,
                 f"{name} low": effect.low,
@@ -90,7 +90,7 @@ class Sensitivity:
 
         name = "loss" if self.mode == "only" else "recovered"
         table = self.table().head(top)
-        place = {step.name: i for i, step in enumerate(self.layers)}
+        place = {op.name: i for i, op in enumerate(self.layers)}
         rows = {str(layer): self.effect(place[str(layer)]) for layer in table.index}
         points = ", points" if self.metric in NAMED else ""
         what = {"loss": "loss with this layer alone quantized", "recovered": "recovered by sparing this layer"}[name]
@@ -153,30 +153,30 @@ def sweep(
     """
     if mode not in ("only", "except"):
         raise QkitError(f"mode is 'only' (one layer quantized) or 'except' (one layer spared), not {mode!r}.")
-    steps = _layers(evaluator.graph, plan, layers)
+    operations = _layers(evaluator.graph, plan, layers)
     base = FLOAT if mode == "only" else plan
-    lanes = {_BASE: base, **{step.name: _lane_plan(plan, step, mode) for step in steps}}
+    lanes = {_BASE: base, **{op.name: _lane_plan(plan, op, mode) for op in operations}}
     found = evaluator.scores(
         lanes, base=base, batches=batches, memory_budget=memory_budget, what=f"sensitivity ({mode})", progress=progress
     )
-    scores = np.stack([found[step.name] for step in steps])
-    return Sensitivity(mode, evaluator.metric_name, tuple(steps), scores, found[_BASE])
+    scores = np.stack([found[op.name] for op in operations])
+    return Sensitivity(mode, evaluator.metric_name, tuple(operations), scores, found[_BASE])
 
 
-def _layers(graph: Graph, plan: Plan, names: Sequence[str] | None) -> list[Step]:
-    steps = [s for s in graph.steps if s.quantized and (s.name in plan.grids or s.weight in plan.grids)]
-    if not steps or (names is not None and not names):
-        what = "the plan quantizes nothing" if not steps else "layers= names none"
+def _layers(graph: Graph, plan: Plan, names: Sequence[str] | None) -> list[Operation]:
+    operations = [s for s in graph.operations if s.quantized and (s.name in plan.grids or s.weight in plan.grids)]
+    if not operations or (names is not None and not names):
+        what = "the plan quantizes nothing" if not operations else "layers= names none"
         raise QkitError(f"there is no layer to sweep: {what}.")
     if names is None:
-        return steps
-    wanted = {graph.step(name).name for name in names}
-    missing = wanted - {s.name for s in steps}
+        return operations
+    wanted = {graph.operation(name).name for name in names}
+    missing = wanted - {s.name for s in operations}
     if missing:
         raise QkitError(f"the plan has no grid for {', '.join(sorted(missing))}: nothing to switch on or off there.")
-    return [s for s in steps if s.name in wanted]
+    return [s for s in operations if s.name in wanted]
 
 
-def _lane_plan(plan: Plan, step: Step, mode: Mode) -> Plan:
-    tensors = [name for name in (step.name, step.weight) if name in plan.grids]
+def _lane_plan(plan: Plan, op: Operation, mode: Mode) -> Plan:
+    tensors = [name for name in (op.name, op.weight) if name in plan.grids]
     return plan.only(tensors) if mode == "only" else plan.without(tensors)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qkit.graph.operations import UNBOUNDED, Bounds
+from qkit.graph.table import UNBOUNDED, Bounds
 from qkit.quant.grids import QuantParams, fake_quantize_
 from qkit.quant.memory import channels_innermost, rows
 

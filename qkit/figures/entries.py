@@ -10,7 +10,7 @@ import torch
 
 if TYPE_CHECKING:
     from qkit.graph import Graph
-    from qkit.graph.step import Step
+    from qkit.graph.operation import Operation
     from qkit.quant.estimators import Observation
     from qkit.quant.grids import QuantParams
     from qkit.quant.histogram import Histogram
@@ -22,18 +22,18 @@ BINS = 160
 
 def describe(graph: Graph, plan: Plan, name: str, seen: Mapping[str, Observation], rules: list[str]) -> dict[str, Any]:
     """Grid, histogram and weight of one tap, as plain numbers and lists."""
-    step = graph.step(name)
+    op = graph.operation(name)
     grid = plan.grids.get(name)
     entry: dict[str, Any] = {
         "tap": name,
         "rules": rules,
-        "kind": step.kind,
-        "layer": step.layer,
-        "note": step.note,
+        "kind": op.kind,
+        "layer": op.layer,
+        "note": op.note,
         "grid": None if grid is None else describe_grid(grid),
         "histogram": None,
         "grid_error": None,
-        "weight": _weight(graph, plan, step),
+        "weight": _weight(graph, plan, op),
     }
     if name in seen:
         histogram = seen[name].histogram
@@ -78,17 +78,17 @@ def describe_grid(grid: Grid) -> dict[str, Any]:
     }
 
 
-def _weight(graph: Graph, plan: Plan, step: Step) -> dict[str, Any] | None:
-    if step.weight is None:
+def _weight(graph: Graph, plan: Plan, op: Operation) -> dict[str, Any] | None:
+    if op.weight is None:
         return None
-    weight = graph.weights[step.weight]
-    grid = plan.grids.get(step.weight)
-    axis = step.weight_axis or 0
+    weight = graph.weights[op.weight]
+    grid = plan.grids.get(op.weight)
+    axis = op.weight_axis or 0
     rows = weight.movedim(axis, 0).flatten(1) if weight.ndim > 1 else weight[:, None]
     peaks = rows.abs().amax(1).double().cpu()
     order = torch.argsort(peaks, descending=True, stable=True)
     entry: dict[str, Any] = {
-        "name": step.weight,
+        "name": op.weight,
         "shape": "x".join(map(str, weight.shape)),
         "elements": weight.numel(),
         "channels": order.tolist(),
@@ -98,7 +98,7 @@ def _weight(graph: Graph, plan: Plan, step: Step) -> dict[str, Any] | None:
     }
     if grid is not None:
         scale = grid.params.scale.double()
-        steps = scale if scale.ndim == 0 else scale[order]
-        entry["grid"] = describe_grid(grid) | {"scales": None if scale.ndim == 0 else steps.tolist()}
-        entry["vanished"] = int(((peaks[order] <= steps / 2) & (peaks[order] > 0)).sum())
+        operations = scale if scale.ndim == 0 else scale[order]
+        entry["grid"] = describe_grid(grid) | {"scales": None if scale.ndim == 0 else operations.tolist()}
+        entry["vanished"] = int(((peaks[order] <= operations / 2) & (peaks[order] > 0)).sum())
     return entry

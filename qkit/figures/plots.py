@@ -192,12 +192,12 @@ def trade_off(study: Study, tensor: str, plans: Mapping[str, Plan] | None = None
 
 def channels(study: Study, weight: str, *, ax: Axes, plan: Plan | None = None) -> Axes:
     """Greatest magnitude of every output channel of a weight, sorted, against the step of its grid."""
-    step = study.graph.step(weight)
-    if step.weight is None:
+    op = study.graph.operation(weight)
+    if op.weight is None:
         raise QkitError(f"{weight} is no weight and has none: name one such as 'features.0.0.weight'.")
-    entry = entries.describe(study.graph, study.plan if plan is None else plan, step.name, {}, [])
+    entry = entries.describe(study.graph, study.plan if plan is None else plan, op.name, {}, [])
     tensors.channels(entry, ax=ax)
-    ax.set_title(step.weight, fontsize=9.5, loc="left")
+    ax.set_title(op.weight, fontsize=9.5, loc="left")
     return ax
 
 

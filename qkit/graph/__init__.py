@@ -2,8 +2,8 @@
 
 from qkit.graph.assembly import DEVIATION, Assembly, assemble, build, deviation
 from qkit.graph.graph import Graph
+from qkit.graph.operation import Operation
 from qkit.graph.running import run_float
-from qkit.graph.step import Step
 from qkit.graph.structures import float_tensors
 
-__all__ = ["DEVIATION", "Assembly", "Graph", "Step", "assemble", "build", "deviation", "float_tensors", "run_float"]
+__all__ = ["DEVIATION", "Assembly", "Graph", "Operation", "assemble", "build", "deviation", "float_tensors", "run_float"]

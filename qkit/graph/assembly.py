@@ -32,14 +32,14 @@ from qkit.graph.graph import Graph
 from qkit.graph.leaves import leaf_paths
 from qkit.graph.normal import NormalForm, is_float, sole_reader
 from qkit.graph.onnx_file import OnnxNetwork
-from qkit.graph.operations import clamp_bounds
+from qkit.graph.operation import Operation
 from qkit.graph.patterns import recognize
 from qkit.graph.purify import make_pure
 from qkit.graph.refusals import check_tensors
 from qkit.graph.running import execution, run_float
 from qkit.graph.spelling import spell
-from qkit.graph.step import Step
 from qkit.graph.structures import float_tensors, fresh, map_tensors
+from qkit.graph.table import clamp_bounds
 from qkit.listing import few
 
 #: The graph may differ from the model by this much, relative to the output's greatest magnitude.
@@ -66,7 +66,7 @@ class Assembly:
 
     graph: Graph
     form: NormalForm
-    steps: Mapping[fx.Node, int]
+    operations: Mapping[fx.Node, int]
     model: nn.Module
     constants: Mapping[fx.Node, Any]
     absorbed: frozenset[fx.Node] = frozenset()
@@ -289,10 +289,11 @@ def _made(source: _Source, form: NormalForm, reference: Any) -> Assembly:
     if origin is not None:
         form.front = "onnx"
     builder = Builder(form, constants, size, {} if origin is None else origin.names, {} if origin is None else origin.tensors)
-    steps = builder.build()
+    operations = builder.build()
     graph = Graph(
-        steps, builder.weights, builder.biases, source.entry.model, source.device, source.entry, last_use=_last_use(steps),
-        leaf_modules=source.leaf_modules, front=form.front, remarks=(*source.remarks, *_remarks(form, source)),
+        operations, builder.weights, builder.biases, source.entry.model, source.device, source.entry,
+        last_use=_last_use(operations), leaf_modules=source.leaf_modules, front=form.front,
+        remarks=(*source.remarks, *_remarks(form, source)),
     )  # fmt: skip
     output = run_float(graph, source.inputs)
     graph = replace(graph, deviation=deviation(output, reference))
@@ -364,8 +365,8 @@ def deviation(output: Any, reference: Any) -> float:
     return max((float((a - b).abs().max()) for a, b in pairs if b.numel()), default=0.0) / max(peak, 1e-30)
 
 
-def _last_use(steps: tuple[Step, ...]) -> dict[int, int]:
+def _last_use(operations: tuple[Operation, ...]) -> dict[int, int]:
     last: dict[int, int] = {}
-    for step in steps:
-        last |= dict.fromkeys((*step.inputs, step.index), step.index)
+    for op in operations:
+        last |= dict.fromkeys((*op.inputs, op.index), op.index)
     return last

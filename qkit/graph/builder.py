@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from qkit.graph import operations as ops
+from qkit.graph import table
 from qkit.graph.batch import shape_at
 from qkit.graph.constants import RANDOM
 from qkit.graph.fronts.opaque import OpaqueCall
 from qkit.graph.macs import macs_of_products
 from qkit.graph.normal import NormalForm, Outline, called, is_float, name_of, operands, outlines, shape_of, sole_reader
 from qkit.graph.norms import Fold, folds_of, moved_axis, norm_of, together
-from qkit.graph.step import QUANTIZED, Step
+from qkit.graph.operation import QUANTIZED, Operation
 from qkit.graph.weighted import Weighted, grouped, weighted
 
 #: Kinds that clamping activations fuse into.
@@ -40,7 +40,7 @@ class Builder:
         self.ends = {str(node.meta.get("path", "")): node for node in form.calls if node not in constants and is_float(node)}
         self.folds = folds_of(form, constants)
         self.absorbed = {norm for fold in self.folds.values() for norm in fold.nodes}
-        self.steps: list[Step] = []
+        self.operations: list[Operation] = []
         self.at: dict[fx.Node, int] = {}
         self.part: dict[fx.Node, int] = {}
         self.weights: dict[str, Tensor] = {}
@@ -51,13 +51,13 @@ class Builder:
         self.alone = _single_operations(form)
         self.placeholders = 0
 
-    def build(self) -> tuple[Step, ...]:
+    def build(self) -> tuple[Operation, ...]:
         """The steps; `weights` and `biases` are filled meanwhile."""
         for node in self.form.graph.nodes:
             if node in self.at or (node in self.constants and node.op != "output"):
                 continue
             self._add(node)
-        return tuple(self.steps)
+        return tuple(self.operations)
 
     def _add(self, node: fx.Node) -> None:
         if node.op == "placeholder":
@@ -68,7 +68,7 @@ class Builder:
             rebuild = self.form.rebuild
             call = self._call(node, self._inputs(node), lambda x: x if rebuild is None else rebuild(x))
             self._append(node, "output", "output", call)
-        elif ops.function_kind(node) == "drop" and is_float(node):
+        elif table.function_kind(node) == "drop" and is_float(node):
             self._alias(node, operands(node)[0])
         elif node in self.absorbed and node not in self.at:
             # its layer has it in its weight; what lies between moves elements alone
@@ -78,7 +78,7 @@ class Builder:
         elif norm := self._standing_norm(node):
             self._add_norm(*norm)
         else:
-            self._add_plain(node, ops.function_kind(node))
+            self._add_plain(node, table.function_kind(node))
 
     def _alias(self, node: fx.Node, source: Any) -> None:
         if source in self.constants and source not in self.at:
@@ -108,13 +108,13 @@ class Builder:
     def _meets_arithmetic(self, node: fx.Node) -> bool:
         """Whether an operation that an engine does on integers reads it, also through reshapes."""
         for user in node.users:
-            kind = ops.function_kind(user) if user.op == "call_function" else None
-            if user not in self.constants and (kind in ops.ARITHMETIC or (kind == "keep" and self._meets_arithmetic(user))):
+            kind = table.function_kind(user) if user.op == "call_function" else None
+            if user not in self.constants and (kind in table.ARITHMETIC or (kind == "keep" and self._meets_arithmetic(user))):
                 return True
         return False
 
     def _add_plain(self, node: fx.Node, kind: str | None) -> None:
-        note = ops.note(kind) if kind else None
+        note = table.note(kind) if kind else None
         name, what = self._name(node), called(node)
         if any(o.dtype.is_complex for o in outlines(node.meta.get("value"))):
             kind, note = "float", f"{what} gives complex numbers: it runs in float on the lane's values"
@@ -122,9 +122,9 @@ class Builder:
             kind, note = "meta", None
         elif kind == "keep" and self._makes_numbers(node):
             kind = "activation"
-        elif name_of(node) in ops.FILLS:
+        elif name_of(node) in table.FILLS:
             kind, note = "constant" if self._meets_arithmetic(node) else "meta", None
-        elif kind is None or kind in ops.WEIGHTED or kind in {"batchnorm", "drop"}:
+        elif kind is None or kind in table.WEIGHTED or kind in {"batchnorm", "drop"}:
             kind = "random" if name_of(node) in RANDOM else kind
             reasons = {
                 "random": "draws random numbers",
@@ -135,8 +135,8 @@ class Builder:
             kind, note = "float", f"{what} {why}: it runs in float on the lane's values and its output is not rounded"
         elif kind != "keep" and not isinstance(node.meta.get("value"), Outline):
             kind, note = "float", f"{what} returns several tensors: they are not rounded"
-        clamp = ops.clamp_bounds(node)
-        act, last = self._fused_activation(node) if kind in _FUSES else (ops.UNBOUNDED, node)
+        clamp = table.clamp_bounds(node)
+        act, last = self._fused_activation(node) if kind in _FUSES else (table.UNBOUNDED, node)
         inputs = self._inputs(node)
         call = self._call(node, inputs)
         if kind == "activation" and clamp is not None:
@@ -149,7 +149,7 @@ class Builder:
 
     def _divisor(self, node: fx.Node) -> int | None:
         given = operands(node)
-        below: Any = given[1] if name_of(node) in ops.DIVISIONS and len(given) > 1 else None
+        below: Any = given[1] if name_of(node) in table.DIVISIONS and len(given) > 1 else None
         return self.at.get(below) if isinstance(below, fx.Node) else None
 
     def _makes_numbers(self, node: fx.Node) -> bool:
@@ -158,8 +158,8 @@ class Builder:
         return bool(sources) and not any(map(is_float, sources)) and self._feeds_a_layer(node)
 
     def _feeds_a_layer(self, node: fx.Node) -> bool:
-        kinds = {user: ops.function_kind(user) for user in node.users if user.op == "call_function"}
-        return any(k in ops.WEIGHTED or (k in {"keep", "drop"} and self._feeds_a_layer(user)) for user, k in kinds.items())
+        kinds = {user: table.function_kind(user) for user in node.users if user.op == "call_function"}
+        return any(k in table.WEIGHTED or (k in {"keep", "drop"} and self._feeds_a_layer(user)) for user, k in kinds.items())
 
     def _call(self, node: fx.Node, inputs: list[fx.Node], function: Callable[..., Any] | None = None) -> Callable[..., Any]:
         bound = {n: self.constants[n] for n in node.all_input_nodes if n not in inputs}
@@ -173,7 +173,7 @@ class Builder:
         weight = grouped(weight, parts.groups) if parts.groups > 1 else weight
         for norm in fold.norms:
             weight, bias = norm.fold(weight, bias, parts.axis, linear=parts.kind == "linear")
-        act, last = (ops.UNBOUNDED, fold.final) if fold.apart else self._fused_activation(fold.final)
+        act, last = (table.UNBOUNDED, fold.final) if fold.apart else self._fused_activation(fold.final)
         name = self._name(last if self.renamed else node)
         key = self._weight_name(node, parts, weight)
         bias_name = None
@@ -183,7 +183,7 @@ class Builder:
             if bias_name in self.biases and not torch.equal(self.biases[bias_name], bias):
                 bias_name = f"{name}.bias"
             self.biases[bias_name] = bias.detach()
-        source = ops.weighted_arguments(node)["input"]
+        source = table.weighted_arguments(node)["input"]
         self._inputs_of([source])
         computed = any(part is not None and part.op != "get_attr" for part in (parts.weight, parts.bias))
         folded = tuple(recipe.how for recipe in fold.recipes)
@@ -237,7 +237,7 @@ class Builder:
         source = next((a for a in operands(node) if isinstance(a, fx.Node) and a not in self.constants), None)
         if source is None or source not in self.at:
             return None
-        return self.steps[self.at[source]].channel_axis % max(len(shape_of(node)), 1)
+        return self.operations[self.at[source]].channel_axis % max(len(shape_of(node)), 1)
 
     def _add_norm(self, node: fx.Node, *behind: fx.Node) -> None:
         """A norm that has no layer to fold into is what engines make of it: a scale and an offset per channel."""
@@ -256,16 +256,16 @@ class Builder:
             norm=self._layer(node, name) if module else None, channel_axis=axis, computed=not module,
         )  # fmt: skip
 
-    def _fused_activation(self, node: fx.Node) -> tuple[ops.Bounds, fx.Node]:
+    def _fused_activation(self, node: fx.Node) -> tuple[table.Bounds, fx.Node]:
         """Bounds of the clamp that alone reads `node`, and the node whose value the step then has."""
         reader = sole_reader(node)
-        while reader is not None and ops.function_kind(reader) == "drop":
+        while reader is not None and table.function_kind(reader) == "drop":
             reader = sole_reader(reader)
         if reader is not None and len(reader.all_input_nodes) == 1:
-            bounds = ops.clamp_bounds(reader)
+            bounds = table.clamp_bounds(reader)
             if bounds is not None:
                 return bounds, reader
-        return ops.UNBOUNDED, node
+        return table.UNBOUNDED, node
 
     def _name(self, node: fx.Node) -> str:
         """The file's tensor; the module's path where it is one operation of torch's own, or whose weight it is; else
@@ -279,7 +279,7 @@ class Builder:
             return path
         if path and node in self.alone and str(node.meta.get("class", "")).startswith("torch.nn."):
             return path
-        weight = ops.weighted_arguments(node).get("weight") if ops.KINDS.get(name_of(node)) in ops.WEIGHTED else None
+        weight = table.weighted_arguments(node).get("weight") if table.KINDS.get(name_of(node)) in table.WEIGHTED else None
         if path and isinstance(weight, fx.Node) and weight in self.constants:
             owned = str(weight.target) == f"{path}.weight" if weight.op == "get_attr" else f"{path}.weight" in self.form.constants
             if owned:
@@ -304,13 +304,13 @@ class Builder:
         tap = name if kind in QUANTIZED else self._kept_tap(indices) if kind == "keep" else None
         axis = self._channel_axis(node, kind, indices, shape) if channel_axis is None else channel_axis
         floats = [o for o in outlines(final.meta.get("value")) if o.is_float or o.dtype.is_complex]
-        step = Step(
-            len(self.steps), name, kind, self._layer(node, name), indices, call, tap=tap, shape=shape, channel_axis=axis,
+        op = Operation(
+            len(self.operations), name, kind, self._layer(node, name), indices, call, tap=tap, shape=shape, channel_axis=axis,
             elements=sum(math.prod(o.shape) for o in floats) // self.form.batch, **rest,
         )  # fmt: skip
-        self.steps.append(replace(step, macs=self._macs(step) if macs is None else macs))
+        self.operations.append(replace(op, macs=self._macs(op) if macs is None else macs))
         for member in self._between(node, final):
-            self.at[member] = self.part[member] = step.index
+            self.at[member] = self.part[member] = op.index
 
     def _between(self, node: fx.Node, final: fx.Node) -> list[fx.Node]:
         """The nodes on the way from `node` to `final`."""
@@ -330,7 +330,7 @@ class Builder:
         return str(node.target) if node.op == "get_attr" else str(node.meta.get("path") or "") or name
 
     def _kept_tap(self, indices: tuple[int, ...]) -> str | None:
-        taps = [self.steps[i].tap for i in indices if self.steps[i].kind != "meta"]
+        taps = [self.operations[i].tap for i in indices if self.operations[i].kind != "meta"]
         return taps[0] if taps else None
 
     def _channel_axis(self, node: fx.Node, kind: str, indices: tuple[int, ...], shape: tuple[int, ...]) -> int:
@@ -341,7 +341,7 @@ class Builder:
             return min(1, max(len(shape) - 1, 0))
         if kind == "linear" or name in {"layer_norm", "rms_norm"}:
             return len(shape) - 1
-        sources = [self.steps[i] for i in indices if len(self.steps[i].shape) == len(shape)]
+        sources = [self.operations[i] for i in indices if len(self.operations[i].shape) == len(shape)]
         if not sources:
             merged = self._moved(node, indices)
             if merged is not None:
@@ -352,29 +352,29 @@ class Builder:
         return axis if moved is None else moved
 
     def _spatial(self, node: fx.Node) -> int:
-        weight = ops.weighted_arguments(node).get("weight") if ops.KINDS.get(name_of(node)) in ops.WEIGHTED else None
+        weight = table.weighted_arguments(node).get("weight") if table.KINDS.get(name_of(node)) in table.WEIGHTED else None
         return len(shape_of(weight)) - 2 if isinstance(weight, fx.Node) else 0
 
     def _moved(self, node: fx.Node, indices: tuple[int, ...]) -> int | None:
         if node.op != "call_function" or not indices or len(node.all_input_nodes) != 1:
             return None
-        return moved_axis(node, self.steps[indices[0]].channel_axis)
+        return moved_axis(node, self.operations[indices[0]].channel_axis)
 
-    def _macs(self, step: Step) -> int:
+    def _macs(self, op: Operation) -> int:
         """Of a layer; a sample's share of the batch, since the batch need not be the first axis, nor an axis of its own."""
-        if step.weight is None or not step.shape:
+        if op.weight is None or not op.shape:
             return 0
-        if step.kind == "batchnorm":
-            return math.prod(step.shape) // self.batch
-        weight, source = self.weights[step.weight], self.steps[step.inputs[0]].shape
-        if step.kind != "conv-transpose":
-            return math.prod(step.shape) * weight[0].numel() // self.batch
-        each = weight[0].numel() if step.groups == 1 else weight.numel() // source[step.channel_axis]
+        if op.kind == "batchnorm":
+            return math.prod(op.shape) // self.batch
+        weight, source = self.weights[op.weight], self.operations[op.inputs[0]].shape
+        if op.kind != "conv-transpose":
+            return math.prod(op.shape) * weight[0].numel() // self.batch
+        each = weight[0].numel() if op.groups == 1 else weight.numel() // source[op.channel_axis]
         return math.prod(source) * each // self.batch
 
 
 def _computes(node: fx.Node) -> bool:
-    return ops.function_kind(node) not in {"keep", "drop"} and is_float(node) and name_of(node) not in ops.FILLS
+    return table.function_kind(node) not in {"keep", "drop"} and is_float(node) and name_of(node) not in table.FILLS
 
 
 def _single_operations(form: NormalForm) -> set[fx.Node]:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from qkit.errors import GraphError
 from qkit.graph.entry import Entry
+from qkit.graph.operation import Operation
 from qkit.graph.share import Share, share_of
-from qkit.graph.step import Step
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Graph:
         The only batch size that it runs at; None where the batch is open.
     """
 
-    steps: tuple[Step, ...]
+    operations: tuple[Operation, ...]
     weights: Mapping[str, Tensor]
     biases: Mapping[str, Tensor]
     model_name: str
@@ -53,9 +53,9 @@ class Graph:
     @property
     def taps(self) -> tuple[str, ...]:
         """Names of the taps in execution order."""
-        return tuple(step.name for step in self.steps if step.quantized)
+        return tuple(op.name for op in self.operations if op.quantized)
 
-    def step(self, tap: str) -> Step:
+    def operation(self, tap: str) -> Operation:
         """The step with that name.
 
         Raises
@@ -63,24 +63,24 @@ class Graph:
         GraphError
             If there is none; suggests the nearest names.
         """
-        for step in self.steps:
-            if tap in (step.name, step.weight):
-                return step
+        for op in self.operations:
+            if tap in (op.name, op.weight):
+                return op
         near = [name for name in self.taps if tap and (tap in name or name in tap)][:5] or list(self.taps[:5])
         raise GraphError(f"there is no tap {tap!r} in {self.model_name}; did you mean one of {', '.join(near)}?")
 
     @property
     def notes(self) -> dict[str, str]:
         """What stays float, or is simulated in float inside, by step name."""
-        return {step.name: step.note for step in self.steps if step.note}
+        return {op.name: op.note for op in self.operations if op.note}
 
     @cached_property
     def share(self) -> Share:
         """How much of the network is computed on integers."""
-        return share_of(self.steps)
+        return share_of(self.operations)
 
     def __repr__(self) -> str:
-        kinds = Counter(step.kind for step in self.steps if step.quantized)
-        floats = sum(step.kind == "float" for step in self.steps)
+        kinds = Counter(op.kind for op in self.operations if op.quantized)
+        floats = sum(op.kind == "float" for op in self.operations)
         listed = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
         return f"Graph({self.model_name}: {len(self.taps)} taps ({listed}), {floats} operations stay float)"

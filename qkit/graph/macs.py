@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from qkit.graph import operations as ops
+from qkit.graph import table
 from qkit.graph.fronts.opaque import OpaqueCall
 from qkit.graph.normal import name_of, operands, outlines, shape_of
 
@@ -35,13 +35,13 @@ def macs_of_products(node: fx.Node, batch: int) -> int:
         steps = math.prod(inputs[0][:-1])
         return sum(math.prod(shape) for shape in _shapes(operands(node)[_PARAMETERS[name]]) if len(shape) == 2) * steps // batch
     if name in _CELLS:
-        given = ops.bound_arguments(node)
+        given = table.bound_arguments(node)
         return sum(math.prod(shape_of(given[key])) for key in ("w_ih", "w_hh")) * math.prod(inputs[0][:-1]) // batch
     if name == "bilinear":
         return math.prod(results[0].shape) * inputs[0][-1] * inputs[1][-1] // batch
-    if ops.KINDS.get(name) in ops.WEIGHTED:
-        given = ops.weighted_arguments(node)
-        turned = ops.KINDS[name] == "conv-transpose" or given.get("transposed")
+    if table.KINDS.get(name) in table.WEIGHTED:
+        given = table.weighted_arguments(node)
+        turned = table.KINDS[name] == "conv-transpose" or given.get("transposed")
         places = math.prod(inputs[0]) if turned else math.prod(results[0].shape)
         return places * math.prod(shape_of(given["weight"])[1:]) // batch
     return 0

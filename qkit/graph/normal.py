@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qkit.graph.operations import short_name
+from qkit.graph.table import short_name
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def called(node: fx.Node) -> str:
 
 
 def name_of(node: fx.Node) -> str:
-    """Name of the operation in `qkit.graph.operations.KINDS`."""
+    """Name of the operation in `qkit.graph.table.KINDS`."""
     return short_name(node.target)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from qkit.graph.normal import NormalForm, name_of, operands, shape_of, sole_reader
-from qkit.graph.operations import KINDS, WEIGHTED, bound_arguments, weighted_arguments
+from qkit.graph.table import KINDS, WEIGHTED, bound_arguments, weighted_arguments
 
 _aten = torch.ops.aten
 _SCALES = frozenset({"mul", "div"})

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from qkit.graph.normal import NormalForm, applied, drop_unread, inherit, name_of, operands, outline, put, shape_of, sole_reader
-from qkit.graph.operations import bound_arguments
+from qkit.graph.table import bound_arguments
 
 _aten = torch.ops.aten
 _POINTWISE = frozenset(

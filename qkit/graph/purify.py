@@ -15,7 +15,7 @@ from torch import fx
 
 from qkit.errors import GraphError
 from qkit.graph.normal import NormalForm, Outline, drop_unread, inherit, name_of, operands, outlines, shape_of
-from qkit.graph.operations import bound_arguments
+from qkit.graph.table import bound_arguments
 
 _aten = torch.ops.aten
 _SHAPED = frozenset("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as".split())

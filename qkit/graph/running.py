@@ -11,14 +11,14 @@ from torch import Tensor
 
 from qkit.errors import DataError
 from qkit.graph.graph import Graph
-from qkit.graph.operations import UNBOUNDED
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
+from qkit.graph.table import UNBOUNDED
 
 #: Kinds of steps whose sums run up in an accumulator.
 ACCUMULATING = frozenset({"conv", "conv-transpose", "linear"})
 
 
-def operate(step: Step, values: Sequence[Any], weight: Tensor | None = None, bias: Tensor | None = None) -> Any:
+def operate(op: Operation, values: Sequence[Any], weight: Tensor | None = None, bias: Tensor | None = None) -> Any:
     """What an operation gives on the values that it reads, before the activation fused into it, and before any grid.
 
     Parameters
@@ -26,7 +26,7 @@ def operate(step: Step, values: Sequence[Any], weight: Tensor | None = None, bia
     weight, bias
         Those that it computes with, in float or on a grid, where it has any.
     """
-    return step.call(*values) if step.weight is None else step.call(values[0], weight, bias)
+    return op.call(*values) if op.weight is None else op.call(values[0], weight, bias)
 
 
 def run_float(graph: Graph, inputs: tuple[Any, ...]) -> Any:
@@ -34,16 +34,16 @@ def run_float(graph: Graph, inputs: tuple[Any, ...]) -> Any:
     values: dict[int, Any] = {}
     given = place_inputs(graph, inputs)
     with execution(graph.device):
-        for step in graph.steps:
-            read = [given[step.argument]] if step.argument is not None else [values[i] for i in step.inputs]
-            weight = None if step.weight is None else graph.weights[step.weight]
-            bias = None if step.bias is None else graph.biases[step.bias]
-            y = operate(step, read, weight, bias)
-            values[step.index] = y if step.act == UNBOUNDED else y.clamp(*step.act)
-            for i in {*step.inputs, step.index}:
-                if graph.last_use[i] <= step.index and step.kind != "output":
+        for op in graph.operations:
+            read = [given[op.argument]] if op.argument is not None else [values[i] for i in op.inputs]
+            weight = None if op.weight is None else graph.weights[op.weight]
+            bias = None if op.bias is None else graph.biases[op.bias]
+            y = operate(op, read, weight, bias)
+            values[op.index] = y if op.act == UNBOUNDED else y.clamp(*op.act)
+            for i in {*op.inputs, op.index}:
+                if graph.last_use[i] <= op.index and op.kind != "output":
                     values.pop(i, None)
-    return values[graph.steps[-1].index]
+    return values[graph.operations[-1].index]
 
 
 @contextmanager
@@ -93,25 +93,21 @@ def place_inputs(graph: Graph, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
             f"{graph.model_name} computes with a batch of {fixed} and takes no other; this one is {tuple(values[0].shape)}. Use "
             f"batches of {fixed} (drop_last=True), or export the network with an open batch."
         )
-    for step in graph.steps:
-        if step.argument is None:
+    for op in graph.operations:
+        if op.argument is None:
             continue
-        x = values[step.argument]
-        if step.kind != "input":
+        x = values[op.argument]
+        if op.kind != "input":
             continue
         if not isinstance(x, Tensor):
-            raise DataError(
-                f"{step.name} is a {type(x).__name__}, the model takes a torch.Tensor: collate the batch into tensors."
-            )
+            raise DataError(f"{op.name} is a {type(x).__name__}, the model takes a torch.Tensor: collate the batch into tensors.")
         if x.dtype != torch.float32:
             raise DataError(
-                f"{step.name} is {x.dtype}; the model takes torch.float32. Convert it where it is loaded (x.float(), and the "
+                f"{op.name} is {x.dtype}; the model takes torch.float32. Convert it where it is loaded (x.float(), and the "
                 "normalization that the model was trained with)."
             )
-        if x.ndim != len(step.shape) or (x.ndim > 1 and x.shape[step.channel_axis] != step.shape[step.channel_axis]):
-            raise DataError(
-                f"{step.name} has shape {tuple(x.shape)}, the graph was built for {tuple(step.shape)}: check the loader."
-            )
+        if x.ndim != len(op.shape) or (x.ndim > 1 and x.shape[op.channel_axis] != op.shape[op.channel_axis]):
+            raise DataError(f"{op.name} has shape {tuple(x.shape)}, the graph was built for {tuple(op.shape)}: check the loader.")
         if x.numel() == 0:
-            raise DataError(f"{step.name} is empty (shape {tuple(x.shape)}): drop empty batches.")
+            raise DataError(f"{op.name} is empty (shape {tuple(x.shape)}): drop empty batches.")
     return tuple(x.to(graph.device, non_blocking=True) if isinstance(x, Tensor) else x for x in values)

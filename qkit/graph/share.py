@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 
 #: Kinds that compute nothing of their own.
 _PASSIVE = frozenset({"input", "constant", "keep", "meta", "output"})
@@ -30,7 +30,7 @@ class Share:
         return f"{_percent(self.macs)} of the multiply-accumulates and {_percent(self.elements)} of the elements are integers"
 
 
-def share_of(steps: Sequence[Step], bare: Collection[str] = ()) -> Share:
+def share_of(operations: Sequence[Operation], bare: Collection[str] = ()) -> Share:
     """The shares of a graph's steps.
 
     Parameters
@@ -39,14 +39,14 @@ def share_of(steps: Sequence[Step], bare: Collection[str] = ()) -> Share:
         Taps and weights that a plan leaves without a grid.
     """
     macs = integer_macs = elements = integer_elements = 0
-    for step in steps:
-        macs += step.macs
-        sources = [steps[i] for i in step.inputs if steps[i].kind not in {"meta", "constant"}]
-        on_grids = step.quantized and step.weight not in bare and all(s.tap is not None and s.tap not in bare for s in sources)
-        integer_macs += step.macs * on_grids
-        if step.kind not in _PASSIVE:
-            elements += step.elements
-            integer_elements += step.elements * (step.quantized and step.tap not in bare)
+    for op in operations:
+        macs += op.macs
+        sources = [operations[i] for i in op.inputs if operations[i].kind not in {"meta", "constant"}]
+        on_grids = op.quantized and op.weight not in bare and all(s.tap is not None and s.tap not in bare for s in sources)
+        integer_macs += op.macs * on_grids
+        if op.kind not in _PASSIVE:
+            elements += op.elements
+            integer_elements += op.elements * (op.quantized and op.tap not in bare)
     of_elements = integer_elements / elements if elements else 1.0
     return Share(integer_macs / macs if macs else of_elements, of_elements)
 

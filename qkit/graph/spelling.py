@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from qkit.graph.normal import NormalForm, Outline, drop_unread, inherit, is_float, name_of, operands, put, shape_of
-from qkit.graph.operations import bound_arguments
+from qkit.graph.table import bound_arguments
 
 _aten = torch.ops.aten
 #: Batch norms that give their statistics beside the result, as decomposed programs and old code have them.

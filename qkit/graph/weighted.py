@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from qkit.graph import operations as ops
+from qkit.graph import table
 from qkit.graph.normal import name_of
 
 _OPERANDS = ("input", "weight", "bias")
@@ -42,10 +42,10 @@ class Weighted:
 
 def weighted(node: fx.Node, constants: Mapping[fx.Node, Any]) -> Weighted | None:
     """The parts of a call that multiplies its input by a constant weight, None for every other."""
-    kind = ops.KINDS.get(name_of(node))
-    if kind not in ops.WEIGHTED or node in constants:
+    kind = table.KINDS.get(name_of(node))
+    if kind not in table.WEIGHTED or node in constants:
         return None
-    given = ops.weighted_arguments(node)
+    given = table.weighted_arguments(node)
     weight, bias, source = given.get("weight"), given.get("bias"), given.get("input")
     fixed = weight in constants and (bias is None or bias in constants)
     if weight is None or not fixed or not isinstance(source, fx.Node):
@@ -56,7 +56,7 @@ def weighted(node: fx.Node, constants: Mapping[fx.Node, Any]) -> Weighted | None
     settings = {key: value for key, value in given.items() if key not in _OPERANDS}
     if any(isinstance(value, fx.Node) for value in node.all_input_nodes if value not in {source, weight, bias}):
         return None
-    function = WeightedCall(ops.portable(node.target), settings, groups)
+    function = WeightedCall(table.portable(node.target), settings, groups)
     return Weighted(kind, function, weight, bias, groups, 1 if kind == "conv-transpose" and groups == 1 else 0)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qkit.graph import operations as ops
+from qkit.graph import table
 from qkit.graph.norms import Norm
 from qkit.linting.finding import Finding, moved
 from qkit.linting.net import Net
@@ -107,8 +107,8 @@ def _without_batch_norm(net: Net, node: fx.Node) -> Finding | None:
 
 
 def _step_of(net: Net, node: fx.Node) -> str:
-    step = net.step(node)
-    return "" if step is None else step.kind
+    op = net.operation(node)
+    return "" if op is None else op.kind
 
 
 def _norm(net: Net, node: fx.Node) -> str:
@@ -123,18 +123,18 @@ def standing_norms(net: Net) -> list[Finding]:
         return []
     first = net.first_nodes
     found = []
-    for step in assembly.graph.steps:
-        if step.kind == "batchnorm":
-            before = assembly.graph.steps[step.inputs[0]]
+    for op in assembly.graph.operations:
+        if op.kind == "batchnorm":
+            before = assembly.graph.operations[op.inputs[0]]
             finding = Finding(
                 "norm-not-folded",
                 "note",
                 f"the norm stands behind {before.name}, and no layer takes it in: it is a scale and an offset per channel with a "
                 "grid of its own.",
                 "Nothing has to be done; in a new architecture put norms right behind convolutions and linear layers.",
-                net.named(step.layer),
+                net.named(op.layer),
             )
-            found.append(moved(finding, net.site(first[step.index])))
+            found.append(moved(finding, net.site(first[op.index])))
     return found
 
 
@@ -143,7 +143,7 @@ def folding(net: Net) -> str | None:
     if net.assembly is None:
         return None
     folded = sum(net.folded(node) for node in net.calls if net.is_convolution(node) or net.kind(node) == "linear")
-    alone = sum(step.kind == "batchnorm" for step in net.assembly.graph.steps)
+    alone = sum(op.kind == "batchnorm" for op in net.assembly.graph.operations)
     if not folded + alone:
         return None
     said = f"Norms with fixed statistics: folded into {folded} layer{'' if folded == 1 else 's'}"
@@ -167,14 +167,14 @@ def spread_depthwise(net: Net) -> list[Finding]:
             continue
         middle, widest = float(used.median()), float(used.max())
         if widest > DEPTHWISE_SPREAD * middle:
-            steps = 127.0 * middle / widest
+            operations = 127.0 * middle / widest
             finding = Finding(
                 "depthwise-spread",
                 "warning",
                 f"the ranges of {channels} channels spread: channel {int(peaks.argmax())} reaches {widest:.3g}, the "
                 "median channel "
                 f"{middle:.3g}, {widest / middle:.0f} times less, batch norm folded. With one 8-bit step for all, the median "
-                f"channel has {steps:.1f} steps to either side.",
+                f"channel has {operations:.1f} steps to either side.",
                 "Use a step per channel (scheme='int8') or cross-layer equalization; train with weight decay on "
                 "depthwise layers.",
                 net.layer(node),
@@ -231,7 +231,7 @@ def _kernel(net: Net, node: fx.Node, kernel: tuple[int, ...]) -> list[Finding]:
             )
         ]
     # an even kernel of the stride's size tiles its input: patches, and upsampling by transposed convolutions
-    stride = getattr(net.module(node), "stride", ops.weighted_arguments(node).get("stride", 1))
+    stride = getattr(net.module(node), "stride", table.weighted_arguments(node).get("stride", 1))
     tiles = tuple(stride) == kernel if isinstance(stride, (tuple, list)) else all(stride == k for k in kernel)
     if any(k % 2 == 0 for k in kernel) and net.kind(node) == "conv" and not tiles:
         return [

@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from qkit.graph import operations as ops
+from qkit.graph import table
 from qkit.graph.assembly import Assembly
 from qkit.graph.normal import Outline
 from qkit.graph.norms import recipe_of
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.linting.probe_notes import Site
 
 _CONVOLUTIONS = frozenset({"conv", "conv-transpose"})
@@ -69,7 +69,7 @@ class Net:
     def first_nodes(self) -> Mapping[int, fx.Node]:
         """The first node of every step of the study's graph, by the step's index."""
         found: dict[int, fx.Node] = {}
-        for node, index in self.assembly.steps.items() if self.assembly is not None else ():
+        for node, index in self.assembly.operations.items() if self.assembly is not None else ():
             found.setdefault(index, node)
         return found
 
@@ -77,27 +77,27 @@ class Net:
         """The module that the node calls, or None."""
         return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
 
-    def step(self, node: fx.Node) -> Step | None:
+    def operation(self, node: fx.Node) -> Operation | None:
         """The step of the study's graph that the node is a part of."""
-        if self.assembly is None or node not in self.assembly.steps:
+        if self.assembly is None or node not in self.assembly.operations:
             return None
-        return self.assembly.graph.steps[self.assembly.steps[node]]
+        return self.assembly.graph.operations[self.assembly.operations[node]]
 
     def kind(self, node: fx.Node) -> str | None:
-        """What an integer engine does with it, as `qkit.graph.operations` says."""
+        """What an integer engine does with it, as `qkit.graph.table` says."""
         module = self.module(node)
         if module is not None:
-            return ops.module_kind(module)
+            return table.module_kind(module)
         if not node.op.startswith("call_"):
             return None
-        step = self.step(node)
+        op = self.operation(node)
         # a product and a sum with numbers per channel are a norm, where the graph has made one of them
-        return "batchnorm" if step is not None and step.kind == "batchnorm" else ops.function_kind(node)
+        return "batchnorm" if op is not None and op.kind == "batchnorm" else table.function_kind(node)
 
     @staticmethod
     def name(node: fx.Node) -> str:
         """The operation's or the module's short name."""
-        return ops.short_name(node.target)
+        return table.short_name(node.target)
 
     def shown(self, node: fx.Node) -> str:
         """What people call it: the module's class, or the operation."""
@@ -172,7 +172,7 @@ class Net:
         if self.assembly is None:
             readers = self.readers(node)
             return len(readers) == 1 and self.kind(readers[0]) == "batchnorm"
-        own = self.assembly.steps.get(node)
+        own = self.assembly.operations.get(node)
         queue, seen = list(node.users), {node}
         while queue:
             user = queue.pop()
@@ -181,7 +181,7 @@ class Net:
             seen.add(user)
             if user in self.assembly.absorbed and self._scales(user):
                 return True
-            if user in self.assembly.absorbed or self.assembly.steps.get(user) == own or self.kind(user) in _PASSES:
+            if user in self.assembly.absorbed or self.assembly.operations.get(user) == own or self.kind(user) in _PASSES:
                 queue += list(user.users)
         return False
 
@@ -201,7 +201,7 @@ class Net:
         if module is not None:
             weight = getattr(module, "weight", None)
             return weight.detach() if isinstance(weight, Tensor) else None
-        source = ops.weighted_arguments(node).get("weight")
+        source = table.weighted_arguments(node).get("weight")
         if not isinstance(source, fx.Node):
             return None
         if source in self.constants:
@@ -216,15 +216,15 @@ class Net:
 
     def folded_weight(self, node: fx.Node) -> tuple[Tensor, int] | None:
         """The weight of the study's graph, norms folded in, and the axis of its output channels; None where there is no graph."""
-        step = self.step(node)
-        if self.assembly is None or step is None or step.weight is None or step.weight_axis is None:
+        op = self.operation(node)
+        if self.assembly is None or op is None or op.weight is None or op.weight_axis is None:
             return None
-        return self.assembly.graph.weights[step.weight].detach(), step.weight_axis
+        return self.assembly.graph.weights[op.weight].detach(), op.weight_axis
 
     def groups(self, node: fx.Node) -> int:
         """Of a convolution; 1 where it is computed, as from the size of the batch."""
         module = self.module(node)
-        groups = getattr(module, "groups", 1) if module is not None else ops.weighted_arguments(node).get("groups", 1)
+        groups = getattr(module, "groups", 1) if module is not None else table.weighted_arguments(node).get("groups", 1)
         return groups if isinstance(groups, int) else 1
 
     def is_depthwise(self, node: fx.Node) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn, optim
 
 from qkit.errors import DataError
-from qkit.graph.operations import KINDS, WEIGHTED, module_operation
+from qkit.graph.table import KINDS, WEIGHTED, module_operation
 from qkit.linting.finding import Finding
 
 #: Decay below this is as good as none: recipes that quantize well use 1e-4 and more.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qkit.graph.normal import Outline
-from qkit.graph.operations import module_kind
+from qkit.graph.table import module_kind
 from qkit.linting.finding import Finding, Severity, moved
 from qkit.linting.net import Net
 from qkit.linting.probe_notes import Site, Traced
@@ -100,16 +100,16 @@ def float_layers(net: Net) -> list[Finding]:
         return []
     first = net.first_nodes
     found = []
-    for step in assembly.graph.steps:
-        if step.kind == "float":
+    for op in assembly.graph.operations:
+        if op.kind == "float":
             finding = Finding(
                 "float-layer",
                 "warning",
-                f"{step.note or 'it has no integer form'}.",
+                f"{op.note or 'it has no integer form'}.",
                 "Replace it by operations with an integer form, or plan for it in float or 16 bits on the engine.",
-                net.named(step.layer),
+                net.named(op.layer),
             )
-            found.append(moved(finding, net.site(first[step.index])))
+            found.append(moved(finding, net.site(first[op.index])))
     return found
 
 

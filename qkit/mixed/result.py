@@ -29,7 +29,7 @@ from dataclasses import replace
 
 from qkit.errors import QkitError
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.quant.plan import Grid
 
 
@@ -117,23 +117,23 @@ def network(graph: Graph, base: Plan, wide: Plan) -> Network:
     QkitError
         If no tensor of the base plan is narrower than 16 bits.
     """
-    together: dict[str, list[Step]] = {}
-    for step in graph.steps:
-        if step.quantized and (step.name in base.grids or step.weight in base.grids):
-            together.setdefault(step.weight or step.name, []).append(step)
+    together: dict[str, list[Operation]] = {}
+    for op in graph.operations:
+        if op.quantized and (op.name in base.grids or op.weight in base.grids):
+            together.setdefault(op.weight or op.name, []).append(op)
     layers = []
-    for steps in together.values():
-        tensors = dict.fromkeys(name for step in steps for name in (step.weight, step.name) if name is not None)
+    for operations in together.values():
+        tensors = dict.fromkeys(name for op in operations for name in (op.weight, op.name) if name is not None)
         narrow = [t for t in tensors if t in wide.grids and t in base.grids and base.grids[t].spec.bits < 16]
-        cost = sum(step.macs or max(math.prod(step.shape[1:]), 1) for step in steps)
+        cost = sum(op.macs or max(math.prod(op.shape[1:]), 1) for op in operations)
         layers.append(
             Layer(
-                steps[0].name,
-                steps[0].index,
+                operations[0].name,
+                operations[0].index,
                 {tensor: wide.grids[tensor] for tensor in narrow},
                 cost,
-                steps[0].weight is not None,
-                tuple(step.name for step in steps),
+                operations[0].weight is not None,
+                tuple(op.name for op in operations),
             )
         )
     layers.sort(key=lambda layer: layer.index)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from qkit.errors import DataError, GraphError
 from qkit.graph import Graph, build, deviation, run_float
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.ptq.balance import grouped
 from qkit.ptq.channels import WEIGHTED, Channels, Layer
 from qkit.ptq.equalization import make_affine
@@ -128,7 +128,7 @@ def absorb(
         raise DataError(f"deviations={deviations!r} has to be at least 0.")
     inputs = batch if isinstance(batch, tuple) else (batch,)
     channels = Channels(model, graph)
-    layers = {layer.step.index: layer for layer in channels.layers}
+    layers = {layer.op.index: layer for layer in channels.layers}
     copied = copy.deepcopy(model)
     modules = dict(copied.named_modules(remove_duplicate=False))
     amounts: dict[str, np.ndarray] = {}
@@ -136,7 +136,7 @@ def absorb(
     skipped: dict[str, str] = {}
     notes: list[str] = []
     for layer in channels.layers:
-        name = layer.step.name
+        name = layer.op.name
         reader = _reader(graph, layer, layers)
         taken = reader if isinstance(reader, str) else _amount(modules, layer, observations, deviations)
         index = taken if isinstance(taken, str) else _columns(graph, layer, reader)
@@ -144,8 +144,8 @@ def absorb(
             skipped[name] = str(index)
             continue
         with torch.no_grad():
-            notes += [*_give(modules, layer.step, taken), *_take(modules, reader.step, taken[index])]
-        amounts[name], readers[name] = taken, reader.step.name
+            notes += [*_give(modules, layer.op, taken), *_take(modules, reader.op, taken[index])]
+        amounts[name], readers[name] = taken, reader.op.name
     new = build(copied, inputs, device=graph.device, leaf_modules=graph.leaf_modules)
     changed = deviation(run_float(new, inputs), run_float(graph, inputs))
     return Absorbed(copied, amounts, readers, skipped, tuple(notes), changed)
@@ -153,29 +153,29 @@ def absorb(
 
 def _reader(graph: Graph, layer: Layer, layers: Mapping[int, Layer]) -> Layer | str:
     """The layer that alone reads this one's output, through operations that keep the grid; else why there is none."""
-    step = layer.step
+    op = layer.op
     if layer.refusal is not None:
         return f"it {layer.refusal}"
-    if step.act != (0.0, np.inf):
+    if op.act != (0.0, np.inf):
         return "it has no ReLU of its own, so that no part of its output is cut at zero"
-    path = _path(graph, step)
+    path = _path(graph, op)
     if isinstance(path, str):
         return path
     reader = layers.get(path[-1].index)
     if reader is None or reader.refusal is not None:
         return f"its output is read by {path[-1].name}, which {reader.refusal if reader else 'is a call of a function'}"
-    if reader.step.kind == "conv-transpose":
-        return f"its output is read by {reader.step.name}, a transposed convolution, in which pixels get unlike numbers of terms"
+    if reader.op.kind == "conv-transpose":
+        return f"its output is read by {reader.op.name}, a transposed convolution, in which pixels get unlike numbers of terms"
     if _pads_with_zeros(reader.module):
-        return f"its output is read by {reader.step.name}, which pads with zeros: they would not be worth what is taken"
+        return f"its output is read by {reader.op.name}, which pads with zeros: they would not be worth what is taken"
     return reader
 
 
-def _path(graph: Graph, step: Step) -> list[Step] | str:
+def _path(graph: Graph, op: Operation) -> list[Operation] | str:
     """The steps from a layer to the one that alone reads it, which is the last."""
-    path = [step]
+    path = [op]
     while True:
-        readers = [s for s in graph.steps if path[-1].index in s.inputs and s.kind != "meta"]
+        readers = [s for s in graph.operations if path[-1].index in s.inputs and s.kind != "meta"]
         if len(readers) != 1:
             return f"its output is read by {len(readers)} operations: {', '.join(s.name for s in readers)}"
         path.append(readers[0])
@@ -197,23 +197,23 @@ def _amount(
     modules: Mapping[str, nn.Module], layer: Layer, observations: Mapping[str, Observation] | None, deviations: float
 ) -> np.ndarray | str:
     """What each channel exceeds zero by practically always; why it is not known, or nothing, else."""
-    step = layer.step
-    if step.norm is not None:
-        norm: Any = modules[step.norm]
+    op = layer.op
+    if op.norm is not None:
+        norm: Any = modules[op.norm]
         if norm.weight is None:
             return (
                 f"no channel's mean lies {deviations:g} deviations above zero (the batch norm is not affine: all means are zero)"
             )
         found = (norm.bias.detach().double() - deviations * norm.weight.detach().double().abs()).cpu().numpy()
         why = f"no channel's mean lies {deviations:g} deviations above zero"
-    elif observations is None or step.name not in observations:
+    elif observations is None or op.name not in observations:
         return "it has no batch norm, and there are no observations of its output: pass observations=study.observe()"
     else:
-        found = observations[step.name].channel_min.astype(np.float64)
+        found = observations[op.name].channel_min.astype(np.float64)
         why = "every channel was seen at zero or near it"
         if found.shape != (len(layer.writes),):
             raise GraphError(
-                f"{step.name} has {len(layer.writes)} channels, its observation {len(found)}: observe this graph's own taps."
+                f"{op.name} has {len(layer.writes)} channels, its observation {len(found)}: observe this graph's own taps."
             )
     found = np.maximum(found, 0.0)
     return found if (found > 0).any() else why
@@ -221,16 +221,16 @@ def _amount(
 
 def _columns(graph: Graph, layer: Layer, reader: Layer | str) -> np.ndarray | str:
     """Of each column of the reader the channel that it reads; tried with channels that are constant, which must come through."""
-    path = _path(graph, layer.step)
+    path = _path(graph, layer.op)
     assert not isinstance(path, str)
     assert not isinstance(reader, str)
-    step, count = layer.step, len(layer.writes)
-    shape = [1] * len(step.shape)
-    shape[step.channel_axis] = count
-    value = torch.arange(1.0, count + 1, device=graph.device).view(shape).expand(step.shape).contiguous()
-    axis = len(path[-2].shape) - 1 if reader.step.kind == "linear" else 1
-    fails = f"on its way to {reader.step.name} its channels do not come through as they are (padding, or channels mixed)"
-    values: dict[int, Any] = {step.index: value}
+    op, count = layer.op, len(layer.writes)
+    shape = [1] * len(op.shape)
+    shape[op.channel_axis] = count
+    value = torch.arange(1.0, count + 1, device=graph.device).view(shape).expand(op.shape).contiguous()
+    axis = len(path[-2].shape) - 1 if reader.op.kind == "linear" else 1
+    fails = f"on its way to {reader.op.name} its channels do not come through as they are (padding, or channels mixed)"
+    values: dict[int, Any] = {op.index: value}
     try:
         for at in path[1:-1]:
             values[at.index] = at.call(*(_given(graph, i, values) for i in at.inputs))
@@ -246,30 +246,30 @@ def _columns(graph: Graph, layer: Layer, reader: Layer | str) -> np.ndarray | st
 def _given(graph: Graph, index: int, values: Mapping[int, Any]) -> Any:
     if index in values:
         return values[index]
-    step = graph.steps[index]
-    return step.call(*(_given(graph, i, values) for i in step.inputs))
+    op = graph.operations[index]
+    return op.call(*(_given(graph, i, values) for i in op.inputs))
 
 
-def _give(modules: Mapping[str, nn.Module], step: Step, amount: np.ndarray) -> list[str]:
+def _give(modules: Mapping[str, nn.Module], op: Operation, amount: np.ndarray) -> list[str]:
     """Take the amount from the layer's bias, or its batch norm's."""
-    path = step.norm or step.layer
+    path = op.norm or op.layer
     module: Any = modules[path]
     notes = _with_bias(module, path)
     module.bias.sub_(torch.from_numpy(amount).to(module.bias.device))
     return notes
 
 
-def _take(modules: Mapping[str, nn.Module], step: Step, amount: np.ndarray) -> list[str]:
+def _take(modules: Mapping[str, nn.Module], op: Operation, amount: np.ndarray) -> list[str]:
     """Give the layer what its columns made of the amount: in its bias, or as a lower mean in its batch norm."""
-    module: Any = modules[step.layer]
+    module: Any = modules[op.layer]
     weight = grouped(module.weight.double(), module).sum(3)
     columns = torch.from_numpy(amount).to(weight.device).view(weight.shape[0], -1, 1)
     moved = torch.bmm(weight, columns).flatten()
-    if step.norm is not None:
-        norm: Any = modules[step.norm]
+    if op.norm is not None:
+        norm: Any = modules[op.norm]
         norm.running_mean.sub_(moved)
         return []
-    notes = _with_bias(module, step.layer)
+    notes = _with_bias(module, op.layer)
     module.bias.add_(moved)
     return notes
 

@@ -126,10 +126,10 @@ class Solver:
         return np.concatenate([np.empty(0, np.int64), *(group.slots for group in self.groups)])
 
     def _ranges(self, graph: Graph, layer: Layer) -> _Ranges:
-        assert layer.step.weight is not None
-        weight = graph.weights[layer.step.weight].detach().abs()
-        if layer.step.groups > 1:
-            weight = weighted.ungrouped(weight, layer.step.groups)
+        assert layer.op.weight is not None
+        weight = graph.weights[layer.op.weight].detach().abs()
+        if layer.op.groups > 1:
+            weight = weighted.ungrouped(weight, layer.op.groups)
         peaks = grouped(weight, layer.module).amax(3).cpu().numpy()
         rows, columns = (self.slots(ids).reshape(peaks.shape[0], -1) for ids in (layer.writes, layer.reads))
         if len(peaks) == 1:  # rows and columns of one slot can be one; most of a classifier's are, and they may be many
@@ -234,18 +234,18 @@ class Solver:
         for layer in self.channels.layers:
             left = [int(i) for i, slot in zip(layer.writes, self.slots(layer.writes), strict=True) if slot not in paired]
             if layer.refusal is not None:
-                found[layer.step.name] = f"it {layer.refusal}"
+                found[layer.op.name] = f"it {layer.refusal}"
             elif left:
                 why = self.channels.pinned(left[0])
                 some = (
                     "its output" if len(left) == len(layer.writes) else f"{len(left)} of {len(layer.writes)} channels: its output"
                 )
-                found[layer.step.name] = f"{some} {why or 'is read by no layer whose weights could make up for factors'}"
+                found[layer.op.name] = f"{some} {why or 'is read by no layer whose weights could make up for factors'}"
         return found
 
 
 def _names(ranges: Sequence[_Ranges]) -> tuple[str, ...]:
-    return tuple(r.layer.step.name for r in ranges)
+    return tuple(r.layer.op.name for r in ranges)
 
 
 def _by_slot(peaks: np.ndarray, slots: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:

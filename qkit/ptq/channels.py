@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 
 WEIGHTED = frozenset({"conv", "conv-transpose", "linear"})
 _JOINS = frozenset({"add", "concat"})
@@ -49,7 +49,7 @@ class Labels:
 class Layer:
     """A weighted layer with the labels that it reads and writes; `refusal` says why its weights may not be changed."""
 
-    step: Step
+    op: Operation
     module: nn.Module | None
     reads: np.ndarray
     writes: np.ndarray
@@ -73,12 +73,12 @@ class Channels:
         self._why: dict[int, str] = {}
         self._refusals = Refusals(model, graph)
         self._constants: dict[int, Any] = {}
-        self._deferred: dict[int, Step] = {}
+        self._deferred: dict[int, Operation] = {}
         self._draw = torch.Generator().manual_seed(0)
         self.layers: list[Layer] = []
         self.taps: dict[int, Labels] = {}
-        for step in graph.steps:
-            self._walk(step)
+        for op in graph.operations:
+            self._walk(op)
 
     def root(self, label: int) -> int:
         """The label that stands for all that are equal to this one."""
@@ -95,94 +95,94 @@ class Channels:
         """Why the label's factor has to be one; None if it is free."""
         return self._why.get(self.root(label))
 
-    def _walk(self, step: Step) -> None:
-        sources = [self.taps[i] for i in self._flat(step)[1] if i in self.taps]
-        if step.kind == "output":
+    def _walk(self, op: Operation) -> None:
+        sources = [self.taps[i] for i in self._flat(op)[1] if i in self.taps]
+        if op.kind == "output":
             self._pin(sources, "is the network's output")
-        elif step.kind == "meta":
+        elif op.kind == "meta":
             # a shape is the same whatever the factors; an index of the greatest or a comparison may not be
-            if step.name.rpartition(":")[2].partition("#")[0] not in _SHAPES:
-                self._pin(sources, f"is read by {step.name}, which depends on its values")
-        elif step.kind in WEIGHTED:
-            self._walk_weighted(step, sources)
-        elif not step.shape and step.kind == "keep":
-            self._deferred[step.index] = step  # a tuple's parts are tried one by one
-        elif not step.shape:
-            self._pin(sources, f"is read by {step.name}, which returns no single tensor")
+            if op.name.rpartition(":")[2].partition("#")[0] not in _SHAPES:
+                self._pin(sources, f"is read by {op.name}, which depends on its values")
+        elif op.kind in WEIGHTED:
+            self._walk_weighted(op, sources)
+        elif not op.shape and op.kind == "keep":
+            self._deferred[op.index] = op  # a tuple's parts are tried one by one
+        elif not op.shape:
+            self._pin(sources, f"is read by {op.name}, which returns no single tensor")
         else:
-            self._walk_other(step)
+            self._walk_other(op)
 
-    def _walk_weighted(self, step: Step, sources: Sequence[Labels]) -> None:
-        module, refusal = self._refusals.of(step)
-        channels = step.shape[step.channel_axis]
-        shape = self._graph.steps[step.inputs[0]].shape
-        axis = len(shape) - 1 if step.kind == "linear" else 1
-        if module is not None and (step.inputs[0] in self._deferred or sources[0].axis != axis):
+    def _walk_weighted(self, op: Operation, sources: Sequence[Labels]) -> None:
+        module, refusal = self._refusals.of(op)
+        channels = op.shape[op.channel_axis]
+        shape = self._graph.operations[op.inputs[0]].shape
+        axis = len(shape) - 1 if op.kind == "linear" else 1
+        if module is not None and (op.inputs[0] in self._deferred or sources[0].axis != axis):
             refusal = refusal or "reads along another axis than its input's channels"
         if refusal is not None:
-            self._pin(sources, f"is read by {step.name}, which {refusal}")
-        writes = self._fresh(step.channel_axis, channels, None if refusal is None else f"comes from {step.name}, which {refusal}")
-        if (bounded := clamped(step)) is not None:
+            self._pin(sources, f"is read by {op.name}, which {refusal}")
+        writes = self._fresh(op.channel_axis, channels, None if refusal is None else f"comes from {op.name}, which {refusal}")
+        if (bounded := clamped(op)) is not None:
             self._pin([writes], bounded)
         reads = sources[0] if refusal is None else self._fresh(axis, shape[axis], refusal)
-        self.layers.append(Layer(step, module, reads.ids, writes.ids, refusal))
-        self.taps[step.index] = writes
+        self.layers.append(Layer(op, module, reads.ids, writes.ids, refusal))
+        self.taps[op.index] = writes
 
-    def _walk_other(self, step: Step) -> None:
-        call, inputs = self._flat(step)
+    def _walk_other(self, op: Operation) -> None:
+        call, inputs = self._flat(op)
         sources = [self.taps[i] for i in inputs if i in self.taps]
         free = [labels for labels in sources if any(self.pinned(int(i)) is None for i in set(labels.ids))]
-        why = self._refused(step, inputs) or clamped(step)
+        why = self._refused(op, inputs) or clamped(op)
         if why is None and free:
-            why = self._merge(step, inputs, free) or self._try(step, call, inputs)
+            why = self._merge(op, inputs, free) or self._try(op, call, inputs)
             if why is None:
                 return
-            if step.kind == "keep":
+            if op.kind == "keep":
                 # it may have spread the channels over two axes, and a later step may put them back: try both as one
-                self._deferred[step.index] = step
+                self._deferred[op.index] = op
                 return
         if why is not None:
             self._pin(sources, why)
         reasons = (self.pinned(int(labels.ids[0])) for labels in sources if len(labels.ids))
-        axis = min(step.channel_axis, len(step.shape) - 1)
-        self.taps[step.index] = self._fresh(axis, step.shape[axis], next((r for r in reasons if r), f"comes from {step.name}"))
+        axis = min(op.channel_axis, len(op.shape) - 1)
+        self.taps[op.index] = self._fresh(axis, op.shape[axis], next((r for r in reasons if r), f"comes from {op.name}"))
 
-    def _flat(self, step: Step) -> tuple[Callable[..., Any], tuple[int, ...]]:
+    def _flat(self, op: Operation) -> tuple[Callable[..., Any], tuple[int, ...]]:
         """The step's function together with those of the deferred steps that it reads, and what all of them read."""
-        parts = [self._flat(self._deferred[i]) if i in self._deferred else None for i in step.inputs]
+        parts = [self._flat(self._deferred[i]) if i in self._deferred else None for i in op.inputs]
         if not any(parts):
-            return step.call, step.inputs
+            return op.call, op.inputs
 
         def call(*values: Any) -> Any:
             rest = iter(values)
-            return step.call(*(next(rest) if part is None else part[0](*(next(rest) for _ in part[1])) for part in parts))
+            return op.call(*(next(rest) if part is None else part[0](*(next(rest) for _ in part[1])) for part in parts))
 
-        return call, tuple(i for part, own in zip(parts, step.inputs, strict=True) for i in (part[1] if part else (own,)))
+        return call, tuple(i for part, own in zip(parts, op.inputs, strict=True) for i in (part[1] if part else (own,)))
 
-    def _refused(self, step: Step, inputs: tuple[int, ...]) -> str | None:
+    def _refused(self, op: Operation, inputs: tuple[int, ...]) -> str | None:
         if not inputs:
-            return f"comes from {step.name}"
-        if step.kind not in _TRIED:
-            return f"is read by {step.name} ({step.kind}), which takes no factors"
-        if step.kind in _JOINS and len(inputs) > 1 and not self._joins:
-            return f"is joined with another tensor in {step.name} (joins=True scales all parts of a join alike)"
+            return f"comes from {op.name}"
+        if op.kind not in _TRIED:
+            return f"is read by {op.name} ({op.kind}), which takes no factors"
+        if op.kind in _JOINS and len(inputs) > 1 and not self._joins:
+            return f"is joined with another tensor in {op.name} (joins=True scales all parts of a join alike)"
         return None
 
-    def _merge(self, step: Step, inputs: tuple[int, ...], free: Sequence[Labels]) -> str | None:
+    def _merge(self, op: Operation, inputs: tuple[int, ...], free: Sequence[Labels]) -> str | None:
         """Ask of an add that all operands' channels have equal factors; of a product that one operand has none."""
-        if step.kind == "mul" and len(free) > 1:
-            return f"is multiplied by another scaled tensor in {step.name}"
-        if step.kind != "add" or len(inputs) < 2:
+        if op.kind == "mul" and len(free) > 1:
+            return f"is multiplied by another scaled tensor in {op.name}"
+        if op.kind != "add" or len(inputs) < 2:
             return None
-        operands = [(self.taps[i], self._graph.steps[i].shape) for i in inputs if i in self.taps]
-        if any(o.axis != free[0].axis or len(o.ids) != len(free[0].ids) or shape != step.shape for o, shape in operands):
-            return f"is broadcast in {step.name}"
+        operands = [(self.taps[i], self._graph.operations[i].shape) for i in inputs if i in self.taps]
+        if any(o.axis != free[0].axis or len(o.ids) != len(free[0].ids) or shape != op.shape for o, shape in operands):
+            return f"is broadcast in {op.name}"
         for labels, _ in operands:
             for a, b in zip(free[0].ids, labels.ids, strict=True):
                 self._union(int(a), int(b))
         return None
 
-    def _try(self, step: Step, call: Callable[..., Any], inputs: tuple[int, ...]) -> str | None:
+    def _try(self, op: Operation, call: Callable[..., Any], inputs: tuple[int, ...]) -> str | None:
         """Put the step to trial and label its output's channels; returns why it failed, None if it did not."""
         sources = [self.taps[i] for i in inputs if i in self.taps]
         roots = sorted({self.root(int(i)) for labels in sources for i in labels.ids if self.pinned(int(i)) is None})
@@ -196,21 +196,21 @@ class Channels:
             # all by one great factor and by one small: a square would pass for another channel, a far bound would not be seen
             whole = {p: call(*self._scaled(inputs, values, [p * (c > 0) for c in coded])) for p in (-_FAR, _FAR)}
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-            return f"is read by {step.name}, which could not be tried apart from the network ({str(error).splitlines()[0]})"
-        axes = (step.channel_axis, *(a for a in range(len(step.shape)) if a != step.channel_axis))
-        for axis in axes if isinstance(plain, Tensor) and tuple(plain.shape) == step.shape else ():
+            return f"is read by {op.name}, which could not be tried apart from the network ({str(error).splitlines()[0]})"
+        axes = (op.channel_axis, *(a for a in range(len(op.shape)) if a != op.channel_axis))
+        for axis in axes if isinstance(plain, Tensor) and tuple(plain.shape) == op.shape else ():
             found = _codes(plain, scaled, axis)
             if found is None or found.max(initial=0) > len(roots):
                 continue
             if all(torch.equal(other, _times(plain, p * (found > 0), axis)) for p, other in whole.items()):
                 zero = self._fresh(axis, len(found), None)  # channels that are always zero may have any factor
-                pinned = int(self._fresh(axis, 1, f"has a part in {step.name} whose factors are one").ids[0])
+                pinned = int(self._fresh(axis, 1, f"has a part in {op.name} whose factors are one").ids[0])
                 ids = [int(z) if c < 0 else roots[c - 1] if c else pinned for c, z in zip(found, zero.ids, strict=True)]
-                self.taps[step.index] = Labels(axis, np.array(ids, np.int64))
+                self.taps[op.index] = Labels(axis, np.array(ids, np.int64))
                 return None
-        if step.kind == "activation":
-            return f"is read by {step.name}, which is not positively homogeneous: {_CURE}"
-        return f"is read by {step.name}, which lets no factors through"
+        if op.kind == "activation":
+            return f"is read by {op.name}, which is not positively homogeneous: {_CURE}"
+        return f"is read by {op.name}, which lets no factors through"
 
     def _roots_at(self, index: int) -> np.ndarray:
         return self.roots(self.taps[index].ids) if index in self.taps else np.empty(0, np.int64)
@@ -221,11 +221,11 @@ class Channels:
 
     def _value(self, index: int) -> Any:
         """Something of the shape of the step's value; its value itself where it is no floating tensor."""
-        step = self._graph.steps[index]
+        op = self._graph.operations[index]
         if index in self.taps:
-            return torch.randn(step.shape, generator=self._draw).to(self._graph.device)
+            return torch.randn(op.shape, generator=self._draw).to(self._graph.device)
         if index not in self._constants:
-            self._constants[index] = step.call(*(self._value(i) for i in step.inputs))
+            self._constants[index] = op.call(*(self._value(i) for i in op.inputs))
         return self._constants[index]
 
     def _fresh(self, axis: int, count: int, why: str | None) -> Labels:
@@ -249,13 +249,13 @@ class Channels:
                 self._why[a] = why
 
 
-def clamped(step: Step) -> str | None:
+def clamped(op: Operation) -> str | None:
     """Why the step's fused activation forbids factors; None if it is none or ReLU."""
-    low, high = step.act
+    low, high = op.act
     if low in (0.0, -math.inf) and high == math.inf:
         return None
     bounds = f"{'' if low == -math.inf else f'{low:g}'}..{'' if high == math.inf else f'{high:g}'}"
-    return f"is clamped to {bounds} in {step.name}, which is not positively homogeneous: {_CURE}"
+    return f"is clamped to {bounds} in {op.name}, which is not positively homogeneous: {_CURE}"
 
 
 def _times(x: Tensor, power: np.ndarray, axis: int) -> Tensor:
@@ -294,29 +294,29 @@ class Refusals:
         self._modules = dict(model.named_modules(remove_duplicate=False))
         named = list(model.named_parameters(remove_duplicate=False))
         self._owners = Counter(id(parameter) for _, parameter in named)
-        self._calls = Counter(step.weight for step in graph.steps if step.weight is not None)
-        self._others = {step.name for step in graph.steps if step.kind in {"constant", "meta"}}
+        self._calls = Counter(op.weight for op in graph.operations if op.weight is not None)
+        self._others = {op.name for op in graph.operations if op.kind in {"constant", "meta"}}
         # a model that is frozen as a whole is one that is only used, not one of which a layer is to stay as it is
         self._some_train = any(parameter.requires_grad for _, parameter in named)
 
-    def of(self, step: Step) -> tuple[nn.Module | None, str | None]:
+    def of(self, op: Operation) -> tuple[nn.Module | None, str | None]:
         """The step's module, None if it has no plain one; and what keeps it from being changed, None if nothing does."""
-        module = self._modules.get(step.layer)
+        module = self._modules.get(op.layer)
         if module is not None and parametrize.is_parametrized(module):
             return None, "has a parametrized weight: torch.nn.utils.parametrize.remove_parametrizations makes it plain"
         weight = getattr(module, "weight", None)
         if module is not None and isinstance(weight, nn.Parameter) and self._owners[id(weight)] > 1:
-            return module, f"shares its weight with another module ({step.layer}.weight)"
-        if module is None or step.weight != f"{step.layer}.weight" or not isinstance(weight, Tensor):
+            return module, f"shares its weight with another module ({op.layer}.weight)"
+        if module is None or op.weight != f"{op.layer}.weight" or not isinstance(weight, Tensor):
             return None, "is a call of a function in a forward: make it a module"
-        if step.computed or step.folded.count("batch") > 1 or not set(step.folded) <= {"batch", "scale", "inverse"}:
+        if op.computed or op.folded.count("batch") > 1 or not set(op.folded) <= {"batch", "scale", "inverse"}:
             return None, "computes with more than its weights say (in its forward, a hook or a subclass)"
-        if self._calls[step.weight] > 1:
-            return module, f"is called {self._calls[step.weight]} times with the same weight"
-        norm = None if step.norm is None else self._modules.get(step.norm)
-        if step.norm is not None and not isinstance(getattr(norm, "running_mean", None), Tensor):
-            return module, f"is followed by a batch norm in {step.norm}, whose numbers have names of their own"
-        for part, path in ((module, step.layer), (norm, step.norm)):
+        if self._calls[op.weight] > 1:
+            return module, f"is called {self._calls[op.weight]} times with the same weight"
+        norm = None if op.norm is None else self._modules.get(op.norm)
+        if op.norm is not None and not isinstance(getattr(norm, "running_mean", None), Tensor):
+            return module, f"is followed by a batch norm in {op.norm}, whose numbers have names of their own"
+        for part, path in ((module, op.layer), (norm, op.norm)):
             if part is not None and (reason := self._reason(part, path or "")) is not None:
                 return module, reason
         return module, None

@@ -27,7 +27,7 @@ from torch import Tensor
 from qkit.execution.lanes import lane_bias, lane_weight
 from qkit.execution.loading import Batch
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.ptq.side_by_side import Moments, Walk, by_channel, called_twice, layers, moments
 from qkit.quant.grids import QuantParams
 from qkit.quant.plan import Codes, Grid, Plan
@@ -47,29 +47,29 @@ def correct_biases(
     result.
     """
     walk = Walk(graph, batches, plan)
-    for step in layers(graph, plan, "correcting biases", progress=progress):
-        if correctable(graph, step):
-            walk.to(step, plan)
-            plan = correct_bias(walk, step, plan, iterations=iterations)
+    for op in layers(graph, plan, "correcting biases", progress=progress):
+        if correctable(graph, op):
+            walk.to(op, plan)
+            plan = correct_bias(walk, op, plan, iterations=iterations)
     return plan
 
 
-def correctable(graph: Graph, step: Step) -> bool:
+def correctable(graph: Graph, op: Operation) -> bool:
     """Whether the step has a bias of its own to correct."""
-    return step.kind != "batchnorm" and not called_twice(graph, step)
+    return op.kind != "batchnorm" and not called_twice(graph, op)
 
 
-def correct_bias(walk: Walk, step: Step, plan: Plan, *, iterations: int = ITERATIONS, share: float = 1.0) -> Plan:
+def correct_bias(walk: Walk, op: Operation, plan: Plan, *, iterations: int = ITERATIONS, share: float = 1.0) -> Plan:
     """The plan with one layer's correction, each time by `share` of what is missing; the walk stands at the layer."""
-    weight = lane_weight(walk.graph, plan, step.weight or "")
+    weight = lane_weight(walk.graph, plan, op.weight or "")
     for _ in range(iterations):
-        shift = mean_shift(walk, step, weight, lane_bias(walk.graph, step, plan))
-        before = torch.tensor(plan.corrections.get(step.name, (0.0,) * len(shift)), dtype=torch.float64)
-        plan = replace(plan, corrections={**plan.corrections, step.name: tuple((before - share * shift).tolist())})
+        shift = mean_shift(walk, op, weight, lane_bias(walk.graph, op, plan))
+        before = torch.tensor(plan.corrections.get(op.name, (0.0,) * len(shift)), dtype=torch.float64)
+        plan = replace(plan, corrections={**plan.corrections, op.name: tuple((before - share * shift).tolist())})
     return plan
 
 
-def mean_shift(walk: Walk, step: Step, weight: Tensor, bias: Tensor | None) -> Tensor:
+def mean_shift(walk: Walk, op: Operation, weight: Tensor, bias: Tensor | None) -> Tensor:
     """How much lower the bias of every channel has to be for its mean behind the activation to be float's, float64 (C,).
 
     To first order: the difference of the means by the share of elements that follow the bias.
@@ -77,9 +77,9 @@ def mean_shift(walk: Walk, step: Step, weight: Tensor, bias: Tensor | None) -> T
     difference: Any = 0.0
     free: Any = 0.0
     count = 0
-    low, high = step.act
-    for exact, quantized in walk.outputs(step, weight, bias):
-        a, b = by_channel(exact, step.channel_axis), by_channel(quantized, step.channel_axis)
+    low, high = op.act
+    for exact, quantized in walk.outputs(op, weight, bias):
+        a, b = by_channel(exact, op.channel_axis), by_channel(quantized, op.channel_axis)
         difference = difference + (b.clamp(low, high) - a.clamp(low, high)).sum(1).cpu()
         free = free + ((b > low) & (b < high)).sum(1).double().cpu()
         count += a.shape[1]
@@ -96,27 +96,27 @@ def reestimate_norms(graph: Graph, plan: Plan, batches: Sequence[Batch], *, prog
     Grids per channel with free scales take the factor into the scale, their codes stay; others get new codes on the same grid.
     """
     walk = Walk(graph, batches, plan)
-    for step in layers(graph, plan, "batch norms", progress=progress):
-        if has_norm(graph, step):
-            walk.to(step, plan)
-            weight = lane_weight(graph, plan, step.weight or "")
-            found = moments(walk, step, weight, lane_bias(graph, step, plan))
-            plan = correct_bias(walk, step, stretched(graph, plan, step, plan[step.weight or ""], found))
+    for op in layers(graph, plan, "batch norms", progress=progress):
+        if has_norm(graph, op):
+            walk.to(op, plan)
+            weight = lane_weight(graph, plan, op.weight or "")
+            found = moments(walk, op, weight, lane_bias(graph, op, plan))
+            plan = correct_bias(walk, op, stretched(graph, plan, op, plan[op.weight or ""], found))
     return plan
 
 
-def has_norm(graph: Graph, step: Step) -> bool:
+def has_norm(graph: Graph, op: Operation) -> bool:
     """Whether a batch norm is folded into the step that can be folded anew."""
-    return step.norm is not None and step.weight_axis is not None and not called_twice(graph, step)
+    return op.norm is not None and op.weight_axis is not None and not called_twice(graph, op)
 
 
-def stretched(graph: Graph, plan: Plan, step: Step, grid: Grid, found: Moments) -> Plan:
+def stretched(graph: Graph, plan: Plan, op: Operation, grid: Grid, found: Moments) -> Plan:
     """The plan in which the step's weight gives float's deviations, if on `grid` it gave those found."""
-    assert step.weight is not None
-    assert step.weight_axis is not None
+    assert op.weight is not None
+    assert op.weight_axis is not None
     exact, quantized = found.deviations
     factor = torch.where((exact > 0) & (quantized > 0), exact / quantized.clamp(min=1e-30), 1.0).clamp(1.0 / MOST, MOST)
-    return plan.with_grid(step.weight, scaled(grid, graph.weights[step.weight], factor, step.weight_axis))
+    return plan.with_grid(op.weight, scaled(grid, graph.weights[op.weight], factor, op.weight_axis))
 
 
 def scaled(grid: Grid, weight: Tensor, factor: Tensor, axis: int) -> Grid:
@@ -125,13 +125,13 @@ def scaled(grid: Grid, weight: Tensor, factor: Tensor, axis: int) -> Grid:
     shape = [1] * weight.ndim
     shape[axis] = -1
     scale, zero = along(params.scale, params, weight), along(params.zero_point, params, weight)
-    steps = weight.cpu().double() / scale if grid.codes is None else grid.codes.tensor.cpu().double() - zero
+    operations = weight.cpu().double() / scale if grid.codes is None else grid.codes.tensor.cpu().double() - zero
     if params.axis == axis and not grid.spec.power_of_two:
         wider = (params.scale.double() * factor).clamp(min=2.0**-126).float()
         params = QuantParams(wider, params.zero_point, params.qmin, params.qmax, params.axis)
     else:
-        steps = steps * factor.view(shape)
-    codes = (torch.round(steps) + zero).clamp_(params.qmin, params.qmax).to(params.dtype)
+        operations = operations * factor.view(shape)
+    codes = (torch.round(operations) + zero).clamp_(params.qmin, params.qmax).to(params.dtype)
     return replace(grid, params=params, codes=Codes(codes))
 
 

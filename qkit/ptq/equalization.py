@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from qkit.errors import DataError, GraphError
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.graph import Graph, build, deviation, run_float
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.ptq.balance import Pair, Solver, grouped, ungrouped
 from qkit.ptq.channels import Channels
 
@@ -165,32 +165,32 @@ def equalize(
     by_path = dict(copied.named_modules(remove_duplicate=False))
     with torch.no_grad():
         for layer in solver.layers:
-            notes += rescale(by_path, layer.step, solver.factors(layer.reads), solver.factors(layer.writes))
+            notes += rescale(by_path, layer.op, solver.factors(layer.reads), solver.factors(layer.writes))
     deviated = _verify(copied, graph, inputs, channels, solver)
-    factors = {layer.step.name: solver.factors(layer.writes) for layer in solver.layers if solver.takes_part(layer)}
+    factors = {layer.op.name: solver.factors(layer.writes) for layer in solver.layers if solver.takes_part(layer)}
     return Equalized(copied, factors, solver.skipped(), solver.pairs(), tuple(notes), converged, deviated)
 
 
-def rescale(modules: Mapping[str, nn.Module], step: Step, reads: np.ndarray, writes: np.ndarray) -> list[str]:
+def rescale(modules: Mapping[str, nn.Module], op: Operation, reads: np.ndarray, writes: np.ndarray) -> list[str]:
     """Multiply a layer's columns by `reads`, divide its rows (or its batch norm) by `writes`; returns what else was changed."""
-    module: Any = modules[step.layer]
+    module: Any = modules[op.layer]
     notes: list[str] = []
     columns, rows = (torch.from_numpy(f).to(module.weight.device) for f in (reads, writes))
     weight = grouped(module.weight.double(), module)
     if (reads != 1.0).any():
         weight = weight * columns.view(weight.shape[0], 1, -1, 1)
-    if step.norm is None:
+    if op.norm is None:
         weight = weight / rows.view(weight.shape[0], -1, 1, 1)
     module.weight.copy_(ungrouped(weight, module))
     if (writes == 1.0).all():
         return notes
-    if step.norm is None:
+    if op.norm is None:
         if module.bias is not None:
             module.bias.div_(rows)
         return notes
-    norm: Any = modules[step.norm]
+    norm: Any = modules[op.norm]
     if make_affine(norm):
-        notes.append(f"{step.norm} was given a weight and a bias, to hold the factors")
+        notes.append(f"{op.norm} was given a weight and a bias, to hold the factors")
     norm.weight.div_(rows)
     norm.bias.div_(rows)
     return notes
@@ -210,17 +210,17 @@ def _inputs(graph: Graph, example: Tensor | tuple[Any, ...] | None) -> tuple[Any
     if example is not None:
         return example if isinstance(example, tuple) else (example,)
     draw = torch.Generator().manual_seed(0)
-    given = sorted((step for step in graph.steps if step.argument is not None), key=lambda step: step.argument or 0)
-    if any(step.kind != "input" for step in given) or [step.argument for step in given] != list(range(len(given))):
+    given = sorted((op for op in graph.operations if op.argument is not None), key=lambda op: op.argument or 0)
+    if any(op.kind != "input" for op in given) or [op.argument for op in given] != list(range(len(given))):
         raise DataError(f"{graph.model_name} takes inputs that are no floating tensors: pass a batch as example=.")
-    return tuple(torch.randn(step.shape, generator=draw).to(graph.device) for step in given)
+    return tuple(torch.randn(op.shape, generator=draw).to(graph.device) for op in given)
 
 
 def _verify(
     copied: nn.Module, graph: Graph, inputs: tuple[Any, ...], channels: Channels, solver: Solver,
 ) -> float:  # fmt: skip
     new = build(copied, inputs, device=graph.device, leaf_modules=graph.leaf_modules)
-    if [step.name for step in new.steps] != [step.name for step in graph.steps]:
+    if [op.name for op in new.operations] != [op.name for op in graph.operations]:
         raise GraphError(f"the graph is not of this {graph.model_name}: build it from the model, with the same leaf_modules.")
     found = deviation(run_float(new, inputs), run_float(graph, inputs))
     if found <= DEVIATION:
@@ -236,16 +236,16 @@ def _verify(
 def _first_deviation(new: Graph, graph: Graph, inputs: tuple[Any, ...], channels: Channels, solver: Solver) -> str:
     """The pair around the first tap whose values are not those of the other graph by its factors; the worst place to stop."""
     values: dict[str, Tensor] = {}
-    run_lanes(graph, [Lane("float")], inputs, observe=lambda step, seen: values.update({step.name: seen["float"].clone()}))
+    run_lanes(graph, [Lane("float")], inputs, observe=lambda op, seen: values.update({op.name: seen["float"].clone()}))
     found: list[str] = []
 
-    def compare(step: Step, seen: Mapping[str, Tensor]) -> None:
-        labels = channels.taps[step.index]
-        shape = [1] * len(step.shape)
+    def compare(op: Operation, seen: Mapping[str, Tensor]) -> None:
+        labels = channels.taps[op.index]
+        shape = [1] * len(op.shape)
         shape[labels.axis] = -1
         factors = torch.from_numpy(solver.factors(labels.ids)).view(shape).to(graph.device)
-        if deviation(seen["float"] * factors, values[step.name]) > DEVIATION:
-            found.append(solver.pair_of(labels.ids) or f"what is read by {step.name}")
+        if deviation(seen["float"] * factors, values[op.name]) > DEVIATION:
+            found.append(solver.pair_of(labels.ids) or f"what is read by {op.name}")
 
     run_lanes(new, [Lane("float")], inputs, observe=compare)
     return found[0] if found else "the network"

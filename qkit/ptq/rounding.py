@@ -23,7 +23,7 @@ from torch import Tensor
 from qkit.execution.lanes import lane_bias, lane_weight
 from qkit.execution.loading import Batch
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.ptq.corrections import along
 from qkit.ptq.side_by_side import Walk, called_twice, layers
 from qkit.quant.plan import Codes, Grid, Plan
@@ -84,53 +84,55 @@ def adapt_rounding(
     walk = Walk(graph, batches, plan)
     done: list[Reconstruction] = []
     generator = torch.Generator().manual_seed(seed)
-    for step in layers(graph, plan, "adaptive rounding", progress=progress):
-        grid = plan[step.weight or ""]
-        if called_twice(graph, step) or step.kind == "batchnorm" or grid.params.bits > 8:
+    for op in layers(graph, plan, "adaptive rounding", progress=progress):
+        grid = plan[op.weight or ""]
+        if called_twice(graph, op) or op.kind == "batchnorm" or grid.params.bits > 8:
             continue
-        walk.to(step, plan)
-        grid, result = _reconstruct(walk, step, plan, iterations, generator)
-        plan = plan.with_grid(step.weight or "", grid)
+        walk.to(op, plan)
+        grid, result = _reconstruct(walk, op, plan, iterations, generator)
+        plan = plan.with_grid(op.weight or "", grid)
         done.append(result)
     return plan, done
 
 
-def _reconstruct(walk: Walk, step: Step, plan: Plan, iterations: int, generator: torch.Generator) -> tuple[Grid, Reconstruction]:
-    graph, name = walk.graph, step.weight or ""
+def _reconstruct(
+    walk: Walk, op: Operation, plan: Plan, iterations: int, generator: torch.Generator
+) -> tuple[Grid, Reconstruction]:
+    graph, name = walk.graph, op.weight or ""
     grid, weight = plan[name], graph.weights[name]
-    bias = lane_bias(graph, step, plan)
+    bias = lane_bias(graph, op, plan)
     plain = lane_weight(graph, plan, name)
-    outputs = walk.outputs(step, plain, bias)
+    outputs = walk.outputs(op, plain, bias)
     # concatenated outside of inference mode, whose tensors take part in no gradient
-    inputs = torch.cat([x for _, x in walk.inputs(step)])
-    targets = _activated(step, torch.cat([y for y, _ in outputs]))
+    inputs = torch.cat([x for _, x in walk.inputs(op)])
+    targets = _activated(op, torch.cat([y for y, _ in outputs]))
     signal = float(targets.double().square().mean())
-    nearest = _error(step, inputs, targets, plain, bias)
+    nearest = _error(op, inputs, targets, plain, bias)
     if nearest <= 1e-12 * max(signal, 1e-30):
-        return grid, Reconstruction(step.name, 0.0, 0.0, 0.0)
-    codes = _search(step, inputs, targets, weight, grid, bias, nearest, iterations, generator)
+        return grid, Reconstruction(op.name, 0.0, 0.0, 0.0)
+    codes = _search(op, inputs, targets, weight, grid, bias, nearest, iterations, generator)
     adapted = replace(grid, codes=Codes(codes), method=f"{grid.method}, adaptive rounding")
     value = lane_weight(graph, plan.with_grid(name, adapted), name)
-    error = _error(step, inputs, targets, value, bias)
+    error = _error(op, inputs, targets, value, bias)
     if error >= nearest:
-        return grid, Reconstruction(step.name, nearest / signal, nearest / signal, 0.0)
+        return grid, Reconstruction(op.name, nearest / signal, nearest / signal, 0.0)
     moved = float((value != plain).double().mean())
-    return adapted, Reconstruction(step.name, nearest / signal, error / signal, moved)
+    return adapted, Reconstruction(op.name, nearest / signal, error / signal, moved)
 
 
 def _search(
-    step: Step, inputs: Tensor, targets: Tensor, weight: Tensor, grid: Grid, bias: Tensor | None, nearest: float,
+    op: Operation, inputs: Tensor, targets: Tensor, weight: Tensor, grid: Grid, bias: Tensor | None, nearest: float,
     iterations: int, generator: torch.Generator,
 ) -> Tensor:  # fmt: skip
     """Codes of the weight, integers of its shape."""
     params = grid.params
     scale, zero = (along(part, params, weight).to(weight.device).float() for part in (params.scale, params.zero_point))
-    steps = weight / scale
+    operations = weight / scale
     # what was rounded before, as after scaled batch norms, is the point to start from
     if grid.codes is not None:
-        steps = steps + (grid.codes.tensor.to(weight.device).float() - zero - torch.round(steps))
-    floor = torch.floor(steps)
-    rest = (steps - floor).clamp(0.0, 1.0)
+        operations = operations + (grid.codes.tensor.to(weight.device).float() - zero - torch.round(operations))
+    floor = torch.floor(operations)
+    rest = (operations - floor).clamp(0.0, 1.0)
     variable = torch.logit((rest - GAMMA) / (ZETA - GAMMA)).requires_grad_()
     low, high = params.qmin - zero, params.qmax - zero
     optimizer = torch.optim.Adam([variable], lr=RATE)
@@ -138,7 +140,7 @@ def _search(
         chosen = torch.randint(len(inputs), (min(SAMPLES, len(inputs)),), generator=generator).to(inputs.device)
         h = (torch.sigmoid(variable) * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
         value = torch.minimum(torch.maximum(floor + h, low), high) * scale
-        output = _activated(step, step.call(inputs[chosen], value, bias))
+        output = _activated(op, op.call(inputs[chosen], value, bias))
         loss = (output - targets[chosen]).square().mean() / nearest
         progress = (i / iterations - WARM_UP) / (1.0 - WARM_UP)
         if progress > 0.0:
@@ -153,14 +155,14 @@ def _search(
     return codes.to(params.dtype).cpu()
 
 
-def _activated(step: Step, y: Tensor) -> Tensor:
-    return y.clamp(*step.act)
+def _activated(op: Operation, y: Tensor) -> Tensor:
+    return y.clamp(*op.act)
 
 
-def _error(step: Step, inputs: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> float:
+def _error(op: Operation, inputs: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> float:
     """Mean squared error of the output, in chunks so that little memory is taken."""
     total: Any = 0.0
     with torch.no_grad():
         for x, y in zip(inputs.split(64), targets.split(64), strict=True):
-            total = total + (_activated(step, step.call(x, weight, bias)) - y).double().square().sum()
+            total = total + (_activated(op, op.call(x, weight, bias)) - y).double().square().sum()
     return float(total) / targets.numel()

@@ -20,8 +20,8 @@ from qkit.errors import DataError
 from qkit.execution.lanes import Frontier, Lane, run_lanes, run_to
 from qkit.execution.loading import Batch
 from qkit.graph import Graph
+from qkit.graph.operation import Operation
 from qkit.graph.running import execution
-from qkit.graph.step import Step
 from qkit.progress import track
 from qkit.quant.plan import Plan
 
@@ -74,14 +74,14 @@ class Walk:
                 left, samples + left, memory_budget >> 20,
             )  # fmt: skip
 
-    def to(self, step: Step, plan: Plan) -> None:
+    def to(self, op: Operation, plan: Plan) -> None:
         """Advance both lanes of every batch up to but without the step."""
-        if step.index < self.index:
-            raise ValueError(f"the walk is at step {self.index} and does not go back to {step.index}")
-        self.plan, self.index = plan, step.index
+        if op.index < self.index:
+            raise ValueError(f"the walk is at step {self.index} and does not go back to {op.index}")
+        self.plan, self.index = plan, op.index
         for part in self._parts:
-            part.exact = run_to(self.graph, Lane("float"), part.inputs, step.index, start=part.exact)
-            part.quantized = run_to(self.graph, Lane("quantized", plan), part.inputs, step.index, start=part.quantized)
+            part.exact = run_to(self.graph, Lane("float"), part.inputs, op.index, start=part.exact)
+            part.quantized = run_to(self.graph, Lane("quantized", plan), part.inputs, op.index, start=part.quantized)
 
     def outputs_of_network(self, plan: Plan) -> Iterator[Any]:
         """The quantized lane's outputs, batch by batch, run on from where the walk stands."""
@@ -89,46 +89,46 @@ class Walk:
             lane = Lane("quantized", plan)
             yield run_lanes(self.graph, [lane], part.inputs, start=part.quantized)["quantized"]
 
-    def inputs(self, step: Step) -> Iterator[tuple[Tensor, Tensor]]:
+    def inputs(self, op: Operation) -> Iterator[tuple[Tensor, Tensor]]:
         """What the step reads in the float and in the quantized lane, batch by batch."""
         for part in self._parts:
             assert part.exact is not None
             assert part.quantized is not None
-            source = step.inputs[0]
+            source = op.inputs[0]
             yield part.exact.values[source].data, part.quantized.values[source].data
 
-    def outputs(self, step: Step, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def outputs(self, op: Operation, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         """What the weighted step gives before its activation: in float, and quantized with this weight and bias."""
         graph = self.graph
-        exact = graph.weights[step.weight or ""], None if step.bias is None else graph.biases[step.bias]
-        for x, quantized in self.inputs(step):
+        exact = graph.weights[op.weight or ""], None if op.bias is None else graph.biases[op.bias]
+        for x, quantized in self.inputs(op):
             with execution(graph.device):
-                pair = step.call(x, *exact), step.call(quantized, weight, bias)
+                pair = op.call(x, *exact), op.call(quantized, weight, bias)
             yield pair
 
 
-def layers(graph: Graph, plan: Plan, what: str, *, progress: bool = True) -> Iterator[Step]:
+def layers(graph: Graph, plan: Plan, what: str, *, progress: bool = True) -> Iterator[Operation]:
     """Weighted steps whose weight has a grid, in execution order; of a module that is called twice the first call."""
-    found: dict[str, Step] = {}
-    for step in graph.steps:
-        if step.weight is not None and step.weight in plan.grids:
-            found.setdefault(step.weight, step)
+    found: dict[str, Operation] = {}
+    for op in graph.operations:
+        if op.weight is not None and op.weight in plan.grids:
+            found.setdefault(op.weight, op)
     yield from track(list(found.values()), what, unit="layer", show=progress)
 
 
-def called_twice(graph: Graph, step: Step) -> bool:
+def called_twice(graph: Graph, op: Operation) -> bool:
     """Whether another step has the same weight."""
-    return sum(other.weight == step.weight for other in graph.steps) > 1
+    return sum(other.weight == op.weight for other in graph.operations) > 1
 
 
 def peak_elements(graph: Graph) -> int:
     """Most elements per sample of the values that are alive at once."""
     alive = peak = 0
-    sizes = [int(np.prod(step.shape[1:])) if step.shape else 0 for step in graph.steps]
-    for step in graph.steps:
-        alive += sizes[step.index]
+    sizes = [int(np.prod(op.shape[1:])) if op.shape else 0 for op in graph.operations]
+    for op in graph.operations:
+        alive += sizes[op.index]
         peak = max(peak, alive)
-        alive -= sum(size for i, size in enumerate(sizes) if graph.last_use.get(i) == step.index)
+        alive -= sum(size for i, size in enumerate(sizes) if graph.last_use.get(i) == op.index)
     return peak
 
 
@@ -165,9 +165,9 @@ class Moments:
         return variance.clamp(min=0.0).sqrt()
 
 
-def moments(walk: Walk, step: Step, weight: Tensor, bias: Tensor | None) -> Moments:
+def moments(walk: Walk, op: Operation, weight: Tensor, bias: Tensor | None) -> Moments:
     """Of the step's output before its activation, in both lanes."""
     found = Moments()
-    for exact, quantized in walk.outputs(step, weight, bias):
-        found.add(exact, quantized, step.channel_axis)
+    for exact, quantized in walk.outputs(op, weight, bias):
+        found.add(exact, quantized, op.channel_axis)
     return found

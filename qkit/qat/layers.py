@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qkit.graph.norms import Norm, Recipe, together
-from qkit.graph.operations import module_operation
+from qkit.graph.table import module_operation
 from qkit.graph.weighted import grouped
 from qkit.qat.quantizers import TapQuantizer, WeightQuantizer
 from qkit.qat.rounding import straight_through

@@ -14,13 +14,12 @@ from typing import Any
 from torch import fx
 from torch.nn import functional as F
 
-from qkit.graph import Assembly
-from qkit.graph import operations as ops
+from qkit.graph import Assembly, table
 from qkit.graph.fronts.opaque import OpaqueCall
 from qkit.graph.norms import Recipe, folds_of, recipe_of
-from qkit.graph.operations import UNBOUNDED, Bounds
+from qkit.graph.operation import Operation
 from qkit.graph.running import ACCUMULATING
-from qkit.graph.step import Step
+from qkit.graph.table import UNBOUNDED, Bounds
 from qkit.graph.weighted import weighted
 from qkit.qat.layers import Layer
 from qkit.quant.plan import Plan
@@ -112,23 +111,23 @@ class _Compiler:
         self.folds = folds_of(assembly.form, assembly.constants)
         self.members: dict[int, list[fx.Node]] = {}
         for node in assembly.form.graph.nodes:
-            if node in assembly.steps and ops.function_kind(node) != "drop":
-                self.members.setdefault(assembly.steps[node], []).append(node)
+            if node in assembly.operations and table.function_kind(node) != "drop":
+                self.members.setdefault(assembly.operations[node], []).append(node)
 
     def run(self) -> tuple[Instruction, ...]:
         nodes = list(self.assembly.form.graph.nodes)
         # what only parameters reach comes first: a layer's own numbers may stand behind it in the trace
         for node in sorted(nodes, key=lambda n: n not in self.assembly.constants):
             instruction = self._instruction(node)
-            step = self.assembly.graph.steps[self.assembly.steps[node]] if node in self.assembly.steps else None
-            if step is not None and self._has_grid(step) and node is self.members[step.index][-1]:
-                instruction = replace(instruction, tap=step.name, act=step.act if self._clamps(node, step) else UNBOUNDED)
+            op = self.assembly.graph.operations[self.assembly.operations[node]] if node in self.assembly.operations else None
+            if op is not None and self._has_grid(op) and node is self.members[op.index][-1]:
+                instruction = replace(instruction, tap=op.name, act=op.act if self._clamps(node, op) else UNBOUNDED)
             self.slots[node] = Slot(len(self.program))
             self.program.append(instruction)
         return _with_frees(self.program)
 
     def _instruction(self, node: fx.Node) -> Instruction:
-        step = self.assembly.graph.steps[self.assembly.steps[node]] if node in self.assembly.steps else None
+        op = self.assembly.graph.operations[self.assembly.operations[node]] if node in self.assembly.operations else None
         if node.op == "placeholder":
             self.inputs += 1
             return Instruction("input", self.inputs - 1)
@@ -141,15 +140,15 @@ class _Compiler:
             return Instruction("constant", self.assembly.constants[node], fixed=True)
         if node in self.assembly.constants:
             return Instruction(
-                "function", ops.portable(node.target), self._filled(node.args), self._filled(dict(node.kwargs)), fixed=True
+                "function", table.portable(node.target), self._filled(node.args), self._filled(dict(node.kwargs)), fixed=True
             )
-        if ops.function_kind(node) == "drop":
+        if table.function_kind(node) == "drop":
             return self._dropout(node)
-        if step is not None and step.weight is not None and node is self.members[step.index][0]:
-            return self._layer(node, step)
-        clamps = step is not None and self._has_grid(step) and self._clamps(node, step)
-        inside = step is not None and step.weight is not None and node is not self.members[step.index][0]
-        if node in self.assembly.absorbed or clamps or (inside and not (step is not None and self._clamps(node, step))):
+        if op is not None and op.weight is not None and node is self.members[op.index][0]:
+            return self._layer(node, op)
+        clamps = op is not None and self._has_grid(op) and self._clamps(node, op)
+        inside = op is not None and op.weight is not None and node is not self.members[op.index][0]
+        if node in self.assembly.absorbed or clamps or (inside and not (op is not None and self._clamps(node, op))):
             source = next(a for a in node.all_input_nodes if a not in self.assembly.constants)
             return Instruction("same", args=(self.slots[source],))
         if isinstance(node.target, OpaqueCall) and node.target.is_module:
@@ -157,56 +156,56 @@ class _Compiler:
         return self._function(node)
 
     def _function(self, node: fx.Node) -> Instruction:
-        return Instruction("function", ops.portable(node.target), self._filled(node.args), self._filled(dict(node.kwargs)))
+        return Instruction("function", table.portable(node.target), self._filled(node.args), self._filled(dict(node.kwargs)))
 
     def _filled(self, value: Any) -> Any:
         return mapped(value, lambda item: self.slots[item] if isinstance(item, fx.Node) else item)
 
-    def _has_grid(self, step: Step) -> bool:
-        return step.quantized and step.name in self.axes
+    def _has_grid(self, op: Operation) -> bool:
+        return op.quantized and op.name in self.axes
 
-    def _clamps(self, node: fx.Node, step: Step) -> bool:
+    def _clamps(self, node: fx.Node, op: Operation) -> bool:
         """Whether the node is the step's activation that clamps: evaluated together with the grid behind it."""
-        return step.act != UNBOUNDED and node.op == "call_function" and ops.clamp_bounds(node) is not None
+        return op.act != UNBOUNDED and node.op == "call_function" and table.clamp_bounds(node) is not None
 
     def _dropout(self, node: fx.Node) -> Instruction:
-        function = _DROPOUTS.get(ops.short_name(node.target))
+        function = _DROPOUTS.get(table.short_name(node.target))
         if function is None:
             return Instruction("same", args=(self.slots[node.args[0]],))  # type: ignore[index]
         path = str(node.meta.get("path", ""))
-        if ops.module_kind(self.assembly.model.get_submodule(path)) == "drop":
+        if table.module_kind(self.assembly.model.get_submodule(path)) == "drop":
             return Instruction("module", (path, None), args=(self.slots[node.args[0]],))  # type: ignore[index]
         return Instruction("dropout", function, self._filled(tuple(node.args[:2])))
 
-    def _layer(self, node: fx.Node, step: Step) -> Instruction:
-        rounds = step.weight if step.weight in self.axes else None
-        source = self.assembly.graph.steps[step.inputs[0]].tap
+    def _layer(self, node: fx.Node, op: Operation) -> Instruction:
+        rounds = op.weight if op.weight in self.axes else None
+        source = self.assembly.graph.operations[op.inputs[0]].tap
         # a bias has a grid where its layer's input and weight both have one that is the accumulator's, as in qkit.execution.lanes
-        summed = rounds is not None and self.axes[rounds] in (None, step.weight_axis)
+        summed = rounds is not None and self.axes[rounds] in (None, op.weight_axis)
         known = summed and source is not None and self.axes.get(source, 0) is None
         common: dict[str, Any] = {
             "rounds": rounds,
             "source": source if known else None,
             "bias_bits": self.widths.bias_bits,
-            "accumulator_bits": self.widths.accumulator_bits if step.kind in ACCUMULATING else None,
-            "channel_axis": step.channel_axis,
+            "accumulator_bits": self.widths.accumulator_bits if op.kind in ACCUMULATING else None,
+            "channel_axis": op.channel_axis,
         }
-        if step.kind == "batchnorm":
-            return self._standing(node, step, common)
+        if op.kind == "batchnorm":
+            return self._standing(node, op, common)
         parts = weighted(node, self.assembly.constants)
         assert parts is not None
         fold = self.folds.get(node)
         recipes = () if fold is None else fold.recipes
-        layer = Layer(step.kind, parts.function, step.norm, recipes, parts.axis, parts.groups, **common)
+        layer = Layer(op.kind, parts.function, op.norm, recipes, parts.axis, parts.groups, **common)
         bias = None if parts.bias is None else self.slots[parts.bias]
-        x = ops.weighted_arguments(node)["input"]
+        x = table.weighted_arguments(node)["input"]
         numbers = [self._filled(recipe.sources) for recipe in recipes]
         return Instruction("layer", args=(self.slots[x], self.slots[parts.weight], bias, numbers), layer=_plain(layer))
 
-    def _standing(self, node: fx.Node, step: Step, common: Mapping[str, Any]) -> Instruction:
-        members = [n for n in self.members[step.index] if not self._clamps(n, step)]
-        recipes = tuple(self._recipe(n, step.channel_axis) for n in members)
-        layer = Layer("batchnorm", step.call, step.norm, recipes, 0, 1, **common)
+    def _standing(self, node: fx.Node, op: Operation, common: Mapping[str, Any]) -> Instruction:
+        members = [n for n in self.members[op.index] if not self._clamps(n, op)]
+        recipes = tuple(self._recipe(n, op.channel_axis) for n in members)
+        layer = Layer("batchnorm", op.call, op.norm, recipes, 0, 1, **common)
         x = next(a for a in node.all_input_nodes if a not in self.assembly.constants)
         numbers = [self._filled(recipe.sources) for recipe in recipes]
         return Instruction("layer", args=(self.slots[x], None, None, numbers), layer=_plain(layer))

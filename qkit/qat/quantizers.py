@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qkit.errors import DataError
-from qkit.graph.operations import UNBOUNDED, Bounds
+from qkit.graph.table import UNBOUNDED, Bounds
 from qkit.qat.rounding import grid_of, power_of_two, round_learned, round_to_grid
 from qkit.quant.estimators import MOMENTUM
 from qkit.quant.grids import MIN_SCALE, QuantParams, QuantSpec

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qkit.graph.operations import UNBOUNDED, Bounds
+from qkit.graph.table import UNBOUNDED, Bounds
 from qkit.quant.grids import MAX_BOUND, MIN_SCALE, QuantSpec
 
 #: A number, or a tensor that broadcasts to the rounded one.

@@ -15,7 +15,7 @@ from qkit.errors import DataError, PlanError, QkitError
 from qkit.execution.loading import batches
 from qkit.graph import Graph, assemble
 from qkit.graph.arrival import arrive
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.qat.module import Build, Origin, QatModule, Schedule
 from qkit.qat.program import compile_program
 from qkit.qat.quantizers import Quantizer, TapQuantizer, WeightQuantizer
@@ -146,7 +146,7 @@ def _need(study: Study, diagnosis: Diagnosis | None, anyway: bool) -> str:
 
 def _checked(plan: Plan, graph: Graph) -> Plan:
     """The plan, if its tensors are the graph's; says what of it is not used."""
-    known = {name for step in graph.steps for name in (step.weight, step.name if step.quantized else None) if name is not None}
+    known = {name for op in graph.operations for name in (op.weight, op.name if op.quantized else None) if name is not None}
     foreign = [name for name in plan.grids if name not in known]
     if foreign:
         raise PlanError(
@@ -164,17 +164,17 @@ def _template(graph: Graph, scheme: Scheme) -> Plan:
     """The scheme's rules for every tensor, in the plan's order, with grids that are still to be observed."""
     unknown = QuantParams(torch.tensor(1.0), torch.tensor(0, dtype=torch.int32), 0, 1)
     grids: dict[str, Grid] = {}
-    for step in graph.steps:
-        if step.weight is not None and (spec := scheme.spec(step.weight, weight=True)) is not None:
-            grids[step.weight] = Grid(spec, unknown, "qat", weight=True)
-        if step.quantized and (spec := scheme.spec(step.name, weight=False)) is not None:
-            grids[step.name] = Grid(spec, unknown, "qat")
+    for op in graph.operations:
+        if op.weight is not None and (spec := scheme.spec(op.weight, weight=True)) is not None:
+            grids[op.weight] = Grid(spec, unknown, "qat", weight=True)
+        if op.quantized and (spec := scheme.spec(op.name, weight=False)) is not None:
+            grids[op.name] = Grid(spec, unknown, "qat")
     return Plan(grids, scheme.bias_bits, scheme.name, accumulator_bits=scheme.accumulator_bits)
 
 
 def _quantizers(graph: Graph, template: Plan, *, known: bool, learned: bool) -> Mapping[str, Quantizer]:
-    weights: dict[str, Step] = {step.weight: step for step in graph.steps if step.weight is not None}
-    taps = {step.name: step for step in graph.steps if step.quantized}
+    weights: dict[str, Operation] = {op.weight: op for op in graph.operations if op.weight is not None}
+    taps = {op.name: op for op in graph.operations if op.quantized}
     found: dict[str, Quantizer] = {}
     for name, grid in template.grids.items():
         params = grid.params if known else None
@@ -187,7 +187,7 @@ def _quantizers(graph: Graph, template: Plan, *, known: bool, learned: bool) -> 
     return found
 
 
-def _channels(step: Step, spec: QuantSpec, params: QuantParams | None) -> tuple[int, int] | None:
+def _channels(op: Operation, spec: QuantSpec, params: QuantParams | None) -> tuple[int, int] | None:
     """Number and axis of the channels of a tap with a scale for each of them, else None."""
-    axis = params.axis if params is not None else step.channel_axis if spec.per_channel else None
-    return None if axis is None else (step.shape[axis], axis)
+    axis = params.axis if params is not None else op.channel_axis if spec.per_channel else None
+    return None if axis is None else (op.shape[axis], axis)

@@ -45,25 +45,23 @@ def make_plan(
     """
     special = {name: check_method(m) for name, m in (methods or {}).items()}
     for name in (*special, *scheme.overrides):
-        step = graph.step(name)
-        if name != step.weight and not step.quantized:
-            shares = f"shares that of {step.tap}: name that" if step.tap is not None else "stays in float"
+        op = graph.operation(name)
+        if name != op.weight and not op.quantized:
+            shares = f"shares that of {op.tap}: name that" if op.tap is not None else "stays in float"
             raise PlanError(f"{name} was given a rule or a method, and has no grid of its own: it {shares}.")
     general: Method = check_method(method)
     weights: Method = check_method(weight_method)
     grids: dict[str, Grid] = {}
-    for step in track(graph.steps, "choosing ranges", unit="layer", show=False):
-        if step.weight is not None and (spec := scheme.spec(step.weight, weight=True)) is not None:
-            weight = graph.weights[step.weight]
-            grids[step.weight] = weight_grid(weight, spec, special.get(step.weight, weights), step.weight_axis, percentile)
-        if step.quantized and (spec := scheme.spec(step.name, weight=False)) is not None:
-            if step.name not in seen:
+    for op in track(graph.operations, "choosing ranges", unit="layer", show=False):
+        if op.weight is not None and (spec := scheme.spec(op.weight, weight=True)) is not None:
+            weight = graph.weights[op.weight]
+            grids[op.weight] = weight_grid(weight, spec, special.get(op.weight, weights), op.weight_axis, percentile)
+        if op.quantized and (spec := scheme.spec(op.name, weight=False)) is not None:
+            if op.name not in seen:
                 raise PlanError(
-                    f"{step.name} was not observed: calibrate on this graph's own taps, with qkit.observe(graph, loader)."
+                    f"{op.name} was not observed: calibrate on this graph's own taps, with qkit.observe(graph, loader)."
                 )
-            grids[step.name] = activation_grid(
-                seen[step.name], spec, special.get(step.name, general), step.channel_axis, percentile
-            )
+            grids[op.name] = activation_grid(seen[op.name], spec, special.get(op.name, general), op.channel_axis, percentile)
     return Plan(grids, scheme.bias_bits, scheme.name, accumulator_bits=scheme.accumulator_bits)
 
 

@@ -274,7 +274,7 @@ def make(
             "name": graph.model_name,
             "taps": len(graph.taps),
             "weights": len(graph.weights),
-            "macs": sum(step.macs for step in graph.steps),
+            "macs": sum(op.macs for op in graph.operations),
             "deviation": graph.deviation,
             "front": graph.front,
             "integer_macs": study.share.macs,

@@ -47,7 +47,7 @@ def layers_of(captured: Capture) -> pd.DataFrame:
     for column in layers.columns:
         if column[1] == "zero point":
             layers[column] = layers[column].astype("Int64")
-    weights = [captured.graph.step(str(tap)).weight for tap in layers.index]
+    weights = [captured.graph.operation(str(tap)).weight for tap in layers.index]
     layers.insert(2, ("tap", "weight"), pd.Series(weights, index=layers.index, dtype=object))
     return layers
 
@@ -77,7 +77,7 @@ def remarks_of(study: Study, lanes: dict[str, Plan], scores: Scores, captured: C
             remarks.append(f"{lane} clips more than 0.1 % of the elements of {count}, {most}.")
         if bool(np.isinf(layers[lane, "sqnr"].astype(float)).all()):
             remarks.append(f"{lane} equals float exactly in every layer: it quantizes nothing that these data can show.")
-    missing = [step.name for step in study.graph.steps if step.quantized and step.name not in study.plan.grids]
+    missing = [op.name for op in study.graph.operations if op.quantized and op.name not in study.plan.grids]
     if missing and study.plan != FLOAT:
         remarks.append(f"{_named(missing)} without a grid in the scheme {study.scheme.name!r}: in float by the user's choice.")
     return remarks
@@ -238,8 +238,8 @@ def tried_of(study: Study, diagnosis: Diagnosis, batches: int | None, *, progres
         if cause.remedy.changes:
             row("alone", cause, cause.remedy.text, cause.remedy.plan(study.plan))
     if diagnosis.best is not None and diagnosis.remedies:
-        steps = [f"{r.kind} at {r.layer}" if r.layer else f"{r.kind} everywhere" for r in diagnosis.remedies]
-        row("all", None, ", then ".join(steps), diagnosis.best)
+        operations = [f"{r.kind} at {r.layer}" if r.layer else f"{r.kind} everywhere" for r in diagnosis.remedies]
+        row("all", None, ", then ".join(operations), diagnosis.best)
     if not rows:
         return []
     scores = study.evaluate({"float": FLOAT, "before": study.plan, **plans}, batches=batches, progress=progress)

@@ -20,10 +20,10 @@ def describe(captured: Capture, tap: str, lane: str, image: int = 0) -> dict[str
 
     Maps higher or wider than `MOST_PIXELS` are thinned out, not averaged, so that single errors stay what they are.
     """
-    step = captured.graph.step(tap)
+    op = captured.graph.operation(tap)
     tensors = captured[tap]
     exact, other = (tensors[name].values[image].detach().cpu().float() for name in ("float", lane))
-    axis = step.channel_axis
+    axis = op.channel_axis
     if exact.ndim < 3 or axis is None or axis < 1:
         return None
     planes = [x.movedim(axis - 1, 0).flatten(1, -2).numpy().astype(np.float64) for x in (exact, other)]

@@ -72,9 +72,9 @@ def _add(hashed: Any, tensor: Tensor) -> None:
 def _calibration_samples(study: Study) -> int | None:
     """How many samples the ranges were observed on; None where the network's input has no grid."""
     seen = study.observe(progress=False)
-    for step in study.graph.steps:
-        if step.argument is not None and step.name in seen:
-            return round(seen[step.name].histogram.total / max(int(np.prod(step.shape[1:])), 1))
+    for op in study.graph.operations:
+        if op.argument is not None and op.name in seen:
+            return round(seen[op.name].histogram.total / max(int(np.prod(op.shape[1:])), 1))
     return None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, fx, nn
 
-from qkit.graph import operations as ops
+from qkit.graph import table
 
 #: They may hand on the tensor itself, in evaluation or where they have nothing to do.
 _PASSES = frozenset({"keep", "drop"})
@@ -32,7 +32,7 @@ def written_to(traced: fx.GraphModule, paths: Iterable[str]) -> list[str]:
     for node in traced.graph.nodes:
         if node.op == "call_module" and str(node.target) in wanted and str(node.target) not in found:
             aliases = _aliases(node, traced)
-            if any(ops.mutated(user, _module(user, traced)) in aliases for alias in aliases for user in alias.users):
+            if any(table.mutated(user, _module(user, traced)) in aliases for alias in aliases for user in alias.users):
                 found.append(str(node.target))
     return found
 
@@ -50,10 +50,10 @@ def _aliases(node: fx.Node, traced: fx.GraphModule) -> set[fx.Node]:
 def _passes(node: fx.Node, traced: fx.GraphModule) -> bool:
     module = _module(node, traced)
     if module is not None:
-        return ops.module_kind(module) in _PASSES or type(module).__name__ in {"StochasticDepth", "DropPath"}
+        return table.module_kind(module) in _PASSES or type(module).__name__ in {"StochasticDepth", "DropPath"}
     if not node.op.startswith("call_"):
         return False
-    return ops.function_kind(node) in _PASSES or ops.short_name(node.target) in _PASSING_NAMES
+    return table.function_kind(node) in _PASSES or table.short_name(node.target) in _PASSING_NAMES
 
 
 def _module(node: fx.Node, traced: fx.GraphModule) -> nn.Module | None:

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from qkit.errors import GraphError
 from qkit.graph.fronts.tracing import trace
-from qkit.graph.operations import short_name
+from qkit.graph.table import short_name
 from qkit.surgery.rule import Outcome, Refused, Replacement
 
 _GATES = frozenset({"sigmoid", "hardsigmoid"})

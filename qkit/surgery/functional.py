@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from qkit.graph import operations as ops
+from qkit.graph import table
 from qkit.graph.explaining import UserCode
 from qkit.graph.fronts.tracing import PathTracer
 from qkit.graph.source import function_at, text_at
@@ -90,7 +90,7 @@ def traced_calls(traced: fx.GraphModule, rules: frozenset[str]) -> list[Unchange
         rule = _rule(node, traced) if node.op in {"call_function", "call_method"} else None
         if rule in rules:
             file, line = node.meta.get("site") or (None, None)
-            found.append(_unchanged(node.meta.get("path", ""), rule, ops.short_name(node.target), file, line))
+            found.append(_unchanged(node.meta.get("path", ""), rule, table.short_name(node.target), file, line))
     return list(dict.fromkeys(found))
 
 
@@ -102,7 +102,7 @@ def _unchanged(path: str, rule: str, call: str, file: str | None, line: int | No
 
 
 def _rule(node: fx.Node, traced: fx.GraphModule) -> str | None:
-    name = ops.short_name(node.target).replace("_", "").lower()
+    name = table.short_name(node.target).replace("_", "").lower()
     if name in CALLS:
         return CALLS[name]
     if name == "sigmoid":
@@ -123,7 +123,7 @@ def _rule(node: fx.Node, traced: fx.GraphModule) -> str | None:
 def _sigmoid_rule(node: fx.Node, traced: fx.GraphModule) -> str | None:
     source = node.all_input_nodes[0] if node.all_input_nodes else None
     for user in node.users:
-        if ops.short_name(user.target) != "mul":
+        if table.short_name(user.target) != "mul":
             continue
         others = [n for n in user.all_input_nodes if n is not node]
         if others == [source]:
@@ -134,7 +134,7 @@ def _sigmoid_rule(node: fx.Node, traced: fx.GraphModule) -> str | None:
 
 
 def _kernel_rule(node: fx.Node, traced: fx.GraphModule) -> str | None:
-    weight = ops.weighted_arguments(node).get("weight")
+    weight = table.weighted_arguments(node).get("weight")
     if not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return None
     value: Any = traced

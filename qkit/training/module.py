@@ -172,12 +172,12 @@ class PtqModule(nn.Module):
                 f"{', '.join(bound.kwargs)}: inputs that have to be named cannot be calibrated with; pass all in order."
             )
         placed = place_inputs(graph, bound.args)
-        for step in graph.steps:
-            value = None if step.argument is None else placed[step.argument]
+        for op in graph.operations:
+            value = None if op.argument is None else placed[op.argument]
             if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
                 bad = int((~torch.isfinite(value)).sum())
                 raise DataError(
-                    f"{step.name}: {bad} of {value.numel()} elements are NaN or infinite; find where they arise in the loading "
+                    f"{op.name}: {bad} of {value.numel()} elements are NaN or infinite; find where they arise in the loading "
                     "of the data."
                 )
         return placed

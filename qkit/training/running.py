@@ -54,10 +54,10 @@ class Pace:
 def follow_biases(graph: Graph, plan: Plan, inputs: tuple[Any, ...], pace: Pace) -> tuple[Plan, Any]:
     """The plan with every layer's correction moved towards what this batch asks for, and the quantized output under it."""
     walk = Walk(graph, [Batch(inputs)], plan)
-    for step in layers(graph, plan, "", progress=False):
-        if correctable(graph, step):
-            walk.to(step, plan)
-            plan = correct_bias(walk, step, plan, iterations=pace.rounds, share=pace.share)
+    for op in layers(graph, plan, "", progress=False):
+        if correctable(graph, op):
+            walk.to(op, plan)
+            plan = correct_bias(walk, op, plan, iterations=pace.rounds, share=pace.share)
     return _finished(walk, plan)
 
 
@@ -75,17 +75,17 @@ def follow_norms(
     """
     walk = Walk(graph, [Batch(inputs)], plan)
     moments = dict(found)
-    for step in layers(graph, plan, "", progress=False):
-        if not has_norm(graph, step):
+    for op in layers(graph, plan, "", progress=False):
+        if not has_norm(graph, op):
             continue
-        walk.to(step, plan)
-        assert step.weight is not None
-        now = replace(moments.get(step.name, Moments()))
-        for exact, quantized in walk.outputs(step, lane_weight(graph, base, step.weight), lane_bias(graph, step, plan)):
-            now.add(exact, quantized, step.channel_axis)
-        moments[step.name] = now
-        plan = stretched(graph, plan, step, base[step.weight], now)
-        plan = correct_bias(walk, step, plan, iterations=pace.rounds, share=pace.share)
+        walk.to(op, plan)
+        assert op.weight is not None
+        now = replace(moments.get(op.name, Moments()))
+        for exact, quantized in walk.outputs(op, lane_weight(graph, base, op.weight), lane_bias(graph, op, plan)):
+            now.add(exact, quantized, op.channel_axis)
+        moments[op.name] = now
+        plan = stretched(graph, plan, op, base[op.weight], now)
+        plan = correct_bias(walk, op, plan, iterations=pace.rounds, share=pace.share)
     plan, output = _finished(walk, plan)
     return plan, moments, output
 

@@ -100,8 +100,8 @@ def _pretended(graph: Graph) -> dict[str, Observation]:
     """Observations of -1 and 1 everywhere: whether a plan can be made at all does not depend on the data."""
     ends = Histogram.of(torch.tensor([-1.0, 1.0]))
     found = {}
-    for step in graph.steps:
-        if step.quantized:
-            ones = np.ones(step.shape[step.channel_axis] if step.shape else 1, np.float32)
-            found[step.name] = Observation(ends, (-1.0,), (1.0,), -ones, ones)
+    for op in graph.operations:
+        if op.quantized:
+            ones = np.ones(op.shape[op.channel_axis] if op.shape else 1, np.float32)
+            found[op.name] = Observation(ends, (-1.0,), (1.0,), -ones, ones)
     return found

@@ -38,15 +38,15 @@ _GRAINS = ("per tensor", "per channel")
 def tensor_classes(graph: Graph, plan: Plan) -> dict[str, list[str]]:
     """The plan's tensors by the kind of what makes them: activations by operation, weights by layer."""
     found: dict[str, list[str]] = {}
-    for step in graph.steps:
-        if step.weight is not None and step.weight in plan.grids:
-            weight = graph.weights[step.weight]
-            depthwise = step.kind == "conv" and weight.shape[1] == 1 < weight.shape[0]
-            names = found.setdefault(f"weights: {'depthwise conv' if depthwise else step.kind}", [])
-            if step.weight not in names:
-                names.append(step.weight)
-        if step.quantized and step.name in plan.grids:
-            found.setdefault(f"activations: {step.kind}", []).append(step.name)
+    for op in graph.operations:
+        if op.weight is not None and op.weight in plan.grids:
+            weight = graph.weights[op.weight]
+            depthwise = op.kind == "conv" and weight.shape[1] == 1 < weight.shape[0]
+            names = found.setdefault(f"weights: {'depthwise conv' if depthwise else op.kind}", [])
+            if op.weight not in names:
+                names.append(op.weight)
+        if op.quantized and op.name in plan.grids:
+            found.setdefault(f"activations: {op.kind}", []).append(op.name)
     return dict(sorted(found.items()))
 
 
@@ -320,11 +320,9 @@ class CalibrationPanel(Panel):
         if not grid.weight:
             return None if grid.params.axis is not None else [self._origin.observe(progress=False)[name].histogram]
         if name not in self._weights:
-            step = self._origin.graph.step(name)
+            op = self._origin.graph.operation(name)
             weight = self._origin.graph.weights[name]
-            self._weights[name] = (
-                [Histogram.of(weight)] if step.weight_axis is None else channel_histograms(weight, step.weight_axis)
-            )
+            self._weights[name] = [Histogram.of(weight)] if op.weight_axis is None else channel_histograms(weight, op.weight_axis)
         return self._weights[name] if grid.params.axis is not None else [Histogram.merge(self._weights[name])]
 
     def _figures(self, name: str, plan: Plan) -> tuple[float, float, float, float]:

@@ -140,7 +140,7 @@ class Explorer(Panel):
         GraphError, QkitError
             If there is no such layer, or it has no figures.
         """
-        name = self._origin.graph.step(layer).name
+        name = self._origin.graph.operation(layer).name
         if name not in [entry["name"] for entry in self.table.rows]:
             raise QkitError(f"{layer} was not captured: no batch reached it.")
         self.selected = name
@@ -150,9 +150,9 @@ class Explorer(Panel):
     def _structure(self) -> None:
         """What is known before anything is measured."""
         graph = self._origin.graph
-        steps = [graph.step(name) for name in graph.taps]
+        operations = [graph.operation(name) for name in graph.taps]
         columns = [Column("layer", words=True), Column("kind", words=True), Column("shape", words=True)]
-        self.table.show(columns, {s.name: (s.name, s.kind, _shape(s.shape)) for s in steps}, {})
+        self.table.show(columns, {s.name: (s.name, s.kind, _shape(s.shape)) for s in operations}, {})
         self._note.value = '<span class="qkit-note">The figures come with the capture.</span>'
 
     def _show(self, capture: Capture, plan: Plan | None) -> None:
@@ -227,12 +227,12 @@ class Explorer(Panel):
     def _chosen(self) -> None:
         if not self.selected:
             return
-        step = self._origin.graph.step(self.selected)
+        op = self._origin.graph.operation(self.selected)
         self._about.value = facts(
             [
-                ["layer", step.name],
-                ["kind", f"{step.kind}, {_shape(step.shape)}"],
-                *([["note", step.note]] if step.note else []),
+                ["layer", op.name],
+                ["kind", f"{op.kind}, {_shape(op.shape)}"],
+                *([["note", op.note]] if op.note else []),
             ]
         )
         getattr(
@@ -252,15 +252,15 @@ class Explorer(Panel):
         return name if name in self._origin.plan.grids else None
 
     def _show_weights(self) -> None:
-        step = self._origin.graph.step(self.selected)
-        if step.weight is None:
+        op = self._origin.graph.operation(self.selected)
+        if op.weight is None:
             self._say("This layer has no weight.")
             return
-        weight = self._origin.graph.weights[step.weight]
-        flat = weight.movedim(step.weight_axis or 0, 0).flatten(1) if weight.ndim > 1 else weight[:, None]
+        weight = self._origin.graph.weights[op.weight]
+        flat = weight.movedim(op.weight_axis or 0, 0).flatten(1) if weight.ndim > 1 else weight[:, None]
         low, high = (bound.double().cpu().numpy() for bound in flat.aminmax(dim=1))
-        params = self.plan.params(step.weight)
-        self.strip.title = f"{step.weight}: output channels"
+        params = self.plan.params(op.weight)
+        self.strip.title = f"{op.weight}: output channels"
         self.strip.selected = 0
         self.strip.show(low, high, params)
         peaks = np.maximum(np.abs(low), np.abs(high))
@@ -272,7 +272,7 @@ class Explorer(Panel):
             else f"{params.bits} bits, {'one step per channel' if params.per_channel else 'one step for all'}"
         )
         rows = [
-            ["weight", f"{step.weight}, {_shape(weight.shape, first=0)}"],
+            ["weight", f"{op.weight}, {_shape(weight.shape, first=0)}"],
             ["grid", grid],
             ["widest by narrowest channel", spread],
         ]
@@ -285,10 +285,10 @@ class Explorer(Panel):
 
     @shown
     def _weight_tuned(self) -> None:
-        step = self._origin.graph.step(self.selected)
-        if step.weight is not None:
+        op = self._origin.graph.operation(self.selected)
+        if op.weight is not None:
             self._view.value = "range"
-            self.tuner.tensor = step.weight
+            self.tuner.tensor = op.weight
             self._detail.children = [self.tuner]
 
     def _show_maps(self) -> None:
@@ -296,7 +296,7 @@ class Explorer(Panel):
             self._say("The feature maps come with the capture.")
             return
         capture, name = self.capture, self.selected
-        axis = self._origin.graph.step(name).channel_axis
+        axis = self._origin.graph.operation(name).channel_axis
 
         def keep(tap: TapCapture) -> None:
             if self.selected == name and self._view.value == "feature maps":

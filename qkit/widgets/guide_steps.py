@@ -151,7 +151,7 @@ def _why(study: Study, cause: Cause, number: int, metric: str) -> GuideStep:
         rows.append(["in the whole network it recovers", change_words(cause.gain, metric)])
     draw, caption = None, ""
     if cause.tensor:
-        step = study.graph.step(cause.tensor)
+        step = study.graph.operation(cause.tensor)
         entry = describe(study.graph, study.plan, step.name, study.observe(progress=False), [])
         if cause.tensor == step.weight and entry["weight"] is not None:
             draw, caption = partial(_drawn, tensors.channels, entry), tensors.channels_caption(entry)

@@ -61,18 +61,18 @@ def test_an_engine_with_nothing_planted_is_the_simulation(study):
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.kind}, {form.name}")
 def test_a_plant_changes_its_tap_and_none_before_it(study, form):
     plan = study.lane("int16") if form.widths == (16,) else study.plan
-    places = [s for s in study.graph.steps if form.place(study.graph, plan, s)]
+    places = [s for s in study.graph.operations if form.place(study.graph, plan, s)]
     if form.name == "one input of a join":
         assert not places, "this network joins nothing"
         return
-    step = places[len(places) // 2]
-    change = form.plant(Site(study.graph, plan, step, study.calibration[0][0], 2, Random(0)))
+    op = places[len(places) // 2]
+    change = form.plant(Site(study.graph, plan, op, study.calibration[0][0], 2, Random(0)))
     sound = next(PlantedLane("sound", 8, study.graph, plan).run(study.evaluation)).taps
-    faulty = next(PlantedLane("faulty", 8, study.graph, plan, {step.name: change}).run(study.evaluation)).taps
-    before = list(sound)[: list(sound).index(step.name)]
+    faulty = next(PlantedLane("faulty", 8, study.graph, plan, {op.name: change}).run(study.evaluation)).taps
+    before = list(sound)[: list(sound).index(op.name)]
     assert all(torch.equal(sound[tap].values, faulty[tap].values) for tap in before)
-    assert sound[step.name].values.shape == faulty[step.name].values.shape
-    assert not torch.equal(sound[step.name].values, faulty[step.name].values)
+    assert sound[op.name].values.shape == faulty[op.name].values.shape
+    assert not torch.equal(sound[op.name].values, faulty[op.name].values)
 
 
 @pytest.mark.parametrize("name", CONTROLS)

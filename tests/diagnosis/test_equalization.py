@@ -32,7 +32,7 @@ def test_codes_are_those_of_the_rescaled_network(depthwise: bool, by: str) -> No
     )
     plan = study.calibrate("minmax", progress=False)
     seen = study.observe()["0"]
-    grids = equalized(study.graph, study.graph.step("0"), plan.grids, seen.channel_min, seen.channel_max, by)
+    grids = equalized(study.graph, study.graph.operation("0"), plan.grids, seen.channel_min, seen.channel_max, by)
     assert set(grids) == {"0.weight", "0", "2.weight"}
     # the network equalized for real, with one step per tensor
     factor = grids["0"].params.scale.double() / grids["0"].params.scale.double().max()
@@ -77,7 +77,7 @@ def test_equalization_does_not_apply_across_additions_or_bounded_activations() -
 
     x = torch.randn(2, 3, 4, 4)
     graph = build(Residual().eval(), x)
-    assert next_layer(graph, graph.step("a")) is None
+    assert next_layer(graph, graph.operation("a")) is None
     bounded = build(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU6(), nn.Conv2d(3, 3, 1)).eval(), x)
     assert next_layer(bounded, bounded.step("0")) is None
     plain = build(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 3, 1)).eval(), x)

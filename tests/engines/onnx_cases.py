@@ -28,7 +28,7 @@ def plan_of(study: qkit.Study, scheme: str) -> Plan:
         return study.plan if study.scheme.name == scheme else study.with_scheme(scheme).plan
     wide = study.lane("int16")
     chosen = study.graph.taps[1::3]
-    names = {*chosen, *(study.graph.step(tap).weight for tap in chosen)}
+    names = {*chosen, *(study.graph.operation(tap).weight for tap in chosen)}
     return study.plan.with_grids({name: wide.grids[name] for name in names if name in wide.grids})
 
 

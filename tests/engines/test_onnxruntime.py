@@ -63,7 +63,7 @@ def test_the_lane_has_every_tap_in_the_plans_codes(study, lane):
         params = study.plan[tap].params
         assert tensor.params == params
         assert tensor.codes.dtype == params.dtype
-        assert tensor.codes.shape == (16, *study.graph.step(tap).shape[1:])
+        assert tensor.codes.shape == (16, *study.graph.operation(tap).shape[1:])
         expected = (tensor.codes.double() - float(params.zero_point)) * float(params.scale)
         assert torch.allclose(tensor.values.double(), expected, rtol=1e-6)
     assert lane.bits == 8
@@ -121,7 +121,7 @@ def _check_network(study: qkit.Study, scheme: str, folder: Path) -> None:
     assert lane.deviation(study.evaluation) == 0.0
     if scheme.startswith("int8"):
         assert not {"Conv", "Gemm", "Add", "Concat", "GlobalAveragePool"} & set(lane.kernels), lane.kernels
-        assert lane.kernels["QLinearConv"] == sum(step.kind == "conv" for step in study.graph.steps)
+        assert lane.kernels["QLinearConv"] == sum(op.kind == "conv" for op in study.graph.operations)
     scores = score(study, lane, progress=False)
     difference = scores.loss(lane.name, "simulated")
     assert difference.low <= 0.0 <= difference.high
@@ -204,11 +204,11 @@ class Shuffled:
 
 
 def test_a_difference_is_found_where_it_arises(study):
-    step = float(study.plan["depthwise"].params.scale)
+    op = float(study.plan["depthwise"].params.scale)
 
     def off(taps):
         values = taps["depthwise"].values
-        return taps | {"depthwise": EngineTensor(torch.where(values > 0, values - 3 * step, values))}
+        return taps | {"depthwise": EngineTensor(torch.where(values > 0, values - 3 * op, values))}
 
     found = compare(study, Shuffled(study, off), progress=False)
     assert found.first == "depthwise"
@@ -234,10 +234,10 @@ def test_what_is_no_number_differs(study):
 
 def test_products_that_saturate_are_told_from_other_faults(study, file, monkeypatch):
     """An engine that agrees as soon as its products do not saturate: that is the reason, and only where it agrees then."""
-    step = float(study.plan["depthwise"].params.scale)
+    op = float(study.plan["depthwise"].params.scale)
 
     def off(*taps):
-        return Shuffled(study, lambda v: v | {t: EngineTensor(v[t].values + 7 * step * (v[t].values > 0)) for t in taps})
+        return Shuffled(study, lambda v: v | {t: EngineTensor(v[t].values + 7 * op * (v[t].values > 0)) for t in taps})
 
     engine = off("depthwise", "side")
     engine.unsaturated = off("side")

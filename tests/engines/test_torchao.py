@@ -84,10 +84,10 @@ def simulated(study: qkit.Study, plan: Plan, x: Tensor) -> dict[str, Tensor]:
     """Codes of the kit's lane at every tap with a grid."""
     codes: dict[str, Tensor] = {}
 
-    def look(step: Any, values: Mapping[str, Tensor]) -> None:
-        params = plan.params(step.name)
+    def look(op: Any, values: Mapping[str, Tensor]) -> None:
+        params = plan.params(op.name)
         if params is not None:
-            codes[step.name] = quantize(values["kit"].contiguous(), params)
+            codes[op.name] = quantize(values["kit"].contiguous(), params)
 
     run_lanes(study.graph, [Lane("kit", plan)], (x,), observe=look)
     return codes
@@ -315,8 +315,8 @@ def test_the_prepared_program_computes_on_the_grids() -> None:
     study = study_of(mixed_network())
     x = torch.randn(8, 3, 16, 16)
     prepared, converted = engine.prepared(study), engine.converted(study)
-    step = float(study.plan["classify"].params.scale)
-    assert float((prepared(x) - converted(x)).abs().max()) < 1.01 * step
+    op = float(study.plan["classify"].params.scale)
+    assert float((prepared(x) - converted(x)).abs().max()) < 1.01 * op
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
@@ -397,7 +397,7 @@ def test_a_network_that_another_quantizer_converted() -> None:
     assert set(batch.taps) == set(study.graph.taps)
     assert any("float" in note for note in lane.notes)
     floats: dict[str, Tensor] = {}
-    run_lanes(study.graph, [Lane("f")], (x,), observe=lambda step, values: floats.update({step.name: values["f"].clone()}))
+    run_lanes(study.graph, [Lane("f")], (x,), observe=lambda op, values: floats.update({op.name: values["f"].clone()}))
     for name, tap in batch.taps.items():
         noise = (tap.values - floats[name]).square().sum() / floats[name].square().sum()
         assert float(noise) < 0.01, name  # 20 dB at the least: the right tensor, 8 bits
@@ -422,7 +422,7 @@ def test_nothing_that_is_overwritten_in_place_reaches_the_lane() -> None:
     tap = next(lane.run([x])).taps["conv"]
     floats: dict[str, Tensor] = {}
     lanes = [Lane("kit", plan)]
-    run_lanes(study.graph, lanes, (x,), observe=lambda step, values: floats.update({step.name: values["kit"].clone()}))
+    run_lanes(study.graph, lanes, (x,), observe=lambda op, values: floats.update({op.name: values["kit"].clone()}))
     assert tap.codes is None
     assert torch.allclose(tap.values, floats["conv"], atol=1e-5)
 

@@ -17,8 +17,8 @@ from qkit.engines.traces import MisalignedTraceError
 from qkit.engines.traces.matching import channel_order, correlation, frame_correlations, frame_order
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.files import file_name
-from qkit.graph.operations import UNBOUNDED
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
+from qkit.graph.table import UNBOUNDED
 
 NETWORKS = {"resnet_small": ("layer1.0:add", "layer2.1.conv1"), "mobilenet_v2_lite": ("features.4.conv.2", "features.7.conv.0.0")}
 # the second network's layers are twice as many
@@ -45,8 +45,8 @@ def tensors(network: str, lane: str) -> dict[str, torch.Tensor]:
     values: dict[str, torch.Tensor] = {}
     inputs = next(iter(made.evaluation))[0]
 
-    def look(step: Step, lanes: Mapping[str, torch.Tensor]) -> None:
-        values[step.name] = lanes["x"][:16].contiguous().clone()
+    def look(op: Operation, lanes: Mapping[str, torch.Tensor]) -> None:
+        values[op.name] = lanes["x"][:16].contiguous().clone()
 
     run_lanes(made.graph, [Lane("x", made.lane(lane))], (inputs,), observe=look)
     return values
@@ -115,8 +115,8 @@ def test_channels(tmp_path: Path, network: str, lane: str) -> None:
 def test_two_names_mixed_up(tmp_path: Path, network: str, lane: str) -> None:
     made = study(network)
     graph = made.graph
-    one = graph.step(NETWORKS[network][1])
-    two = next(s for s in graph.steps if s.quantized and s.shape == one.shape and s is not one and s.act == one.act)
+    one = graph.operation(NETWORKS[network][1])
+    two = next(s for s in graph.operations if s.quantized and s.shape == one.shape and s is not one and s.act == one.act)
     folder = written(tmp_path, network, lane=lane, kind="npy")
     for frame in folder.glob("frame_*"):
         first, second = (frame / f"{file_name(s.name)}.npy" for s in (one, two))
@@ -138,13 +138,13 @@ def test_two_names_mixed_up(tmp_path: Path, network: str, lane: str) -> None:
 def test_values_from_before_the_activation(tmp_path: Path, network: str) -> None:
     made = study(network)
     tap = NETWORKS[network][1]
-    step = made.graph.step(tap)
-    assert step.act != UNBOUNDED
+    op = made.graph.operation(tap)
+    assert op.act != UNBOUNDED
     inputs = next(iter(made.evaluation))[0][:4]
     before = {}
 
     def finish(at_step, y, params, lanes, reference):  # type: ignore[no-untyped-def]
-        if at_step is step:
+        if at_step is op:
             before[tap] = y.contiguous().clone().numpy()
         return y if at_step.act == UNBOUNDED else y.clamp_(*at_step.act)
 
@@ -156,7 +156,7 @@ def test_values_from_before_the_activation(tmp_path: Path, network: str) -> None
 
 @nets
 def test_values_from_behind_an_activation(tmp_path: Path, network: str) -> None:
-    tap = next(s.name for s in study(network).graph.steps if s.kind == "conv" and s.act == UNBOUNDED)
+    tap = next(s.name for s in study(network).graph.operations if s.kind == "conv" and s.act == UNBOUNDED)
     found = read(written(tmp_path, network, change=at(tap, lambda a: np.maximum(a, 0))), network)
     assert kinds(found) == {("post-activation", tap)}
     assert not found.alignment.ok

@@ -104,14 +104,14 @@ def test_scopes_as_the_exporter_writes_them() -> None:
 def test_every_tap_is_found_by_every_form_of_its_name(network: str) -> None:
     graph = study(network).graph
     names = Names(graph)
-    for step in graph.steps:
-        if step.quantized:
-            assert names.find(step.name) == (step, "exact")
-            assert names.find(normal(step.name))[0] is step
-            assert names.find(step.name.replace(".", "_").replace(":", "_"))[0] is step
-            if step.kind == "conv":
-                written = f"/{scope(step.name)}/Conv_output_0"
-                assert names.find(written)[0] is step
-                assert names.find(written.replace("/", "_"))[0] is step
+    for op in graph.operations:
+        if op.quantized:
+            assert names.find(op.name) == (op, "exact")
+            assert names.find(normal(op.name))[0] is op
+            assert names.find(op.name.replace(".", "_").replace(":", "_"))[0] is op
+            if op.kind == "conv":
+                written = f"/{scope(op.name)}/Conv_output_0"
+                assert names.find(written)[0] is op
+                assert names.find(written.replace("/", "_"))[0] is op
     assert names.find("/layer9/relu/Relu_output_0") == (None, "")
     assert names.find("") == (None, "")

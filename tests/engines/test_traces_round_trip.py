@@ -49,7 +49,7 @@ def truth(lane: str, frames: int, network: str = "resnet_small") -> tuple[dict[s
         made.graph,
         [Lane("x", made.lane(lane))],
         (inputs,),
-        observe=lambda step, values: found.update({step.name: values["x"][:frames].clone()}),
+        observe=lambda op, values: found.update({op.name: values["x"][:frames].clone()}),
     )
     return found, out["x"][:frames]
 
@@ -352,4 +352,4 @@ def test_the_manifest_in_the_docs() -> None:
     (block,) = re.findall(r"^```json\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     made = Manifest.from_dict(json.loads(block))
     assert [entry.dtype for entry in made.tensors] == ["int8", "float32", "int8"]
-    assert made.find("x", data_id=17).step == (1 / 12.25,)
+    assert made.find("x", data_id=17).op == (1 / 12.25,)

@@ -71,10 +71,10 @@ def grids(draw: Any, channels: int | None = None, axis: int | None = None) -> Gr
 def plans(draw: Any, graph: Graph) -> Plan:
     found: dict[str, Grid] = {}
     for name in draw(st.sets(st.sampled_from([*graph.taps, *graph.weights]), min_size=1, max_size=4)):
-        step = graph.step(name)
+        op = graph.operation(name)
         weight = name in graph.weights
-        channels = graph.weights[name].shape[step.weight_axis] if weight else None
-        found[name] = draw(grids(channels, step.weight_axis if weight else None))
+        channels = graph.weights[name].shape[op.weight_axis] if weight else None
+        found[name] = draw(grids(channels, op.weight_axis if weight else None))
     return Plan(
         found, draw(st.sampled_from([None, 16, 32, 64])), draw(st.text(max_size=8)), {}, draw(st.sampled_from([None, 24]))
     )
@@ -93,7 +93,7 @@ def test_encodings_come_back(graph: Graph, tmp_path: Path, scheme: str, version:
     assert encodings.write(plan, tmp_path / "e.json", version=version) == ()
     found = encodings.read(tmp_path / "e.json", graph)
     assert found == plan
-    order = [name for step in graph.steps for name in (step.weight, step.name) if name in plan.grids]
+    order = [name for op in graph.operations for name in (op.weight, op.name) if name in plan.grids]
     assert (found.name, list(found.grids)) == (plan.name, order)
     assert {n: g.weight for n, g in found.grids.items()} == {n: g.weight for n, g in plan.grids.items()}
 
@@ -130,10 +130,10 @@ def test_encodings_mean_the_plans_values(graph: Graph, tmp_path: Path, scheme: s
         for entry in new[key]:
             params = plan[entry["name"]].params
             low, high = reach(entry)
-            step = params.scale.double().reshape(-1).numpy()
+            op = params.scale.double().reshape(-1).numpy()
             np.testing.assert_allclose(high, params.hi.reshape(-1).numpy(), rtol=1e-12)
             # weights leave out the least code, which 1.0.0 has no way to say
-            np.testing.assert_allclose(low, params.lo.reshape(-1).numpy() - step * plan[entry["name"]].spec.narrow, rtol=1e-12)
+            np.testing.assert_allclose(low, params.lo.reshape(-1).numpy() - op * plan[entry["name"]].spec.narrow, rtol=1e-12)
             assert entry["enc_type"] == ("PER_TENSOR" if params.axis is None else "PER_CHANNEL")
             for channel, lo, hi in zip(old[key][entry["name"]], params.lo.reshape(-1), params.hi.reshape(-1), strict=True):
                 assert channel["min"] == pytest.approx(float(lo), rel=1e-12)

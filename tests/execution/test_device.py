@@ -17,8 +17,8 @@ from qkit.execution.capture import capture
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.observing import observe
 from qkit.graph import build
+from qkit.graph.operation import Operation
 from qkit.graph.running import execution
-from qkit.graph.step import Step
 from qkit.quant.calibration import make_plan
 from qkit.quant.plan import Plan
 from qkit.quant.schemes import PRESETS
@@ -181,15 +181,15 @@ def test_study_agrees() -> None:
     for study in studies:
         study.calibrate("mse", progress=False)
     a, b = (study.evaluate(progress=False) for study in studies)
-    step = float(studies[0].plan.grids["classify"].params.scale)
-    for lane, atol in {"float": 1e-4, "int16": 1e-3, "int8": 2 * step}.items():
+    op = float(studies[0].plan.grids["classify"].params.scale)
+    for lane, atol in {"float": 1e-4, "int16": 1e-3, "int8": 2 * op}.items():
         np.testing.assert_allclose(a.lanes[lane], b.lanes[lane], atol=atol)
     for mode in ("only", "except"):
         a, b = (study.sensitivity(mode, progress=False) for study in studies)
         assert [s.name for s in a.layers] == [s.name for s in b.layers]
-        np.testing.assert_allclose(a.scores, b.scores, atol=3 * step)
+        np.testing.assert_allclose(a.scores, b.scores, atol=3 * op)
     plan = studies[1].plan.with_range("side", -0.2, 0.2)
-    assert studies[1].score(plan).value == pytest.approx(studies[0].score(plan).value, abs=2 * step)
+    assert studies[1].score(plan).value == pytest.approx(studies[0].score(plan).value, abs=2 * op)
 
 
 @needs_cuda
@@ -199,8 +199,8 @@ def test_values_on_a_gpu_equal_torchs_fake_quantization() -> None:
     plan = make_plan(graph, observe(graph, batches(), progress=False), PRESETS["int8"])
     seen: dict[str, Tensor] = {}
 
-    def look(step: Step, values: Mapping[str, Tensor]) -> None:
-        seen[step.name] = values["q"].clone()
+    def look(op: Operation, values: Mapping[str, Tensor]) -> None:
+        seen[op.name] = values["q"].clone()
 
     run_lanes(graph, [Lane("q", plan)], (x,), observe=look)
     p = plan.grids["input"].params

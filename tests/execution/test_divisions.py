@@ -46,24 +46,24 @@ def study() -> qkit.Study:
 
 def values(study: qkit.Study, x: Tensor) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    run_lanes(study.graph, [Lane("int8", study.plan)], (x,), observe=lambda step, v: found.update({step.name: v["int8"].clone()}))
+    run_lanes(study.graph, [Lane("int8", study.plan)], (x,), observe=lambda op, v: found.update({op.name: v["int8"].clone()}))
     return found
 
 
 def test_no_number_becomes_the_least_code(study: qkit.Study) -> None:
     found = values(study, study.calibration[0])
-    (step,) = (step for step in study.graph.steps if step.divisor is not None)
-    above, below = (found[study.graph.steps[i].tap] for i in step.inputs)
-    assert study.graph.steps[step.divisor] is study.graph.steps[step.inputs[1]]
+    (op,) = (op for op in study.graph.operations if op.divisor is not None)
+    above, below = (found[study.graph.operations[i].tap] for i in op.inputs)
+    assert study.graph.operations[op.divisor] is study.graph.operations[op.inputs[1]]
     exact = above / below
-    grid = study.plan.params(step.name)
+    grid = study.plan.params(op.name)
     assert bool(exact.isnan().any() and exact.isinf().any())
     # torch's own fake quantization agrees, where the processor turns NaN into the least integer
     wanted = torch.fake_quantize_per_tensor_affine(
         exact.nan_to_num(nan=-math.inf), float(grid.scale), int(grid.zero_point), grid.qmin, grid.qmax
     )
-    torch.testing.assert_close(found[step.name], wanted, rtol=1e-6, atol=0.0)
-    assert bool((found[step.name][exact.isnan()] == grid.lo).all())
+    torch.testing.assert_close(found[op.name], wanted, rtol=1e-6, atol=0.0)
+    assert bool((found[op.name][exact.isnan()] == grid.lo).all())
 
 
 def test_nan_of_the_input_stays_and_is_no_score(study: qkit.Study) -> None:
@@ -126,7 +126,7 @@ def test_norms_of_nothing_are_nothing_in_the_file_too(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     ort = pytest.importorskip("onnxruntime")
     graph = build(Norms().eval(), torch.randn(2, 4, 5, 5))
-    assert sum(step.kind == "norm" for step in graph.steps) == 4
+    assert sum(op.kind == "norm" for op in graph.operations) == 4
     export(graph, FLOAT, tmp_path / "net.onnx")
     session = ort.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     for found in session.run(None, {session.get_inputs()[0].name: torch.zeros(2, 4, 5, 5).numpy()}):

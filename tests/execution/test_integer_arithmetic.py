@@ -25,7 +25,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from qkit.execution.lanes import Lane, quantize_weight, run_lanes
 from qkit.execution.observing import observe
 from qkit.graph import Graph, build
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.quant.calibration import make_plan
 from qkit.quant.grids import QuantParams, QuantSpec
 from qkit.quant.plan import Plan
@@ -50,7 +50,7 @@ WIDE = [name for name, scheme in SCHEMES.items() if scheme.activation.bits == 16
 class Exact:
     """A layer's output in steps of its grid, not yet rounded, and how far float32 arithmetic may be from it."""
 
-    steps: np.ndarray
+    operations: np.ndarray
     error: np.ndarray
     #: Greatest magnitude that an integer accumulator can reach on the way, and a bound on float32's integers.
     accumulator: int = 0
@@ -61,17 +61,17 @@ def integers(values: Tensor, params: QuantParams) -> np.ndarray:
     scale = params.scale.double()
     if params.axis is not None:
         scale = scale.view([-1 if d == params.axis else 1 for d in range(values.ndim)])
-    steps = (values.double() / scale).numpy()
-    codes = np.rint(steps)
-    assert np.abs(steps - codes).max() < 1e-2, "the values are not on the grid"
+    operations = (values.double() / scale).numpy()
+    codes = np.rint(operations)
+    assert np.abs(operations - codes).max() < 1e-2, "the values are not on the grid"
     return codes.astype(np.int64)
 
 
-def clamped_codes(steps: np.ndarray, params: QuantParams, bounds: tuple[float, float]) -> np.ndarray:
+def clamped_codes(operations: np.ndarray, params: QuantParams, bounds: tuple[float, float]) -> np.ndarray:
     """Codes: rounded to even, clamped to the activation's bounds and to the grid."""
     scale, zero = float(params.scale), int(params.zero_point)
     low, high = (np.rint(b / scale) for b in bounds)
-    return np.clip(np.clip(np.rint(steps), low, high) + zero, params.qmin, params.qmax)
+    return np.clip(np.clip(np.rint(operations), low, high) + zero, params.qmin, params.qmax)
 
 
 def convolve(x: np.ndarray, w: np.ndarray, stride: int, padding: int, groups: int) -> np.ndarray:
@@ -88,8 +88,8 @@ def weighted(
     x: np.ndarray, source: QuantParams, layer: nn.Module, weight: np.ndarray, params: QuantParams, out: QuantParams, plan: Plan
 ) -> Exact:
     """A convolution or linear layer: integer sum, integer bias on the same grid, one multiplier per channel."""
-    step = source.scale.double().numpy() * params.scale.double().numpy() * np.ones(weight.shape[0])
-    bias = np.rint(layer.bias.detach().double().numpy() / step)
+    op = source.scale.double().numpy() * params.scale.double().numpy() * np.ones(weight.shape[0])
+    bias = np.rint(layer.bias.detach().double().numpy() / op)
     bias = np.clip(bias, -(2.0 ** (plan.bias_bits - 1)), 2.0 ** (plan.bias_bits - 1) - 1).astype(np.int64)
     if isinstance(layer, nn.Linear):
         sums, magnitude, shape = x @ weight.T, np.abs(x) @ np.abs(weight.T), (1, -1)
@@ -100,7 +100,7 @@ def weighted(
     if plan.accumulator_bits is not None:
         half = 2 ** (plan.accumulator_bits - 1)
         sums = (sums + half) % (2 * half) - half
-    multiplier = (step / float(out.scale)).reshape(shape)
+    multiplier = (op / float(out.scale)).reshape(shape)
     return Exact(sums * multiplier, (np.sqrt(weight[0].size) + 3) * UNIT * magnitude * multiplier, int(magnitude.max()))
 
 
@@ -145,8 +145,8 @@ class Count:
 
 def compare(codes: np.ndarray, exact: Exact, params: QuantParams, bounds: tuple[float, float], count: Count) -> None:
     """Assert that codes differ from the exact ones nowhere but at ties, and there by one."""
-    expected = clamped_codes(exact.steps, params, bounds)
-    to_middle = np.abs(np.abs(exact.steps - np.floor(exact.steps)) - 0.5)
+    expected = clamped_codes(exact.operations, params, bounds)
+    to_middle = np.abs(np.abs(exact.operations - np.floor(exact.operations)) - 0.5)
     tie = to_middle <= exact.error
     differs = codes != expected
     assert np.abs(codes - expected).max() <= 1
@@ -165,8 +165,8 @@ def setting(scheme: str, seed: int) -> tuple[Mixed, Graph, Plan, dict[str, Tenso
     plan = make_plan(graph, observe(graph, [x], progress=False), SCHEMES[scheme], method="percentile", percentile=99.9)
     seen: dict[str, Tensor] = {}
 
-    def look(step: Step, values: Mapping[str, Tensor]) -> None:
-        seen[step.name] = values["lane"].clone()
+    def look(op: Operation, values: Mapping[str, Tensor]) -> None:
+        seen[op.name] = values["lane"].clone()
 
     run_lanes(graph, [Lane("lane", plan)], (x,), observe=look)
     return model, graph, plan, seen, x
@@ -174,9 +174,9 @@ def setting(scheme: str, seed: int) -> tuple[Mixed, Graph, Plan, dict[str, Tenso
 
 def check(scheme: str, seed: int, tap: str, count: Count) -> Exact:
     model, graph, plan, seen, _ = setting(scheme, seed)
-    step = graph.step(tap)
+    op = graph.operation(tap)
     params = plan.grids[tap].params
-    weight = quantize_weight(graph.weights[step.weight], plan.grids[step.weight].params) if step.weight else None
+    weight = quantize_weight(graph.weights[op.weight], plan.grids[op.weight].params) if op.weight else None
     exact = exact_layer(model, tap, seen, plan, weight)
     codes = integers(seen[tap], params) + int(params.zero_point)
     assert params.qmin <= codes.min()
@@ -195,7 +195,7 @@ def exact_in_float32(exact: Exact, scheme: str) -> bool:
 def test_layer_equals_integer_arithmetic(scheme: str, tap: str) -> None:
     count = Count()
     exact = check(scheme, 3, tap, count)
-    assert exact.steps.std() > 1, "a layer of which nothing comes out would prove nothing"
+    assert exact.operations.std() > 1, "a layer of which nothing comes out would prove nothing"
     if scheme in WIDE:
         # 16 bits: at most a third of a step is in question, and few elements in a thousand use it
         assert exact.error.max() < 0.33
@@ -233,10 +233,10 @@ def test_input_and_weight_codes_are_the_rounded_quotients(scheme: str) -> None:
         if params.axis is not None:
             shape = [-1 if d == params.axis else 1 for d in range(value.ndim)]
             scale, zero = scale.view(shape), zero.view(shape)
-        steps = (value.double() / scale).numpy()
-        expected = np.clip(np.rint(steps) + zero.numpy(), params.qmin, params.qmax)
+        operations = (value.double() / scale).numpy()
+        expected = np.clip(np.rint(operations) + zero.numpy(), params.qmin, params.qmax)
         codes = integers(lane, params) + zero.numpy()
-        tie = np.abs(np.abs(steps - np.floor(steps)) - 0.5) <= 2 * UNIT * np.abs(steps)
+        tie = np.abs(np.abs(operations - np.floor(operations)) - 0.5) <= 2 * UNIT * np.abs(operations)
         assert not ((codes != expected) & ~tie).any(), name
         assert np.abs(codes - expected).max() <= 1
         count.elements, count.differing = count.elements + codes.size, count.differing + int((codes != expected).sum())
@@ -277,9 +277,9 @@ def test_bias_saturates_where_its_integer_is_too_narrow() -> None:
     graph = build(nn.Sequential(layer), x)
     wide = make_plan(graph, observe(graph, [x], progress=False), PRESETS["int16"]).without(["0"])
     outputs = run_lanes(graph, [Lane("64", wide), Lane("32", replace(wide, bias_bits=32))], (x,))
-    step = float(wide.grids["input"].params.scale) * wide.grids["0.weight"].params.scale.double().numpy()
-    assert 40.0 / step[0] > 2**31
-    limits = step * 2.0**31
+    op = float(wide.grids["input"].params.scale) * wide.grids["0.weight"].params.scale.double().numpy()
+    assert 40.0 / op[0] > 2**31
+    limits = op * 2.0**31
     np.testing.assert_allclose(outputs["64"][:, :2], np.tile([40.0, -40.0], (64, 1)), rtol=1e-3)
     products = float((x.abs() @ layer.weight.detach().abs().T).max())
     np.testing.assert_allclose(outputs["32"][:, 0], limits[0], atol=2 * products)

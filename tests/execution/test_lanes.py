@@ -20,7 +20,7 @@ from qkit.errors import DataError, PlanError
 from qkit.execution.lanes import Frontier, Lane, finish_value, run_lanes, run_to
 from qkit.execution.observing import observe
 from qkit.graph import Graph, build
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.quant.calibration import make_plan
 from qkit.quant.grids import QuantParams
 from qkit.quant.plan import FLOAT, Codes, Plan
@@ -48,9 +48,9 @@ def observed(lanes: list[Lane], x: Tensor) -> dict[str, dict[str, Tensor]]:
     _, graph, _ = setting()
     seen: dict[str, dict[str, Tensor]] = {lane.name: {} for lane in lanes}
 
-    def look(step: Step, values: Mapping[str, Tensor]) -> None:
+    def look(op: Operation, values: Mapping[str, Tensor]) -> None:
         for lane, value in values.items():
-            seen[lane][step.name] = value.clone()
+            seen[lane][op.name] = value.clone()
 
     run_lanes(graph, lanes, (x,), observe=look)
     return seen
@@ -60,9 +60,9 @@ def steps_apart(a: Tensor, b: Tensor, plan: Plan, tap: str) -> Tensor:
     """Difference in whole steps of the tap's grid."""
     p = plan.grids[tap].params
     scale = p.scale if p.axis is None else p.scale.view([-1 if d == p.axis else 1 for d in range(a.ndim)])
-    steps = (a.double() - b.double()) / scale.double()
-    assert float((steps - steps.round()).abs().max()) < 1e-2, "values are not on the grid"
-    return steps.round().abs().long()
+    operations = (a.double() - b.double()) / scale.double()
+    assert float((operations - operations.round()).abs().max()) < 1e-2, "values are not on the grid"
+    return operations.round().abs().long()
 
 
 def test_the_network_is_what_the_plain_version_says() -> None:
@@ -82,11 +82,11 @@ def test_every_layer_equals_plain_fake_quantization(name: str, reads: str | None
     inputs = seen[reads or "q"] | {"x": x}
     differing = total = 0
     for tap in READS:
-        steps = steps_apart(seen["q"][tap], plain_layer(model, tap, inputs, plan), plan, tap)
-        assert int(steps.max()) <= 1, tap
+        operations = steps_apart(seen["q"][tap], plain_layer(model, tap, inputs, plan), plan, tap)
+        assert int(operations.max()) <= 1, tap
         if tap in {"input", ":cat"}:
-            assert not steps.any(), f"{tap} sums nothing, so there is no order to differ in"
-        differing, total = differing + int(steps.sum()), total + steps.numel()
+            assert not operations.any(), f"{tap} sums nothing, so there is no order to differ in"
+        differing, total = differing + int(operations.sum()), total + operations.numel()
     wide = plan.grids["stem"].params.bits > 8
     # a float32 sum is off by about 1e-7 of its range: 0.01 steps of 65536, 0.00005 of 256
     assert differing / total < (0.01 if wide else 0.0005)
@@ -99,17 +99,17 @@ def test_output_equals_the_plain_network(name: str) -> None:
     outputs = run_lanes(graph, [Lane("float"), Lane("q", plan)], (x,))
     plain = plain_run(model, x, plan)["classify"]
     torch.testing.assert_close(outputs["float"], model(x).detach(), rtol=1e-4, atol=1e-5)
-    step = float(plan.grids["classify"].params.scale)
-    assert float((outputs["q"] - plain).abs().mean()) < 0.5 * step
-    assert float((outputs["q"] - plain).abs().max()) < 2.5 * step
+    op = float(plan.grids["classify"].params.scale)
+    assert float((outputs["q"] - plain).abs().mean()) < 0.5 * op
+    assert float((outputs["q"] - plain).abs().max()) < 2.5 * op
 
 
-def grids_used(graph: Graph, step: Step, plan: Plan) -> tuple[Any, ...]:
+def grids_used(graph: Graph, op: Operation, plan: Plan) -> tuple[Any, ...]:
     """What quantization does at a step, said again: output, weight, and the bias where input and weight have grids."""
-    output = plan.grids.get(step.name)
-    weight = plan.grids.get(step.weight or "")
-    source = plan.grids.get(graph.steps[step.inputs[0]].tap or "") if step.inputs else None
-    bias = (source and source.params, plan.bias_bits) if weight and step.bias and source else None
+    output = plan.grids.get(op.name)
+    weight = plan.grids.get(op.weight or "")
+    source = plan.grids.get(graph.operations[op.inputs[0]].tap or "") if op.inputs else None
+    bias = (source and source.params, plan.bias_bits) if weight and op.bias and source else None
     return output and output.params, weight and weight.params, bias
 
 
@@ -118,23 +118,23 @@ def expected_counts(graph: Graph, lanes: list[Lane]) -> Counter[str]:
     counts: Counter[str] = Counter()
     history: dict[int, list[int]] = {}
     numbers: dict[Any, int] = {}
-    for step in graph.steps:
+    for op in graph.operations:
         own = []
         for i, lane in enumerate(lanes):
-            key = (step.index, grids_used(graph, step, lane.plan), tuple(history[j][i] for j in step.inputs))
+            key = (op.index, grids_used(graph, op, lane.plan), tuple(history[j][i] for j in op.inputs))
             own.append(numbers.setdefault(key, len(numbers)))
-        history[step.index] = own
-        counts[step.name] = len(set(own))
+        history[op.index] = own
+        counts[op.name] = len(set(own))
     return counts
 
 
 def dependents(graph: Graph, first: str) -> set[str]:
     """Names of the step and of all that read it, directly or not."""
     reached: set[int] = set()
-    for step in graph.steps:
-        if step.name == first or reached.intersection(step.inputs):
-            reached.add(step.index)
-    return {graph.steps[i].name for i in reached}
+    for op in graph.operations:
+        if op.name == first or reached.intersection(op.inputs):
+            reached.add(op.index)
+    return {graph.operations[i].name for i in reached}
 
 
 def executed_by(lanes: list[Lane]) -> Counter[str]:
@@ -145,7 +145,7 @@ def executed_by(lanes: list[Lane]) -> Counter[str]:
 
 
 def test_a_lane_identical_to_float_costs_nothing() -> None:
-    names = [step.name for step in setting()[1].steps]
+    names = [op.name for op in setting()[1].operations]
     assert executed_by([Lane("float"), Lane("too"), Lane("three", Plan(name="other"))]) == Counter(names)
     plan = plan_of("int8")
     copied = Plan.from_dict(plan.to_dict())
@@ -155,21 +155,21 @@ def test_a_lane_identical_to_float_costs_nothing() -> None:
 @pytest.mark.parametrize("tap", READS)
 def test_a_lane_that_differs_at_one_tap_computes_what_depends_on_it(tap: str) -> None:
     graph, plan = setting()[1], plan_of("int8")
-    once = Counter(step.name for step in graph.steps)
+    once = Counter(op.name for op in graph.operations)
     assert executed_by([Lane("float"), Lane("only", plan.only([tap]))]) == once + Counter(dependents(graph, tap))
     edited = plan.with_range(tap, -0.1, 0.1)
-    extra = dependents(graph, tap) | {s.name for s in graph.steps if s.bias and graph.steps[s.inputs[0]].tap == tap}
+    extra = dependents(graph, tap) | {s.name for s in graph.operations if s.bias and graph.operations[s.inputs[0]].tap == tap}
     assert executed_by([Lane("int8", plan), Lane("edited", edited)]) == once + Counter(extra)
 
 
 def test_an_only_sweep_costs_the_sum_of_the_tails() -> None:
     graph, plan = setting()[1], plan_of("int8")
-    lanes = [Lane(s.name, plan.only([n for n in (s.name, s.weight) if n in plan.grids])) for s in graph.steps if s.quantized]
-    expected = Counter(s.name for s in graph.steps)
+    lanes = [Lane(s.name, plan.only([n for n in (s.name, s.weight) if n in plan.grids])) for s in graph.operations if s.quantized]
+    expected = Counter(s.name for s in graph.operations)
     for lane in lanes:
         expected += Counter(dependents(graph, lane.name))
     assert executed_by([Lane("float"), *lanes]) == expected
-    assert sum(expected.values()) < 0.75 * (len(lanes) + 1) * len(graph.steps)
+    assert sum(expected.values()) < 0.75 * (len(lanes) + 1) * len(graph.operations)
 
 
 @given(st.data())
@@ -198,7 +198,7 @@ def test_local_lanes_cost_one_step_each_and_change_nothing_behind() -> None:
     for name in outputs:
         assert torch.equal(outputs[name], run_lanes(graph, [Lane(name, FLOAT if name == "float" else plan)], (x,))[name])
     # the input is equal in the local and the int8 lane; a step without a grid costs a local lane nothing
-    assert executed == Counter({s.name: 1 + (s.quantized and s.kind != "input") + 1 for s in graph.steps})
+    assert executed == Counter({s.name: 1 + (s.quantized and s.kind != "input") + 1 for s in graph.operations})
 
 
 def test_local_lane_reads_whichever_lane_it_is_told() -> None:
@@ -207,25 +207,25 @@ def test_local_lane_reads_whichever_lane_it_is_told() -> None:
     seen = observed([Lane("float"), Lane("int16", plan_of("int16")), Lane("local", plan, reads="int16")], x)
     inputs = seen["int16"] | {"x": x}
     for tap in READS:
-        steps = steps_apart(seen["local"][tap], plain_layer(setting()[0], tap, inputs, plan), plan, tap)
-        assert int(steps.max()) <= 1
-        assert float(steps.double().mean()) < 0.001
+        operations = steps_apart(seen["local"][tap], plain_layer(setting()[0], tap, inputs, plan), plan, tap)
+        assert int(operations.max()) <= 1
+        assert float(operations.double().mean()) < 0.001
 
 
 def test_values_die_after_their_last_reader_in_every_lane() -> None:
     _, graph, x = setting()
-    last = {i: i for i in range(len(graph.steps))}
-    for step in graph.steps:
-        last |= dict.fromkeys(step.inputs, step.index)
+    last = {i: i for i in range(len(graph.operations))}
+    for op in graph.operations:
+        last |= dict.fromkeys(op.inputs, op.index)
     made: list[tuple[int, str, weakref.ref[Tensor]]] = []
     order = ["float", "int8", "int16"]
 
-    def watch(step: Step, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None) -> Tensor:
-        value = finish_value(step, y, params, lanes, reference)
+    def watch(op: Operation, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None) -> Tensor:
+        value = finish_value(op, y, params, lanes, reference)
         alive = {(i, lane) for i, lane, ref in made if ref() is not None}
-        finished = {(step.index, lane) for lane in order[: order.index(lanes[0])]}
-        assert alive == {(i, lane) for i, lane, _ in made if i < step.index <= last[i]} | finished
-        made.append((step.index, lanes[0], weakref.ref(value)))
+        finished = {(op.index, lane) for lane in order[: order.index(lanes[0])]}
+        assert alive == {(i, lane) for i, lane, _ in made if i < op.index <= last[i]} | finished
+        made.append((op.index, lanes[0], weakref.ref(value)))
         return value
 
     lanes = [Lane("float"), Lane("int8", plan_of("int8")), Lane("int16", plan_of("int16"))]
@@ -242,11 +242,11 @@ def test_a_deep_chain_holds_two_values_a_lane() -> None:
     made: list[weakref.ref[Tensor]] = []
     most = 0
 
-    def watch(step: Step, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None) -> Tensor:
+    def watch(op: Operation, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None) -> Tensor:
         nonlocal most
         made.append(weakref.ref(y))
         most = max(most, sum(ref() is not None for ref in made))
-        return finish_value(step, y, params, lanes, reference)
+        return finish_value(op, y, params, lanes, reference)
 
     run_lanes(graph, [Lane("float"), Lane("int8", plan)], (x,), finish=watch)
     assert most == 4
@@ -257,9 +257,9 @@ def test_finish_is_told_who_shares_and_what_the_reference_is() -> None:
     plan = plan_of("int8")
     calls: dict[str, list[tuple[tuple[str, ...], bool, bool]]] = {}
 
-    def note(step: Step, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None) -> Tensor:
-        calls.setdefault(step.name, []).append((lanes, params is not None, reference is not None))
-        return finish_value(step, y, params, lanes, reference)
+    def note(op: Operation, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None) -> Tensor:
+        calls.setdefault(op.name, []).append((lanes, params is not None, reference is not None))
+        return finish_value(op, y, params, lanes, reference)
 
     run_lanes(graph, [Lane("float"), Lane("a", plan), Lane("b", plan.only(["average"]))], (x,), finish=note)
     assert calls["stem"] == [(("float", "b"), False, False), (("a",), True, True)]
@@ -272,21 +272,21 @@ def test_a_run_continued_at_any_step_equals_the_whole(name: str) -> None:
     _, graph, x = setting()
     lane = Lane("lane", FLOAT if name == "float" else plan_of(name))
     whole = run_lanes(graph, [lane], (x,))["lane"]
-    last = {i: max([i, *(s.index for s in graph.steps if i in s.inputs)]) for i in range(len(graph.steps))}
+    last = {i: max([i, *(s.index for s in graph.operations if i in s.inputs)]) for i in range(len(graph.operations))}
     behind: Frontier | None = None
-    for index in range(len(graph.steps)):
+    for index in range(len(graph.operations)):
         first: Counter[str] = Counter()
         rest: Counter[str] = Counter()
         frontier = run_to(graph, lane, (x,), index, executed=first)
         assert set(frontier.values) == {i for i in range(index) if last[i] >= index}
         assert frontier.nbytes == sum(v.data.numel() * 4 for v in frontier.values.values())
         assert torch.equal(run_lanes(graph, [lane], (x,), start=frontier, executed=rest)["lane"], whole)
-        assert set(first) == {s.name for s in graph.steps[:index]}
-        assert first + rest == Counter(s.name for s in graph.steps)
+        assert set(first) == {s.name for s in graph.operations[:index]}
+        assert first + rest == Counter(s.name for s in graph.operations)
         if behind is not None:
-            step: Counter[str] = Counter()
-            onward = run_to(graph, lane, (x,), index, start=behind, executed=step)
-            assert set(step) == {graph.steps[index - 1].name}
+            op: Counter[str] = Counter()
+            onward = run_to(graph, lane, (x,), index, start=behind, executed=op)
+            assert set(op) == {graph.operations[index - 1].name}
             assert all(torch.equal(onward.values[i].data, v.data) for i, v in frontier.values.items())
         behind = frontier
 
@@ -294,7 +294,7 @@ def test_a_run_continued_at_any_step_equals_the_whole(name: str) -> None:
 def test_a_frontier_serves_many_lanes_and_is_not_written_to() -> None:
     _, graph, x = setting()
     plan = plan_of("int8")
-    index = graph.step(":add").index
+    index = graph.operation(":add").index
     frontier = run_to(graph, Lane("base", plan), (x,), index)
     before = {i: v.data.clone() for i, v in frontier.values.items()}
     lanes = [Lane("base", plan), Lane("spared", plan.without([":cat"])), Lane("edited", plan.with_range(":add", 0, 0.5))]

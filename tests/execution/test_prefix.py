@@ -25,7 +25,7 @@ from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.observing import observe
 from qkit.execution.prefix import Effect, agree, first_difference, prefix
 from qkit.graph import Graph, build
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.quant.calibration import make_plan
 from qkit.quant.plan import FLOAT, Plan
 from qkit.quant.schemes import PRESETS
@@ -66,7 +66,7 @@ def edits(plan: Plan) -> dict[str, Plan]:
 
 
 def first_reader(graph: Graph, tensor: str) -> int:
-    return next(s.index for s in graph.steps if tensor in (s.name, s.weight))
+    return next(s.index for s in graph.operations if tensor in (s.name, s.weight))
 
 
 @pytest.mark.parametrize("tensor", [*READS, "stem.weight", "side.weight", "classify.weight"])
@@ -114,7 +114,7 @@ def test_what_differs_where() -> None:
     assert first_difference(graph, plan, plan) is None
     assert first_difference(graph, plan, Plan.from_dict(plan.to_dict())) is None
     assert first_difference(graph, FLOAT, plan) == 0
-    assert first_difference(graph, plan, plan.without(["side.weight"])) == graph.step("side").index
+    assert first_difference(graph, plan, plan.without(["side.weight"])) == graph.operation("side").index
     # the input's grid decides the first bias too, but the input comes first
     assert first_difference(graph, plan, plan.without(["input"])) == 0
     # without its input's grid only the bias of a layer differs
@@ -123,7 +123,7 @@ def test_what_differs_where() -> None:
     from dataclasses import replace
 
     narrow = replace(plan, bias_bits=8)
-    assert first_difference(graph, plan, narrow) == graph.step("stem").index
+    assert first_difference(graph, plan, narrow) == graph.operation("stem").index
 
 
 def test_only_the_steps_behind_the_change_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,12 +141,12 @@ def test_only_the_steps_behind_the_change_are_computed(monkeypatch: pytest.Monke
             patched.setattr(qkit.execution.prefix, "run_lanes", counting)
             executed.clear()
             kept.scores(edited)
-        assert executed == Counter({s.name: len(batches) for s in graph.steps[index:]})
+        assert executed == Counter({s.name: len(batches) for s in graph.operations[index:]})
 
 
 def test_kept_values_are_those_that_later_steps_read() -> None:
     graph, plan, batches = setting()
-    index = graph.step(":add").index
+    index = graph.operation(":add").index
     kept = prefix(graph, batches, plan, index, margin)
     # the residual and the projection, 8 channels of 16 × 16 floats each
     assert kept.nbytes == SAMPLES * 2 * 8 * 16 * 16 * 4
@@ -157,7 +157,7 @@ def test_agreement_is_with_the_float_lane() -> None:
     graph, plan, batches = setting()
     edited = plan.with_range("stem", 0.0, 1.0)
     inputs = [x for x, _ in batches]
-    scores = prefix(graph, inputs, plan, graph.step("stem").index, "agreement").scores(edited)
+    scores = prefix(graph, inputs, plan, graph.operation("stem").index, "agreement").scores(edited)
     x = torch.cat(inputs)
     expected = mixed_network()(x).argmax(1) == run_lanes(graph, [Lane("e", edited)], (x,))["e"].argmax(1)
     assert np.array_equal(scores, expected.double())
@@ -220,12 +220,12 @@ def decibels(pairs: list[tuple[Tensor, Tensor]]) -> float:
 def by_hand(plan: Plan, tensor: str) -> tuple[float, float, float]:
     """Local, layer and output figures from whole runs of three lanes."""
     graph, _, batches = setting()
-    tap = graph.step(tensor).name
+    tap = graph.operation(tensor).name
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {"local": [], "edited": []}
     ends = []
 
-    def look(step: Step, values: Any) -> None:
-        if step.name == tap:
+    def look(op: Operation, values: Any) -> None:
+        if op.name == tap:
             for lane, pairs in seen.items():
                 pairs.append((values["float"].clone(), values[lane].clone()))
 
@@ -258,7 +258,7 @@ def test_an_effect_is_what_whole_runs_show(tensor: str) -> None:
     study = fresh_study()
     edited = edits(study.plan)[tensor]
     found = study.effect(tensor, edited)
-    tap = study.graph.step(tensor).name
+    tap = study.graph.operation(tensor).name
     table = captured(study, edited)
     assert found.tap == tap
     assert found.local == pytest.approx(table.loc[tap, "local sqnr"], abs=1e-3)
@@ -278,7 +278,7 @@ def test_the_effect_without_an_edit_is_that_of_the_studys_own_lane() -> None:
     table = study.capture(("float", "int8"), batches=None, progress=False).table()["int8"]
     for tensor in TENSORS:
         found = study.effect(tensor)
-        tap = study.graph.step(tensor).name
+        tap = study.graph.operation(tensor).name
         assert (found.local, found.layer) == pytest.approx((table.loc[tap, "local sqnr"], table.loc[tap, "sqnr"]), abs=1e-3)
         assert found.output == pytest.approx(table.loc["classify", "sqnr"], abs=1e-3)
         assert np.array_equal(found.scores, whole(study.plan))
@@ -348,9 +348,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     executed: Counter[str] = Counter()
     run_step = qkit.execution.lanes._run_step
 
-    def counting(graph: Graph, step: Step, *args: Any, **kwargs: Any) -> Any:
-        executed[step.name] += 1
-        return run_step(graph, step, *args, **kwargs)
+    def counting(graph: Graph, op: Operation, *args: Any, **kwargs: Any) -> Any:
+        executed[op.name] += 1
+        return run_step(graph, op, *args, **kwargs)
 
     with monkeypatch.context() as patched:
         patched.setattr(qkit.execution.lanes, "_run_step", counting)
@@ -361,15 +361,15 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 def test_further_edits_of_a_tensor_compute_nothing_before_it(tensor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     study = fresh_study()
     graph, _, batches = setting()
-    index, grid = graph.step(tensor).index, study.plan.grids[tensor].params
+    index, grid = graph.operation(tensor).index, study.plan.grids[tensor].params
     study.effect(tensor)
     for factor in (0.9, 0.7, 0.3):
         edited = study.plan.with_range(tensor, grid.lo * factor, grid.hi * factor)
         with counted(monkeypatch) as executed:
             found = study.effect(tensor, edited)
         # the tap's own step in float, alone and with what it inherits; whatever follows once
-        expected = Counter({s.name: len(batches) for s in graph.steps[index:]})
-        expected[graph.steps[index].name] = 3 * len(batches)
+        expected = Counter({s.name: len(batches) for s in graph.operations[index:]})
+        expected[graph.operations[index].name] = 3 * len(batches)
         assert executed == expected
         assert np.array_equal(found.scores, whole(edited))
     with counted(monkeypatch) as executed:
@@ -381,16 +381,18 @@ def test_a_later_tensor_starts_from_what_is_kept(monkeypatch: pytest.MonkeyPatch
     study = fresh_study()
     graph, _, batches = setting()
     study.effect("project", edits(study.plan)["project"])
-    here, there = graph.step("project").index, graph.step(":cat").index
+    here, there = graph.operation("project").index, graph.operation(":cat").index
     with counted(monkeypatch) as executed:
         study.effect(":cat", edits(study.plan)[":cat"])
-    between = {s.name: 2 * len(batches) for s in graph.steps[here:there]}  # in float and in the plan's lane
+    between = {s.name: 2 * len(batches) for s in graph.operations[here:there]}  # in float and in the plan's lane
     assert {name: executed[name] for name in between} == between
-    assert not set(executed) & {s.name for s in graph.steps[:here]}
+    assert not set(executed) & {s.name for s in graph.operations[:here]}
     assert executed["classify"] == len(batches)
     with counted(monkeypatch) as executed:
         study.score(study.plan.with_range("average", 0.0, 0.1))
-    assert set(executed) == {s.name for s in graph.steps[graph.step(":cat").index :]}, "a score takes the effect's values"
+    assert set(executed) == {s.name for s in graph.operations[graph.operation(":cat").index :]}, (
+        "a score takes the effect's values"
+    )
 
 
 def test_an_earlier_tensor_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,13 +402,13 @@ def test_an_earlier_tensor_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     edited = edits(study.plan)["stem"]
     with counted(monkeypatch) as executed:
         found = study.effect("stem", edited)
-    assert set(executed) == {s.name for s in graph.steps}
+    assert set(executed) == {s.name for s in graph.operations}
     same_effect(found, fresh_study().effect("stem", edited))
 
 
 def test_a_prefix_made_for_scores_alone_has_no_effect() -> None:
     graph, plan, batches = setting()
-    index = graph.step("side").index
+    index = graph.operation("side").index
     alone = prefix(graph, batches, plan, index, margin)
     assert not alone.has_errors
     with pytest.raises(QkitError, match="errors=True"):
@@ -429,7 +431,7 @@ def test_a_score_before_does_not_spoil_the_effect() -> None:
 @pytest.mark.parametrize("tensor", ["depthwise", ":cat", "classify.weight"])
 def test_an_advanced_prefix_has_the_same_effect(tensor: str) -> None:
     graph, plan, batches = setting()
-    edited, index = edits(plan)[tensor], graph.step(tensor).index
+    edited, index = edits(plan)[tensor], graph.operation(tensor).index
     direct = prefix(graph, batches, plan, index, margin, errors=True).effect(edited)
     for start in range(index):
         same_effect(prefix(graph, batches, plan, start, margin, errors=True).advanced(index).effect(edited), direct)
@@ -504,7 +506,7 @@ def test_no_effect_at_what_has_no_grid_of_its_own(name: str) -> None:
 
 def test_where_two_plans_agree() -> None:
     graph, plan, _ = setting()
-    last = len(graph.steps)
+    last = len(graph.operations)
     for tensor, edited in edits(plan).items():
         first = first_reader(graph, tensor)
         assert [index for index in range(last + 1) if agree(graph, plan, edited, index)] == list(range(first + 1))

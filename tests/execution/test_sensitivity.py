@@ -76,11 +76,11 @@ def test_sweep_equals_plain_torch(mode: Any) -> None:
     graph, plan, batches = setting()
     result = sweep(Evaluator(graph, batches, margin), plan, mode, progress=False)
     model, (x, y) = mixed_network(), (torch.cat(parts) for parts in zip(*batches, strict=True))
-    step = float(plan.grids["classify"].params.scale)
+    op = float(plan.grids["classify"].params.scale)
     for tap, scores in zip(READS, result.scores, strict=True):
         plain = margin(plain_run(model, x, separate_plan(plan, tap, mode))["classify"], y)
         # one code at a tie moves an output by about a step at the most, float outputs hardly at all
-        close = 2 * step if (mode == "except") or tap == "classify" else 0.1 * step
+        close = 2 * op if (mode == "except") or tap == "classify" else 0.1 * op
         np.testing.assert_allclose(scores, plain.double(), atol=close, err_msg=tap)
 
 
@@ -91,22 +91,22 @@ def test_a_lane_costs_the_steps_from_its_layer_on(mode: Any, monkeypatch: pytest
     monkeypatch.setattr(qkit.execution.evaluator, "run_lanes", lambda *a, **k: run_lanes(*a, **k, executed=executed))
     monkeypatch.setattr(qkit.execution.evaluator, "run_to", lambda *a, **k: run_to(*a, **k, executed=executed))
     sweep(Evaluator(graph, batches[:1], margin), plan, mode, progress=False)
-    expected = Counter(s.name for s in graph.steps)
-    for step in graph.steps:
-        if not step.quantized:
+    expected = Counter(s.name for s in graph.operations)
+    for op in graph.operations:
+        if not op.quantized:
             continue
-        reached = {step.index}
-        for later in graph.steps[step.index + 1 :]:
-            bias = mode == "except" and later.bias and graph.steps[later.inputs[0]].tap == step.name
+        reached = {op.index}
+        for later in graph.operations[op.index + 1 :]:
+            bias = mode == "except" and later.bias and graph.operations[later.inputs[0]].tap == op.name
             if reached.intersection(later.inputs) or bias:
                 reached.add(later.index)
-        expected += Counter(graph.steps[i].name for i in reached)
+        expected += Counter(graph.operations[i].name for i in reached)
     assert executed == expected
     # groups compute the base's way to where they start once, never again from the input
     executed.clear()
     sweep(Evaluator(graph, batches[:1], margin), plan, mode, memory_budget=1, progress=False)
     assert executed["input"] <= expected["input"] + 1
-    assert sum(executed.values()) <= sum(expected.values()) + 3 * len(graph.steps)
+    assert sum(executed.values()) <= sum(expected.values()) + 3 * len(graph.operations)
 
 
 class Reusing(nn.Module):
@@ -131,10 +131,10 @@ def test_a_weight_that_was_used_before_its_layer(mode: Any, layers: tuple[str, .
     plan = make_plan(graph, observe(graph, [x], progress=False), PRESETS["int8-per-tensor"])
     result = sweep(Evaluator(graph, [(x, y)], margin), plan, mode, layers=layers, memory_budget=1, progress=False)
     assert [s.name for s in result.layers] == [tap for tap in graph.taps if layers is None or tap in layers]
-    for step, scores in zip(result.layers, result.scores, strict=True):
-        own = {step.name, step.weight}
+    for op, scores in zip(result.layers, result.scores, strict=True):
+        own = {op.name, op.weight}
         separate = plan.where(lambda name, _, own=own: (name in own) == (mode == "only"))
-        assert np.array_equal(scores, margin(run_lanes(graph, [Lane("a", separate)], (x,))["a"], y).double()), step.name
+        assert np.array_equal(scores, margin(run_lanes(graph, [Lane("a", separate)], (x,))["a"], y).double()), op.name
 
 
 def test_inputs_that_are_read_late() -> None:
@@ -152,9 +152,9 @@ def test_inputs_that_are_read_late() -> None:
     graph = build(Late(), inputs)
     plan = make_plan(graph, observe(graph, [(inputs, y)], progress=False), PRESETS["int8"])
     result = sweep(Evaluator(graph, [(inputs, y)], margin), plan, "only", memory_budget=1, progress=False)
-    for step, scores in zip(result.layers, result.scores, strict=True):
-        separate = plan.where(lambda name, _, own=(step.name, step.weight): name in own)
-        assert np.array_equal(scores, margin(run_lanes(graph, [Lane("a", separate)], inputs)["a"], y).double()), step.name
+    for op, scores in zip(result.layers, result.scores, strict=True):
+        separate = plan.where(lambda name, _, own=(op.name, op.weight): name in own)
+        assert np.array_equal(scores, margin(run_lanes(graph, [Lane("a", separate)], inputs)["a"], y).double()), op.name
 
 
 def test_some_layers_by_tap_or_weight_name() -> None:
@@ -210,7 +210,7 @@ def test_errors() -> None:
 
 def test_effects_are_losses_and_gains() -> None:
     graph, _, _ = setting()
-    layers = (graph.step("stem"), graph.step("side"))
+    layers = (graph.operation("stem"), graph.operation("side"))
     base = np.array([1.0, 2.0, 3.0, 4.0])
     scores = np.stack([base - 0.5, base - np.array([0.0, 0.0, 2.0, 2.0])])
     only = Sensitivity("only", "margin", layers, scores, base)

@@ -55,11 +55,11 @@ def study(request: pytest.FixtureRequest) -> qkit.Study:
 
 def test_what_runs_in_float_is_counted_and_said(study: qkit.Study) -> None:
     assert list(study.graph.notes) == ["rnn"]
-    rnn, step = study.model.rnn, study.graph.step("conv.0")
+    rnn, op = study.model.rnn, study.graph.operation("conv.0")
     macs = 8 * sum(p.numel() for n, p in rnn.named_parameters() if "weight" in n)  # eight columns
-    whole = step.macs + 8 * 16 * 32 + 32 * 10 + macs
+    whole = op.macs + 8 * 16 * 32 + 32 * 10 + macs
     # fc1 reads what the recurrent layer gives, which is on no grid
-    assert study.graph.share.macs == pytest.approx((step.macs + 32 * 10) / whole)
+    assert study.graph.share.macs == pytest.approx((op.macs + 32 * 10) / whole)
     assert study.graph.share.elements < 1.0
     assert any("rnn" in remark for remark in study.remarks)
 

@@ -45,7 +45,7 @@ def study_of(model: nn.Module, scheme: str) -> qkit.Study:
 
 def test_scales_are_those_of_the_output_channels(decoder: Decoder) -> None:
     study = study_of(decoder, "int8")
-    assert not [step for step in study.graph.steps if step.kind == "batchnorm"]
+    assert not [op for op in study.graph.operations if op.kind == "batchnorm"]
     assert not study.graph.notes
     for name, groups in (("grouped", 3), ("depthwise", 6)):
         conv, norm = getattr(decoder, name)[:2]

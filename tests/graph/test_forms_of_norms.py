@@ -68,7 +68,7 @@ class Case:
 
     function: Callable[[Any, Tensor], Tensor]
     parts: Callable[[], dict[str, Any]]
-    steps: tuple[str, ...]
+    operations: tuple[str, ...]
     shape: tuple[int, ...] = IMAGE
 
 
@@ -309,7 +309,7 @@ def floats(graph: Graph, x: Tensor) -> Tensor:
 
 
 def outline(graph: Graph) -> tuple[str, ...]:
-    return tuple(f"{s.name} {s.kind}" for s in graph.steps[1:-1] if s.kind != "meta")
+    return tuple(f"{s.name} {s.kind}" for s in graph.operations[1:-1] if s.kind != "meta")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -317,7 +317,7 @@ def test_steps_and_values(name: str) -> None:
     case = CASES[name]
     model = Net(case.function, **case.parts()).eval()
     graph = build(model, torch.randn(*case.shape))
-    assert outline(graph) == case.steps
+    assert outline(graph) == case.operations
     x = torch.randn(5, *case.shape[1:])
     with torch.no_grad():
         wanted = model(x)
@@ -332,7 +332,7 @@ def test_decomposed_programs_fold_like_all_others() -> None:
     x = torch.randn(*IMAGE)
     program = torch.export.export(model.eval(), (x,)).run_decompositions()
     graph = build(program, x)
-    assert [s.kind for s in graph.steps[1:-1]] == ["conv", "conv-transpose", "keep", "linear"]
+    assert [s.kind for s in graph.operations[1:-1]] == ["conv", "conv-transpose", "keep", "linear"]
     assert graph.share.elements == 1.0
     torch.testing.assert_close(floats(graph, x), model(x), rtol=1e-4, atol=1e-5)
 
@@ -383,8 +383,8 @@ def test_folded_weights_are_those_of_torch(name: str) -> None:
     bn = norm(channels, kind)
     model = nn.Sequential(layer, bn).eval()
     graph = build(model, torch.randn(*shape))
-    (step,) = (s for s in graph.steps if s.weight is not None)
-    assert step.norm == "1"
+    (op,) = (s for s in graph.operations if s.weight is not None)
+    assert op.norm == "1"
     statistics = (bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
     with torch.no_grad():
         if name == "linear":
@@ -400,12 +400,12 @@ def test_folded_weights_are_those_of_torch(name: str) -> None:
             bias = torch.cat([part for _, part in made])
         else:
             weight, bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics, transpose=layer.transposed)
-    assert step.weight is not None
-    assert step.bias is not None
-    assert step.weight_axis is not None
-    assert graph.weights[step.weight].shape[step.weight_axis] == channels
-    assert torch.equal(graph.weights[step.weight], weight)
-    assert torch.equal(graph.biases[step.bias], bias)
+    assert op.weight is not None
+    assert op.bias is not None
+    assert op.weight_axis is not None
+    assert graph.weights[op.weight].shape[op.weight_axis] == channels
+    assert torch.equal(graph.weights[op.weight], weight)
+    assert torch.equal(graph.biases[op.bias], bias)
 
 
 class Functional(nn.BatchNorm2d):
@@ -511,8 +511,8 @@ def test_a_grouped_transposed_convolution_has_a_scale_for_every_output_channel(r
     model = network(None)
     with torch.no_grad():
         alone = model[7](model[6](x := torch.randn(2, 6, 4, 4)))
-    step = study.graph.step("6")
-    torch.testing.assert_close(step.call(x, weight, study.graph.biases[step.bias]), alone)
+    op = study.graph.operation("6")
+    torch.testing.assert_close(op.call(x, weight, study.graph.biases[op.bias]), alone)
 
 
 def test_torchvisions_frozen_norm_folds_like_a_batch_norm(torchvision_models: Any) -> None:
@@ -573,7 +573,7 @@ def study_of(standing: tuple[nn.Module, Any], scheme: str) -> qkit.Study:
 @pytest.mark.parametrize("scheme", ["int8", "int8-per-tensor", "int8-power-of-two", "int8-symmetric"])
 def test_standing_norms_are_diagnosed(scheme: str, standing: tuple[nn.Module, Any]) -> None:
     study = study_of(standing, scheme)
-    kinds = {step.name: step.kind for step in study.graph.steps}
+    kinds = {op.name: op.kind for op in study.graph.operations}
     assert [name for name, kind in kinds.items() if kind == "batchnorm"] == ["first", "wide", "last", ":mul"]
     assert study.graph.share.elements == 1.0
     for name in ("first.weight", "wide.weight", "last.weight", ":mul.weight"):
@@ -607,8 +607,8 @@ def test_standing_norms_in_onnx_runtime(standing: tuple[nn.Module, Any], tmp_pat
     x = data[0][0]
     (result,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     wanted = study.capture(lanes=("int8",))["head"].int8
-    step = float(np.max(np.asarray(wanted.scale)))
-    assert float(np.abs(result - np.asarray(wanted.values)).max()) <= 1.01 * step
+    op = float(np.max(np.asarray(wanted.scale)))
+    assert float(np.abs(result - np.asarray(wanted.values)).max()) <= 1.01 * op
 
 
 def test_standing_norms_are_trained(standing: tuple[nn.Module, Any]) -> None:

@@ -58,7 +58,7 @@ def float_lane(graph: Graph, *inputs: Any) -> Any:
 
 def outline(graph: Graph) -> list[str]:
     """Steps between the first input and the output as ``name kind`` or, where they keep a grid, ``name =tap``."""
-    return [f"{s.name} ={s.tap}" if s.kind == "keep" else f"{s.name} {s.kind}" for s in graph.steps[1:-1]]
+    return [f"{s.name} ={s.tap}" if s.kind == "keep" else f"{s.name} {s.kind}" for s in graph.operations[1:-1]]
 
 
 def sequential(*layers: nn.Module) -> nn.Module:
@@ -208,11 +208,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_steps_and_float_values(case: str) -> None:
-    make, shape, steps = CASES[case]
+    make, shape, operations = CASES[case]
     model = trained_looking(make())
     x = torch.randn(shape)
     graph = build(model, x)
-    assert outline(graph) == steps
+    assert outline(graph) == operations
     with torch.no_grad():
         expected = model(x.clone())
     torch.testing.assert_close(float_lane(graph, x), expected, rtol=1e-4, atol=1e-5)
@@ -226,7 +226,7 @@ def test_steps_and_float_values(case: str) -> None:
 def test_every_float_step_says_why() -> None:
     for make, shape, _ in CASES.values():
         graph = build(trained_looking(make()), torch.randn(shape))
-        floats = [s.name for s in graph.steps if s.kind == "float"]
+        floats = [s.name for s in graph.operations if s.kind == "float"]
         assert set(floats) <= set(graph.notes)
         assert all("runs in float" in graph.notes[name] for name in floats)
 
@@ -259,14 +259,14 @@ def test_macs_and_channels() -> None:
         sequential(conv(4, 6, groups=2, stride=2), nn.ConvTranspose2d(6, 5, 2), nn.Flatten(), nn.Linear(125, 3)),
         torch.randn(IMAGE),
     )
-    assert [s.macs for s in graph.steps] == [0, 6 * 4 * 4 * 2 * 9, 6 * 4 * 4 * 5 * 4, 0, 125 * 3, 0]
-    assert [s.channel_axis for s in graph.steps[:3]] == [1, 1, 1]
+    assert [s.macs for s in graph.operations] == [0, 6 * 4 * 4 * 2 * 9, 6 * 4 * 4 * 5 * 4, 0, 125 * 3, 0]
+    assert [s.channel_axis for s in graph.operations[:3]] == [1, 1, 1]
 
 
 def test_channel_axis_follows_the_permutation() -> None:
     model = net(lambda n, x: (n.c(x).permute(0, 2, 3, 1) + 1).transpose(1, 3) + 1, c=conv(4, 6))
     graph = build(model, torch.randn(IMAGE))
-    axes = {s.name: (s.shape[s.channel_axis], s.channel_axis) for s in graph.steps[1:-1]}
+    axes = {s.name: (s.shape[s.channel_axis], s.channel_axis) for s in graph.operations[1:-1]}
     assert axes == {"c": (6, 1), ":permute": (6, 3), ":add": (6, 3), ":transpose": (6, 1), ":add#2": (6, 1)}
 
 
@@ -281,17 +281,17 @@ def test_taps_carry_module_paths() -> None:
 
     graph = build(sequential(Block(), sequential(Block())), torch.randn(IMAGE))
     assert graph.taps == ("input", "0.conv", "0:add", "0:add#2", "1.0.conv", "1.0:add", "1.0:add#2")
-    assert [s.layer for s in graph.steps][1:-1] == ["0.conv", "0", "0", "1.0.conv", "1.0", "1.0"]
-    assert graph.step("1.0.conv.weight").name == "1.0.conv"
+    assert [s.layer for s in graph.operations][1:-1] == ["0.conv", "0", "0", "1.0.conv", "1.0", "1.0"]
+    assert graph.operation("1.0.conv.weight").name == "1.0.conv"
     with pytest.raises(GraphError, match=r"no tap '0.con'.*0\.conv"):
-        graph.step("0.con")
+        graph.operation("0.con")
 
 
 def test_several_inputs_and_structured_outputs() -> None:
     model = net(lambda n, x, y, flag=True: {"sum": n.c(x) + y, "rest": (n.c(y), None, 3)}, c=conv())
     x, y = torch.randn(IMAGE), torch.randn(IMAGE)
     graph = build(model, (x, y))
-    assert [s.name for s in graph.steps if s.argument is not None] == ["input", "input:y"]
+    assert [s.name for s in graph.operations if s.argument is not None] == ["input", "input:y"]
     output = float_lane(graph, x, y)
     expected = model(x, y)
     torch.testing.assert_close(output["sum"], expected["sum"])
@@ -438,7 +438,7 @@ def test_a_parametrized_weight_is_an_ordinary_one(norm) -> None:
     model = nn.Sequential(norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Flatten(), norm(nn.Linear(4 * 36, 5))).eval()
     x = torch.randn(2, 3, 8, 8)
     graph = build(model, x)
-    assert [step.kind for step in graph.steps if step.quantized] == ["input", "conv", "linear"]
+    assert [op.kind for op in graph.operations if op.quantized] == ["input", "conv", "linear"]
     assert torch.equal(graph.weights["0.weight"], model[0].weight)
     assert graph.deviation < 1e-6
     assert nn.utils.parametrize.is_parametrized(model[0]), "the user's model is as it was"

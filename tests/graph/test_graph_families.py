@@ -127,15 +127,15 @@ def test_folded_graph_equals_the_model(family: Family, torchvision_models: Modul
     assert relative(float_lane(graph, other), expected) < TOLERANCE
 
     # every convolution and linear layer that runs is a tap with its weight, under its own path
-    weighted = {s.name for s in graph.steps if s.kind in {"conv", "linear"}}
+    weighted = {s.name for s in graph.operations if s.kind in {"conv", "linear"}}
     assert calls
     assert set(calls.values()) == {1}
     computed = {name for name in calls if "cpb_mlp" in name}  # of positions alone: a constant
     assert {n for n in weighted if ":" not in n} == set(calls) - computed
-    assert sum(s.kind == "batchnorm" for s in graph.steps) == family.unfolded_norms
+    assert sum(s.kind == "batchnorm" for s in graph.operations) == family.unfolded_norms
     assert len(set(graph.taps)) == len(graph.taps)
 
-    assert not [s for s in graph.steps if s.kind == "float"], "nothing stays float"
+    assert not [s for s in graph.operations if s.kind == "float"], "nothing stays float"
     assert graph.share.macs == graph.share.elements == 1.0
 
 

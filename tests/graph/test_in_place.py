@@ -276,7 +276,7 @@ def test_what_nobody_reads_is_left_out() -> None:
         return F.relu(y + 1)
 
     graph = assert_as_eager(forward)
-    assert [step.name for step in graph.steps] == ["input", ":mul", ":add", "output"]
+    assert [op.name for op in graph.operations] == ["input", ":mul", ":add", "output"]
 
 
 # random programs

@@ -202,7 +202,7 @@ def small(case: Small) -> nn.Module:
 
 
 def standing(graph: Graph) -> int:
-    return sum(step.kind == "batchnorm" for step in graph.steps)
+    return sum(op.kind == "batchnorm" for op in graph.operations)
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)

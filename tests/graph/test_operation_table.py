@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qkit.graph import build
-from qkit.graph import operations as ops
+from qkit.graph import build, table
 from qkit.graph.purify import _without_writing, written_argument
 
 
@@ -64,7 +63,7 @@ def test_ways_of_writing_one_operation(kind: str) -> None:
         model = Net(function).eval()
         graph = build(model, torch.randn(2, 4, 6, 6))
         assert graph.deviation < 1e-5
-        assert graph.steps[-2].kind == kind
+        assert graph.operations[-2].kind == kind
 
 
 @pytest.mark.parametrize(
@@ -77,8 +76,8 @@ def test_ways_of_writing_one_operation(kind: str) -> None:
 )  # fmt: skip
 def test_a_convolution_in_any_form(layer: Callable[..., Tensor]) -> None:
     graph = build(Net(layer).eval(), torch.randn(2, 4, 6, 6))
-    assert [step.kind for step in graph.steps] == ["input", "conv", "output"]
-    assert graph.steps[1].weight == "c.weight"
+    assert [op.kind for op in graph.operations] == ["input", "conv", "output"]
+    assert graph.operations[1].weight == "c.weight"
 
 
 def test_a_subclass_is_its_base() -> None:
@@ -86,8 +85,8 @@ def test_a_subclass_is_its_base() -> None:
     with torch.no_grad():
         norm.weight.uniform_(0.5, 2.0)
     graph = build(nn.Sequential(Subclass(4, 4, 3), norm, nn.ReLU()).eval(), torch.randn(2, 4, 6, 6))
-    assert [step.kind for step in graph.steps] == ["input", "conv", "output"]
-    assert ops.module_operation(Subclass) == "conv2d"
+    assert [op.kind for op in graph.operations] == ["input", "conv", "output"]
+    assert table.module_operation(Subclass) == "conv2d"
 
 
 @pytest.mark.parametrize(

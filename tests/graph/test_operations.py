@@ -13,8 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from qkit.execution.lanes import Lane, run_lanes
-from qkit.graph import build
-from qkit.graph import operations as ops
+from qkit.graph import build, table
 
 Function = Callable[[Tensor], Tensor]
 
@@ -55,8 +54,8 @@ KEEPING: dict[str, Function | nn.Module] = {
 def test_what_keeps_its_inputs_grid_has_no_other_values(name: str) -> None:
     x = torch.randint(-9, 10, (2, 4, 6, 6)).float() / 8 + 3
     graph = build(model_of(KEEPING[name]), x)
-    assert {s.kind for s in graph.steps[1:-1]} == {"keep"}
-    assert {s.tap for s in graph.steps[1:-1]} == {"input"}
+    assert {s.kind for s in graph.operations[1:-1]} == {"keep"}
+    assert {s.tap for s in graph.operations[1:-1]} == {"input"}
     output = run_lanes(graph, [Lane("float")], (x,))["float"]
     assert set(output.flatten().tolist()) <= {0.0, *x.flatten().tolist()}
 
@@ -87,7 +86,7 @@ def test_what_computes_gets_a_tap_of_its_own(name: str) -> None:
     x = torch.randn(2, 4, 6, 6)
     model = model_of(function)
     graph = build(model, x)
-    assert [s.kind for s in graph.steps[1:-1]] == [kind]
+    assert [s.kind for s in graph.operations[1:-1]] == [kind]
     assert len(graph.taps) == 2
     with torch.no_grad():
         torch.testing.assert_close(run_lanes(graph, [Lane("float")], (x,))["float"], model(x))
@@ -108,7 +107,7 @@ def test_bounds_of_a_clamp_are_torchs(low: float | None, high: float | None, way
         "by name": lambda x: torch.clamp(x, max=high, min=low),
     }
     node = next(n for n in fx.symbolic_trace(model_of(forms[way])).graph.nodes if n.op.startswith("call_"))
-    bounds = ops.clamp_bounds(node, None)
+    bounds = table.clamp_bounds(node, None)
     assert bounds == (-math.inf if low is None else low, math.inf if high is None else high)
     x = torch.linspace(-3, 3, 101)
     if bounds[0] <= bounds[1]:
@@ -152,7 +151,7 @@ def test_in_place_operations_write_to_nobodys_tensor(name: str) -> None:
 def test_short_names_are_those_that_people_write() -> None:
     def targets(function: Function) -> list[str]:
         nodes = fx.symbolic_trace(model_of(function)).graph.nodes
-        return [ops.short_name(n.target) for n in nodes if n.op.startswith("call_")]
+        return [table.short_name(n.target) for n in nodes if n.op.startswith("call_")]
 
     assert targets(lambda x: (x + 1).add_(2) - x) == ["add", "add", "sub"]
     assert targets(lambda x: torch.concat([x / 2, torch.true_divide(x, 3)])) == ["div", "div", "cat"]

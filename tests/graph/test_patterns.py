@@ -47,7 +47,7 @@ def checked(function: Callable[[Any, Tensor], Tensor], shape: tuple[int, ...], t
 
 def operations(graph: Graph) -> list[str]:
     """What the steps between input and output do, without what only moves elements."""
-    return [s.name.rsplit(":", 1)[-1].split("#")[0] for s in graph.steps[1:-1] if s.kind not in {"keep", "meta", "constant"}]
+    return [s.name.rsplit(":", 1)[-1].split("#")[0] for s in graph.operations[1:-1] if s.kind not in {"keep", "meta", "constant"}]
 
 
 ACTIVATIONS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
@@ -112,7 +112,7 @@ def test_clamps_by_hand_are_in_the_layer(name: str) -> None:
     bounds, function = CLAMPS[name]
     graph = checked(lambda n, x: function(n.c(x)), (4, 6, 6), c=convolution())
     assert operations(graph) == ["c"]
-    assert graph.step("c").act == bounds
+    assert graph.operation("c").act == bounds
 
 
 NEAR_MISSES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -251,7 +251,7 @@ def test_attention_is_two_products_and_a_softmax(name: str) -> None:
     function, parts = ATTENTION[name]
     graph = checked(function, (5, 8), 3e-6, **parts)
     assert operations(graph)[-3:] == ["matmul", "softmax", "matmul"]
-    assert all(step.quantized or step.kind in {"keep", "meta", "output"} for step in graph.steps)
+    assert all(op.quantized or op.kind in {"keep", "meta", "output"} for op in graph.operations)
 
 
 def multihead(**options: Any) -> Callable[[], nn.MultiheadAttention]:
@@ -281,7 +281,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Tensor], Tensor
 def test_multihead_attention(name: str) -> None:
     make, function, layers = MODULES[name]
     graph = checked(function, (5, 8), 3e-6, a=make())
-    kinds = [step.kind for step in graph.steps]
+    kinds = [op.kind for op in graph.operations]
     assert kinds.count("linear") == layers
     assert kinds.count("matmul") == (1 if "the weights" in name else 2)
     assert "float" not in kinds
@@ -325,9 +325,9 @@ PRODUCTS: dict[str, tuple[str, tuple[int, ...], Callable[[Any, Tensor], Tensor]]
 def test_products_with_constants(name: str) -> None:
     kind, shape, function = PRODUCTS[name]
     graph = checked(function, (5, 8), w=torch.randn(*shape), b=torch.randn(3))
-    assert [s.kind for s in graph.steps[1:-1] if s.kind not in {"constant", "keep"}] == [kind]
+    assert [s.kind for s in graph.operations[1:-1] if s.kind not in {"constant", "keep"}] == [kind]
     assert graph.share.macs == 1.0
-    assert sum(s.macs for s in graph.steps) == 5 * 8 * 3
+    assert sum(s.macs for s in graph.operations) == 5 * 8 * 3
 
 
 QUOTIENTS: dict[str, tuple[str, Callable[[Any, Tensor], Tensor]]] = {
@@ -350,9 +350,9 @@ def test_a_division_by_a_constant_is_a_product() -> None:
     divisor = torch.logspace(-3, 3, 40).view(5, 8)
     for function in (lambda n, x: x / n.c, lambda n, x: x / (n.c + 1e-8)):
         graph = checked(function, (5, 8), c=divisor)
-        (constant,) = (step for step in graph.steps if step.kind == "constant")
+        (constant,) = (op for op in graph.operations if op.kind == "constant")
         torch.testing.assert_close(constant.call(), 1 / divisor, rtol=2e-5, atol=0.0)
-        assert all(step.divisor is None for step in graph.steps)
+        assert all(op.divisor is None for op in graph.operations)
 
 
 def standardized(n: Any, x: Tensor) -> Tensor:
@@ -380,6 +380,6 @@ WEIGHTS: dict[str, tuple[list[str], Callable[[], dict[str, Any]], Callable[[Any,
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_that_are_computed(name: str) -> None:
-    steps, parts, function = WEIGHTS[name]
+    operations, parts, function = WEIGHTS[name]
     graph = checked(function, (4, 6, 6), **parts())
-    assert [f"{s.name} {s.kind}" for s in graph.steps[1:-1]] == steps
+    assert [f"{s.name} {s.kind}" for s in graph.operations[1:-1]] == operations

@@ -31,7 +31,7 @@ def made(function: Callable[..., Tensor], shape: tuple[int, ...], **parts: Any) 
 
 
 def macs(graph: Graph) -> dict[str, int]:
-    return {step.name: step.macs for step in graph.steps if step.macs}
+    return {op.name: op.macs for op in graph.operations if op.macs}
 
 
 IMAGE, TOKENS = (4, 8, 8), (5, 8)
@@ -116,8 +116,8 @@ def test_complex_numbers_are_float_operations() -> None:
     model = Parts(lambda n, x: n.l(torch.fft.rfft(x).abs()), l=nn.Linear(5, 3)).eval()
     x = torch.randn(4, *TOKENS)
     study = qkit.Study(model, calibration=[x], evaluation=[x], scheme="int8")
-    (step,) = (s for s in study.graph.steps if s.kind == "float")
-    assert step.name in study.graph.notes
+    (op,) = (s for s in study.graph.operations if s.kind == "float")
+    assert op.name in study.graph.notes
     assert study.graph.share.elements < 1.0
     study.capture().table()
     study.diagnose()

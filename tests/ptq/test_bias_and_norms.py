@@ -28,9 +28,9 @@ def means(study: qkit.Study, plan: Plan) -> dict[str, Tensor]:
     """Per tap, how far the mean of every channel is from float's, by one plain run of both lanes."""
     seen = {}
 
-    def look(step, values):
-        axes = [d for d in range(values["float"].ndim) if d != step.channel_axis]
-        seen[step.name] = (values["lane"].double() - values["float"].double()).mean(axes)
+    def look(op, values):
+        axes = [d for d in range(values["float"].ndim) if d != op.channel_axis]
+        seen[op.name] = (values["lane"].double() - values["float"].double()).mean(axes)
 
     (x,) = [batch.inputs[0] for batch in batches(study.calibration)]
     run_lanes(study.graph, [Lane("float"), Lane("lane", plan)], (x,), observe=look)
@@ -82,8 +82,8 @@ def test_one_linear_layer_equals_the_formula() -> None:
 def test_a_bias_is_what_the_lane_computes_with(study: qkit.Study) -> None:
     study = study.with_scheme("int8")
     corrected = correct_biases(study.graph, study.plan, list(batches(study.calibration)), progress=False)
-    step = study.graph.step("classify")
-    bias = lane_bias(study.graph, step, corrected)
+    op = study.graph.operation("classify")
+    bias = lane_bias(study.graph, op, corrected)
     source, weight = corrected.params("average"), corrected.params("classify.weight")
     scale = source.scale.double() * weight.scale.double()
     wanted = study.graph.biases["classify.bias"].double() + torch.tensor(corrected.corrections["classify"], dtype=torch.float64)

@@ -140,9 +140,9 @@ KINDS = ["plain", "depthwise", "grouped", "transposed", "grouped-transposed"]
 def test_chains_settle_where_ranges_agree(plan: list[tuple[str, int, bool, bool]], flatten: bool, seed: int) -> None:
     torch.manual_seed(seed)
     result, graph = checked(uneven(Chain(plan, flatten=flatten), seed), torch.randn(2, 4, 6, 6), tolerance=1e-8)
-    layers = [step for step in graph.steps if step.weight is not None]
+    layers = [op for op in graph.operations if op.weight is not None]
     assert list(result.skipped) == [layers[-1].name]
-    assert set(result.factors) == {step.name for step in layers[:-1]}
+    assert set(result.factors) == {op.name for op in layers[:-1]}
     assert result.converged
     for first, second in itertools.pairwise(layers):
         written, read = output_ranges(result.model, graph, first), input_ranges(result.model, graph, second)
@@ -150,28 +150,28 @@ def test_chains_settle_where_ranges_agree(plan: list[tuple[str, int, bool, bool]
         assert np.allclose(written, read, rtol=1e-4), (first.name, second.name)
 
 
-def kernels(model: nn.Module, graph: Graph, step: Any) -> tuple[Tensor, int, bool]:
-    module = model.get_submodule(step.layer)
-    weight = graph.weights[step.weight].abs()
-    if step.groups > 1:
-        weight = ungrouped(weight, step.groups)
+def kernels(model: nn.Module, graph: Graph, op: Any) -> tuple[Tensor, int, bool]:
+    module = model.get_submodule(op.layer)
+    weight = graph.weights[op.weight].abs()
+    if op.groups > 1:
+        weight = ungrouped(weight, op.groups)
     return (
         weight.flatten(2) if weight.ndim > 2 else weight[:, :, None],
         getattr(module, "groups", 1),
-        step.kind == "conv-transpose",
+        op.kind == "conv-transpose",
     )
 
 
-def output_ranges(model: nn.Module, graph: Graph, step: Any) -> np.ndarray:
-    weight, groups, transposed = kernels(model, graph, step)
+def output_ranges(model: nn.Module, graph: Graph, op: Any) -> np.ndarray:
+    weight, groups, transposed = kernels(model, graph, op)
     if not transposed:
         return weight.flatten(1).amax(1).double().numpy()
     parts = weight.chunk(groups, 0)
     return torch.cat([part.movedim(1, 0).flatten(1).amax(1) for part in parts]).double().numpy()
 
 
-def input_ranges(model: nn.Module, graph: Graph, step: Any) -> np.ndarray:
-    weight, groups, transposed = kernels(model, graph, step)
+def input_ranges(model: nn.Module, graph: Graph, op: Any) -> np.ndarray:
+    weight, groups, transposed = kernels(model, graph, op)
     if transposed:
         return weight.flatten(1).amax(1).double().numpy()
     parts = weight.chunk(groups, 0)
@@ -488,7 +488,7 @@ def test_torchvision_families(name: str, torchvision_models: ModuleType) -> None
             module.weight.data.uniform_(0.3, 1.5, generator=draw)
             module.bias.data.normal_(0.0, 0.3, generator=draw)
     result, graph = checked(model.eval(), torch.randn(1, 3, 32, 32), iterations=10)
-    layers = {s.name for s in graph.steps if s.kind in {"conv", "linear"}}
+    layers = {s.name for s in graph.operations if s.kind in {"conv", "linear"}}
     assert set(result.factors) | set(result.skipped) == layers
     if name in {"mobilenet_v2", "resnet18", "shufflenet_v2_x0_5", "regnet_x_400mf", "googlenet"}:
         assert len(result.skipped) == 1  # the classifier

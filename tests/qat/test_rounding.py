@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from qkit.graph.operations import UNBOUNDED
+from qkit.graph.table import UNBOUNDED
 from qkit.qat.rounding import grid_of, power_of_two, round_learned, round_to_grid
 from qkit.quant.grids import QuantParams, QuantSpec, fake_quantize
 

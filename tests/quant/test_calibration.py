@@ -318,7 +318,7 @@ def test_unknown_methods_and_names_are_refused(graph: Graph, images: list[Tensor
         make_plan(graph, seen, scheme, methods={"con": "mse"})
     with pytest.raises(GraphError, match="no tap 'tail'"):
         make_plan(graph, seen, Scheme("mine", None, QuantSpec(8), overrides={"tail": None}))
-    kept = [step.name for step in graph.steps if not step.quantized and step.kind == "keep"]
+    kept = [op.name for op in graph.operations if not op.quantized and op.kind == "keep"]
     for name in kept:
         with pytest.raises(PlanError, match=f"{name} was given a rule or a method, and has no grid of its own"):
             make_plan(graph, seen, scheme, methods={name: "mse"})
@@ -361,7 +361,7 @@ def activations(graph: Graph, images: list[Tensor]) -> dict[str, list[Tensor]]:
     """Every tap's values by batch, in float."""
     seen: dict[str, list[Tensor]] = {name: [] for name in graph.taps}
     for batch in images:
-        run_lanes(graph, [Lane("float")], (batch,), observe=lambda step, values: seen[step.name].append(values["float"].clone()))
+        run_lanes(graph, [Lane("float")], (batch,), observe=lambda op, values: seen[op.name].append(values["float"].clone()))
     return seen
 
 
@@ -436,7 +436,7 @@ def test_only_the_steps_up_to_the_tap_are_computed_for_its_channels(images: list
         with FlopCounterMode(display=False) as counter:
             observe_channels(graph, images, tap, progress=False)
         costs.append(counter.get_total_flops())
-    macs = [graph.step(tap).macs for tap in ("conv", "deep", "project")]
+    macs = [graph.operation(tap).macs for tap in ("conv", "deep", "project")]
     assert costs == [0, *(2 * 12 * int(total) for total in np.cumsum(macs))]
 
 

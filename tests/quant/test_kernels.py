@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkit.graph.operations import UNBOUNDED
+from qkit.graph.table import UNBOUNDED
 from qkit.quant import kernels
 from qkit.quant.grids import QuantParams, QuantSpec
 

@@ -63,9 +63,9 @@ def shifts(module: PtqModule, x: Tensor, plan: qkit.Plan) -> dict[str, Tensor]:
     """Per tap, how far the mean of every channel is from float's, by one plain run of both lanes."""
     found = {}
 
-    def look(step, values):
-        axes = [d for d in range(values["float"].ndim) if d != step.channel_axis]
-        found[step.name] = (values["lane"].double() - values["float"].double()).mean(axes)
+    def look(op, values):
+        axes = [d for d in range(values["float"].ndim) if d != op.channel_axis]
+        found[op.name] = (values["lane"].double() - values["float"].double()).mean(axes)
 
     run_lanes(module.graph, [Lane("float"), Lane("lane", plan)], (x,), observe=look)
     return found
@@ -103,9 +103,9 @@ def test_outputs_are_the_lanes(mixed: Mixed, images: Tensor) -> None:
     output = module(images)
     assert torch.equal(output, lane(module, images))
     by_hand = plain_run(mixed, images, module.plan())["classify"]
-    step = module.plan()["classify"].params.scale
-    assert float(((output - by_hand) / step).abs().max()) < 2.5  # rounding of single elements may fall the other way
-    assert float(((output - by_hand).abs() > 0.5 * step).float().mean()) < 0.05
+    op = module.plan()["classify"].params.scale
+    assert float(((output - by_hand) / op).abs().max()) < 2.5  # rounding of single elements may fall the other way
+    assert float(((output - by_hand).abs() > 0.5 * op).float().mean()) < 0.05
     module.train()
     corrected = module(images)
     assert module.phase == "biases"
@@ -295,22 +295,22 @@ def test_the_users_model_is_never_changed(mixed: Mixed, images: Tensor) -> None:
 def test_a_saved_state_goes_on_identically(mixed: Mixed, images: Tensor, done: int) -> None:
     """After any batch, in the middle of epochs too."""
 
-    def steps(module: PtqModule, numbers: range) -> None:
+    def operations(module: PtqModule, numbers: range) -> None:
         for number in numbers:
             if number % 3 == 0:
                 module.train()
             module(images[10 * (number % 3) :][:10])
 
     module = calibrating(mixed, images, scheme="int8-per-tensor", norm_epochs=1)
-    steps(module, range(done))
+    operations(module, range(done))
     buffer = io.BytesIO()
     torch.save(module.state_dict(), buffer)
     buffer.seek(0)
     other = calibrating(mixed_network(7), images, scheme="int8-per-tensor", norm_epochs=1)  # weights come with the state
     other.load_state_dict(torch.load(buffer, weights_only=True))
     assert (other.epoch, other.phase) == (module.epoch, module.phase)
-    steps(module, range(done, 9))
-    steps(other, range(done, 9))
+    operations(module, range(done, 9))
+    operations(other, range(done, 9))
     assert module.plan().corrections
     assert other.plan().to_dict() == module.plan().to_dict()
     assert torch.equal(other.eval()(images), module.eval()(images))
@@ -613,8 +613,8 @@ def test_a_gpu_learns_what_the_cpu_does(mixed: Mixed, images: Tensor) -> None:
         torch.testing.assert_close(torch.tensor(values), torch.tensor(there.plan().corrections[name]), rtol=0.05, atol=5e-3)
     here.load_state_dict(there.state_dict())
     assert here.plan() == there.plan()
-    step = float(here.plan()["classify"].params.scale)
-    assert float((here(images) - there(images).cpu()).abs().max()) < 3 * step
+    op = float(here.plan()["classify"].params.scale)
+    assert float((here(images) - there(images).cpu()).abs().max()) < 3 * op
     assert there.cpu()(images).device.type == "cpu"
 
 

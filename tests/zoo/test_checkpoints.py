@@ -63,18 +63,18 @@ def test_vgg_is_torchvisions_features_without_joins() -> None:
     models = load_torchvision().models
     assert isinstance(model, models.VGG)
     assert not any(tensor.is_meta for tensor in model.state_dict().values())
-    steps = build_graph(model.eval(), (torch.zeros(1, 3, 32, 32),)).steps
-    assert [step.kind for step in steps].count("conv") == 7
-    assert not {step.kind for step in steps} & {"add", "concat", "float"}
-    assert all(len(step.inputs) <= 1 for step in steps)
+    operations = build_graph(model.eval(), (torch.zeros(1, 3, 32, 32),)).operations
+    assert [op.kind for op in operations].count("conv") == 7
+    assert not {op.kind for op in operations} & {"add", "concat", "float"}
+    assert all(len(op.inputs) <= 1 for op in operations)
 
 
 def test_inception_has_a_tap_at_each_concatenation() -> None:
     model = build("inception_small")
     graph = build_graph(model.eval(), (torch.zeros(1, 3, 32, 32),))
-    joins = {step.tap: len(step.inputs) for step in graph.steps if step.kind == "concat"}
+    joins = {op.tap: len(op.inputs) for op in graph.operations if op.kind == "concat"}
     assert joins == {f"inception{name}:cat": 4 for name in ("3a", "3b", "4a", "4b")}
-    assert not any(step.kind == "float" for step in graph.steps)
+    assert not any(op.kind == "float" for op in graph.operations)
 
 
 def test_building_is_seeded_and_leaves_the_global_generator_alone() -> None:

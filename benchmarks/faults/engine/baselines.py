@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qkit.engines.lane import EngineLane
 from qkit.execution.lanes import Lane, run_lanes
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.quant.plan import Plan
 from qkit.study import Study
 
@@ -26,19 +26,19 @@ def answers(study: Study, lane: EngineLane, plan: Plan) -> dict[str, str | None]
     shares: dict[str, dict[str, float]] = {}
     ratios: dict[str, float] = {}
 
-    def look(step: Step, values: Mapping[str, Tensor]) -> None:
-        theirs = batch.taps.get(step.name)
-        params = plan.params(step.name)
+    def look(op: Operation, values: Mapping[str, Tensor]) -> None:
+        theirs = batch.taps.get(op.name)
+        params = plan.params(op.name)
         if theirs is None or params is None:
             return
         scale = params.scale.double()
         if params.axis is not None:
             scale = scale.view(*[-1 if d == params.axis else 1 for d in range(theirs.values.ndim)])
         difference = theirs.values.double() - values["simulated"].double()
-        steps = (difference / scale).abs().round()
-        shares[step.name] = {name: float((steps >= most).double().mean()) for name, (_, most) in RULES.items()}
+        operations = (difference / scale).abs().round()
+        shares[op.name] = {name: float((operations >= most).double().mean()) for name, (_, most) in RULES.items()}
         noise = float(difference.square().sum())
-        ratios[step.name] = float(values["simulated"].double().square().sum()) / noise if noise else math.inf
+        ratios[op.name] = float(values["simulated"].double().square().sum()) / noise if noise else math.inf
 
     with torch.no_grad():
         run_lanes(study.graph, [Lane("simulated", plan)], batch.batch.inputs, observe=look)

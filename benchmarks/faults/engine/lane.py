@@ -12,17 +12,17 @@ from qkit.engines.lane import EngineBatch, EngineTensor
 from qkit.execution.lanes import Lane, finish_value, run_lanes
 from qkit.execution.loading import batches
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.quant.grids import QuantParams
 from qkit.quant.plan import Plan
 
 #: ``round(step, sums, params)``: activation and rounding in the engine's own way.
-Round = Callable[[Step, Tensor, "QuantParams | None"], Tensor]
+Round = Callable[[Operation, Tensor, "QuantParams | None"], Tensor]
 
 
-def as_the_kit_rounds(step: Step, y: Tensor, params: QuantParams | None) -> Tensor:
+def as_the_kit_rounds(op: Operation, y: Tensor, params: QuantParams | None) -> Tensor:
     """The kit's own activation and rounding."""
-    return finish_value(step, y, params, ("",), None)
+    return finish_value(op, y, params, ("",), None)
 
 
 @dataclass(frozen=True)
@@ -59,24 +59,24 @@ class PlantedLane:
         for batch in batches(loader, limit):
             taps: dict[str, EngineTensor] = {}
 
-            def look(step: Step, values: Mapping[str, Tensor], taps: dict[str, EngineTensor] = taps) -> None:
-                if step.name not in self.hidden:
-                    taps[step.name] = EngineTensor(values["engine"])
+            def look(op: Operation, values: Mapping[str, Tensor], taps: dict[str, EngineTensor] = taps) -> None:
+                if op.name not in self.hidden:
+                    taps[op.name] = EngineTensor(values["engine"])
 
             lanes = [Lane("engine", self.plan)]
             outputs = run_lanes(graph, lanes, batch.inputs, finish=self._finish, observe=look)
             yield EngineBatch(batch, taps, outputs["engine"])
 
     def _finish(
-        self, step: Step, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None
+        self, op: Operation, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None
     ) -> Tensor:
-        change = self.changes.get(step.name, Change())
-        value = (change.round or self.round)(step, y, params)
+        change = self.changes.get(op.name, Change())
+        value = (change.round or self.round)(op, y, params)
         return value if change.output is None else change.output(value).contiguous()
 
     def _changed(self) -> Graph:
-        def changed(step: Step) -> Step:
-            change = self.changes.get(step.name)
-            return step if change is None or change.call is None else replace(step, call=change.call)
+        def changed(op: Operation) -> Operation:
+            change = self.changes.get(op.name)
+            return op if change is None or change.call is None else replace(op, call=change.call)
 
-        return replace(self.graph, steps=tuple(map(changed, self.graph.steps)))
+        return replace(self.graph, operations=tuple(map(changed, self.graph.operations)))

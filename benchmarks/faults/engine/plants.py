@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.faults.engine.lane import Change
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.quant.grids import QuantParams
 from qkit.quant.plan import Plan
 
@@ -39,7 +39,7 @@ class Site:
 
     graph: Graph
     plan: Plan
-    step: Step
+    op: Operation
     inputs: Tensor
     level: int
     random: Random
@@ -47,14 +47,14 @@ class Site:
     @property
     def output(self) -> QuantParams:
         """The grid of the step's output."""
-        params = self.plan.params(self.step.name)
+        params = self.plan.params(self.op.name)
         assert params is not None
         return params
 
     def sums_step(self, ndim: int) -> Tensor:
         """What one unit of the accumulator is worth: scale of input times weight, in a shape that goes with the output's."""
-        source = self.plan.params(self.graph.steps[self.step.inputs[0]].tap)
-        weight = self.plan.params(self.step.weight)
+        source = self.plan.params(self.graph.operations[self.op.inputs[0]].tap)
+        weight = self.plan.params(self.op.weight)
         assert source is not None
         assert weight is not None
         scale = source.scale.double() * weight.scale.double()
@@ -82,33 +82,33 @@ class Form:
     kind: str
     name: str
     said: tuple[str, ...]
-    place: Callable[[Graph, Plan, Step], bool]
+    place: Callable[[Graph, Plan, Operation], bool]
     plant: Callable[[Site], Change | None]
     widths: tuple[int, ...] = (8, 16)
 
 
-def _weighted(graph: Graph, plan: Plan, step: Step) -> bool:
-    return step.kind in ("conv", "linear") and step.weight in plan.grids
+def _weighted(graph: Graph, plan: Plan, op: Operation) -> bool:
+    return op.kind in ("conv", "linear") and op.weight in plan.grids
 
 
-def _biased(graph: Graph, plan: Plan, step: Step) -> bool:
-    return _weighted(graph, plan, step) and step.bias is not None
+def _biased(graph: Graph, plan: Plan, op: Operation) -> bool:
+    return _weighted(graph, plan, op) and op.bias is not None
 
 
-def _image(graph: Graph, plan: Plan, step: Step) -> bool:
-    return step.quantized and len(step.shape) == 4 and step.shape[1] > 1 and step.shape[2] > 1
+def _image(graph: Graph, plan: Plan, op: Operation) -> bool:
+    return op.quantized and len(op.shape) == 4 and op.shape[1] > 1 and op.shape[2] > 1
 
 
-def _channels(graph: Graph, plan: Plan, step: Step) -> bool:
-    return step.quantized and len(step.shape) in (2, 4) and step.shape[1] > 3
+def _channels(graph: Graph, plan: Plan, op: Operation) -> bool:
+    return op.quantized and len(op.shape) in (2, 4) and op.shape[1] > 3
 
 
-def _any(graph: Graph, plan: Plan, step: Step) -> bool:
-    return step.quantized and step.name in plan.grids
+def _any(graph: Graph, plan: Plan, op: Operation) -> bool:
+    return op.quantized and op.name in plan.grids
 
 
-def _join(graph: Graph, plan: Plan, step: Step) -> bool:
-    return step.kind in ("add", "concat") and len(step.inputs) > 1 and step.name in plan.grids
+def _join(graph: Graph, plan: Plan, op: Operation) -> bool:
+    return op.kind in ("add", "concat") and len(op.inputs) > 1 and op.name in plan.grids
 
 
 def _nhwc_for_nchw(site: Site) -> Change:
@@ -131,7 +131,7 @@ def _greatest(site: Site) -> Tensor:
     seen: list[Tensor] = []
 
     def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y: Tensor = site.step.call(x, weight, bias)
+        y: Tensor = site.op.call(x, weight, bias)
         seen.append((y.double() / site.sums_step(y.ndim)).abs().flatten())
         return y
 
@@ -142,8 +142,8 @@ def _greatest(site: Site) -> Tensor:
 def _run(site: Site, call: Callable[..., Tensor]) -> None:
     from dataclasses import replace
 
-    steps = tuple(replace(s, call=call) if s.name == site.step.name else s for s in site.graph.steps)
-    run_lanes(replace(site.graph, steps=steps), [Lane("p", site.plan)], (site.inputs,))
+    operations = tuple(replace(s, call=call) if s.name == site.op.name else s for s in site.graph.operations)
+    run_lanes(replace(site.graph, operations=operations), [Lane("p", site.plan)], (site.inputs,))
 
 
 def _accumulator(site: Site, wrap: bool) -> Change:
@@ -152,24 +152,24 @@ def _accumulator(site: Site, wrap: bool) -> Change:
     limit = 2.0 ** (bits - 1)
 
     def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y = site.step.call(x, weight, bias)
-        step = site.sums_step(y.ndim)
-        whole = torch.round(y.double() / step)
+        y = site.op.call(x, weight, bias)
+        op = site.sums_step(y.ndim)
+        whole = torch.round(y.double() / op)
         whole = torch.remainder(whole + limit, 2 * limit) - limit if wrap else whole.clamp(-limit, limit - 1)
-        return (whole * step).float()
+        return (whole * op).float()
 
     return Change(call=call)
 
 
 def _dropped_bias(site: Site) -> Change:
-    return Change(call=lambda x, weight, bias: site.step.call(x, weight, None))
+    return Change(call=lambda x, weight, bias: site.op.call(x, weight, None))
 
 
 def _narrow_bias(site: Site, bits: int, how: str) -> Change | None:
     """The bias becomes an integer at the accumulator's scale, of too few bits."""
-    bias = site.graph.biases[site.step.bias or ""].double()
-    step = site.sums_step(2).flatten()
-    whole, limit = torch.round(bias / step), 2.0 ** (bits - 1)
+    bias = site.graph.biases[site.op.bias or ""].double()
+    op = site.sums_step(2).flatten()
+    whole, limit = torch.round(bias / op), 2.0 ** (bits - 1)
     beyond = (whole >= limit) | (whole < -limit)
     if not bool(beyond.any()):
         return None
@@ -178,13 +178,13 @@ def _narrow_bias(site: Site, bits: int, how: str) -> Change | None:
         "wraps": torch.remainder(whole + limit, 2 * limit) - limit,
         "casts": torch.where(beyond, torch.full_like(whole, -limit), whole),
     }[how]
-    return Change(call=lambda x, weight, bias: site.step.call(x, weight, (held * step).float()))
+    return Change(call=lambda x, weight, bias: site.op.call(x, weight, (held * op).float()))
 
 
-def _does_not_fit(bits: int, graph: Graph, plan: Plan, step: Step) -> bool:
-    if not _biased(graph, plan, step):
+def _does_not_fit(bits: int, graph: Graph, plan: Plan, op: Operation) -> bool:
+    if not _biased(graph, plan, op):
         return False
-    site = Site(graph, plan, step, torch.empty(0), 0, Random(0))
+    site = Site(graph, plan, op, torch.empty(0), 0, Random(0))
     return _narrow_bias(site, bits, "saturates") is not None
 
 
@@ -195,10 +195,10 @@ def _shifted(site: Site) -> Change:
 
 
 def _rescaled(site: Site, factor: float) -> Change:
-    def rounded(step: Step, y: Tensor, params: QuantParams | None) -> Tensor:
+    def rounded(op: Operation, y: Tensor, params: QuantParams | None) -> Tensor:
         assert params is not None
         zero = params.zero_point.double()
-        exact = (y.double().clamp(*step.act) * factor / params.scale.double()).round()
+        exact = (y.double().clamp(*op.act) * factor / params.scale.double()).round()
         return (exact.clamp(params.qmin - zero, params.qmax - zero) * params.scale.double()).float()
 
     return Change(round=rounded)
@@ -207,7 +207,7 @@ def _rescaled(site: Site, factor: float) -> Change:
 def _others_factor(site: Site) -> float | None:
     """This tensor's scale over that of another one: the nearest ones for a weak fault, further ones for a strong."""
     own = float(site.output.scale)
-    ratios = {own / float(site.plan.grids[tap].params.scale) for tap in site.graph.taps if tap != site.step.name}
+    ratios = {own / float(site.plan.grids[tap].params.scale) for tap in site.graph.taps if tap != site.op.name}
     apart = sorted((r for r in ratios if abs(math.log2(r)) > 0.08), key=lambda r: abs(math.log2(r)))
     if not apart:
         return None
@@ -228,14 +228,14 @@ def _others_reading(site: Site) -> Change | None:
 
 def _join_scale(site: Site) -> Change:
     """One input of an addition or a concatenation is read at half, or twice, or four times its scale."""
-    position = site.random.randrange(len(site.step.inputs))
+    position = site.random.randrange(len(site.op.inputs))
     factor = (site.random.choice((0.8, 1.25)), site.random.choice((0.5, 2.0)), site.random.choice((0.25, 4.0)))[site.level]
-    return Change(call=lambda *xs: site.step.call(*(x * factor if i == position else x for i, x in enumerate(xs))))
+    return Change(call=lambda *xs: site.op.call(*(x * factor if i == position else x for i, x in enumerate(xs))))
 
 
 def _order(site: Site) -> Change:
     """Two channels swapped, all moved on by one, or all reversed."""
-    count = site.step.shape[1]
+    count = site.op.shape[1]
     order = list(range(count))
     if site.level == 0:
         a, b = site.random.sample(range(count), 2)
@@ -247,18 +247,18 @@ def _order(site: Site) -> Change:
 
 def _reads_reversed(site: Site) -> Change:
     """A convolution reads its input's channels in reverse."""
-    return Change(call=lambda x, weight, bias: site.step.call(x.flip(1), weight, bias))
+    return Change(call=lambda x, weight, bias: site.op.call(x.flip(1), weight, bias))
 
 
-def _full(graph: Graph, plan: Plan, step: Step) -> bool:
+def _full(graph: Graph, plan: Plan, op: Operation) -> bool:
     """A convolution over several channels that are not all alike, as the colours of grey images are."""
-    if not _weighted(graph, plan, step) or step.kind != "conv":
+    if not _weighted(graph, plan, op) or op.kind != "conv":
         return False
-    return graph.weights[step.weight or ""].shape[1] > 3
+    return graph.weights[op.weight or ""].shape[1] > 3
 
 
-def _not_rounded(step: Step, y: Tensor, params: QuantParams | None) -> Tensor:
-    return y.clamp(*step.act)
+def _not_rounded(op: Operation, y: Tensor, params: QuantParams | None) -> Tensor:
+    return y.clamp(*op.act)
 
 
 def _float_output(site: Site) -> Change:
@@ -277,12 +277,12 @@ def _float_inside(site: Site) -> Change:
 
 
 def _float_weights(site: Site) -> Callable[..., Tensor]:
-    weight = site.graph.weights[site.step.weight or ""]
-    bias = None if site.step.bias is None else site.graph.biases[site.step.bias]
-    return lambda x, *_: site.step.call(x, weight, bias)
+    weight = site.graph.weights[site.op.weight or ""]
+    bias = None if site.op.bias is None else site.graph.biases[site.op.bias]
+    return lambda x, *_: site.op.call(x, weight, bias)
 
 
-def _narrow(bits: int, how: str) -> tuple[Callable[[Graph, Plan, Step], bool], Callable[[Site], Change | None]]:
+def _narrow(bits: int, how: str) -> tuple[Callable[[Graph, Plan, Operation], bool], Callable[[Site], Change | None]]:
     return partial(_does_not_fit, bits), partial(_narrow_bias, bits=bits, how=how)
 
 

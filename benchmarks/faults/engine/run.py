@@ -27,7 +27,7 @@ from benchmarks.faults.truth import NoSite
 from qkit.engines.lane import EngineLane
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.metrics import top1
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.quant.plan import Plan
 
 #: Batches of 64 of the diagnosis, of calibration; frames of a trace.
@@ -86,12 +86,12 @@ def planted(spec: EngineSpec, study: qkit.Study, plan: Plan) -> tuple[PlantedLan
         lane = PlantedLane(name, spec.bits, study.graph, plan, round=CONTROLS[spec.form], hidden=_hidden(spec, study, random, ""))
         return lane, truth(study, lane, plan, "")
     form = form_of(spec)
-    places = [s for s in study.graph.steps if form.place(study.graph, plan, s)]
-    names = sites_of([step.name for step in places], spec.split)
+    places = [s for s in study.graph.operations if form.place(study.graph, plan, s)]
+    names = sites_of([op.name for op in places], spec.split)
     random.shuffle(names)
     inputs = study.calibration[0][0]
     for tap in names[:_PLACES]:
-        site = Site(study.graph, plan, study.graph.step(tap), inputs, LEVELS.index(spec.level), random)
+        site = Site(study.graph, plan, study.graph.operation(tap), inputs, LEVELS.index(spec.level), random)
         change = form.plant(site)
         if change is None:
             continue
@@ -105,7 +105,7 @@ def _hidden(spec: EngineSpec, study: qkit.Study, random: Random, tap: str) -> fr
     if not spec.hides:
         return frozenset()
     taps = [t for t in study.graph.taps[1:-1] if t != tap]
-    spared = {study.graph.steps[i].tap for i in study.graph.step(tap).inputs} if tap else set()
+    spared = {study.graph.operations[i].tap for i in study.graph.operation(tap).inputs} if tap else set()
     return frozenset(t for t in random.sample(taps, len(taps) // 3) if t not in spared)
 
 
@@ -120,8 +120,8 @@ def truth(study: qkit.Study, lane: PlantedLane, plan: Plan, tap: str) -> dict[st
     for batch in lane.run(study.evaluation):
         tensors: dict[str, Tensor] = {}
 
-        def look(step: Step, values: Mapping[str, Tensor], tensors: dict[str, Tensor] = tensors) -> None:
-            if step.name == tap:
+        def look(op: Operation, values: Mapping[str, Tensor], tensors: dict[str, Tensor] = tensors) -> None:
+            if op.name == tap:
                 tensors["simulated"] = values["simulated"]
 
         outputs = run_lanes(study.graph, [Lane(n, p) for n, p in plans.items()], batch.batch.inputs, observe=look)
@@ -130,10 +130,10 @@ def truth(study: qkit.Study, lane: PlantedLane, plan: Plan, tap: str) -> dict[st
         if tap:
             params = plan.params(tap)
             scale = 1.0 if params is None else params.scale.double().max()
-            steps = (batch.taps[tap].values.double() - tensors["simulated"].double()).abs() / scale
-            moved += int((steps > 0.01).sum())
-            far += int((steps > 1.5).sum())
-            count += steps.numel()
+            operations = (batch.taps[tap].values.double() - tensors["simulated"].double()).abs() / scale
+            moved += int((operations > 0.01).sum())
+            far += int((operations > 1.5).sum())
+            count += operations.numel()
     scores = {name: float(torch.cat(rows).mean()) for name, rows in hits.items()}
     found = {"scores": scores, "cost": scores["simulated"] - scores["engine"], "tap": tap}
     return found | ({"moved": moved / count, "far": far / count} if tap else {})

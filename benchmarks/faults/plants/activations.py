@@ -65,7 +65,7 @@ def _wide_channels(setup: Setup, bench: Bench, site: str, factor: float) -> Mark
 
 def _join_sites(setup: Setup, bench: Bench) -> list[str]:
     network = setup.network(bench.images.inputs[:8])
-    steps = [s for s in bench.graph.steps if s.kind == "concat"]
+    steps = [s for s in bench.graph.operations if s.kind == "concat"]
     if len(steps) != len(network.joins):
         return []
     return [s.name for i, s in enumerate(steps) if len(_scalable(network, i)) > 1]
@@ -78,7 +78,7 @@ def _scalable(network: Network, join: int) -> list[Unit]:
 def _mismatched(setup: Setup, bench: Bench, site: str, factor: float) -> Mark:
     """All branches of a concatenation but one ÷ factor, the weights that read them × factor."""
     network = setup.network(bench.images.inputs[:64])
-    steps = [s for s in bench.graph.steps if s.kind == "concat"]
+    steps = [s for s in bench.graph.operations if s.kind == "concat"]
     index = next(i for i, s in enumerate(steps) if s.name == site)
     branches = _scalable(network, index)
     wide = bench.random.randrange(len(branches))

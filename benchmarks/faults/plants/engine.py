@@ -44,7 +44,7 @@ def _taps(setup: Setup, bench: Bench) -> list[str]:
 
 
 def _weights(setup: Setup, bench: Bench) -> list[str]:
-    return [step.weight for step in bench.graph.steps if step.weight is not None]
+    return [op.weight for op in bench.graph.operations if op.weight is not None]
 
 
 PLANTS: tuple[Plant, ...] = (

@@ -24,7 +24,7 @@ LEFT = 0.7
 
 
 def _one_sided(setup: Setup, bench: Bench) -> list[str]:
-    return [s.name for s in bench.graph.steps if s.quantized and s.act[0] == 0.0 and s.shape]
+    return [s.name for s in bench.graph.operations if s.quantized and s.act[0] == 0.0 and s.shape]
 
 
 def _tap_rule(setup: Setup, bench: Bench, site: str, factor: float, **rule: Any) -> Mark:
@@ -41,8 +41,8 @@ def _relu_sites(setup: Setup, bench: Bench) -> list[str]:
     return [u.conv for u in network.where(relu=True, readers=True)]
 
 
-def _just_above(step: torch.Tensor) -> torch.Tensor:
-    return torch.exp2(torch.ceil(torch.log2(step))) * ABOVE / step
+def _just_above(op: torch.Tensor) -> torch.Tensor:
+    return torch.exp2(torch.ceil(torch.log2(op))) * ABOVE / op
 
 
 def _power_tap(setup: Setup, bench: Bench, site: str, factor: float) -> Mark:
@@ -59,8 +59,8 @@ def _power_weight(setup: Setup, bench: Bench, site: str, factor: float) -> Mark:
     """Every filter is scaled until its range lies just above a power of two."""
     network = setup.network(bench.images.inputs[:64])
     unit = network.unit(site)
-    step = folded(network, unit).abs().amax((1, 2, 3)).clamp(min=1e-12) / (2.0 ** (int(factor) - 1) - 1)
-    scale_channels(network, unit, range(len(step)), _just_above(step))
+    op = folded(network, unit).abs().amax((1, 2, 3)).clamp(min=1e-12) / (2.0 ** (int(factor) - 1) - 1)
+    scale_channels(network, unit, range(len(op)), _just_above(op))
     setup.scheme = override(setup.scheme, f"{site}.weight", _weight_spec(factor, power_of_two=True))
     return Mark(unit.layers)
 
@@ -75,8 +75,8 @@ def _awkward(setup: Setup, bench: Bench, bits: int) -> None:
     """Every filter ahead of a ReLU is scaled until its range lies just above a power of two, layer after layer."""
     network = setup.network(bench.images.inputs[:8])
     for unit in network.where(relu=True, readers=True):
-        step = folded(network, unit).abs().amax((1, 2, 3)).clamp(min=1e-12) / (2.0 ** (bits - 1) - 1)
-        scale_channels(network, unit, range(len(step)), _just_above(step))
+        op = folded(network, unit).abs().amax((1, 2, 3)).clamp(min=1e-12) / (2.0 ** (bits - 1) - 1)
+        scale_channels(network, unit, range(len(op)), _just_above(op))
 
 
 def _network(setup: Setup, bench: Bench, site: str, factor: float, *, scheme: str) -> Mark:
@@ -135,7 +135,7 @@ def _taps(setup: Setup, bench: Bench) -> list[str]:
 
 
 def _weights(setup: Setup, bench: Bench) -> list[str]:
-    return [step.weight for step in bench.graph.steps if step.weight is not None]
+    return [op.weight for op in bench.graph.operations if op.weight is not None]
 
 
 def _narrow_bias(setup: Setup, bench: Bench, site: str, factor: float) -> Mark:

@@ -9,7 +9,7 @@ from random import Random
 from benchmarks.faults.setup import Images, Setup
 from benchmarks.faults.truth import NOT_QUANTIZATION, QUANTIZATION, Mark, NoSite
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.quant.grids import QuantSpec
 from qkit.quant.schemes import Scheme
 
@@ -126,12 +126,12 @@ def override(scheme: Scheme, tensor: str, spec: QuantSpec | None) -> Scheme:
     return Scheme(**{**vars(scheme), "overrides": {**scheme.overrides, tensor: spec}})
 
 
-def names_of(step: Step) -> frozenset[str]:
+def names_of(op: Operation) -> frozenset[str]:
     """Names that count as the step."""
-    return frozenset((step.name, step.layer))
+    return frozenset((op.name, op.layer))
 
 
-def step_of(bench: Bench, name: str) -> Step:
+def step_of(bench: Bench, name: str) -> Operation:
     """The step of a tap or weight.
 
     Raises
@@ -139,7 +139,7 @@ def step_of(bench: Bench, name: str) -> Step:
     NoSite
         If there is none of that name.
     """
-    for step in bench.graph.steps:
-        if name in (step.name, step.weight):
-            return step
+    for op in bench.graph.operations:
+        if name in (op.name, op.weight):
+            return op
     raise NoSite(f"no step is called {name}")

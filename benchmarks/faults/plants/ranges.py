@@ -16,7 +16,7 @@ def _taps(setup: Setup, bench: Bench) -> list[str]:
 
 
 def _weights(setup: Setup, bench: Bench) -> list[str]:
-    return [step.weight for step in bench.graph.steps if step.weight is not None]
+    return [op.weight for op in bench.graph.operations if op.weight is not None]
 
 
 def _scaled(study: Study, plan: Plan, tensor: str, factor: float) -> Plan:
@@ -27,8 +27,8 @@ def _scaled(study: Study, plan: Plan, tensor: str, factor: float) -> Plan:
 def _rescale(setup: Setup, bench: Bench, site: str, factor: float) -> Mark:
     """The tensor's range × factor, in the plan as if somebody had typed it."""
     setup.edits.append(partial(_scaled, tensor=site, factor=factor))
-    step = step_of(bench, site)
-    return Mark(names_of(step) | {site})
+    op = step_of(bench, site)
+    return Mark(names_of(op) | {site})
 
 
 def _clip(setup: Setup, bench: Bench, site: str, factor: float) -> Mark:

@@ -56,17 +56,17 @@ def _clips(subject: Subject, peaks: np.ndarray, typical: np.ndarray, channel: in
     if now.total > 1.5 * then.total:
         low, high = float(clipped.params.lo), float(clipped.params.hi)
         evidence = f"{figures}; a range of {low:.4g} to {high:.4g} has {now.total / then.total:.1f} times less error."
-        remedy = Remedy("clip-activation", subject.step.layer, f"Clip {subject.tensor} at {low:.4g} to {high:.4g}.", {
+        remedy = Remedy("clip-activation", subject.op.layer, f"Clip {subject.tensor} at {low:.4g} to {high:.4g}.", {
             subject.tensor: clipped
         })  # fmt: skip
         found.append(Candidate("activation-outlier", origin.layer, origin.name, evidence, remedy))
     bound = 1.5 * float(subject.typical[subject.tensor].max())
     if rare and 0.0 < bound < 0.67 * reach:
         grids = {}
-        for step in lineage:
-            old = subject.plan.grids[step.name]
+        for op in lineage:
+            old = subject.plan.grids[op.name]
             ends = max(float(old.params.lo), -bound), min(float(old.params.hi), bound)
-            grids[step.name] = old.at(old.spec.params(*ends))
+            grids[op.name] = old.at(old.spec.params(*ends))
         text = f"Clip {' and '.join(grids)} at {bound:.4g}."
         remedy = Remedy("clip-activation", origin.layer, text, grids)
         found.append(Candidate("activation-outlier", origin.layer, origin.name, f"{figures}.", remedy))

@@ -17,8 +17,8 @@ def candidates(subject: Subject) -> list[Candidate]:
     Correction after Nagel et al. (2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2),
     with the inputs' means as measured. Padding is taken to hold the mean as well, which is off at the borders.
     """
-    step = subject.step
-    if not subject.is_weight or step.kind not in ("conv", "linear") or step.bias is None or subject.source_mean is None:
+    op = subject.op
+    if not subject.is_weight or op.kind not in ("conv", "linear") or op.bias is None or subject.source_mean is None:
         return []
     shift = mean_shift(
         subject.weight, quantize_weight(subject.weight, subject.grid.params, subject.grid.codes), subject.source_mean
@@ -33,9 +33,9 @@ def candidates(subject: Subject) -> list[Candidate]:
         f"rounding {subject.tensor} shifts the mean of its output channels by {typical:.3g} (root mean square), "
         f"{typical / deviation:.0%} of the output's deviation."
     )
-    corrections = {step.name: tuple((-shift).tolist())}
-    remedy = Remedy("bias-correction", step.layer, f"Correct the biases of {step.layer} by that shift.", corrections=corrections)
-    return [Candidate("bias-shift", step.layer, subject.tensor, evidence, remedy)]
+    corrections = {op.name: tuple((-shift).tolist())}
+    remedy = Remedy("bias-correction", op.layer, f"Correct the biases of {op.layer} by that shift.", corrections=corrections)
+    return [Candidate("bias-shift", op.layer, subject.tensor, evidence, remedy)]
 
 
 def mean_shift(weight: Tensor, quantized: Tensor, source_mean: Tensor) -> Tensor | None:

@@ -12,7 +12,7 @@ from qkit.diagnosis.remedies import Remedy
 def candidates(subject: Subject) -> list[Candidate]:
     """`signed-grid-on-one-sided-tensor` and `power-of-two-scale`."""
     found = []
-    grid, step, tensor = subject.grid, subject.step, subject.tensor
+    grid, op, tensor = subject.grid, subject.op, subject.tensor
     spec = grid.spec
     if not subject.is_weight and spec.symmetric and grid.params.qmin < 0:
         hist = subject.histogram
@@ -20,26 +20,26 @@ def candidates(subject: Subject) -> list[Candidate]:
             side = "no negative" if hist.min >= 0.0 else "no positive"
             evidence = f"{tensor} holds {side} value ({hist.min:.4g} to {hist.max:.4g}): half of its signed grid lies idle."
             other = subject.regrid(replace(spec, symmetric=False, signed=None))
-            remedy = Remedy("affine-activation", step.layer, f"Give {tensor} an unsigned or affine grid.", {tensor: other})
-            found.append(Candidate("signed-grid-on-one-sided-tensor", step.layer, tensor, evidence, remedy))
+            remedy = Remedy("affine-activation", op.layer, f"Give {tensor} an unsigned or affine grid.", {tensor: other})
+            found.append(Candidate("signed-grid-on-one-sided-tensor", op.layer, tensor, evidence, remedy))
     if spec.power_of_two:
         free = replace(spec, power_of_two=False)
         other = subject.regrid(free, "minmax" if subject.is_weight else "mse")
         ratio = float((grid.params.scale.double() / other.params.scale.double()).max())
         if ratio > 1.05:
             evidence = f"the step of {tensor} is a power of two, {ratio:.2f} times as wide as a free step would be."
-            remedy = Remedy("free-scale", step.layer, f"Let {tensor} have a scale that is no power of two.", {tensor: other})
-            found.append(Candidate("power-of-two-scale", step.layer, tensor, evidence, remedy))
+            remedy = Remedy("free-scale", op.layer, f"Let {tensor} have a scale that is no power of two.", {tensor: other})
+            found.append(Candidate("power-of-two-scale", op.layer, tensor, evidence, remedy))
     return found
 
 
 def last_resort(subject: Subject) -> list[Candidate]:
     """`insufficient-bits`: what remains if no rule at the same width helps."""
-    spec, step, tensor = subject.grid.spec, subject.step, subject.tensor
+    spec, op, tensor = subject.grid.spec, subject.op, subject.tensor
     if spec.bits >= 16:
         return []
     error = subject.histogram.error(subject.grid.params) if subject.grid.params.axis is None else None
     noise = "" if error is None else f" (signal to noise {error.sqnr:.1f} dB)"
     evidence = f"{tensor} has {spec.bits} bits{noise}, and no other range or rule at that width recovers the loss."
-    remedy = Remedy("sixteen-bit-layer", step.layer, f"Keep {tensor} in 16 bits.", subject.at_bits(16))
-    return [Candidate("insufficient-bits", step.layer, tensor, evidence, remedy)]
+    remedy = Remedy("sixteen-bit-layer", op.layer, f"Keep {tensor} in 16 bits.", subject.at_bits(16))
+    return [Candidate("insufficient-bits", op.layer, tensor, evidence, remedy)]

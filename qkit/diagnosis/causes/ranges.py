@@ -22,7 +22,7 @@ def candidates(subject: Subject) -> list[Candidate]:
         return []
     now, then = _error(subject, grid.params), _error(subject, best.params)
     span, wanted, seen = (_span(g.params) for g in (grid, best, whole))
-    step, tensor = subject.step, subject.tensor
+    op, tensor = subject.op, subject.tensor
     channel = None if grid.params.axis is None else int((span / seen - 1.0).abs().argmax())
     covers = f"the grid covers {_ends(grid.params, channel)}, the tensor holds {_ends(whole.params, channel)}"
     if channel is not None:
@@ -32,15 +32,11 @@ def candidates(subject: Subject) -> list[Candidate]:
         share = now.clipping / now.total
         evidence = f"{covers}; {now.clipped:.2%} of the elements are clipped, and clipping is {share:.0%} of its error."
         text = f"Widen the range of {tensor}: {fit}."
-        return [
-            Candidate("range-too-narrow", step.layer, tensor, evidence, Remedy("widen-range", step.layer, text, {tensor: best}))
-        ]
+        return [Candidate("range-too-narrow", op.layer, tensor, evidence, Remedy("widen-range", op.layer, text, {tensor: best}))]
     if bool((span > 1.3 * seen).any()) and now.total > 1.2 * then.total:
         evidence = f"{covers}: {float((seen / span).min()):.0%} of its codes' range is ever reached."
         text = f"Calibrate the range of {tensor} anew: {fit}."
-        return [
-            Candidate("range-too-wide", step.layer, tensor, evidence, Remedy("recalibrate", step.layer, text, {tensor: best}))
-        ]
+        return [Candidate("range-too-wide", op.layer, tensor, evidence, Remedy("recalibrate", op.layer, text, {tensor: best}))]
     return []
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from qkit.diagnosis.equalization import equalized
 from qkit.diagnosis.remedies import Remedy
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.quant.estimators import Observation, activation_grid, weight_grid
 from qkit.quant.grids import QuantSpec
 from qkit.quant.histogram import Histogram
@@ -53,7 +53,7 @@ class Subject:
     """
 
     graph: Graph
-    step: Step
+    op: Operation
     tensor: str
     grid: Grid
     seen: Mapping[str, Observation]
@@ -65,7 +65,7 @@ class Subject:
     @property
     def is_weight(self) -> bool:
         """Whether it is a weight."""
-        return self.tensor == self.step.weight
+        return self.tensor == self.op.weight
 
     @property
     def weight(self) -> Tensor:
@@ -75,7 +75,7 @@ class Subject:
     @property
     def observation(self) -> Observation:
         """What was seen at the tap."""
-        return self.seen[self.step.name]
+        return self.seen[self.op.name]
 
     @property
     def histogram(self) -> Histogram:
@@ -86,43 +86,43 @@ class Subject:
     def channel_peaks(self) -> np.ndarray:
         """Greatest magnitude of every channel, float64 (C,)."""
         if not self.is_weight:
-            return self.peaks_of(self.step.name)
+            return self.peaks_of(self.op.name)
         return np.asarray(self.weight_rows.abs().amax(1).cpu().double())
 
     @property
     def weight_rows(self) -> Tensor:
         """The weight as (C, everything else); a standing norm's has one number a channel."""
-        rows = self.weight.movedim(self.step.weight_axis or 0, 0)
+        rows = self.weight.movedim(self.op.weight_axis or 0, 0)
         return rows.reshape(len(rows), -1)
 
     @property
-    def lineage(self) -> tuple[Step, ...]:
+    def lineage(self) -> tuple[Operation, ...]:
         """The tap's step, and before it those whose greatest values only pass through here, the origin last.
 
         A join of inputs that differ as wholes is itself the origin.
         """
-        found = [self.step]
+        found = [self.op]
         while found[-1].kind in _PASSING and self.mismatch(found[-1]) is None:
-            sources = (self.graph.steps[i].tap for i in found[-1].inputs)
+            sources = (self.graph.operations[i].tap for i in found[-1].inputs)
             reach = {tap: self.reach(tap) for tap in sources if tap is not None and tap in self.seen and tap in self.plan.grids}
             widest = max(reach, key=reach.__getitem__, default=None)
             if widest is None or reach[widest] < 0.8 * self.reach(found[-1].name):
                 break
-            found.append(self.graph.step(widest))
+            found.append(self.graph.operation(widest))
         return tuple(found)
 
     def reach(self, tap: str) -> float:
         """Greatest magnitude seen at a tap."""
         return max(abs(self.seen[tap].histogram.min), abs(self.seen[tap].histogram.max))
 
-    def mismatch(self, step: Step) -> tuple[str, str] | None:
+    def mismatch(self, op: Operation) -> tuple[str, str] | None:
         """The inputs of a join that reach least and furthest, if all channels of the latter reach far; None otherwise.
 
         Single channels or values that stand out of an input are that input's fault, not the join's.
         """
-        if step.kind not in _JOINS:
+        if op.kind not in _JOINS:
             return None
-        sources = (self.graph.steps[i].tap for i in step.inputs)
+        sources = (self.graph.operations[i].tap for i in op.inputs)
         reach = {tap: self.reach(tap) for tap in sources if tap is not None and tap in self.typical}
         if len(reach) < 2 or min(reach.values()) <= 0.0:
             return None
@@ -141,30 +141,30 @@ class Subject:
         seen = self.seen[tap]
         return np.asarray(np.maximum(np.abs(seen.channel_min), np.abs(seen.channel_max)), float)
 
-    def at_bits(self, bits: int, steps: Sequence[Step] = ()) -> dict[str, Grid]:
+    def at_bits(self, bits: int, operations: Sequence[Operation] = ()) -> dict[str, Grid]:
         """Grids of that width by the same rule: of this tensor, or of the steps' taps."""
-        if self.is_weight or not steps:
+        if self.is_weight or not operations:
             return {self.tensor: self.regrid(replace(self.grid.spec, bits=bits), "minmax")}
         grids = {}
-        for step in steps:
-            spec = replace(self.plan.grids[step.name].spec, bits=bits)
-            grids[step.name] = activation_grid(self.seen[step.name], spec, "minmax", step.channel_axis)
+        for op in operations:
+            spec = replace(self.plan.grids[op.name].spec, bits=bits)
+            grids[op.name] = activation_grid(self.seen[op.name], spec, "minmax", op.channel_axis)
         return grids
 
     def regrid(self, spec: QuantSpec, method: str = "mse") -> Grid:
         """The tensor's grid by another rule, its range chosen anew from what was seen."""
         if self.is_weight:
-            return weight_grid(self.weight, spec, method, self.step.weight_axis)  # type: ignore[arg-type]
-        return activation_grid(self.observation, spec, method, self.step.channel_axis)  # type: ignore[arg-type]
+            return weight_grid(self.weight, spec, method, self.op.weight_axis)  # type: ignore[arg-type]
+        return activation_grid(self.observation, spec, method, self.op.channel_axis)  # type: ignore[arg-type]
 
     def equalization(self, by: str) -> Remedy | None:
         """Cross-layer equalization of the layer with the next one; None where it does not apply."""
-        step, seen = self.step, self.seen.get(self.step.name)
+        op, seen = self.op, self.seen.get(self.op.name)
         if seen is None:
             return None
-        grids = equalized(self.graph, step, self.plan.grids, seen.channel_min, seen.channel_max, by)
-        text = f"Even out the channels between {step.layer} and the layer behind it (cross-layer equalization)."
-        return Remedy("cross-layer-equalization", step.layer, text, grids) if grids else None
+        grids = equalized(self.graph, op, self.plan.grids, seen.channel_min, seen.channel_max, by)
+        text = f"Even out the channels between {op.layer} and the layer behind it (cross-layer equalization)."
+        return Remedy("cross-layer-equalization", op.layer, text, grids) if grids else None
 
 
 def spread(peaks: np.ndarray) -> float:

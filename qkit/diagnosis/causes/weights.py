@@ -21,10 +21,10 @@ def candidates(subject: Subject) -> list[Candidate]:
     An outlier stands out of its own channel, an imbalance is a whole channel that stands out of the tensor; where a clip
     costs too much, the remedy of an outlier is a step per channel as well.
     """
-    if not subject.is_weight or subject.grid.params.axis not in (None, subject.step.weight_axis):
+    if not subject.is_weight or subject.grid.params.axis not in (None, subject.op.weight_axis):
         return []
     found: list[Candidate] = []
-    grid, step, tensor = subject.grid, subject.step, subject.tensor
+    grid, op, tensor = subject.grid, subject.op, subject.tensor
     peaks = subject.channel_peaks
     rest = _without_outliers(subject)
     stands_out = peaks > _TIMES * rest
@@ -41,17 +41,17 @@ def candidates(subject: Subject) -> list[Candidate]:
         low = torch.where(grid.params.lo < 0.0, -bound, 0.0)
         clipped = grid.at(grid.spec.params(low, bound, axis=grid.params.axis))
         where = f"at {float(bound):.4g}" if bound.ndim == 0 else f"in {int(stands_out.sum())} channels"
-        remedy = Remedy("clip-weights", step.layer, f"Clip the outliers of {tensor} {where}.", {tensor: clipped})
-        found.append(Candidate(kind, step.layer, tensor, evidence, remedy))
+        remedy = Remedy("clip-weights", op.layer, f"Clip the outliers of {tensor} {where}.", {tensor: clipped})
+        found.append(Candidate(kind, op.layer, tensor, evidence, remedy))
     else:
         ratio = spread(peaks)
         evidence = f"the widest channel of {tensor} (channel {channel}) is {ratio:.3g} times as wide as the median one."
-    if grid.params.axis is None and step.weight_axis is not None and (outlier or spread(peaks) > 2.0):
+    if grid.params.axis is None and op.weight_axis is not None and (outlier or spread(peaks) > 2.0):
         wide = subject.regrid(replace(grid.spec, per_channel=True), "minmax")
-        remedy = Remedy("per-channel-weights", step.layer, f"Give {tensor} one scale per output channel.", {tensor: wide})
-        found.append(Candidate(kind, step.layer, tensor, evidence, remedy))
+        remedy = Remedy("per-channel-weights", op.layer, f"Give {tensor} one scale per output channel.", {tensor: wide})
+        found.append(Candidate(kind, op.layer, tensor, evidence, remedy))
     if not outlier and spread(peaks) > 2.0 and (even := subject.equalization("weights")) is not None:
-        found.append(Candidate(kind, step.layer, tensor, evidence, even))
+        found.append(Candidate(kind, op.layer, tensor, evidence, even))
     return found
 
 

@@ -170,7 +170,7 @@ def _not_carried(graph: Graph, plan: Plan) -> list[str]:
             f"the plan's accumulators of {plan.accumulator_bits} bits are not carried: an engine's width is its own "
             "(32 bits in ONNX Runtime's integer kernels)"
         )
-    floats = [step.name for step in graph.steps if step.kind == "float"]
+    floats = [op.name for op in graph.operations if op.kind == "float"]
     if floats and plan.grids:
         notes.append(
             f"{len(floats)} operations have no integer form and are float, as in the simulation: {', '.join(floats[:4])}"

@@ -12,7 +12,7 @@ from qkit.engines.plan_files.checks import rule_of
 from qkit.errors import PlanError
 from qkit.graph import Graph
 from qkit.graph.onnx_file import OnnxGrid, OnnxNetwork
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.graph.weighted import grouped
 from qkit.quant.grids import QuantParams
 from qkit.quant.plan import Grid, Plan
@@ -25,11 +25,11 @@ def plan_of_file(graph: Graph, network: OnnxNetwork) -> Plan | None:
     with a norm folded into it has the file's codes, on the file's grid times the norm's factors.
     """
     grids: dict[str, Grid] = {}
-    for step in graph.steps:
-        if step.weight is not None and (params := _of_weight(graph, step, network)) is not None:
-            grids[step.weight] = Grid(rule_of(params, True), params, "file", True)
-        if step.quantized and (found := network.grids.get(step.name)) is not None and (params := _params(found)) is not None:
-            grids[step.name] = Grid(rule_of(params, False), params, "file")
+    for op in graph.operations:
+        if op.weight is not None and (params := _of_weight(graph, op, network)) is not None:
+            grids[op.weight] = Grid(rule_of(params, True), params, "file", True)
+        if op.quantized and (found := network.grids.get(op.name)) is not None and (params := _params(found)) is not None:
+            grids[op.name] = Grid(rule_of(params, False), params, "file")
     return Plan(grids, 32, "file") if grids else None
 
 
@@ -48,31 +48,29 @@ def grids_left_out(graph: Graph, network: OnnxNetwork, plan: Plan) -> list[str]:
     found = []
     for name, grid in network.grids.items():
         params = _params(grid)
-        tap = next((step.tap for step in graph.steps if step.name == name), None)
+        tap = next((op.tap for op in graph.operations if op.name == name), None)
         same = tap is not None and plan.params(tap) == params
         if params is not None and name not in plan.grids and not same:
             found.append(name)
     return found
 
 
-def _of_weight(graph: Graph, step: Step, network: OnnxNetwork) -> QuantParams | None:
-    assert step.weight is not None
-    path = next((path for path, name in network.tensors.items() if name == step.weight), None)
-    found = (None if path is None else network.grid_of(path)) or network.grids.get(step.weight)
+def _of_weight(graph: Graph, op: Operation, network: OnnxNetwork) -> QuantParams | None:
+    assert op.weight is not None
+    path = next((path for path, name in network.tensors.items() if name == op.weight), None)
+    found = (None if path is None else network.grid_of(path)) or network.grids.get(op.weight)
     params = None if found is None else _params(found)
-    own = graph.weights[step.weight].detach()
+    own = graph.weights[op.weight].detach()
     raw = None if path is None else network.module.state_dict()[path]
     if params is None or raw is None:
         return params
-    if step.groups > 1:
-        raw = grouped(raw, step.groups)
+    if op.groups > 1:
+        raw = grouped(raw, op.groups)
         if params.axis is not None:
-            params = replace(
-                params, scale=params.scale.repeat(step.groups), zero_point=params.zero_point.repeat(step.groups), axis=0
-            )
-    if raw.shape != own.shape or torch.equal(raw, own) or step.weight_axis is None:
+            params = replace(params, scale=params.scale.repeat(op.groups), zero_point=params.zero_point.repeat(op.groups), axis=0)
+    if raw.shape != own.shape or torch.equal(raw, own) or op.weight_axis is None:
         return params
-    return _scaled(params, raw.double(), own.double(), step.weight_axis)
+    return _scaled(params, raw.double(), own.double(), op.weight_axis)
 
 
 def _scaled(params: QuantParams, raw: Tensor, own: Tensor, axis: int) -> QuantParams | None:

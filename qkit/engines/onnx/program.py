@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from qkit.errors import GraphError, MissingExtra, QkitError, installing
 from qkit.execution.lanes import decide
 from qkit.graph import Graph
-from qkit.graph.operations import UNBOUNDED, Bounds
+from qkit.graph.operation import Operation
 from qkit.graph.running import operate
-from qkit.graph.step import Step
+from qkit.graph.table import UNBOUNDED, Bounds
 from qkit.quant.grids import QuantParams, quantize
 from qkit.quant.plan import Plan
 
@@ -36,42 +36,42 @@ class Program(nn.Module):
         super().__init__()
         self.graph, self.plan = graph, plan
         # decided before the tracer is at work, which would take the arithmetic on codes for the network's
-        self.acts: dict[int, Bounds] = {step.index: _left_to_clamp(step, plan) for step in graph.steps}
-        for step in graph.steps:
-            if step.weight is not None:
-                self.register_buffer(f"w{step.index}", graph.weights[step.weight].contiguous())
-                bias = float_bias(graph, plan, step)
+        self.acts: dict[int, Bounds] = {op.index: _left_to_clamp(op, plan) for op in graph.operations}
+        for op in graph.operations:
+            if op.weight is not None:
+                self.register_buffer(f"w{op.index}", graph.weights[op.weight].contiguous())
+                bias = float_bias(graph, plan, op)
                 if bias is not None:
-                    self.register_buffer(f"b{step.index}", bias.to(graph.device))
+                    self.register_buffer(f"b{op.index}", bias.to(graph.device))
 
     def forward(self, *inputs: Any) -> tuple[Tensor, ...]:
         """The network's tensors, flat."""
         values: dict[int, Any] = {}
-        for step in self.graph.steps:
-            value = self._value(step, values, inputs)
-            if step.quantized:
-                value = mark(clamped(value, self.acts[step.index]), TAP, step)
-            elif step.kind == "keep" and isinstance(value, Tensor) and shared_grid(self.plan, step) is not None:
-                value = mark(value, KEEP, step)
-            values[step.index] = value
+        for op in self.graph.operations:
+            value = self._value(op, values, inputs)
+            if op.quantized:
+                value = mark(clamped(value, self.acts[op.index]), TAP, op)
+            elif op.kind == "keep" and isinstance(value, Tensor) and shared_grid(self.plan, op) is not None:
+                value = mark(value, KEEP, op)
+            values[op.index] = value
         flat: list[Tensor] = []
-        flattened(values[len(self.graph.steps) - 1], flat)
+        flattened(values[len(self.graph.operations) - 1], flat)
         return tuple(flat)
 
-    def _value(self, step: Step, values: Mapping[int, Any], inputs: tuple[Any, ...]) -> Any:
-        if step.argument is not None:
-            return inputs[step.argument]
-        operands = [values[i] for i in step.inputs]
-        if step.weight is None:
-            return operate(step, operands)
-        bias = getattr(self, f"b{step.index}", None)
-        marked = None if bias is None else mark(bias, BIAS, step)
-        return operate(step, operands, mark(getattr(self, f"w{step.index}"), WEIGHT, step), marked)
+    def _value(self, op: Operation, values: Mapping[int, Any], inputs: tuple[Any, ...]) -> Any:
+        if op.argument is not None:
+            return inputs[op.argument]
+        operands = [values[i] for i in op.inputs]
+        if op.weight is None:
+            return operate(op, operands)
+        bias = getattr(self, f"b{op.index}", None)
+        marked = None if bias is None else mark(bias, BIAS, op)
+        return operate(op, operands, mark(getattr(self, f"w{op.index}"), WEIGHT, op), marked)
 
 
-def mark(x: Tensor, kind: str, step: Step) -> Tensor:
+def mark(x: Tensor, kind: str, op: Operation) -> Tensor:
     """`x` behind a marker."""
-    attributes: dict[str, Any] = {"kind": kind, "step": step.index}
+    attributes: dict[str, Any] = {"kind": kind, "step": op.index}
     marked: Tensor = torch.onnx.ops.symbolic(f"{DOMAIN}::{MARKER}", (x,), attributes, dtype=x.dtype, shape=x.shape, version=1)
     return marked
 
@@ -91,21 +91,21 @@ def clamps(params: QuantParams, act: Bounds) -> bool:
     return all(abs(bound) == float("inf") or int(quantize(torch.tensor(bound), params)) == end for bound, end in ends)
 
 
-def _left_to_clamp(step: Step, plan: Plan) -> Bounds:
-    params = plan.params(step.name)
-    return UNBOUNDED if params is not None and clamps(params, step.act) else step.act
+def _left_to_clamp(op: Operation, plan: Plan) -> Bounds:
+    params = plan.params(op.name)
+    return UNBOUNDED if params is not None and clamps(params, op.act) else op.act
 
 
-def shared_grid(plan: Plan, step: Step) -> QuantParams | None:
+def shared_grid(plan: Plan, op: Operation) -> QuantParams | None:
     """The grid that a step of kind "keep" shares with its input, where ONNX can say so: one with a single scale."""
-    params = plan.params(step.tap)
+    params = plan.params(op.tap)
     return params if params is not None and params.axis is None else None
 
 
-def float_bias(graph: Graph, plan: Plan, step: Step) -> Tensor | None:
+def float_bias(graph: Graph, plan: Plan, op: Operation) -> Tensor | None:
     """The layer's bias with the plan's correction; None where there is neither."""
-    correction = decide(step, plan, graph).correction
-    bias = None if step.bias is None else graph.biases[step.bias].detach().cpu().clone()
+    correction = decide(op, plan, graph).correction
+    bias = None if op.bias is None else graph.biases[op.bias].detach().cpu().clone()
     if correction is None:
         return bias
     added = torch.tensor(correction, dtype=torch.float32)
@@ -195,9 +195,9 @@ def example_inputs(graph: Graph) -> tuple[Tensor, ...]:
     QkitError
         If an input is not a float tensor, which shapes do not describe.
     """
-    steps = sorted((s for s in graph.steps if s.argument is not None), key=lambda s: s.argument or 0)
-    if [s.argument for s in steps] != list(range(len(steps))) or any(s.kind != "input" for s in steps):
+    operations = sorted((s for s in graph.operations if s.argument is not None), key=lambda s: s.argument or 0)
+    if [s.argument for s in operations] != list(range(len(operations))) or any(s.kind != "input" for s in operations):
         raise QkitError(
             f"{graph.model_name} takes inputs that are no float tensors, or does not read some: pass example_inputs=, one batch."
         )
-    return tuple(torch.zeros(s.shape, device=graph.device) for s in steps)
+    return tuple(torch.zeros(s.shape, device=graph.device) for s in operations)

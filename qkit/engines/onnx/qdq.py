@@ -30,7 +30,7 @@ from qkit.engines.onnx.program import BIAS, DOMAIN, KEEP, MARKER, TAP, WEIGHT, f
 from qkit.errors import PlanError
 from qkit.execution.lanes import decide
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.listing import few
 from qkit.quant.grids import QuantParams, quantize
 from qkit.quant.plan import Plan
@@ -84,11 +84,11 @@ class Rewriter:
                 continue
             assert node.op_type == MARKER
             attributes = {a.name: a.s.decode() if a.s else a.i for a in node.attribute}
-            step = self.graph.steps[attributes["step"]]
+            op = self.graph.operations[attributes["step"]]
             source, kind = node.input[0], attributes["kind"]
             if kind in {TAP, KEEP} and source in makers:
-                makers[source].name = step.name
-            result = {TAP: self._tap, KEEP: self._keep, WEIGHT: self._weight, BIAS: self._bias}[kind](step, source)
+                makers[source].name = op.name
+            result = {TAP: self._tap, KEEP: self._keep, WEIGHT: self._weight, BIAS: self._bias}[kind](op, source)
             if node.output[0] in outputs and self.nodes and self.nodes[-1].output[0] == result != source:
                 self.nodes[-1].output[0] = node.output[0]
                 result = node.output[0]
@@ -143,34 +143,34 @@ class Rewriter:
         taken = {output for node in self.nodes for output in node.output}
         return next(n for n in (name, *(f"{name}#{k}" for k in range(2, len(taken) + 3))) if n not in taken)
 
-    def _tap(self, step: Step, source: str) -> str:
-        params = self.plan.params(step.name)
+    def _tap(self, op: Operation, source: str) -> str:
+        params = self.plan.params(op.name)
         if params is None:
-            self.taps[step.name] = Stored(source, integer=False)
+            self.taps[op.name] = Stored(source, integer=False)
             return source
         if params.axis is not None:
             raise PlanError(
-                f"{step.name} has a grid per channel, which ONNX engines have for weights alone: give it one scale "
+                f"{op.name} has a grid per channel, which ONNX engines have for weights alone: give it one scale "
                 "(plan.with_range with a spec of per_channel=False) before the export."
             )
-        self.taps[step.name] = Stored(f"{step.name}/codes", params.qmin)
-        if self._overflows(step, source, params):
-            self.softmaxes.append(step.name)
-            source = self._node("Abs", [source], f"{step.name}/probabilities")
-        return self._quantized(step.name, source, params)
+        self.taps[op.name] = Stored(f"{op.name}/codes", params.qmin)
+        if self._overflows(op, source, params):
+            self.softmaxes.append(op.name)
+            source = self._node("Abs", [source], f"{op.name}/probabilities")
+        return self._quantized(op.name, source, params)
 
-    def _overflows(self, step: Step, source: str, params: QuantParams) -> bool:
+    def _overflows(self, op: Operation, source: str, params: QuantParams) -> bool:
         """Whether the tap is a softmax whose exponentials overflow in ONNX Runtime's integer kernel."""
         node = next((node for node in reversed(self.nodes) if source in node.output), None)
-        if node is None or node.op_type != "Softmax" or params.bits > 8 or not step.shape:
+        if node is None or node.op_type != "Softmax" or params.bits > 8 or not op.shape:
             return False
         axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
-        return softmax_overflows(step.shape[axis], float(params.scale))
+        return softmax_overflows(op.shape[axis], float(params.scale))
 
-    def _keep(self, step: Step, source: str) -> str:
-        params = shared_grid(self.plan, step)
+    def _keep(self, op: Operation, source: str) -> str:
+        params = shared_grid(self.plan, op)
         assert params is not None
-        return self._quantized(step.name, source, params)
+        return self._quantized(op.name, source, params)
 
     def _quantized(self, name: str, source: str, params: QuantParams) -> str:
         count = params.qmax - params.qmin
@@ -187,8 +187,8 @@ class Rewriter:
         codes = self._node("QuantizeLinear", [source, scale, zero], f"{name}/codes")
         return self._node("DequantizeLinear", [codes, scale, zero], f"{name}/values")
 
-    def _weight(self, step: Step, source: str) -> str:
-        name = step.weight or ""
+    def _weight(self, op: Operation, source: str) -> str:
+        name = op.weight or ""
         params = self.plan.params(name)
         if params is None:
             return source
@@ -201,10 +201,10 @@ class Rewriter:
         axis = {} if params.axis is None else {"axis": params.axis}
         return self._node("DequantizeLinear", [stored, scale, zero], self._unused(f"{name}/values"), **axis)
 
-    def _bias(self, step: Step, source: str) -> str:
-        bias = float_bias(self.graph, self.plan, step)
-        rule = decide(step, self.plan, self.graph).bias_scale
-        if bias is None or self.plan.params(step.weight) is None:
+    def _bias(self, op: Operation, source: str) -> str:
+        bias = float_bias(self.graph, self.plan, op)
+        rule = decide(op, self.plan, self.graph).bias_scale
+        if bias is None or self.plan.params(op.weight) is None:
             return source
         if rule is not None:
             activation, weight, bits = rule
@@ -212,23 +212,23 @@ class Rewriter:
             limit = 2.0 ** (bits - 1)
             codes = torch.round(bias.double() / scale).clamp(-limit, limit - 1)
             if bool((codes >= -BIAS_LIMIT).all() and (codes < BIAS_LIMIT).all()):
-                return self._integer_bias(step, codes, scale)
-        source_grid = self.plan.params(self.graph.steps[step.inputs[0]].tap)
-        widths = [grid.bits for grid in (source_grid, self.plan.params(step.weight)) if grid is not None]
+                return self._integer_bias(op, codes, scale)
+        source_grid = self.plan.params(self.graph.operations[op.inputs[0]].tap)
+        widths = [grid.bits for grid in (source_grid, self.plan.params(op.weight)) if grid is not None]
         # integer kernels, which 8 bits on both have, take a bias for one at the scale of input times weight without a look
         if self.guard_biases and len(widths) == 2 and max(widths) > 8:
-            self.guarded.append(step.name)
+            self.guarded.append(op.name)
             # a power of two that leaves a float's 24 bits whole: the values stay what they are
             scale = torch.exp2(torch.floor(torch.log2(bias.double().abs().clamp(min=2.0**-90))) - 29)
-            return self._integer_bias(step, torch.round(bias.double() / scale), scale)
-        self.float_biases.append(step.name)
+            return self._integer_bias(op, torch.round(bias.double() / scale), scale)
+        self.float_biases.append(op.name)
         return source
 
-    def _integer_bias(self, step: Step, codes: Tensor, scale: Tensor) -> str:
-        stored = self._constant(f"{step.name}/bias/codes", codes.to(torch.int32).numpy())
-        sizes = self._constant(f"{step.name}/bias/scale", scale.float().numpy())
+    def _integer_bias(self, op: Operation, codes: Tensor, scale: Tensor) -> str:
+        stored = self._constant(f"{op.name}/bias/codes", codes.to(torch.int32).numpy())
+        sizes = self._constant(f"{op.name}/bias/scale", scale.float().numpy())
         axis = {"axis": 0} if scale.ndim else {}
-        return self._node("DequantizeLinear", [stored, sizes], f"{step.name}/bias/values", **axis)
+        return self._node("DequantizeLinear", [stored, sizes], f"{op.name}/bias/values", **axis)
 
 
 def weight_codes(graph: Graph, plan: Plan, name: str, params: QuantParams) -> Tensor:

@@ -18,8 +18,8 @@ import torch
 
 from qkit.errors import PlanError, QkitError
 from qkit.graph import Graph
-from qkit.graph.operations import UNBOUNDED
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
+from qkit.graph.table import UNBOUNDED
 from qkit.listing import few
 from qkit.quant.grids import QuantParams
 from qkit.quant.plan import Plan
@@ -164,7 +164,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _shape(graph: Graph | None, tap: str) -> tuple[int, ...]:
-    return () if graph is None else graph.step(tap).shape
+    return () if graph is None else graph.operation(tap).shape
 
 
 def foreign_taps(model: Any, graph: Graph | None) -> Found:
@@ -195,21 +195,21 @@ def _all_quantized(wiring: Wiring) -> Found:
 def _matched(wiring: Wiring, graph: Graph) -> Found:
     found, missing = Found(), []
     cores = _cores(wiring)
-    for step in graph.steps:
-        if not step.quantized:
+    for op in graph.operations:
+        if not op.quantized:
             continue
-        tensor = _input(wiring, step) if step.argument is not None else _end(wiring, cores.get(step.name), step)
+        tensor = _input(wiring, op) if op.argument is not None else _end(wiring, cores.get(op.name), op)
         if tensor is None:
-            missing.append(step.name)
+            missing.append(op.name)
             continue
-        if step.name in cores:
-            found.cores[step.name] = cores[step.name]
+        if op.name in cores:
+            found.cores[op.name] = cores[op.name]
         node, reshaped = wiring.quantizer(tensor)
         params = None if node is None else wiring.grid(node)
         if node is None or params is None or (reshaped and params.axis is not None):
-            found.taps[step.name] = TapTensor(tensor, shape=step.shape)
+            found.taps[op.name] = TapTensor(tensor, shape=op.shape)
         else:
-            found.taps[step.name] = TapTensor(node.output[0], params, shape=step.shape, reshaped=reshaped)
+            found.taps[op.name] = TapTensor(node.output[0], params, shape=op.shape, reshaped=reshaped)
     if missing:
         found.notes.append(
             f"{len(missing)} of {len(missing) + len(found.taps)} taps were not found by name in the file: {few(missing)}"
@@ -217,16 +217,16 @@ def _matched(wiring: Wiring, graph: Graph) -> Found:
     return found
 
 
-def _input(wiring: Wiring, step: Step) -> str | None:
-    return wiring.inputs[step.argument] if step.argument is not None and step.argument < len(wiring.inputs) else None
+def _input(wiring: Wiring, op: Operation) -> str | None:
+    return wiring.inputs[op.argument] if op.argument is not None and op.argument < len(wiring.inputs) else None
 
 
-def _end(wiring: Wiring, core: Any | None, step: Step) -> str | None:
+def _end(wiring: Wiring, core: Any | None, op: Operation) -> str | None:
     """The tensor behind the batch norm and the activation that the step has fused; a quantizer may stand in between."""
     if core is None:
         return None
     tensor: str = core.output[0]
-    if step.norm is None and step.act == UNBOUNDED:
+    if op.norm is None and op.act == UNBOUNDED:
         return tensor
     seek = tensor
     for _ in range(8):

@@ -9,7 +9,7 @@ import torch
 from qkit.engines.onnx.taps import Found, Wiring
 from qkit.errors import PlanError
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.quant.grids import QuantParams, QuantSpec
 from qkit.quant.plan import FLOAT, Codes, Grid, Plan
 
@@ -21,18 +21,18 @@ def foreign_plan(model: Any, graph: Graph, found: Found, name: str) -> Plan:
     wiring = Wiring(model)
     grids: dict[str, Grid] = {}
     bias_bits, floats = None, []
-    for step in graph.steps:
-        place = found.taps.get(step.name)
-        if step.quantized and place is not None and place.params is not None:
-            grids[step.name] = _grid(place.params)
-        core = found.cores.get(step.name)
-        if step.weight is None or core is None or len(core.input) < 2:
+    for op in graph.operations:
+        place = found.taps.get(op.name)
+        if op.quantized and place is not None and place.params is not None:
+            grids[op.name] = _grid(place.params)
+        core = found.cores.get(op.name)
+        if op.weight is None or core is None or len(core.input) < 2:
             continue
-        grid = _weight(wiring, core, graph, step)
+        grid = _weight(wiring, core, graph, op)
         if grid is not None:
-            grids[step.weight] = grid
-        elif step.weight not in grids:
-            floats.append(step.weight)
+            grids[op.weight] = grid
+        elif op.weight not in grids:
+            floats.append(op.weight)
         if len(core.input) > 2 and _dequantizer(wiring, core.input[2]) is not None:
             bias_bits = 32
     # Q/DQ files whose biases are float get integer ones when ONNX Runtime makes integer kernels of them
@@ -60,18 +60,18 @@ def _dequantizer(wiring: Wiring, name: str) -> Any | None:
     return node if node.input[1] in wiring.constants else None
 
 
-def _weight(wiring: Wiring, core: Any, graph: Graph, step: Step) -> Grid | None:
+def _weight(wiring: Wiring, core: Any, graph: Graph, op: Operation) -> Grid | None:
     from onnx import numpy_helper
 
     node = _dequantizer(wiring, core.input[1])
-    if node is None or step.weight is None:
+    if node is None or op.weight is None:
         return None
     arrays = [numpy_helper.to_array(wiring.constants[name]) for name in node.input if name]
     codes, kind = torch.from_numpy(arrays[0].astype("int32")), arrays[0].dtype.name
     scale = torch.from_numpy(arrays[1].astype("float32"))
     zero = torch.from_numpy(arrays[2].astype("int32")) if len(arrays) > 2 else torch.zeros(scale.shape, dtype=torch.int32)
     axis = next((a.i for a in node.attribute if a.name == "axis"), 1) % max(codes.ndim, 1)
-    wanted = graph.weights[step.weight].shape
+    wanted = graph.weights[op.weight].shape
     transposed = core.op_type == "MatMul" or (
         core.op_type == "Gemm" and not any(a.name == "transB" and a.i for a in core.attribute)
     )

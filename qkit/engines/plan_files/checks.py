@@ -84,15 +84,15 @@ class FoundTensors:
         """Take a tensor's grid."""
         if tensor in self.grids:
             raise entry.error(f"the file has {tensor} twice")
-        step, params = self.graph.step(tensor), grid.params
-        shape = tuple(self.graph.weights[tensor].shape) if grid.weight else step.shape
+        op, params = self.graph.operation(tensor), grid.params
+        shape = tuple(self.graph.weights[tensor].shape) if grid.weight else op.shape
         if params.axis is not None and not (0 <= params.axis < len(shape) and shape[params.axis] == params.scale.numel()):
             raise entry.error(f"it has {params.scale.numel()} channels on axis {params.axis}, the tensor has shape {shape}")
         self.grids[tensor] = grid
 
     def plan(self, own: Entry, stem: str) -> Plan:
         """The plan, in execution order; `own` has its name and widths."""
-        order = [name for step in self.graph.steps for name in (step.weight, step.name) if name in self.grids]
+        order = [name for op in self.graph.operations for name in (op.weight, op.name) if name in self.grids]
         widths: dict[str, int | None] = {}
         for key, (least, most) in {"bias_bits": (2, 64), "accumulator_bits": (8, 64)}.items():
             widths[key] = own.get(key, (int, type(None)), None)

@@ -103,7 +103,7 @@ def read(path: str | Path, study: Study | Graph, *, names: Mapping[str, str] | N
                 continue
             tensor = found.tensor(name, entry)
             weight = tensor in graph.weights
-            params = _decoded(entry, version, graph.step(tensor).weight_axis if weight else None, hints.get(name))
+            params = _decoded(entry, version, graph.operation(tensor).weight_axis if weight else None, hints.get(name))
             if params is not None:
                 found.add(tensor, Grid(rule_of(params, weight), params, "encodings", weight), entry)
     return found.plan(own, Path(path).stem)

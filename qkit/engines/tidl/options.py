@@ -16,7 +16,7 @@ from typing import Literal
 from qkit.engines.tidl.prototxt import Layer, edited, layers
 from qkit.errors import PlanError
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.listing import few
 from qkit.quant.grids import QuantParams
 from qkit.quant.plan import Grid, Plan
@@ -110,33 +110,33 @@ def not_carried(
     plan: Plan, graph: Graph, *, accuracy_level: int = 1, prequantized: str | None = None, quant_params: str | None = None
 ) -> tuple[str, ...]:
     """What TIDL does otherwise than the plan says, one sentence each."""
-    taps = {step.name: plan.grids[step.name] for step in graph.steps if step.quantized and step.name in plan.grids}
+    taps = {op.name: plan.grids[op.name] for op in graph.operations if op.quantized and op.name in plan.grids}
     found: dict[str, list[str]] = {}
 
     def note(text: str, tensor: str) -> None:
         found.setdefault(text, []).append(tensor)
 
     style = _style(plan)
-    for step in graph.steps:
-        if step.quantized and plan.grids and step.name not in plan.grids:
-            note("TIDL quantizes what it takes; these are float in the plan and need deny_list:layer_name", step.name)
-        weight = plan.params(step.weight)
-        output = plan.params(step.name) if step.quantized else None
+    for op in graph.operations:
+        if op.quantized and plan.grids and op.name not in plan.grids:
+            note("TIDL quantizes what it takes; these are float in the plan and need deny_list:layer_name", op.name)
+        weight = plan.params(op.weight)
+        output = plan.params(op.name) if op.quantized else None
         if output is not None and output.bits > 8 and weight is not None and weight.bits <= 8:
-            note("TIDL gives a layer whose output has 16 bits 16 bits of weights too", step.name)
+            note("TIDL gives a layer whose output has 16 bits 16 bits of weights too", op.name)
         if (
             output is not None
-            and step.kind not in _OWN_WIDTH | {"input", "constant"}
-            and output.bits != _input_bits(step, graph, plan, output)
+            and op.kind not in _OWN_WIDTH | {"input", "constant"}
+            and output.bits != _input_bits(op, graph, plan, output)
         ):
-            note("TIDL gives these the width of their neighbours", step.name)
+            note("TIDL gives these the width of their neighbours", op.name)
         affine = output is not None and not _symmetric(output)
-        if affine and (style != ASYMMETRIC or step.kind not in _ASYMMETRIC):
-            note("TIDL has symmetric grids alone for these, which are affine in the plan", step.name)
-        if style == ASYMMETRIC and weight is not None and weight.axis is None and step.weight_axis is not None:
-            note("TIDL's asymmetric style gives weights a scale per channel, the plan has one", step.name)
-        if style != POWER_OF_TWO and output is not None and plan.grids[step.name].spec.power_of_two:
-            note("scales are powers of two here and free elsewhere; TIDL has one style for all", step.name)
+        if affine and (style != ASYMMETRIC or op.kind not in _ASYMMETRIC):
+            note("TIDL has symmetric grids alone for these, which are affine in the plan", op.name)
+        if style == ASYMMETRIC and weight is not None and weight.axis is None and op.weight_axis is not None:
+            note("TIDL's asymmetric style gives weights a scale per channel, the plan has one", op.name)
+        if style != POWER_OF_TWO and output is not None and plan.grids[op.name].spec.power_of_two:
+            note("scales are powers of two here and free elsewhere; TIDL has one style for all", op.name)
     notes = [f"{text}: {few(names)}" for text, names in found.items()]
     if accuracy_level == 0 and style == FREE and taps and not all(g.spec.power_of_two for g in taps.values()):
         notes.append("at accuracy_level 0 TIDL has power-of-two scales for activations whatever the style")
@@ -164,20 +164,20 @@ def bits_from_options(options: Mapping[str, object], graph: Graph, *, names: Map
     if base not in {8, 16, 32}:
         raise PlanError(f"tensor_bits is {base}; TIDL has 8, 16 and 32.")
     kit = {file: tap for tap, file in (names or {}).items()}
-    steps = {step.name: step for step in graph.steps if step.quantized}
-    bits = {name: base for step in steps.values() for name in (step.weight, step.name) if name is not None}
+    operations = {op.name: op for op in graph.operations if op.quantized}
+    bits = {name: base for op in operations.values() for name in (op.weight, op.name) if name is not None}
     for key, with_output in ((OUTPUTS_16, True), (PARAMETERS_16, False)):
         listed = options.get(key) or ""
         if not isinstance(listed, str):
             raise PlanError(f"{key} is {listed!r}, not a text of names with commas between them.")
         for name in filter(None, (part.strip() for part in listed.split(","))):
-            step = steps.get(kit.get(name, name))
-            if step is None:
+            op = operations.get(kit.get(name, name))
+            if op is None:
                 raise PlanError(
                     f"{key} names {name!r}, which {graph.model_name} does not have; names= says what names stand for."
                 )
             if base == 8:
-                bits |= {tensor: 16 for tensor in (step.weight, step.name if with_output else None) if tensor is not None}
+                bits |= {tensor: 16 for tensor in (op.weight, op.name if with_output else None) if tensor is not None}
     return bits
 
 
@@ -194,13 +194,13 @@ def with_ranges(prototxt: str, plan: Plan, graph: Graph, *, names: Mapping[str, 
         If the text is not such a file, no layer of it is a tap, or the plan has affine grids, which the file cannot hold.
     """
     kit = {file: tap for tap, file in (names or {}).items()}
-    steps = {step.name: step for step in graph.steps if step.quantized}
+    operations = {op.name: op for op in graph.operations if op.quantized}
     changes: dict[int, dict[str, tuple[float, float]]] = {}
     for i, layer in enumerate(layers(prototxt)):
-        step = steps.get(kit.get(layer.name, layer.name))
-        if step is None:
+        op = operations.get(kit.get(layer.name, layer.name))
+        if op is None:
             continue
-        for part, tensor in (("outputs", step.name), ("weights", step.weight)):
+        for part, tensor in (("outputs", op.name), ("weights", op.weight)):
             grid = plan.grids.get(tensor) if tensor is not None else None
             if grid is not None:
                 changes.setdefault(i, {})[part] = _reach(tensor or "", grid)
@@ -214,17 +214,17 @@ def ranges_from_prototxt(
 ) -> dict[str, tuple[float, float]]:
     """Least and greatest value of every tap and weight that TIDL's quantization prototxt has."""
     kit = {file: tap for tap, file in (names or {}).items()}
-    steps = {step.name: step for step in graph.steps if step.quantized}
+    operations = {op.name: op for op in graph.operations if op.quantized}
     found: dict[str, tuple[float, float]] = {}
     for layer in layers(prototxt):
-        step = steps.get(kit.get(layer.name, layer.name))
-        if step is not None:
-            found |= {tensor: layer.ranges[part] for part, tensor in _parts(layer, step)}
+        op = operations.get(kit.get(layer.name, layer.name))
+        if op is not None:
+            found |= {tensor: layer.ranges[part] for part, tensor in _parts(layer, op)}
     return found
 
 
-def _parts(layer: Layer, step: Step) -> Iterable[tuple[str, str]]:
-    pairs = (("outputs", step.name), ("weights", step.weight))
+def _parts(layer: Layer, op: Operation) -> Iterable[tuple[str, str]]:
+    pairs = (("outputs", op.name), ("weights", op.weight))
     return [(part, tensor) for part, tensor in pairs if tensor is not None and part in layer.ranges]
 
 
@@ -275,8 +275,8 @@ def _tensor_bits(plan: Plan) -> int:
 
 def _sixteen(plan: Plan, graph: Graph) -> tuple[list[str], list[str]]:
     """Taps whose output has 16 bits, and those of the rest whose weights have."""
-    outputs = [s.name for s in graph.steps if s.quantized and s.name in plan.grids and plan.grids[s.name].spec.bits == 16]
-    weights = [s.name for s in graph.steps if s.weight in plan.grids and plan.grids[s.weight or ""].spec.bits == 16]
+    outputs = [s.name for s in graph.operations if s.quantized and s.name in plan.grids and plan.grids[s.name].spec.bits == 16]
+    weights = [s.name for s in graph.operations if s.weight in plan.grids and plan.grids[s.weight or ""].spec.bits == 16]
     return outputs, [name for name in weights if name not in outputs]
 
 
@@ -292,9 +292,9 @@ def _listed(taps: Sequence[str], names: Mapping[str, str] | None) -> str:
     return ", ".join(found)
 
 
-def _input_bits(step: Step, graph: Graph, plan: Plan, output: QuantParams) -> int:
+def _input_bits(op: Operation, graph: Graph, plan: Plan, output: QuantParams) -> int:
     """Greatest width among a step's inputs; its output's where they have none."""
-    grids = (plan.params(graph.steps[i].tap) for i in step.inputs)
+    grids = (plan.params(graph.operations[i].tap) for i in op.inputs)
     return max((params.bits for params in grids if params is not None), default=output.bits)
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 
 from qkit.errors import GraphError
 from qkit.graph import Graph
-from qkit.graph.operations import UNBOUNDED, short_name
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
+from qkit.graph.table import UNBOUNDED, short_name
 
 #: Operations that pass a value on, or only look at it.
 _PASSING = frozenset("dropout dropout_ alias detach detach_ clone contiguous to identity lift_fresh_copy alias_copy".split())
@@ -109,14 +109,14 @@ class _Finder:
         self._index()
         found: dict[int, Place] = {}
         missing: dict[str, str] = {}
-        for step in self.graph.steps:
-            if step.kind == "output":
+        for op in self.graph.operations:
+            if op.kind == "output":
                 continue
-            place = self._place(step)
+            place = self._place(op)
             if isinstance(place, Place):
-                found[step.index] = place
-            elif step.quantized:
-                missing[step.name] = place
+                found[op.index] = place
+            elif op.quantized:
+                missing[op.name] = place
         return found, missing
 
     def _index(self) -> None:
@@ -148,13 +148,13 @@ class _Finder:
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
         return node.op == "call_module" and (hasattr(module, "calculate_qparams") or str(node.target).startswith("_guards"))
 
-    def _place(self, step: Step) -> Place | str:
-        if step.argument is not None:
-            if step.argument >= len(self.placeholders):
+    def _place(self, op: Operation) -> Place | str:
+        if op.argument is not None:
+            if op.argument >= len(self.placeholders):
                 return f"the program has {len(self.placeholders)} inputs"
-            node = self.placeholders[step.argument]
+            node = self.placeholders[op.argument]
             return Place((node,), node, node)
-        base, number = _numbered(step.name)
+        base, number = _numbered(op.name)
         if ":" in base:
             nodes = self._function(base, number)
         elif base in self.attributes and base not in self.calls:
@@ -164,9 +164,9 @@ class _Finder:
             nodes = calls[number - 1] if number <= len(calls) else None
         if not nodes:
             folded = "; torchao folds a batch norm into the convolution in front of it even where both are called repeatedly"
-            return f"there is no such operation{folded * (step.kind == 'batchnorm')}"
-        core = next((n for n in nodes if operation(n, self.modules).strip("_") in _PRODUCTS), None) if step.weight else None
-        return self._finish(step, tuple(nodes), core or nodes[-1])
+            return f"there is no such operation{folded * (op.kind == 'batchnorm')}"
+        core = next((n for n in nodes if operation(n, self.modules).strip("_") in _PRODUCTS), None) if op.weight else None
+        return self._finish(op, tuple(nodes), core or nodes[-1])
 
     def _function(self, base: str, number: int) -> list[fx.Node] | None:
         path, name = base.split(":", 1)
@@ -174,25 +174,25 @@ class _Finder:
         groups = self.functions.get((path, name), [])
         if number <= len(groups):
             return groups[number - 1]
-        peers = [s.name for s in self.graph.steps if ":" in s.name and _plain(_numbered(s.name)[0].split(":", 1)[1]) == name]
+        peers = [s.name for s in self.graph.operations if ":" in s.name and _plain(_numbered(s.name)[0].split(":", 1)[1]) == name]
         if len(peers) == len(self.named.get(name, [])):
             return self.named[name][peers.index(base if number == 1 else f"{base}#{number}")]
         return None
 
-    def _finish(self, step: Step, nodes: tuple[fx.Node, ...], core: fx.Node) -> Place | str:
+    def _finish(self, op: Operation, nodes: tuple[fx.Node, ...], core: fx.Node) -> Place | str:
         final, norm = core, False
-        if step.norm is not None and step.kind != "batchnorm":
+        if op.norm is not None and op.kind != "batchnorm":
             behind = self._reader(final)
             if behind is not None and "batch_norm" in operation(behind, self.modules).replace("batchnorm", "batch_norm"):
                 final, norm = behind, True
-        if step.act != UNBOUNDED and step.kind != "activation" and not self._clamps(final):
+        if op.act != UNBOUNDED and op.kind != "activation" and not self._clamps(final):
             behind = self._reader(final)
             if behind is None or not self._clamps(behind):
                 return "its activation does not follow it"
             final = behind
         value = final.meta.get("val")
-        if isinstance(value, Tensor) and step.shape and not _agree(tuple(value.shape[1:]), step.shape[1:]):
-            return f"it has shape {tuple(value.shape)} there and {step.shape} here"
+        if isinstance(value, Tensor) and op.shape and not _agree(tuple(value.shape[1:]), op.shape[1:]):
+            return f"it has shape {tuple(value.shape)} there and {op.shape} here"
         return Place(nodes, core, final, norm)
 
     def _clamps(self, node: fx.Node) -> bool:

@@ -24,7 +24,7 @@ from qkit.engines.torchao.nodes import Place, operation, place_all
 from qkit.errors import GraphError, PlanError
 from qkit.execution.lanes import decide
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.graph.weighted import ungrouped
 from qkit.quant.grids import MIN_SCALE, QuantParams, quantize
 from qkit.quant.plan import Plan
@@ -129,26 +129,26 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
         """
         found = place_all(self.graph, model)
         self._remarks, self._roots = {}, {}
-        for step in self.graph.steps:
-            place = found.get(step.index)
+        for op in self.graph.operations:
+            place = found.get(op.index)
             if place is None:
                 continue
-            if step.weight is not None and self.plan.params(step.weight) is not None:
-                self._weighted(model, step, place)
-            params = self.plan.params(step.name) if step.quantized else None
+            if op.weight is not None and self.plan.params(op.weight) is not None:
+                self._weighted(model, op, place)
+            params = self.plan.params(op.name) if op.quantized else None
             if params is not None:
-                _check_overwriting(step, place.final)
+                _check_overwriting(op, place.final)
                 _annotation(place.final).output_qspec = grid_spec(params)
                 self._roots[place.final] = place.final
-            elif step.kind == "keep" and self.plan.params(step.tap) is not None:
-                self._keep(step, place)
+            elif op.kind == "keep" and self.plan.params(op.tap) is not None:
+                self._keep(op, place)
         self._finish()
         return model
 
     def validate(self, model: fx.GraphModule) -> None:
         """Nothing is left to check."""
 
-    def _keep(self, step: Step, place: Place) -> None:
+    def _keep(self, op: Operation, place: Place) -> None:
         """The nodes of an operation that shares its input's grid."""
         for node in place.nodes:
             sources = [self._root(source) for source in node.all_input_nodes]
@@ -171,43 +171,43 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
             node = node.all_input_nodes[0]
         return self._roots[node]
 
-    def _weighted(self, model: fx.GraphModule, step: Step, place: Place) -> None:
-        params = self.plan.params(step.weight)
+    def _weighted(self, model: fx.GraphModule, op: Operation, place: Place) -> None:
+        params = self.plan.params(op.weight)
         core = place.core
         operand = core.args[1] if len(core.args) > 1 else None
-        if params is None or not isinstance(operand, fx.Node) or step.kind == "batchnorm":
-            self._remark("a batch norm of its own: its scales are not rounded by torchao", step)
+        if params is None or not isinstance(operand, fx.Node) or op.kind == "batchnorm":
+            self._remark("a batch norm of its own: its scales are not rounded by torchao", op)
             return
         source, weight = core.args[0], operand
         assert isinstance(source, fx.Node)
         bias = core.args[2] if len(core.args) > 2 else core.kwargs.get("bias")
-        self._check_weight(model, step, weight, place)
+        self._check_weight(model, op, weight, place)
         operands: dict[fx.Node, Any] = _annotation(core).input_qspec_map
         root = self._root(source)
         operands[source] = None if root is None else SharedQuantizationSpec(root)
         operands[weight] = grid_spec(params)
         if isinstance(bias, fx.Node):
             if not place.norm:
-                self._check_bias(model, step, bias)
-            derived = self._bias(step, place, params, source, weight)
+                self._check_bias(model, op, bias)
+            derived = self._bias(op, place, params, source, weight)
             if derived is not None and root is not None:
                 operands[bias] = derived
-        elif not place.norm and step.name in self.plan.corrections:
-            raise PlanError(_absent(step.name, "a corrected bias"))
+        elif not place.norm and op.name in self.plan.corrections:
+            raise PlanError(_absent(op.name, "a corrected bias"))
 
-    def _bias(self, step: Step, place: Place, weight: QuantParams, source: fx.Node, node: fx.Node) -> Any:
-        rule = decide(step, self.plan, self.graph).bias_scale
+    def _bias(self, op: Operation, place: Place, weight: QuantParams, source: fx.Node, node: fx.Node) -> Any:
+        rule = decide(op, self.plan, self.graph).bias_scale
         if rule is None:
             return None
         if place.norm:
-            self._remark("bias before a batch norm that is not folded yet: it stays float in training", step)
+            self._remark("bias before a batch norm that is not folded yet: it stays float in training", op)
             return None
         activation, _, bits = rule
         scale = activation.scale.double() * weight.scale.double()
-        bias = 0.0 if step.bias is None else self.graph.biases[step.bias].detach().cpu().double()
-        bias = bias + torch.tensor(self.plan.corrections.get(step.name, 0.0), dtype=torch.float64)
+        bias = 0.0 if op.bias is None else self.graph.biases[op.bias].detach().cpu().double()
+        bias = bias + torch.tensor(self.plan.corrections.get(op.name, 0.0), dtype=torch.float64)
         if bool((scale < MIN_SCALE).any()) or (bits > 32 and bool(((bias / scale).abs() > _BIAS_END).any())):
-            self._remark("bias left in float: torchao's widest integers, 32 bits, do not hold it at the scale of its sums", step)
+            self._remark("bias left in float: torchao's widest integers, 32 bits, do not hold it at the scale of its sums", op)
             return None
         bits = min(bits, 32)
         return DerivedQuantizationSpec(
@@ -217,19 +217,19 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
             ch_axis=None if weight.axis is None else 0,
         )  # fmt: skip
 
-    def _check_weight(self, model: fx.GraphModule, step: Step, node: fx.Node, place: Place) -> None:
-        name = step.weight or ""
+    def _check_weight(self, model: fx.GraphModule, op: Operation, node: fx.Node, place: Place) -> None:
+        name = op.weight or ""
         value, chosen = _constant(model, node), self.plan.codes(name)
         if value is None:
             return
         wanted = self.graph.weights[name]
-        if step.groups > 1:
+        if op.groups > 1:
             if self.plan.params(name) is not None and self.plan.params(name).axis is not None:  # type: ignore[union-attr]
                 raise PlanError(
                     f"{name} has a scale for each output channel of a transposed convolution in groups, which lie along no "
                     "axis of torchao's: give it one scale (a scheme per tensor, or an override)."
                 )
-            wanted = ungrouped(wanted, step.groups)
+            wanted = ungrouped(wanted, op.groups)
         if value.shape != wanted.shape:
             raise PlanError(
                 f"{name} has shape {tuple(value.shape)} in the program and {tuple(wanted.shape)} in the study: "
@@ -239,25 +239,25 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
         if chosen is None or params is None:
             return
         if place.norm:
-            self._remark("chosen codes are those of folded weights: training starts from rounding to nearest", step)
+            self._remark("chosen codes are those of folded weights: training starts from rounding to nearest", op)
         elif not torch.equal(quantize(value.cpu().contiguous(), params, name=name).int(), chosen.tensor.cpu().int()):
             raise PlanError(_absent(name, "codes that adaptive rounding or training chose"))
 
-    def _check_bias(self, model: fx.GraphModule, step: Step, node: fx.Node) -> None:
-        correction = self.plan.corrections.get(step.name)
+    def _check_bias(self, model: fx.GraphModule, op: Operation, node: fx.Node) -> None:
+        correction = self.plan.corrections.get(op.name)
         value = _constant(model, node)
         if correction is None or value is None:
             return
         added = torch.tensor(correction, dtype=torch.float64)
-        bias = 0.0 if step.bias is None else self.graph.biases[step.bias].detach().cpu().double()
-        rule = decide(step, self.plan, self.graph).bias_scale
+        bias = 0.0 if op.bias is None else self.graph.biases[op.bias].detach().cpu().double()
+        rule = decide(op, self.plan, self.graph).bias_scale
         step_size = torch.zeros(()) if rule is None else rule[0].scale.double() * rule[1].scale.double()
         off = (value.detach().cpu().double() - bias - added).abs() - 0.51 * step_size
         if float(off.max()) > 1e-3 * float(added.abs().max()) + 1e-6 * float(value.abs().max()):
-            raise PlanError(_absent(step.name, "a corrected bias"))
+            raise PlanError(_absent(op.name, "a corrected bias"))
 
-    def _remark(self, text: str, step: Step) -> None:
-        self._remarks.setdefault(text, []).append(step.name)
+    def _remark(self, text: str, op: Operation) -> None:
+        self._remarks.setdefault(text, []).append(op.name)
 
     def _finish(self) -> None:
         notes = [
@@ -287,7 +287,7 @@ def _constant(model: fx.GraphModule, node: fx.Node) -> Tensor | None:
     return value.detach() if isinstance(value, Tensor) else None
 
 
-def _check_overwriting(step: Step, node: fx.Node) -> None:
+def _check_overwriting(op: Operation, node: fx.Node) -> None:
     """Quantization makes a copy per reader, so that a value may not be changed in place for another reader to see."""
     writers = [
         user
@@ -296,7 +296,7 @@ def _check_overwriting(step: Step, node: fx.Node) -> None:
     ]
     if writers and len(node.users) > 1:
         raise GraphError(
-            f"{step.name} is overwritten in place by {writers[0].name} and read by {len(node.users) - 1} other operations: use "
+            f"{op.name} is overwritten in place by {writers[0].name} and read by {len(node.users) - 1} other operations: use "
             "the operation that returns a new tensor there (inplace=False, y = y + x)."
         )
 

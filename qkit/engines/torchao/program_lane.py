@@ -60,7 +60,7 @@ class ProgramLane:
                     f"{self.name} does not run on inputs of shape {shapes}: {reason} A program that was exported for one batch "
                     "size takes no other; export it with dynamic_shapes, or leave the last, smaller batch out (drop_last=True)."
                 ) from error
-            order = (step.name for step in self.graph.steps if step.name in reader.taps)
+            order = (op.name for op in self.graph.operations if op.name in reader.taps)
             yield EngineBatch(batch, {name: reader.taps[name] for name in order}, outputs)
 
 
@@ -80,14 +80,14 @@ def program_lane(program: fx.GraphModule, graph: Graph, name: str) -> ProgramLan
     found, missing = places(graph, program)
     sources: dict[fx.Node, str] = {}
     floats: list[str] = []
-    for step in graph.steps:
-        place = found.get(step.index)
-        if place is None or not step.quantized:
+    for op in graph.operations:
+        place = found.get(op.index)
+        if place is None or not op.quantized:
             continue
         codes = [user for user in place.final.users if is_quantize(user)]
-        sources[codes[0] if codes else place.final] = step.name
+        sources[codes[0] if codes else place.final] = op.name
         if not codes:
-            floats.append(step.name)
+            floats.append(op.name)
     if not sources:
         raise GraphError(f"no tap of {graph.model_name} is in this program: is it the same network?")
     modules = dict(program.named_modules(remove_duplicate=False))

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from qkit.errors import GraphError, PlanError
 from qkit.execution.lanes import lane_bias, lane_weight
-from qkit.graph import Graph, assemble
-from qkit.graph import operations as ops
-from qkit.graph.step import Step
+from qkit.graph import Graph, assemble, table
+from qkit.graph.operation import Operation
 from qkit.graph.weighted import ungrouped
 from qkit.quant.plan import Plan
 
@@ -49,18 +48,18 @@ def written(model: nn.Module, inputs: tuple[Any, ...], graph: Graph, plan: Plan)
     """
     copied = assemble(model, inputs, device=graph.device, leaf_modules=graph.leaf_modules).model
     plain = replace(plan, bias_bits=None)
-    weighted = [step for step in graph.steps if step.weight is not None]
-    for first in {step.weight: step for step in reversed(weighted)}.values():
-        calls = [step for step in weighted if step.weight == first.weight]
+    weighted = [op for op in graph.operations if op.weight is not None]
+    for first in {op.weight: op for op in reversed(weighted)}.values():
+        calls = [op for op in weighted if op.weight == first.weight]
         bias, rounded = (lane_bias(graph, first, p) for p in (plain, plan))
-        for step in calls:
-            if not _equal(bias, lane_bias(graph, step, plain)):
+        for op in calls:
+            if not _equal(bias, lane_bias(graph, op, plain)):
                 raise PlanError(
-                    f"{step.layer} is called repeatedly, and the plan needs another bias for {step.name} than for {first.name}: "
+                    f"{op.layer} is called repeatedly, and the plan needs another bias for {op.name} than for {first.name}: "
                     "give each call a module of its own."
                 )
         # calls on inputs of different scales round one bias differently: then it is left to whoever quantizes
-        same = all(_equal(rounded, lane_bias(graph, step, plan)) for step in calls)
+        same = all(_equal(rounded, lane_bias(graph, op, plan)) for op in calls)
         _write(copied, first, lane_weight(graph, plan, first.weight or ""), rounded if same else bias)
     return copied
 
@@ -69,42 +68,42 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
     return (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
 
 
-def _write(model: nn.Module, step: Step, weight: Tensor, bias: Tensor | None) -> None:
+def _write(model: nn.Module, op: Operation, weight: Tensor, bias: Tensor | None) -> None:
     weight, bias = weight.detach().clone().contiguous(), None if bias is None else bias.detach().clone()
-    if step.computed or step.folded not in {(), ("batch",)}:
+    if op.computed or op.folded not in {(), ("batch",)}:
         raise PlanError(
-            f"{step.name} has a weight that its forward computes, or scales behind it: the plan's weight cannot be written into "
+            f"{op.name} has a weight that its forward computes, or scales behind it: the plan's weight cannot be written into "
             "the model. Fold the forward's arithmetic into the weight first."
         )
-    if step.groups > 1:
-        weight = ungrouped(weight, step.groups)
-    if ":" in step.name:
-        _replace(model, step.weight or "", weight)
-        if bias is not None and step.bias is None:
-            raise PlanError(f"{step.name} is a function call without bias: its corrected bias has no place in the model.")
+    if op.groups > 1:
+        weight = ungrouped(weight, op.groups)
+    if ":" in op.name:
+        _replace(model, op.weight or "", weight)
+        if bias is not None and op.bias is None:
+            raise PlanError(f"{op.name} is a function call without bias: its corrected bias has no place in the model.")
         if bias is not None:
-            _replace(model, step.bias or "", bias)
-    elif step.kind == "batchnorm":
-        model.set_submodule(step.layer, ScaleAndShift(weight, torch.zeros_like(weight) if bias is None else bias))
+            _replace(model, op.bias or "", bias)
+    elif op.kind == "batchnorm":
+        model.set_submodule(op.layer, ScaleAndShift(weight, torch.zeros_like(weight) if bias is None else bias))
     else:
-        module = model.get_submodule(step.layer)
+        module = model.get_submodule(op.layer)
         module.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
         module.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
-        if step.norm is not None:
-            _without_norm(model, step)
+        if op.norm is not None:
+            _without_norm(model, op)
 
 
-def _without_norm(model: nn.Module, step: Step) -> None:
+def _without_norm(model: nn.Module, op: Operation) -> None:
     """Leave out the batch norm that is in the weight; one with more in its forward than that gets numbers that change nothing."""
-    norm: Any = model.get_submodule(step.norm or "")
-    if ops.module_operation(type(norm)) == "batch_norm":
-        model.set_submodule(step.norm or "", nn.Identity())
+    norm: Any = model.get_submodule(op.norm or "")
+    if table.module_operation(type(norm)) == "batch_norm":
+        model.set_submodule(op.norm or "", nn.Identity())
         return
     numbers = {"running_mean": 0.0, "running_var": 1.0 - float(getattr(norm, "eps", 0.0)), "weight": 1.0, "bias": 0.0}
     if not all(isinstance(getattr(norm, name, torch.empty(0)), (Tensor, type(None))) for name in numbers) or not hasattr(
         norm, "eps"
     ):
-        raise PlanError(f"{step.norm}: the batch norm folded into {step.name} cannot be taken out of the model.")
+        raise PlanError(f"{op.norm}: the batch norm folded into {op.name} cannot be taken out of the model.")
     with torch.no_grad():
         for name, number in numbers.items():
             if getattr(norm, name, None) is not None:

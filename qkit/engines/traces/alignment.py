@@ -24,7 +24,7 @@ from qkit.engines.traces.search import search
 from qkit.engines.traces.signatures import References, references, squeezed
 from qkit.engines.traces.tensors import Trace
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.quant.plan import Plan
 
 #: Frames whose contents are compared.
@@ -97,7 +97,7 @@ class _Alignment:
     ) -> None:  # fmt: skip
         self.graph, self.trace, self.names, self.mend, self.samples = graph, trace, names, mend, samples
         self.tensors = {t.name: t for t in trace.tensors if t.name not in ignore and t.tap not in ignore}
-        self.named: dict[str, tuple[Step, str]] = {}
+        self.named: dict[str, tuple[Operation, str]] = {}
         self.unnamed: list[str] = []
         self.matches: dict[str, Match] = {}
         self.problems: list[Problem] = []
@@ -114,32 +114,32 @@ class _Alignment:
     def by_name(self) -> None:
         """Taps by the tensors' names, each tap once; the better way of finding it wins."""
         rank = {"manifest": 0, "exact": 1, "normalised": 2, "exporter": 3}
-        claims: dict[str, list[tuple[int, str, Step, str]]] = {}
+        claims: dict[str, list[tuple[int, str, Operation, str]]] = {}
         for name, tensor in self.tensors.items():
-            step, how = self.names.find(name)
+            op, how = self.names.find(name)
             if tensor.tap is not None:
                 # raises where the manifest names a tap that is none
-                step, how = self.graph.step(tensor.tap), "manifest"
-            if step is None:
+                op, how = self.graph.operation(tensor.tap), "manifest"
+            if op is None:
                 self.unnamed.append(name)
-            elif step.name in self.ignore:
+            elif op.name in self.ignore:
                 continue
-            elif not step.quantized:
-                self.say(name, step.name, "no-tap", f"{step.name} has no grid of its own; it was left out.", "", note=True)
+            elif not op.quantized:
+                self.say(name, op.name, "no-tap", f"{op.name} has no grid of its own; it was left out.", "", note=True)
             else:
-                claims.setdefault(step.name, []).append((rank[how], name, step, how))
+                claims.setdefault(op.name, []).append((rank[how], name, op, how))
         for claimed in claims.values():
-            _, name, step, how = min(claimed, key=lambda c: c[0])
-            self.named[name] = step, how
+            _, name, op, how = min(claimed, key=lambda c: c[0])
+            self.named[name] = op, how
             self.unnamed += [other for _, other, _, _ in claimed if other != name]
-        for name, (step, how) in list(self.named.items()):
+        for name, (op, how) in list(self.named.items()):
             look = Look(self.tensors[name], (), References((), {}, 1))
-            if not look.fits(step):
+            if not look.fits(op):
                 del self.named[name]
-                found = f"it has {self.tensors[name].dims} numbers a sample, the tap {step.name} {step.shape[1:]}."
-                self.say(name, step.name, "shape", found, "It is another tensor, or its batch was not told from its axes.")
+                found = f"it has {self.tensors[name].dims} numbers a sample, the tap {op.name} {op.shape[1:]}."
+                self.say(name, op.name, "shape", found, "It is another tensor, or its batch was not told from its axes.")
             else:
-                self.matches[step.name] = Match(name, step.name, how, float("nan"), "", float("nan"))
+                self.matches[op.name] = Match(name, op.name, how, float("nan"), "", float("nan"))
 
     def compare(self, known: References, count: int) -> None:
         """Contents, once the kit's are known."""
@@ -152,9 +152,9 @@ class _Alignment:
             look.frames = frames
             look.release()
         best: list[float] = []
-        for name, (step, how) in self.named.items():
+        for name, (op, how) in self.named.items():
             if name in looks:
-                best.append(self._check(looks[name], step, how))
+                best.append(self._check(looks[name], op, how))
                 looks[name].release()
         compared = [r for r in best if np.isfinite(r)]
         if compared and max(compared) < _UNRELATED:
@@ -187,8 +187,8 @@ class _Alignment:
             if name in self.named:
                 candidates = [self.named[name][0]]
             else:
-                candidates = [step for step in self.graph.steps if step.name in known.values and look.fits(step)]
-            matched = [m for step in candidates[:8] for m in self._frame_matrices(look, step, known)]
+                candidates = [op for op in self.graph.operations if op.name in known.values and look.fits(op)]
+            matched = [m for op in candidates[:8] for m in self._frame_matrices(look, op, known)]
             look.release()
             if matched:
                 matrices.append(max(matched, key=lambda m: float(m.max(1).mean())))
@@ -209,86 +209,82 @@ class _Alignment:
         return [order.index(sample) for sample in range(count)]
 
     @staticmethod
-    def _frame_matrices(look: Look, step: Step, known: References) -> list[np.ndarray]:
-        tried = look.possible(step) if len(squeezed(step)[0]) < 4 else look.possible(step)[:1]
-        y = known.values[step.name]["float"]
-        return [frame_correlations(look.values(step, order), y) for order in tried]
+    def _frame_matrices(look: Look, op: Operation, known: References) -> list[np.ndarray]:
+        tried = look.possible(op) if len(squeezed(op)[0]) < 4 else look.possible(op)[:1]
+        y = known.values[op.name]["float"]
+        return [frame_correlations(look.values(op, order), y) for order in tried]
 
-    def _check(self, look: Look, step: Step, how: str) -> float:
+    def _check(self, look: Look, op: Operation, how: str) -> float:
         """A named tensor under every assumption; returns the best correlation that was found."""
         name = look.tensor.name
-        views = list(look.views(step))
-        own = views[0] if views[0].kind is None else View(step, None, Mend(), float("nan"), "float")
+        views = list(look.views(op))
+        own = views[0] if views[0].kind is None else View(op, None, Mend(), float("nan"), "float")
         if not any(np.isfinite(view.correlation) for view in views):
             self.say(
-                name, step.name, "constant", "its signal or the kit's is constant: nothing can be told from it.", "", note=True
+                name, op.name, "constant", "its signal or the kit's is constant: nothing can be told from it.", "", note=True
             )
             order = own.mend.order if views[0].kind is None else None
-            self.matches[step.name] = Match(name, step.name, how, float("nan"), "", float("nan"), Mend(order=order))
+            self.matches[op.name] = Match(name, op.name, how, float("nan"), "", float("nan"), Mend(order=order))
             return float("nan")
         r = own.correlation if np.isfinite(own.correlation) else 0.0
         if r < RIGHT or own is not views[0]:
             others = [view for view in views if view.kind is not None and np.isfinite(view.correlation)]
-            others += self._as_others(look, step)
+            others += self._as_others(look, op)
             others.sort(key=lambda view: -view.correlation)
             if others and others[0].correlation >= GOOD and lead(others[0].correlation, r) >= HALF:
-                self._explained(look, step, how, others, r)
+                self._explained(look, op, how, others, r)
                 return others[0].correlation
         if views[0].kind is not None:
-            self._by_shape(look, step, how)
+            self._by_shape(look, op, how)
             return r
         second = max([v.correlation for v in views[1:] if v.kind == "layout"] + [chance(look.tensor.size, look.known.samples)])
         if r < 0.2:
             found = f"its values are unlike the kit's (correlation {r:.2f}), and no misalignment explains that."
-            self.say(name, step.name, "differs", found, "Look at what the engine does there.", note=True)
+            self.say(name, op.name, "differs", found, "Look at what the engine does there.", note=True)
         self._accept(look, own, how, lead(r, second))
         return r
 
-    def _as_others(self, look: Look, step: Step) -> list[View]:
+    def _as_others(self, look: Look, op: Operation) -> list[View]:
         found = search([look], self.graph, look.known, clamp=False)
         return [
-            View(v.step, "wrong-tap", v.mend, v.correlation, v.lane)
-            for v in (found[0].views if found else [])
-            if v.step is not step
+            View(v.op, "wrong-tap", v.mend, v.correlation, v.lane) for v in (found[0].views if found else []) if v.op is not op
         ]
 
-    def _by_shape(self, look: Look, step: Step, how: str) -> None:
+    def _by_shape(self, look: Look, op: Operation, how: str) -> None:
         """A shape that is the tap's in another order, and contents that do not say which."""
-        name, dims = look.tensor.name, squeezed(step)[0]
+        name, dims = look.tensor.name, squeezed(op)[0]
         stored = tuple(size for size in look.tensor.dims if size > 1)
-        fitting = [order for order in look.possible(step) if tuple(dims[axis] for axis in order) == stored]
-        found = f"it is stored as {look.tensor.dims}, the tap {step.name} has {step.shape[1:]}"
+        fitting = [order for order in look.possible(op) if tuple(dims[axis] for axis in order) == stored]
+        found = f"it is stored as {look.tensor.dims}, the tap {op.name} has {op.shape[1:]}"
         if len(fitting) == 1:
             remedy = "They were put in order by their sizes alone."
-            self.say(name, step.name, "layout", f"{found}: its axes are in another order.", remedy, confidence=0.5, mended=True)
-            self._accept(
-                look, View(step, "layout", Mend(order=fitting[0]), *look.best(look.values(step, fitting[0]), step)), how, 0.5
-            )
+            self.say(name, op.name, "layout", f"{found}: its axes are in another order.", remedy, confidence=0.5, mended=True)
+            self._accept(look, View(op, "layout", Mend(order=fitting[0]), *look.best(look.values(op, fitting[0]), op)), how, 0.5)
         else:
-            self.say(name, step.name, "layout", f"{found}.", "Give its layout in the manifest.")
+            self.say(name, op.name, "layout", f"{found}.", "Give its layout in the manifest.")
 
-    def _explained(self, look: Look, step: Step, how: str, others: Sequence[View], r: float) -> None:
+    def _explained(self, look: Look, op: Operation, how: str, others: Sequence[View], r: float) -> None:
         """What a better explanation means: undone where it can be and no other is as good."""
         best = others[0]
         assert best.kind is not None
-        rival = next((v.correlation for v in others[1:] if (v.step, v.kind) != (best.step, best.kind) or v.kind == "layout"), 0.0)
+        rival = next((v.correlation for v in others[1:] if (v.op, v.kind) != (best.op, best.kind) or v.kind == "layout"), 0.0)
         confidence = lead(best.correlation, max(rival, r))
-        mendable = best.kind != "post-activation" and confidence >= HALF and best.step.quantized
+        mendable = best.kind != "post-activation" and confidence >= HALF and best.op.quantized
         words, todo = _WORDS[best.kind]
-        what = words.format(order=_order_name(best), channels=_channel_words(best), tap=best.step.name, dtype=best.mend.dtype)
+        what = words.format(order=_order_name(best), channels=_channel_words(best), tap=best.op.name, dtype=best.mend.dtype)
         found = f"{what} (correlation {best.correlation:.3f}, as it stands {r:.3f})."
         remedy = f"That was undone; to be sure, {todo}." if mendable and self.mend else f"{todo[0].upper()}{todo[1:]}."
-        self.say(look.tensor.name, step.name, best.kind, found, remedy, confidence=confidence, mended=mendable)
+        self.say(look.tensor.name, op.name, best.kind, found, remedy, confidence=confidence, mended=mendable)
         if mendable and self.mend:
-            self._accept(look, best, how if best.step is step else "content", confidence)
+            self._accept(look, best, how if best.op is op else "content", confidence)
 
     def _accept(self, look: Look, view: View, how: str, confidence: float) -> None:
         """Take a tensor for a tap's, after a look at its scale and offset."""
-        name, tap = look.tensor.name, view.step.name
+        name, tap = look.tensor.name, view.op.name
         order = view.mend.order or ()
         mend = view.mend
         if np.isfinite(view.correlation):
-            x = look.values(view.step, order, mend)
+            x = look.values(view.op, order, mend)
             mend, problem = check_grid(x, look.known.values[tap][view.lane], look.tensor, tap, mend)
             if problem is not None:
                 self.problems.append(problem if self.mend or problem.severity != "mended" else replace(problem, severity="error"))
@@ -320,40 +316,40 @@ class _Alignment:
             second = max([v.correlation for v in found.views[1:]] + [chance(found.look.tensor.size, count)])
             confidence = lead(best.correlation, second)
             if best.correlation < (LIKE if best.kind is None else GOOD) or confidence < HALF:
-                near = ", ".join(f"{v.step.name} ({v.correlation:.3f})" for v in found.views[:3])
+                near = ", ".join(f"{v.op.name} ({v.correlation:.3f})" for v in found.views[:3])
                 what = f"it has no tap's name, and its content does not tell which tap it is: {near}; it was left out."
                 self.say(name, "", "unmatched", what, "Name its tap in the manifest.", confidence=confidence, note=True)
-            elif not best.step.quantized:
-                what = f"its content is that of {best.step.name}, which has no grid of its own; it was left out."
-                self.say(name, best.step.name, "no-tap", what, "", confidence=confidence, note=True)
-            elif best.step.name in self.matches:
-                held = self.matches[best.step.name].tensor
-                what = f"its content is that of {best.step.name}, which {held} is already; it was left out."
-                self.say(name, best.step.name, "duplicate", what, "", confidence=confidence, note=True)
+            elif not best.op.quantized:
+                what = f"its content is that of {best.op.name}, which has no grid of its own; it was left out."
+                self.say(name, best.op.name, "no-tap", what, "", confidence=confidence, note=True)
+            elif best.op.name in self.matches:
+                held = self.matches[best.op.name].tensor
+                what = f"its content is that of {best.op.name}, which {held} is already; it was left out."
+                self.say(name, best.op.name, "duplicate", what, "", confidence=confidence, note=True)
             else:
-                what = f"its content is that of {best.step.name} (correlation {best.correlation:.4f})."
-                self.say(name, best.step.name, "renamed", what, "It was taken for it.", confidence=confidence, mended=True)
+                what = f"its content is that of {best.op.name} (correlation {best.correlation:.4f})."
+                self.say(name, best.op.name, "renamed", what, "It was taken for it.", confidence=confidence, mended=True)
                 if best.kind is not None:
                     words = _WORDS[best.kind][0].format(order=_order_name(best))
-                    self.say(name, best.step.name, best.kind, f"{words}.", "That was undone.", confidence=confidence, mended=True)
+                    self.say(name, best.op.name, best.kind, f"{words}.", "That was undone.", confidence=confidence, mended=True)
                 self._accept(found.look, best, "content", confidence)
 
     def result(self, checked: int) -> Alignment:
         """What was found."""
-        steps = [step.name for step in self.graph.steps if step.quantized and step.kind != "constant"]
-        missing = tuple(tap for tap in steps if tap not in self.matches and tap not in self.ignore)
+        operations = [op.name for op in self.graph.operations if op.quantized and op.kind != "constant"]
+        missing = tuple(tap for tap in operations if tap not in self.matches and tap not in self.ignore)
         if not self.matches and not any(p.severity == "error" for p in self.problems):
             self.say(
                 "", "", "unmatched", f"none of its {len(self.tensors)} tensors belongs to a tap.", "Name taps in the manifest."
             )
-        matches = {tap: self.matches[tap] for tap in steps if tap in self.matches}
+        matches = {tap: self.matches[tap] for tap in operations if tap in self.matches}
         place = {name: number for number, name in enumerate(["", *self.tensors])}
         problems = tuple(sorted(self.problems, key=lambda p: (_RANK[p.severity], place.get(p.tensor, 0))))
         return Alignment(matches, problems, missing, self.samples, checked)
 
 
 def _order_name(view: View) -> str:
-    sample = view.step.shape[1:]
+    sample = view.op.shape[1:]
     kept = [axis for axis, size in enumerate(sample) if size > 1]
     letters = {3: "CHW", 2: "CT", 1: "C"}.get(len(sample), "".join(map(str, range(len(sample)))))
     return "N" + "".join(letters[kept[axis]] for axis in view.mend.order or ())

@@ -12,8 +12,8 @@ from qkit.engines.traces.matching import channel_order, correlation, normalised
 from qkit.engines.traces.result import Mend, ProblemKind
 from qkit.engines.traces.signatures import Order, Places, References, orders, places, real, squeezed
 from qkit.engines.traces.tensors import TraceTensor
-from qkit.graph.operations import UNBOUNDED
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
+from qkit.graph.table import UNBOUNDED
 
 _OTHER_SIGN = {"int8": "uint8", "uint8": "int8", "int16": "uint16", "uint16": "int16"}
 
@@ -34,7 +34,7 @@ class View:
         With that step's values, in the lane that it is most like.
     """
 
-    step: Step
+    op: Operation
     kind: ProblemKind | None
     mend: Mend
     correlation: float
@@ -64,56 +64,56 @@ class Look:
         self._raw.clear()
         self._rows.clear()
 
-    def spots(self, step: Step) -> Places:
+    def spots(self, op: Operation) -> Places:
         """The places of a step's signature."""
-        return places(*squeezed(step), self.known.samples)
+        return places(*squeezed(op), self.known.samples)
 
-    def fits(self, step: Step) -> bool:
+    def fits(self, op: Operation) -> bool:
         """Whether it has as many elements as the step's samples."""
-        return self.tensor.size == math.prod(step.shape[1:])
+        return self.tensor.size == math.prod(op.shape[1:])
 
-    def declared(self, step: Step) -> Order | None:
+    def declared(self, op: Operation) -> Order | None:
         """The order in which the step's axes lie in the file, by what was said and by the shape; None where the shape says that
         no order that was said can be meant.
         """
-        dims, _ = squeezed(step)
+        dims, _ = squeezed(op)
         stored = tuple(size for size in self.tensor.dims if size > 1)
-        order = self._said(step)
+        order = self._said(op)
         permuted = tuple(dims[axis] for axis in order)
         if permuted == stored or sorted(dims) != sorted(stored):
             return order
         return None
 
-    def _said(self, step: Step) -> Order:
-        sample, layout = step.shape[1:], self.tensor.layout
+    def _said(self, op: Operation) -> Order:
+        sample, layout = op.shape[1:], self.tensor.layout
         kept = [axis for axis, size in enumerate(sample) if size > 1]
         letters = {3: "CHW", 2: "CT", 1: "C"}.get(len(sample), "")
         if layout is not None and sorted(layout) == sorted(letters):
             return tuple(kept.index(letters.index(c)) for c in layout if letters.index(c) in kept)
         return tuple(range(len(kept)))
 
-    def possible(self, step: Step) -> list[Order]:
+    def possible(self, op: Operation) -> list[Order]:
         """Orders of the axes that the stored shape allows: all of one that was flattened, of others those that give its sizes.
 
         The sizes decide only where no layout was said; a layout that was said may be wrong along with the shape.
         """
-        return orders(squeezed(step)[0])
+        return orders(squeezed(op)[0])
 
-    def raw(self, step: Step, order: Order) -> np.ndarray:
+    def raw(self, op: Operation, order: Order) -> np.ndarray:
         """Numbers as stored at the step's places, under an order of the axes."""
-        dims, axis = squeezed(step)
+        dims, axis = squeezed(op)
         key = dims, axis, order
         if key not in self._raw:
             if not self._rows:
                 self._rows = self.tensor.rows(self.frames)
-            spots = self.spots(step).flat(order)
+            spots = self.spots(op).flat(order)
             self._raw[key] = np.stack([row[spots] for row in self._rows]).astype(self.tensor.dtype, copy=False)
         return self._raw[key]
 
-    def values(self, step: Step, order: Order, mend: Mend | None = None) -> np.ndarray:
+    def values(self, op: Operation, order: Order, mend: Mend | None = None) -> np.ndarray:
         """Real numbers at the step's places, float64, with `mend` undone but for its order."""
         mend = Mend() if mend is None else mend
-        raw, spots, tensor = self.raw(step, order), self.spots(step), self.tensor
+        raw, spots, tensor = self.raw(op, order), self.spots(op), self.tensor
         if mend.swap:
             raw = raw.byteswap()
         if mend.dtype is not None:
@@ -125,38 +125,38 @@ class Look:
         values = real(raw, tensor, spots) / mend.factor
         if mend.channels is not None:
             values = values.reshape(len(values), spots.channels, -1)[:, list(mend.channels)].reshape(len(values), -1)
-        return np.clip(values, *step.act) if mend.clamp else values
+        return np.clip(values, *op.act) if mend.clamp else values
 
-    def best(self, x: np.ndarray, step: Step) -> tuple[float, str]:
+    def best(self, x: np.ndarray, op: Operation) -> tuple[float, str]:
         """Correlation of a signature with the step's in the lane that it is most like; NaN where neither has a signal."""
         a = normalised(x)
         found = float("nan"), "float"
         if a is None:
             return found
-        for lane, y in self.known.values[step.name].items():
+        for lane, y in self.known.values[op.name].items():
             b = normalised(y)
             if b is not None and not float(a @ b) <= found[0]:
                 found = float(a @ b), lane
         return found
 
-    def views(self, step: Step) -> Iterator[View]:
+    def views(self, op: Operation) -> Iterator[View]:
         """The tensor as `step`'s under every assumption; the first is as it stands."""
-        own = self.declared(step)
+        own = self.declared(op)
         if own is not None:
-            yield View(step, None, Mend(order=own), *self.best(self.values(step, own), step))
-        seen = set() if own is None else {self.spots(step).flat(own).tobytes()}
-        for order in self.possible(step):
-            key = self.spots(step).flat(order).tobytes()
+            yield View(op, None, Mend(order=own), *self.best(self.values(op, own), op))
+        seen = set() if own is None else {self.spots(op).flat(own).tobytes()}
+        for order in self.possible(op):
+            key = self.spots(op).flat(order).tobytes()
             if key not in seen:
                 seen.add(key)
-                yield View(step, "layout", Mend(order=order), *self.best(self.values(step, order), step))
+                yield View(op, "layout", Mend(order=order), *self.best(self.values(op, order), op))
         if own is None:
             return
         for kind, mend in self._readings():
             with np.errstate(over="ignore", invalid="ignore"):
-                yield View(step, kind, replace(mend, order=own), *self.best(self.values(step, own, mend), step))
-        yield from self._activations(step, own)
-        yield from self._channels(step, own)
+                yield View(op, kind, replace(mend, order=own), *self.best(self.values(op, own, mend), op))
+        yield from self._activations(op, own)
+        yield from self._channels(op, own)
 
     def _readings(self) -> Iterator[tuple[ProblemKind, Mend]]:
         other = _OTHER_SIGN.get(self.tensor.dtype.name)
@@ -167,31 +167,31 @@ class Look:
         if self.tensor.dtype.itemsize > 1:
             yield "byte-order", Mend(swap=True)
 
-    def _activations(self, step: Step, order: Order) -> Iterator[View]:
-        x = self.values(step, order)
-        if step.act != UNBOUNDED and self.outside(x, step):
+    def _activations(self, op: Operation, order: Order) -> Iterator[View]:
+        x = self.values(op, order)
+        if op.act != UNBOUNDED and self.outside(x, op):
             mend = Mend(order=order, clamp=True)
-            yield View(step, "pre-activation", mend, *self.best(self.values(step, order, mend), step))
-        if step.act == UNBOUNDED and np.nanmin(x) >= 0.0:
+            yield View(op, "pre-activation", mend, *self.best(self.values(op, order, mend), op))
+        if op.act == UNBOUNDED and np.nanmin(x) >= 0.0:
             found = float("nan"), "float"
-            for lane, y in self.known.values[step.name].items():
+            for lane, y in self.known.values[op.name].items():
                 r = correlation(x, np.maximum(y, 0.0)) if np.nanmin(y) < 0.0 else float("nan")
                 found = (r, lane) if not r <= found[0] and r == r else found  # noqa: PLR0124  # NaN
-            yield View(step, "post-activation", Mend(order=order), *found)
+            yield View(op, "post-activation", Mend(order=order), *found)
 
-    def outside(self, x: np.ndarray, step: Step) -> bool:
+    def outside(self, x: np.ndarray, op: Operation) -> bool:
         """Whether values lie beyond the bounds of the step's activation, by more than rounding."""
-        low, high = step.act
+        low, high = op.act
         margin = 1e-3 * max(float(np.nanmax(np.abs(x))), 1e-30)
         return bool(np.nanmin(x) < low - margin or np.nanmax(x) > high + margin)
 
-    def _channels(self, step: Step, order: Order) -> Iterator[View]:
-        spots = self.spots(step)
+    def _channels(self, op: Operation, order: Order) -> Iterator[View]:
+        spots = self.spots(op)
         if spots.channels != (spots.dims[spots.axis] if spots.dims else 1):
             return
-        y = self.known.values[step.name]["float"]
-        found = channel_order(self.values(step, order), y, spots.channels)
+        y = self.known.values[op.name]["float"]
+        found = channel_order(self.values(op, order), y, spots.channels)
         if found is not None:
             chosen, held_out = found
             if chosen != list(range(spots.channels)):
-                yield View(step, "channels", Mend(order=order, channels=tuple(chosen)), held_out, "float")
+                yield View(op, "channels", Mend(order=order, channels=tuple(chosen)), held_out, "float")

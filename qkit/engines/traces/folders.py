@@ -16,7 +16,7 @@ from qkit.engines.traces.manifest import FILE, Entry, Manifest
 from qkit.engines.traces.names import Names, TidlName, natural
 from qkit.engines.traces.tensors import Part, Trace, TraceTensor, checked
 from qkit.files import named
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 
 Kind = Literal["auto", "manifest", "npy", "npz", "tidl", "reference"]
 KINDS = ("auto", "manifest", "npy", "npz", "tidl", "reference")
@@ -97,23 +97,23 @@ def _folders(root: Path, files: Sequence[Path], kind: Kind, names: Names, max_by
         elif path.suffix.lower() in (".bin", ".raw", ".dat", ""):
             name = path.name.removesuffix(path.suffix) if path.suffix else path.name
             name = named(name.removesuffix("_float"))
-            step, _ = names.find(name)
-            if step is None:
+            op, _ = names.find(name)
+            if op is None:
                 # the suffix may be a part of the layer's name: conv.0
-                step, _ = names.find(path.name)
-                name = path.name if step is not None else name
-            groups.setdefault(name, []).append(_dump(path, step, max_bytes))
+                op, _ = names.find(path.name)
+                name = path.name if op is not None else name
+            groups.setdefault(name, []).append(_dump(path, op, max_bytes))
     return groups
 
 
-def _dump(path: Path, step: Step | None, max_bytes: int) -> Stored:
+def _dump(path: Path, op: Operation | None, max_bytes: int) -> Stored:
     """A float32 dump; its shape is its layer's, or a row of numbers where no layer has that name."""
     size = file_size(path, max_bytes)
     if size % 4:
         raise TraceError(f"{path.name} has {size} bytes, no whole number of float32: it is cut off, or not float32.")
-    if step is None:
+    if op is None:
         return raw(path, dtype_of("float32", path.name), (1, size // 4), max_bytes=max_bytes)
-    sample = step.shape[1:] or (1,)
+    sample = op.shape[1:] or (1,)
     count = max(size // (4 * int(np.prod(sample))), 1)
     return raw(path, dtype_of("float32", path.name), (count, *sample), max_bytes=max_bytes)
 
@@ -121,14 +121,14 @@ def _dump(path: Path, step: Step | None, max_bytes: int) -> Stored:
 def _tensor(name: str, arrays: Sequence[Stored], manifest: Manifest, names: Names) -> TraceTensor:
     entry = manifest.find(name)
     if entry.tap is None and entry is manifest.defaults:
-        step, _ = names.find(name)
-        entry = manifest.find(name, tap=None if step is None else step.name)
+        op, _ = names.find(name)
+        entry = manifest.find(name, tap=None if op is None else op.name)
     return assemble(entry, name, [Part.of(stored) for stored in arrays], names)
 
 
 def assemble(entry: Entry, name: str, parts: Sequence[Part], names: Names) -> TraceTensor:
     """A tensor from its arrays and what is known of it."""
-    step, _ = names.find(entry.tap or name)
+    op, _ = names.find(entry.tap or name)
     shape = parts[0].shape
     for part in parts:
         if entry.shape is not None and part.shape != entry.shape:
@@ -141,8 +141,8 @@ def assemble(entry: Entry, name: str, parts: Sequence[Part], names: Names) -> Tr
         layout = None
     if layout is not None:
         batched = layout.startswith("N")
-    elif step is not None and step.shape:
-        batched = len(shape) == len(step.shape) or (len(shape) > 1 and shape[1:] == step.shape[1:])
+    elif op is not None and op.shape:
+        batched = len(shape) == len(op.shape) or (len(shape) > 1 and shape[1:] == op.shape[1:])
     else:
         batched = len(shape) in (2, 4)
     if batched and len(shape) == 1:

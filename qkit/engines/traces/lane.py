@@ -22,7 +22,7 @@ from qkit.engines.traces.tensors import Trace, TraceTensor
 from qkit.errors import DataError, PlanError
 from qkit.execution.loading import batches
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.quant.grids import MIN_SCALE, QuantParams, dequantize
 from qkit.quant.plan import Plan
 
@@ -80,11 +80,11 @@ class TraceLane:
         """
         self.alignment.require()
         if tap not in self.alignment.matches:
-            step = self.graph.step(tap)
-            raise TraceError(f"the trace {self.name!r} has no tensor for {step.name}; it has {', '.join(self.taps[:5])}, ….")
+            op = self.graph.operation(tap)
+            raise TraceError(f"the trace {self.name!r} has no tensor for {op.name}; it has {', '.join(self.taps[:5])}, ….")
         wanted = range(self.frames) if frames is None else frames
         match = self.alignment.matches[tap]
-        return engine_tensor(self._tensors[match.tensor], self.graph.step(tap), match, wanted)
+        return engine_tensor(self._tensors[match.tensor], self.graph.operation(tap), match, wanted)
 
     def run(self, loader: Iterable[Any], *, limit: int | None = None) -> Iterator[EngineBatch]:
         """The lane's batches over the loader that the frames' samples are from; samples without a frame are left out of them.
@@ -120,16 +120,16 @@ class TraceLane:
     def _outputs(self, taps: Mapping[str, EngineTensor]) -> Any:
         """The network's outputs from its last taps; None where the trace lacks one, or more than a reshape lies behind it."""
 
-        def value(step: Step) -> Any:
-            if step.quantized:
-                return taps[step.name].values if step.name in taps else None
-            if step.kind not in ("keep", "output") or not step.inputs:
+        def value(op: Operation) -> Any:
+            if op.quantized:
+                return taps[op.name].values if op.name in taps else None
+            if op.kind not in ("keep", "output") or not op.inputs:
                 return None
-            arguments = [value(self.graph.steps[i]) for i in step.inputs]
-            return None if any(a is None for a in arguments) else step.call(*arguments)
+            arguments = [value(self.graph.operations[i]) for i in op.inputs]
+            return None if any(a is None for a in arguments) else op.call(*arguments)
 
         with torch.inference_mode():
-            return value(self.graph.steps[-1])
+            return value(self.graph.operations[-1])
 
     def __repr__(self) -> str:
         state = "" if self.alignment.ok else ", misaligned: see .alignment"
@@ -147,9 +147,9 @@ class TraceLane:
         }  # fmt: skip
 
 
-def engine_tensor(tensor: TraceTensor, step: Step, match: Match, frames: Sequence[int]) -> EngineTensor:
+def engine_tensor(tensor: TraceTensor, op: Operation, match: Match, frames: Sequence[int]) -> EngineTensor:
     """A trace's tensor in the kit's layout, with what was wrong undone."""
-    mend, (dims, _) = match.mend, squeezed(step)
+    mend, (dims, _) = match.mend, squeezed(op)
     raw = tensor.take(frames)
     if mend.swap:
         raw = raw.byteswap()
@@ -157,13 +157,13 @@ def engine_tensor(tensor: TraceTensor, step: Step, match: Match, frames: Sequenc
         raw = raw.view(mend.dtype)
     order = tuple(range(len(dims))) if mend.order is None or len(mend.order) != len(dims) else mend.order
     stored = raw.reshape(len(frames), *(dims[axis] for axis in order))
-    ours = stored.transpose(0, *(1 + order.index(axis) for axis in range(len(dims)))).reshape(len(frames), *step.shape[1:])
-    axis = step.channel_axis % len(step.shape)
+    ours = stored.transpose(0, *(1 + order.index(axis) for axis in range(len(dims)))).reshape(len(frames), *op.shape[1:])
+    axis = op.channel_axis % len(op.shape)
     if mend.channels is not None:
         ours = ours.take(mend.channels, axis)
     step_size = tensor.step if mend.step is None else mend.step
     zero_point = tensor.zero_point if mend.zero_point is None else mend.zero_point
-    low, high = step.act if mend.clamp else (-np.inf, np.inf)
+    low, high = op.act if mend.clamp else (-np.inf, np.inf)
     if tensor.is_integer and step_size is not None and mend.factor == 1.0:
         params = _params(step_size, zero_point, ours.dtype, axis, tensor.name)
         if params is not None:

@@ -17,7 +17,7 @@ from typing import Literal
 from qkit.engines.traces.formats import TraceError, file_size
 from qkit.files import explained
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 
 _CORE = r"(?:C7x_(?P<core>\d+)_)?"
 _PLANE = r"(?P<width>\d+)x(?P<height>\d+)(?P<suffix>_float\.bin|\.y|\.bin)?$"
@@ -169,38 +169,38 @@ class Names:
     """Steps of a graph by the names that devices give them."""
 
     def __init__(self, graph: Graph) -> None:
-        steps = [step for step in graph.steps if step.kind in ("keep", "float") or step.quantized]
+        operations = [op for op in graph.operations if op.kind in ("keep", "float") or op.quantized]
         # a tap wins over a step without a grid where both have one normal form
-        self._exact = {step.name: step for step in steps}
-        self._normal = _unique([(normal(step.name), step) for step in steps])
-        self._scope = _unique([(normal(scope(step.name.partition(":")[0])), step) for step in steps if ":" not in step.name])
+        self._exact = {op.name: op for op in operations}
+        self._normal = _unique([(normal(op.name), op) for op in operations])
+        self._scope = _unique([(normal(scope(op.name.partition(":")[0])), op) for op in operations if ":" not in op.name])
         self._operation = _unique(
             [
-                (normal(scope(path)) + ":" + normal(op), step)
-                for step in steps
-                for path, colon, op in [step.name.partition(":")]
+                (normal(scope(path)) + ":" + normal(kind), op)
+                for op in operations
+                for path, colon, kind in [op.name.partition(":")]
                 if colon
             ]
         )
 
-    def find(self, name: str) -> tuple[Step | None, str]:
+    def find(self, name: str) -> tuple[Operation | None, str]:
         """The step of that name, or None, and how it was found: "exact", "normalised", "exporter"."""
         if name in self._exact:
             return self._exact[name], "exact"
         plain = normal(name)
         if plain in self._normal:
             return self._normal[plain], "normalised"
-        base, op = plain, ""
+        base, kind = plain, ""
         if match := _OPERATOR.match(plain):
-            base, op = match["base"], match["op"]
-        for key, table in ((base, self._scope), (f"{base}:{op}", self._operation)):
+            base, kind = match["base"], match["op"]
+        for key, table in ((base, self._scope), (f"{base}:{kind}", self._operation)):
             if key in table:
                 return table[key], "exporter"
         return None, ""
 
 
-def _unique(pairs: list[tuple[str, Step]]) -> dict[str, Step]:
-    taps = [(key, step) for key, step in pairs if step.quantized]
+def _unique(pairs: list[tuple[str, Operation]]) -> dict[str, Operation]:
+    taps = [(key, op) for key, op in pairs if op.quantized]
     counts, all_counts = Counter(key for key, _ in taps), Counter(key for key, _ in pairs)
-    kept = {key: step for key, step in pairs if all_counts[key] == 1}
-    return kept | {key: step for key, step in taps if counts[key] == 1}
+    kept = {key: op for key, op in pairs if all_counts[key] == 1}
+    return kept | {key: op for key, op in taps if counts[key] == 1}

@@ -14,8 +14,8 @@ from qkit.engines.traces.matching import lead, normalised
 from qkit.engines.traces.result import Mend, ProblemKind
 from qkit.engines.traces.signatures import Order, References, orders, squeezed
 from qkit.graph import Graph
-from qkit.graph.operations import UNBOUNDED
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
+from qkit.graph.table import UNBOUNDED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,14 +56,14 @@ def search(
         mended: dict[str, View] = {}
         for (dims, _), group in groups.items():
             if math.prod(dims) == look.tensor.size:
-                for view in _views(look, group, _orders(look, group.steps[0]), clamp):
+                for view in _views(look, group, _orders(look, group.operations[0]), clamp):
                     views = plain if view.kind is None else mended
-                    held = views.get(view.step.name)
+                    held = views.get(view.op.name)
                     if held is None or view.correlation > held.correlation + 1e-9:
-                        views[view.step.name] = view
+                        views[view.op.name] = view
         views = plain | {name: view for name, view in mended.items() if name not in plain or _better(view, plain[name])}
         look.release()
-        found.append(Found(look, sorted(views.values(), key=lambda v: (-v.correlation, v.step.name in taken))))
+        found.append(Found(look, sorted(views.values(), key=lambda v: (-v.correlation, v.op.name in taken))))
     return sorted(found, key=lambda f: -(f.views[0].correlation if f.views else -1.0))
 
 
@@ -74,9 +74,9 @@ def _better(view: View, plain: View) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    steps: list[Step]
+    operations: list[Operation]
     #: (step, lane, normalised signature)
-    rows: list[tuple[Step, str]]
+    rows: list[tuple[Operation, str]]
     matrix: np.ndarray
 
 
@@ -84,32 +84,32 @@ def _groups(graph: Graph, known: References) -> Mapping[tuple[tuple[int, ...], i
     """Steps by dims and channel axis, with the matrix of their signatures; reshapes of another step are left out."""
     held = known.groups
     if not held:
-        by_dims: dict[tuple[tuple[int, ...], int], list[Step]] = {}
-        for step in graph.steps:
-            if step.name in known.values and not _reshape(step, graph):
-                by_dims.setdefault(squeezed(step), []).append(step)
-        for key, steps in by_dims.items():
+        by_dims: dict[tuple[tuple[int, ...], int], list[Operation]] = {}
+        for op in graph.operations:
+            if op.name in known.values and not _reshape(op, graph):
+                by_dims.setdefault(squeezed(op), []).append(op)
+        for key, operations in by_dims.items():
             rows, vectors = [], []
-            for step in steps:
-                for lane, y in known.values[step.name].items():
+            for op in operations:
+                for lane, y in known.values[op.name].items():
                     vector = normalised(y)
                     if vector is not None:
-                        rows.append((step, lane))
+                        rows.append((op, lane))
                         vectors.append(vector)
             if rows:
-                held[key] = _Group(steps, rows, np.stack(vectors))
+                held[key] = _Group(operations, rows, np.stack(vectors))
     return held
 
 
-def _reshape(step: Step, graph: Graph) -> bool:
-    return step.kind == "keep" and math.prod(step.shape[1:]) == math.prod(graph.steps[step.inputs[0]].shape[1:])
+def _reshape(op: Operation, graph: Graph) -> bool:
+    return op.kind == "keep" and math.prod(op.shape[1:]) == math.prod(graph.operations[op.inputs[0]].shape[1:])
 
 
-def _orders(look: Look, step: Step) -> list[Order]:
+def _orders(look: Look, op: Operation) -> list[Order]:
     """Orders that may be meant, the declared one first; without those under which nothing changes place."""
-    own = look.declared(step)
-    tried = [order for order in orders(squeezed(step)[0]) if order != own]
-    spots, seen, kept = look.spots(step), set(), []
+    own = look.declared(op)
+    tried = [order for order in orders(squeezed(op)[0]) if order != own]
+    spots, seen, kept = look.spots(op), set(), []
     for order in ([own] if own is not None else []) + tried:
         key = spots.flat(order).tobytes()
         if key not in seen:
@@ -120,19 +120,19 @@ def _orders(look: Look, step: Step) -> list[Order]:
 
 def _views(look: Look, group: _Group, tried: Sequence[Order], clamp: bool) -> list[View]:
     found = []
-    own = look.declared(group.steps[0])
+    own = look.declared(group.operations[0])
     for order in tried:
         kind: ProblemKind | None = None if order == own else "layout"
-        x = look.values(group.steps[0], order)
-        for act in {UNBOUNDED, *(step.act for step in group.steps if clamp and look.outside(x, step))}:
+        x = look.values(group.operations[0], order)
+        for act in {UNBOUNDED, *(op.act for op in group.operations if clamp and look.outside(x, op))}:
             vector = normalised(x if act == UNBOUNDED else np.clip(x, *act))
             if vector is None:
                 continue
             scores = group.matrix @ vector
-            for (step, lane), score in zip(group.rows, scores, strict=True):
+            for (op, lane), score in zip(group.rows, scores, strict=True):
                 if act == UNBOUNDED:
-                    found.append(View(step, kind, Mend(order=order), float(score), lane))
-                elif step.act == act:
+                    found.append(View(op, kind, Mend(order=order), float(score), lane))
+                elif op.act == act:
                     mend = Mend(order=order, clamp=True)
-                    found.append(View(step, "pre-activation" if kind is None else kind, mend, float(score), lane))
+                    found.append(View(op, "pre-activation" if kind is None else kind, mend, float(score), lane))
     return found

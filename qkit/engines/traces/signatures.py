@@ -21,7 +21,7 @@ from qkit.errors import DataError
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import Batch, batches
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.progress import track
 from qkit.quant.plan import FLOAT, Plan
 
@@ -78,10 +78,10 @@ def places(dims: tuple[int, ...], axis: int, frames: int) -> Places:
     return Places(dims, axis, tuple(coordinates[i] for i in range(len(dims))) if dims else (np.zeros(1, np.int64),), len(taken))
 
 
-def squeezed(step: Step) -> tuple[tuple[int, ...], int]:
+def squeezed(op: Operation) -> tuple[tuple[int, ...], int]:
     """Dims of a step's sample without axes of size 1, and its channel axis among them."""
-    sample = step.shape[1:]
-    axis = step.channel_axis % max(len(step.shape), 1) - 1
+    sample = op.shape[1:]
+    axis = op.channel_axis % max(len(op.shape), 1) - 1
     kept = [i for i, size in enumerate(sample) if size > 1]
     dims = tuple(sample[i] for i in kept)
     return dims, kept.index(axis) if axis in kept else 0
@@ -128,7 +128,7 @@ def references(
     """
     lanes = {"float": FLOAT, **plans}
     wanted = {sample: row for row, sample in enumerate(samples)}
-    kept = {step.name: (step, places(*squeezed(step), len(samples))) for step in graph.steps if _comparable(step)}
+    kept = {op.name: (op, places(*squeezed(op), len(samples))) for op in graph.operations if _comparable(op)}
     values = {
         name: {lane: np.full((len(samples), len(p.coordinates[0])), np.nan, np.float32) for lane in lanes}
         for name, (_, p) in kept.items()
@@ -153,27 +153,27 @@ def references(
     return References(tuple(lanes), values, len(samples))
 
 
-def _comparable(step: Step) -> bool:
-    return bool(step.shape) and (step.quantized or step.kind == "keep")
+def _comparable(op: Operation) -> bool:
+    return bool(op.shape) and (op.quantized or op.kind == "keep")
 
 
 def _signatures(
-    graph: Graph, lanes: Mapping[str, Plan], batch: Batch, rows: Sequence[int], kept: Mapping[str, tuple[Step, Places]]
+    graph: Graph, lanes: Mapping[str, Plan], batch: Batch, rows: Sequence[int], kept: Mapping[str, tuple[Operation, Places]]
 ) -> dict[str, dict[str, np.ndarray]]:
     found: dict[str, dict[str, np.ndarray]] = {}
     # what steps without a grid make of a tap (a maximum pool, a flatten) is not observed: it is made again
-    derived: dict[int, list[Step]] = {}
-    for step in graph.steps:
-        if step.kind == "keep" and step.name in kept and len(step.inputs) == 1:
-            derived.setdefault(step.inputs[0], []).append(step)
+    derived: dict[int, list[Operation]] = {}
+    for op in graph.operations:
+        if op.kind == "keep" and op.name in kept and len(op.inputs) == 1:
+            derived.setdefault(op.inputs[0], []).append(op)
 
-    def take(step: Step, values: Mapping[str, Tensor]) -> None:
-        if step.name in kept:
-            spots = kept[step.name][1].flat()
-            found[step.name] = {
+    def take(op: Operation, values: Mapping[str, Tensor]) -> None:
+        if op.name in kept:
+            spots = kept[op.name][1].flat()
+            found[op.name] = {
                 lane: value.detach().reshape(value.shape[0], -1).cpu().numpy()[:, spots] for lane, value in values.items()
             }
-        for after in derived.get(step.index, ()):
+        for after in derived.get(op.index, ()):
             take(after, {lane: after.call(value) for lane, value in values.items()})
 
     cut = cut_batch(batch, rows)

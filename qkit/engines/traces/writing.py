@@ -24,7 +24,7 @@ from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches
 from qkit.files import check_unused, dump, explained, file_name, filling, named
 from qkit.graph import Graph
-from qkit.graph.step import Step
+from qkit.graph.operation import Operation
 from qkit.quant.grids import QuantParams, quantize
 from qkit.quant.plan import Plan
 
@@ -145,15 +145,15 @@ def write(
 def _tensors(
     graph: Graph, plan: Plan, loader: Iterable[Any], frames: int, taps: Sequence[str] | None, naming: Naming
 ) -> Iterable[Written]:  # fmt: skip
-    wanted = frozenset(graph.step(tap).name for tap in (graph.taps if taps is None else taps))
+    wanted = frozenset(graph.operation(tap).name for tap in (graph.taps if taps is None else taps))
     parts: dict[str, list[np.ndarray]] = {}
-    steps: dict[str, Step] = {}
+    operations: dict[str, Operation] = {}
     left = frames
 
-    def look(step: Step, values: Mapping[str, Tensor]) -> None:
-        if step.name in wanted:
-            steps[step.name] = step
-            parts.setdefault(step.name, []).append(values["lane"][:left].detach().cpu().contiguous().numpy().copy())
+    def look(op: Operation, values: Mapping[str, Tensor]) -> None:
+        if op.name in wanted:
+            operations[op.name] = op
+            parts.setdefault(op.name, []).append(values["lane"][:left].detach().cpu().contiguous().numpy().copy())
 
     for batch in batches(loader):
         run_lanes(graph, [Lane("lane", plan)], batch.inputs, observe=look)
@@ -166,7 +166,7 @@ def _tensors(
     for number, (tap, arrays) in enumerate(parts.items()):
         values = np.concatenate(arrays)
         params = plan.params(tap)
-        name = {"tap": tap, "exporter": _exported(steps[tap]), "none": f"tensor_{number:04}"}[naming]
+        name = {"tap": tap, "exporter": _exported(operations[tap]), "none": f"tensor_{number:04}"}[naming]
         while name in taken:
             name += "_1"
         taken.add(name)
@@ -174,12 +174,12 @@ def _tensors(
         yield Written(tap, name, values, coded, params)
 
 
-def _exported(step: Step) -> str:
-    path, _, op = step.name.partition(":")
-    kind = {"conv": "Conv", "linear": "Gemm", "input": ""}.get(step.kind, step.kind.capitalize())
-    if step.kind == "input":
-        return step.name
-    return "/" + "/".join(part for part in (scope(path), f"{op.capitalize() or kind}_output_0") if part)
+def _exported(op: Operation) -> str:
+    path, _, call = op.name.partition(":")
+    kind = {"conv": "Conv", "linear": "Gemm", "input": ""}.get(op.kind, op.kind.capitalize())
+    if op.kind == "input":
+        return op.name
+    return "/" + "/".join(part for part in (scope(path), f"{call.capitalize() or kind}_output_0") if part)
 
 
 def _changed(tensor: Written, change: Change, codes: bool) -> Written:

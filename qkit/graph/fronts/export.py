@@ -24,7 +24,7 @@ from qkit.graph.explaining import shaped_by_data
 from qkit.graph.fronts.fx import Traced
 from qkit.graph.fronts.opaque import call_of
 from qkit.graph.normal import NormalForm, fetch, outline
-from qkit.graph.operations import short_name
+from qkit.graph.table import short_name
 
 #: Operations that only look at a value, or check it.
 _CHECKS = frozenset(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from qkit.graph import operations as ops
+from qkit.graph import table
 
 #: Kinds that end in a grid of their own.
 QUANTIZED = frozenset(
@@ -15,7 +15,7 @@ QUANTIZED = frozenset(
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class Operation:
     """One operation of the engine.
 
     Attributes
@@ -73,7 +73,7 @@ class Step:
     bias: str | None = None
     norm: str | None = None
     weight_axis: int | None = 0
-    act: ops.Bounds = ops.UNBOUNDED
+    act: table.Bounds = table.UNBOUNDED
     shape: tuple[int, ...] = ()
     channel_axis: int = 1
     argument: int | None = None
