@@ -512,7 +512,7 @@ class Study:
         return Scores(self.metric_name, self._evaluator.scores(plans, batches=batches, progress=progress))
 
     def score(self, plan: Plan | None = None, *, batches: int | None = None) -> Interval:
-        """The score of a plan near the current one, computed from the first changed step on; see `Evaluator.score_near`."""
+        """The score of a plan near the current one, computed from the first changed operation on; see `Evaluator.score_near`."""
         return mean_interval(self._evaluator.score_near(self.plan if plan is None else plan, self.plan, batches=batches))
 
     def effect(self, tensor: str, plan: Plan | None = None, *, batches: int | None = None) -> Effect:

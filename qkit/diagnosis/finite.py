@@ -42,7 +42,7 @@ def _in_the_model(study: Study) -> list[Cause]:
 
 
 class _FoundError(Exception):
-    """Ends the pass at the first such value: its step, and how many there are."""
+    """Ends the pass at the first such value: its operation, and how many there are."""
 
 
 def _on_the_way(study: Study, limit: int | None) -> list[Cause]:

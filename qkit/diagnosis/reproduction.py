@@ -60,7 +60,7 @@ def nondeterminism(study: Study) -> list[Cause]:
 
 
 def _unseen_source(graph: Graph, name: str, seen: Mapping[str, float]) -> Operation:
-    """The earliest operation without a tap that leads to that tap or the output from taps alike; else the tap's own step."""
+    """The earliest operation without a tap that leads to that tap or the output from taps alike; else the tap's own operation."""
     op = next((s for s in graph.operations if s.name == name), graph.operations[-1])
     found, todo = op, list(op.inputs)
     while todo:
@@ -199,7 +199,7 @@ def _among(ours: Tensor, made: Sequence[Tensor]) -> bool:
 
 
 def _givers(graph: Graph, op: Operation) -> list[Operation]:
-    """The nearest steps with weights, or in float, before this one; the first step where there are none."""
+    """The nearest operations with weights, or in float, before this one; the first operation where there are none."""
     found, todo = [], [graph.operations[op.inputs[0]]]
     while todo:
         source = todo.pop(0)

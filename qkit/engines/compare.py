@@ -1,11 +1,11 @@
 """Where an engine leaves the simulation, tap by tap, and why as far as an experiment tells.
 
 Two comparisons answer different questions. *Accumulated*: both run from the network's input, so a difference at a tap may come
-from any layer before it; one step at the start is amplified on the way. *From equal inputs*: the kit's step runs on the engine's
-own values of that step's inputs (`qkit.engines.equal_inputs`), so a difference at a tap arises there. A tap that the engine does
-not yield is computed from the nearest ones that it does.
+from any layer before it; one step at the start is amplified on the way. *From equal inputs*: the kit's step runs on the
+engine's own values of that operation's inputs (`qkit.engines.equal_inputs`), so a difference at a tap arises there. A tap that
+the engine does not yield is computed from the nearest ones that it does.
 
-Where the two differ by more than rounding explains, the kit computes the step again as engines are known to
+Where the two differ by more than rounding explains, the kit computes the operation again as engines are known to
 (`qkit.engines.faults`: biases dropped or too wide, narrow accumulators, other scales, orders, layouts, roundings), on the same
 inputs; what brings the values together is the reason that is given.
 """

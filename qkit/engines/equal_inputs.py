@@ -1,9 +1,9 @@
-"""The walk from equal inputs: every step of the kit computed on what the engine itself had in front of it.
+"""The walk from equal inputs: every operation of the kit computed on what the engine itself had in front of it.
 
 Differences grow on their way through a network, so comparing tensor by tensor from the input on blames every layer behind the
-first bad one. Here a step reads the engine's own values of its inputs, so that a difference at its tap arises there. Where the
-engine has no tensor (fused, not written), the simulation's goes on to the next step, and with it a doubt: the engine may have
-rounded that tensor otherwise. How far that moves what comes behind is found by rounding it down instead.
+first bad one. Here an operation reads the engine's own values of its inputs, so that a difference at its tap arises there.
+Where the engine has no tensor (fused, not written), the simulation's goes on to the next operation, and with it a doubt: the
+engine may have rounded that tensor otherwise. How far that moves what comes behind is found by rounding it down instead.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ FLOAT_STEP = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Visit:
-    """A step that the engine has a tensor of.
+    """An operation that the engine has a tensor of.
 
     Attributes
     ----------
-    graph, plan, step
+    graph, plan, op
         What is simulated.
     inputs
-        The engine's values of what the step reads.
+        The engine's values of what the operation reads.
     sums
-        What the step gives on them, before activation and rounding.
+        What the operation gives on them, before activation and rounding.
     simulated
         The same behind both.
     engine
@@ -153,7 +153,7 @@ def rounded(op: Operation, sums: Tensor, params: QuantParams, how: Callable[[Ten
 
 
 def computed(graph: Graph, op: Operation, inputs: list[Any], plan: Plan) -> Any:
-    """What the step gives in the plan's lane on these inputs, before activation and rounding."""
+    """What the operation gives in the plan's lane on these inputs, before activation and rounding."""
     return compute(op, inputs, decide(op, plan, graph), Operands(graph, op))
 
 

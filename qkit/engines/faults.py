@@ -62,7 +62,7 @@ class Fault:
 
 
 def hypotheses(visit: Visit) -> Iterator[Fault]:
-    """All that could be at this step."""
+    """All that could be at this operation."""
     if visit.op.weight is not None:
         yield from _biases(visit)
         yield from _accumulators(visit)

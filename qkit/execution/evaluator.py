@@ -323,10 +323,10 @@ class Evaluator:
     # ---------------------------------------------------------------- edits
 
     def score_near(self, plan: Plan, base: Plan, *, batches: int | None = None) -> np.ndarray:
-        """Per-sample scores of a plan near the base, float64 (N,), computed from the first changed step on.
+        """Per-sample scores of a plan near the base, float64 (N,), computed from the first changed operation on.
 
-        The base's values at that step are kept: further plans that change it, as a range being tuned does, cost only what lies
-        behind it, and one that changes a later step starts there.
+        The base's values at that operation are kept: further plans that change it, as a range being tuned does, cost only what
+        lies behind it, and one that changes a later operation starts there.
         """
         found = self.known(plan, batches)
         if found is not None:
@@ -355,7 +355,7 @@ class Evaluator:
         return np.concatenate(parts)
 
     def _prefix_at(self, index: int, plan: Plan, base: Plan, batches: int | None, *, errors: bool = False) -> Prefix:
-        """The kept prefix, advanced to that step, where the plan can start from it; else a new one."""
+        """The kept prefix, advanced to that operation, where the plan can start from it; else a new one."""
         kept, limit = self._prefix or (None, None)
         if (
             kept is None
@@ -434,7 +434,7 @@ def run_from_base(
     Parameters
     ----------
     lanes
-        Pairs of the first step at which a lane parts from the base, and the lane; sorted by that step.
+        Pairs of the first operation at which a lane parts from the base, and the lane; sorted by that operation.
     budget
         Bytes of live tensors for a group.
     bar

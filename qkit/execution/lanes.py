@@ -1,8 +1,8 @@
 """The lockstep executor: any number of lanes through one graph, node by node, each distinct value computed once.
 
-At every step the lanes are grouped by the identity of their inputs and their decision (which grids the step's weight, bias
-and output get). A group is computed once, and its lanes share the result until they differ: copy on divergence. A value
-is dropped, in every lane, after the last step that reads it: bounded memory.
+At every operation the lanes are grouped by the identity of their inputs and their decision (which grids the operation's weight,
+bias and output get). A group is computed once, and its lanes share the result until they differ: copy on divergence. A value is
+dropped, in every lane, after the last operation that reads it: bounded memory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Lane:
     plan
         Its grids; `FLOAT` for none.
     reads
-        Name of the lane whose values this one takes as inputs at *every* step; its own results go to the observer and no
+        Name of the lane whose values this one takes as inputs at *every* operation; its own results go to the observer and no
         further. With the float lane's this is the local error: one layer's quantization alone on float inputs.
     """
 
@@ -48,7 +48,7 @@ class Lane:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What a lane does at a step; equal decisions on equal inputs give equal results."""
+    """What a lane does at an operation; equal decisions on equal inputs give equal results."""
 
     weight: QuantParams | None
     bias_scale: tuple[QuantParams, QuantParams, int] | None
@@ -69,7 +69,7 @@ class Decision:
 
 
 class Value:
-    """A step's result in the lanes that share it; sharing is told by identity."""
+    """An operation's result in the lanes that share it; sharing is told by identity."""
 
     __slots__ = ("data",)
 
@@ -79,7 +79,7 @@ class Value:
 
 @dataclass(frozen=True, eq=False)
 class Frontier:
-    """All values that steps from `index` on still read, of one lane: where a later run can start."""
+    """All values that operations from `index` on still read, of one lane: where a later run can start."""
 
     index: int
     values: Mapping[int, Value]
@@ -90,15 +90,15 @@ class Frontier:
         return sum(v.data.nbytes for v in self.values.values() if isinstance(v.data, Tensor))
 
 
-#: ``finish(step, y, params, lanes, reference)``: apply the fused activation to the fresh tensor `y` and put it on the grid,
+#: ``finish(op, y, params, lanes, reference)``: apply the fused activation to the fresh tensor `y` and put it on the grid,
 #: in place where possible; returns the value. `lanes` are the names that share it, `reference` the first lane's value.
 Finish = Callable[[Operation, Tensor, "QuantParams | None", tuple[str, ...], "Tensor | None"], Tensor]
-#: ``observe(step, values)``: every lane's value of a quantized step, by lane name.
+#: ``observe(op, values)``: every lane's value of a quantized operation, by lane name.
 Observe = Callable[[Operation, Mapping[str, Tensor]], None]
 
 
 def decide(op: Operation, plan: Plan, graph: Graph) -> Decision:
-    """What the plan says for a step."""
+    """What the plan says for an operation."""
     output = plan.params(op.name) if op.quantized else None
     weight = plan.params(op.weight)
     bias_scale = accumulator = None
@@ -156,7 +156,7 @@ def quantize_weight(weight: Tensor, params: QuantParams, codes: Codes | None = N
 
 @dataclass(eq=False)
 class Operands:
-    """A step's quantized weights and biases, each made once however many groups want it; gone with the step."""
+    """An operation's quantized weights and biases, each made once however many groups want it; gone with the operation."""
 
     graph: Graph
     op: Operation
@@ -228,7 +228,7 @@ def run_lanes(
     start
         Values to start from instead of the inputs; right only if no lane differs before ``start.index``.
     executed
-        Counts, by step name, how often a step was computed.
+        Counts, by operation name, how often an operation was computed.
 
     Raises
     ------
@@ -248,7 +248,7 @@ def run_to(
     graph: Graph, lane: Lane, inputs: tuple[Any, ...] | None, index: int, *, start: Frontier | None = None,
     executed: Counter[str] | None = None,
 ) -> Frontier:  # fmt: skip
-    """Run one lane up to but without step `index` and return the frontier there."""
+    """Run one lane up to but without operation `index` and return the frontier there."""
     env = _walk(graph, [lane], inputs, finish_value, None, start, index, executed)
     return Frontier(index, {i: values[0] for i, values in env.items() if graph.last_use[i] >= index})
 
@@ -257,7 +257,7 @@ def value_at(
     graph: Graph, lane: Lane, inputs: tuple[Any, ...] | None, op: Operation, *, start: Frontier | None = None,
     executed: Counter[str] | None = None,
 ) -> Tensor:  # fmt: skip
-    """One lane's value of a quantized step, running no further than that."""
+    """One lane's value of a quantized operation, running no further than that."""
     found: dict[str, Tensor] = {}
 
     def look(at: Operation, values: Mapping[str, Tensor]) -> None:
@@ -300,7 +300,7 @@ def _run_step(
     graph: Graph, op: Operation, lanes: Sequence[Lane], source: Sequence[int], arguments: list[list[Value]], finish: Finish,
     executed: Counter[str] | None, *, keep_all: bool,
 ) -> list[Value]:  # fmt: skip
-    """Every lane's value of one step; a lane that reads another and that nobody observes gets that one's, to save memory."""
+    """Every lane's value of one operation; a lane that reads another and that nobody observes gets that one's, to save memory."""
     groups: dict[Any, tuple[Decision, tuple[Value, ...], list[int]]] = {}
     for i, lane in enumerate(lanes):
         operands = tuple(argument[source[i]] for argument in arguments)

@@ -26,7 +26,7 @@ from qkit.quant.plan import Plan
 
 
 def first_difference(graph: Graph, a: Plan, b: Plan) -> int | None:
-    """Index of the first step at which two plans decide differently, None if they never do."""
+    """Index of the first operation at which two plans decide differently, None if they never do."""
     for op in graph.operations:
         if decide(op, a, graph).key != decide(op, b, graph).key:
             return op.index
@@ -34,7 +34,7 @@ def first_difference(graph: Graph, a: Plan, b: Plan) -> int | None:
 
 
 def agree(graph: Graph, a: Plan, b: Plan, index: int) -> bool:
-    """Whether two plans decide alike at all steps before `index`."""
+    """Whether two plans decide alike at all operations before `index`."""
     first = first_difference(graph, a, b)
     return first is None or first >= index
 
@@ -85,7 +85,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """The base plan's values at step `index`, batch by batch, with what is needed to score what follows."""
+    """The base plan's values at operation `index`, batch by batch, with what is needed to score what follows."""
 
     graph: Graph
     plan: Plan
@@ -104,9 +104,9 @@ class Prefix:
         return self.parts[0].exact is not None
 
     def advanced(self, index: int) -> Prefix:
-        """The same for a later step, computed from this one's values."""
+        """The same for a later operation, computed from this one's values."""
         if index < self.index:
-            raise QkitError(f"a prefix at step {self.index} cannot go back to step {index}: make a new one.")
+            raise QkitError(f"a prefix at operation {self.index} cannot go back to operation {index}: make a new one.")
         base = Lane("base", self.plan)
         parts = []
         for part in self.parts:
@@ -128,7 +128,7 @@ class Prefix:
         return parts
 
     def effect(self, plan: Plan) -> Effect:
-        """What the plan does to the tap of step `index`, to the output and to the score; needs a prefix with errors.
+        """What the plan does to the tap of operation `index`, to the output and to the score; needs a prefix with errors.
 
         The float lane's output is what the lanes' scores refer to, so it is kept; its values at the tap are one step away.
         """
@@ -180,7 +180,7 @@ def prefix(
     limit: int | None = None,
     errors: bool = False,
 ) -> Prefix:
-    """Run the base plan up to step `index` over the loader and keep its values there.
+    """Run the base plan up to operation `index` over the loader and keep its values there.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Which layers matter: one layer quantized, or one layer spared, for every layer.
 
 Both sweeps are lanes that share all they have in common. "only" lanes are float up to their layer, "except" lanes are the
-full plan up to theirs: a lane costs the steps from its layer on, so L lanes cost about L/2 passes.
+full plan up to theirs: a lane costs the operations from its layer on, so L lanes cost about L/2 passes.
 """
 
 from __future__ import annotations

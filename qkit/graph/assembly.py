@@ -1,4 +1,4 @@
-"""From a network to its graph: a way in, the normal form, and from there the steps."""
+"""From a network to its graph: a way in, the normal form, and from there the operations."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Assembly:
     ----------
     form
         The normal form, with dropout and computed constants left in, which training needs.
-    steps
-        Index in ``graph.steps`` of the step that each node of `form` is a part of.
+    operations
+        Index in ``graph.operations`` of the operation that each node of `form` is a part of.
     model
         The copy that was traced: what the form's constants are paths in.
     constants
@@ -109,7 +109,7 @@ def assemble(
     device: torch.device | str | None = None,
     leaf_modules: Iterable[type[nn.Module] | str] = (),
 ) -> Assembly:
-    """`build`, with the normal form behind the steps."""
+    """`build`, with the normal form behind the operations."""
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     arrival = arrive(network(model, inputs))
     target = check_tensors(arrival.model, device)

@@ -1,4 +1,4 @@
-"""From the normal form to steps: norms folded, activations that clamp fused into their producers."""
+"""From the normal form to operations: norms folded, activations that clamp fused into their producers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FUSES = frozenset({"conv", "conv-transpose", "linear", "batchnorm", "add"})
 
 
 class Builder:
-    """Walks the calls once and appends steps."""
+    """Walks the calls once and appends operations."""
 
     def __init__(
         self, form: NormalForm, constants: Mapping[fx.Node, Any], batch: int, names: Mapping[str, str], tensors: Mapping[str, str]
@@ -52,7 +52,7 @@ class Builder:
         self.placeholders = 0
 
     def build(self) -> tuple[Operation, ...]:
-        """The steps; `weights` and `biases` are filled meanwhile."""
+        """The operations; `weights` and `biases` are filled meanwhile."""
         for node in self.form.graph.nodes:
             if node in self.at or (node in self.constants and node.op != "output"):
                 continue
@@ -257,7 +257,7 @@ class Builder:
         )  # fmt: skip
 
     def _fused_activation(self, node: fx.Node) -> tuple[table.Bounds, fx.Node]:
-        """Bounds of the clamp that alone reads `node`, and the node whose value the step then has."""
+        """Bounds of the clamp that alone reads `node`, and the node whose value the operation then has."""
         reader = sole_reader(node)
         while reader is not None and table.function_kind(reader) == "drop":
             reader = sole_reader(reader)

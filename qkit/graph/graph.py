@@ -1,4 +1,4 @@
-"""The network as an integer engine sees it: a list of steps, with a tap at every tensor that the engine would hold."""
+"""The network as an integer engine sees it: a list of operations, with a tap at every tensor that the engine would hold."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qkit.graph.share import Share, share_of
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The folded network: `steps` in execution order, `weights` and `biases` by name, all on one device.
+    """The folded network: `operations` in execution order, `weights` and `biases` by name, all on one device.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class Graph:
         return tuple(op.name for op in self.operations if op.quantized)
 
     def operation(self, tap: str) -> Operation:
-        """The step with that name.
+        """The operation with that name.
 
         Raises
         ------
@@ -71,7 +71,7 @@ class Graph:
 
     @property
     def notes(self) -> dict[str, str]:
-        """What stays float, or is simulated in float inside, by step name."""
+        """What stays float, or is simulated in float inside, by operation name."""
         return {op.name: op.note for op in self.operations if op.note}
 
     @cached_property

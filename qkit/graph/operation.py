@@ -21,25 +21,25 @@ class Operation:
     Attributes
     ----------
     index
-        Position in `Graph.steps`.
+        Position in `Graph.operations`.
     name
-        Unique; the tap's name if the step has a grid of its own (see DESIGN: module path, ``path:op``, ``input``).
+        Unique; the tap's name if the operation has a grid of its own (see DESIGN: module path, ``path:op``, ``input``).
     kind
         One of `QUANTIZED`, or "keep" (shares its input's grid), "float" (stays float), "meta" (no tensor), "output".
     layer
         Path of the module that the operation is in.
     inputs
-        Indices of the steps that it reads.
+        Indices of the operations that it reads.
     argument
         Position of the model's argument that it stands for, or None.
     call
-        ``call(*values)``, for weighted steps ``call(value, weight, bias)``; returns a fresh tensor where `quantized`.
+        ``call(*values)``, for weighted operations ``call(value, weight, bias)``; returns a fresh tensor where `quantized`.
     tap
         Name of the tap whose grid the output is on, None where it is float.
     weight
         Name of its weight in `Graph.weights`, or None; `bias` likewise in `Graph.biases`.
     norm
-        Path of the batch norm that is folded into the weight, or that the step itself is; None where there is none.
+        Path of the batch norm that is folded into the weight, or that the operation itself is; None where there is none.
     weight_axis
         Output-channel axis of the weight, None where a grid per channel is impossible.
     act
@@ -57,7 +57,7 @@ class Operation:
     folded
         What is folded into them, in order: `qkit.graph.norms.Recipe.how`.
     divisor
-        Index of the step whose value it divides by, None where there is none or it is kept from zero.
+        Index of the operation whose value it divides by, None where there is none or it is kept from zero.
     groups
         Of a grouped transposed convolution: its weight here is (outputs, inputs / groups, ...), 1 for every other.
     """

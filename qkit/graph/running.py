@@ -14,7 +14,7 @@ from qkit.graph.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.graph.table import UNBOUNDED
 
-#: Kinds of steps whose sums run up in an accumulator.
+#: Kinds of operations whose sums run up in an accumulator.
 ACCUMULATING = frozenset({"conv", "conv-transpose", "linear"})
 
 

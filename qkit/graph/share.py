@@ -31,7 +31,7 @@ class Share:
 
 
 def share_of(operations: Sequence[Operation], bare: Collection[str] = ()) -> Share:
-    """The shares of a graph's steps.
+    """The shares of a graph's operations.
 
     Parameters
     ----------

@@ -167,14 +167,14 @@ def spread_depthwise(net: Net) -> list[Finding]:
             continue
         middle, widest = float(used.median()), float(used.max())
         if widest > DEPTHWISE_SPREAD * middle:
-            operations = 127.0 * middle / widest
+            steps = 127.0 * middle / widest
             finding = Finding(
                 "depthwise-spread",
                 "warning",
                 f"the ranges of {channels} channels spread: channel {int(peaks.argmax())} reaches {widest:.3g}, the "
                 "median channel "
                 f"{middle:.3g}, {widest / middle:.0f} times less, batch norm folded. With one 8-bit step for all, the median "
-                f"channel has {operations:.1f} steps to either side.",
+                f"channel has {steps:.1f} steps to either side.",
                 "Use a step per channel (scheme='int8') or cross-layer equalization; train with weight decay on "
                 "depthwise layers.",
                 net.layer(node),

@@ -67,7 +67,7 @@ class Net:
 
     @cached_property
     def first_nodes(self) -> Mapping[int, fx.Node]:
-        """The first node of every step of the study's graph, by the step's index."""
+        """The first node of every operation of the study's graph, by the operation's index."""
         found: dict[int, fx.Node] = {}
         for node, index in self.assembly.operations.items() if self.assembly is not None else ():
             found.setdefault(index, node)
@@ -78,7 +78,7 @@ class Net:
         return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def operation(self, node: fx.Node) -> Operation | None:
-        """The step of the study's graph that the node is a part of."""
+        """The operation of the study's graph that the node is a part of."""
         if self.assembly is None or node not in self.assembly.operations:
             return None
         return self.assembly.graph.operations[self.assembly.operations[node]]

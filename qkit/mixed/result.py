@@ -1,9 +1,9 @@
 """What can be put in 16 bits by itself and what that costs, and what the search found: layers, front, baselines, and the plan.
 
-A layer is a step's weight together with its output. Its inputs stay on the grids of the layers that make them: 8-bit codes fit
-16-bit operands as they are, so an engine that runs the layer in 16 bits needs nothing from them. Steps that share a weight are
-one layer. It costs its multiply-accumulates; a layer without any (an addition, a pool, the input) costs one for each element of
-its output, which it has to touch once, so that no layer is free.
+A layer is an operation's weight together with its output. Its inputs stay on the grids of the layers that make them: 8-bit
+codes fit 16-bit operands as they are, so an engine that runs the layer in 16 bits needs nothing from them. Steps that share a
+weight are one layer. It costs its multiply-accumulates; a layer without any (an addition, a pool, the input) costs one for each
+element of its output, which it has to touch once, so that no layer is free.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Layer:
     Attributes
     ----------
     name
-        Of the first step, a tap's name.
+        Of the first operation, a tap's name.
     index
-        Of the first step.
+        Of the first operation.
     grids
         Their tensors' 16-bit grids, by tensor; empty where they are in 16 bits already.
     cost
@@ -50,7 +50,7 @@ class Layer:
     weighted
         Whether it has a weight.
     taps
-        The steps' names.
+        The operations' names.
     """
 
     name: str

@@ -172,7 +172,7 @@ def _reader(graph: Graph, layer: Layer, layers: Mapping[int, Layer]) -> Layer | 
 
 
 def _path(graph: Graph, op: Operation) -> list[Operation] | str:
-    """The steps from a layer to the one that alone reads it, which is the last."""
+    """The operations from a layer to the one that alone reads it, which is the last."""
     path = [op]
     while True:
         readers = [s for s in graph.operations if path[-1].index in s.inputs and s.kind != "meta"]

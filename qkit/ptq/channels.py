@@ -1,8 +1,8 @@
 """Which channels of the network have to be scaled alike for its float output to stay as it is.
 
-Cross-layer equalization divides a tensor's channels by factors. What a step makes of them is known of weighted layers, whose
-rows and columns take factors up, and is *tried* for every other operation: the channels of random inputs are multiplied by
-powers of two, which commute with rounding, so that an operation that lets factors through (a max pool, a flatten, a channel
+Cross-layer equalization divides a tensor's channels by factors. What an operation makes of them is known of weighted layers,
+whose rows and columns take factors up, and is *tried* for every other operation: the channels of random inputs are multiplied
+by powers of two, which commute with rounding, so that an operation that lets factors through (a max pool, a flatten, a channel
 shuffle, a concatenation, an add whose operands agree) returns exactly the same powers of two, each at the place that its
 channel has gone to. Whatever fails that keeps its channels' factors at one, and the reason is kept.
 
@@ -64,7 +64,7 @@ class Channels:
     layers
         The weighted layers in execution order.
     taps
-        Every step's labels, by its index, where it has a tensor.
+        Every operation's labels, by its index, where it has a tensor.
     """
 
     def __init__(self, model: nn.Module, graph: Graph, *, joins: bool = True) -> None:
@@ -138,7 +138,7 @@ class Channels:
             if why is None:
                 return
             if op.kind == "keep":
-                # it may have spread the channels over two axes, and a later step may put them back: try both as one
+                # it may have spread the channels over two axes, and a later operation may put them back: try both as one
                 self._deferred[op.index] = op
                 return
         if why is not None:
@@ -148,7 +148,7 @@ class Channels:
         self.taps[op.index] = self._fresh(axis, op.shape[axis], next((r for r in reasons if r), f"comes from {op.name}"))
 
     def _flat(self, op: Operation) -> tuple[Callable[..., Any], tuple[int, ...]]:
-        """The step's function together with those of the deferred steps that it reads, and what all of them read."""
+        """The operation's function together with those of the deferred operations that it reads, and what all of them read."""
         parts = [self._flat(self._deferred[i]) if i in self._deferred else None for i in op.inputs]
         if not any(parts):
             return op.call, op.inputs
@@ -183,7 +183,7 @@ class Channels:
         return None
 
     def _try(self, op: Operation, call: Callable[..., Any], inputs: tuple[int, ...]) -> str | None:
-        """Put the step to trial and label its output's channels; returns why it failed, None if it did not."""
+        """Put the operation to trial and label its output's channels; returns why it failed, None if it did not."""
         sources = [self.taps[i] for i in inputs if i in self.taps]
         roots = sorted({self.root(int(i)) for labels in sources for i in labels.ids if self.pinned(int(i)) is None})
         codes = {root: code for code, root in enumerate(roots, 1)}
@@ -220,7 +220,7 @@ class Channels:
         return [v if a is None else _times(v, p, a) for v, p, a in zip(values, powers, axes, strict=True)]
 
     def _value(self, index: int) -> Any:
-        """Something of the shape of the step's value; its value itself where it is no floating tensor."""
+        """Something of the shape of the operation's value; its value itself where it is no floating tensor."""
         op = self._graph.operations[index]
         if index in self.taps:
             return torch.randn(op.shape, generator=self._draw).to(self._graph.device)
@@ -250,7 +250,7 @@ class Channels:
 
 
 def clamped(op: Operation) -> str | None:
-    """Why the step's fused activation forbids factors; None if it is none or ReLU."""
+    """Why the operation's fused activation forbids factors; None if it is none or ReLU."""
     low, high = op.act
     if low in (0.0, -math.inf) and high == math.inf:
         return None
@@ -300,7 +300,7 @@ class Refusals:
         self._some_train = any(parameter.requires_grad for _, parameter in named)
 
     def of(self, op: Operation) -> tuple[nn.Module | None, str | None]:
-        """The step's module, None if it has no plain one; and what keeps it from being changed, None if nothing does."""
+        """The operation's module, None if it has no plain one; and what keeps it from being changed, None if nothing does."""
         module = self._modules.get(op.layer)
         if module is not None and parametrize.is_parametrized(module):
             return None, "has a parametrized weight: torch.nn.utils.parametrize.remove_parametrizations makes it plain"

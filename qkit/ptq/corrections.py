@@ -43,7 +43,7 @@ def correct_biases(
 ) -> Plan:
     """The plan with corrections that bring every layer's mean output to that of the float lane, on these batches.
 
-    A weight that several steps share is left alone: its one bias cannot follow several means. An interrupt ends it without a
+    A weight that several operations share is left alone: its one bias cannot follow several means. An interrupt ends it without a
     result.
     """
     walk = Walk(graph, batches, plan)
@@ -55,7 +55,7 @@ def correct_biases(
 
 
 def correctable(graph: Graph, op: Operation) -> bool:
-    """Whether the step has a bias of its own to correct."""
+    """Whether the operation has a bias of its own to correct."""
     return op.kind != "batchnorm" and not called_twice(graph, op)
 
 
@@ -106,12 +106,12 @@ def reestimate_norms(graph: Graph, plan: Plan, batches: Sequence[Batch], *, prog
 
 
 def has_norm(graph: Graph, op: Operation) -> bool:
-    """Whether a batch norm is folded into the step that can be folded anew."""
+    """Whether a batch norm is folded into the operation that can be folded anew."""
     return op.norm is not None and op.weight_axis is not None and not called_twice(graph, op)
 
 
 def stretched(graph: Graph, plan: Plan, op: Operation, grid: Grid, found: Moments) -> Plan:
-    """The plan in which the step's weight gives float's deviations, if on `grid` it gave those found."""
+    """The plan in which the operation's weight gives float's deviations, if on `grid` it gave those found."""
     assert op.weight is not None
     assert op.weight_axis is not None
     exact, quantized = found.deviations

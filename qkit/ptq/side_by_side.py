@@ -39,14 +39,14 @@ class _Part:
 
 
 class Walk:
-    """The lanes of all batches at one step, which only moves forward.
+    """The lanes of all batches at one operation, which only moves forward.
 
     Parameters
     ----------
     graph, batches
         The network, and what it is calibrated on.
     plan
-        The quantized lane's; each `to` may bring another one, which must agree with it before the step reached so far.
+        The quantized lane's; each `to` may bring another one, which must agree with it before the operation reached so far.
 
     Raises
     ------
@@ -75,9 +75,9 @@ class Walk:
             )  # fmt: skip
 
     def to(self, op: Operation, plan: Plan) -> None:
-        """Advance both lanes of every batch up to but without the step."""
+        """Advance both lanes of every batch up to but without the operation."""
         if op.index < self.index:
-            raise ValueError(f"the walk is at step {self.index} and does not go back to {op.index}")
+            raise ValueError(f"the walk is at operation {self.index} and does not go back to {op.index}")
         self.plan, self.index = plan, op.index
         for part in self._parts:
             part.exact = run_to(self.graph, Lane("float"), part.inputs, op.index, start=part.exact)
@@ -90,7 +90,7 @@ class Walk:
             yield run_lanes(self.graph, [lane], part.inputs, start=part.quantized)["quantized"]
 
     def inputs(self, op: Operation) -> Iterator[tuple[Tensor, Tensor]]:
-        """What the step reads in the float and in the quantized lane, batch by batch."""
+        """What the operation reads in the float and in the quantized lane, batch by batch."""
         for part in self._parts:
             assert part.exact is not None
             assert part.quantized is not None
@@ -98,7 +98,7 @@ class Walk:
             yield part.exact.values[source].data, part.quantized.values[source].data
 
     def outputs(self, op: Operation, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """What the weighted step gives before its activation: in float, and quantized with this weight and bias."""
+        """What the weighted operation gives before its activation: in float, and quantized with this weight and bias."""
         graph = self.graph
         exact = graph.weights[op.weight or ""], None if op.bias is None else graph.biases[op.bias]
         for x, quantized in self.inputs(op):
@@ -108,7 +108,7 @@ class Walk:
 
 
 def layers(graph: Graph, plan: Plan, what: str, *, progress: bool = True) -> Iterator[Operation]:
-    """Weighted steps whose weight has a grid, in execution order; of a module that is called twice the first call."""
+    """Weighted operations whose weight has a grid, in execution order; of a module that is called twice the first call."""
     found: dict[str, Operation] = {}
     for op in graph.operations:
         if op.weight is not None and op.weight in plan.grids:
@@ -117,7 +117,7 @@ def layers(graph: Graph, plan: Plan, what: str, *, progress: bool = True) -> Ite
 
 
 def called_twice(graph: Graph, op: Operation) -> bool:
-    """Whether another step has the same weight."""
+    """Whether another operation has the same weight."""
     return sum(other.weight == op.weight for other in graph.operations) > 1
 
 
@@ -166,7 +166,7 @@ class Moments:
 
 
 def moments(walk: Walk, op: Operation, weight: Tensor, bias: Tensor | None) -> Moments:
-    """Of the step's output before its activation, in both lanes."""
+    """Of the operation's output before its activation, in both lanes."""
     found = Moments()
     for exact, quantized in walk.outputs(op, weight, bias):
         found.add(exact, quantized, op.channel_axis)

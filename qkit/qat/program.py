@@ -165,7 +165,7 @@ class _Compiler:
         return op.quantized and op.name in self.axes
 
     def _clamps(self, node: fx.Node, op: Operation) -> bool:
-        """Whether the node is the step's activation that clamps: evaluated together with the grid behind it."""
+        """Whether the node is the operation's activation that clamps: evaluated together with the grid behind it."""
         return op.act != UNBOUNDED and node.op == "call_function" and table.clamp_bounds(node) is not None
 
     def _dropout(self, node: fx.Node) -> Instruction:

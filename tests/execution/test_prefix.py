@@ -105,7 +105,7 @@ def test_a_kept_prefix_serves_every_later_edit(data: st.DataObject) -> None:
 
 def test_a_prefix_does_not_go_back() -> None:
     graph, plan, batches = setting()
-    with pytest.raises(QkitError, match="at step 3 cannot go back to step 2"):
+    with pytest.raises(QkitError, match="at operation 3 cannot go back to operation 2"):
         prefix(graph, batches, plan, 3, margin).advanced(2)
 
 

@@ -17,7 +17,7 @@ from qkit.quant.grids import QuantSpec
 from qkit.quant.histogram import Histogram
 from qkit.quant.plan import Grid, Plan
 
-#: Kinds of steps that hand the greatest values of an input on, more or less as they are.
+#: Kinds of operations that hand the greatest values of an input on, more or less as they are.
 _PASSING = frozenset({"concat", "add", "pool", "resize", "activation"})
 _JOINS = frozenset({"add", "concat"})
 #: Inputs of a join are apart if one reaches so many times as far as another.
@@ -34,7 +34,7 @@ class Subject:
 
     Attributes
     ----------
-    graph, step
+    graph, op
         Where it is.
     tensor
         Its name in the plan.
@@ -97,7 +97,7 @@ class Subject:
 
     @property
     def lineage(self) -> tuple[Operation, ...]:
-        """The tap's step, and before it those whose greatest values only pass through here, the origin last.
+        """The tap's operation, and before it those whose greatest values only pass through here, the origin last.
 
         A join of inputs that differ as wholes is itself the origin.
         """
@@ -142,7 +142,7 @@ class Subject:
         return np.asarray(np.maximum(np.abs(seen.channel_min), np.abs(seen.channel_max)), float)
 
     def at_bits(self, bits: int, operations: Sequence[Operation] = ()) -> dict[str, Grid]:
-        """Grids of that width by the same rule: of this tensor, or of the steps' taps."""
+        """Grids of that width by the same rule: of this tensor, or of the operations' taps."""
         if self.is_weight or not operations:
             return {self.tensor: self.regrid(replace(self.grid.spec, bits=bits), "minmax")}
         grids = {}

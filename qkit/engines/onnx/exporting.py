@@ -1,7 +1,7 @@
 """Writing a plan as an ONNX file with Q/DQ nodes: what ONNX Runtime runs with integer kernels.
 
-The file is made from the kit's own steps, so that every tap is a named tensor in it, and it carries the plan and the way from
-taps to tensors in its metadata: `qkit.engines.onnx.lane` reads both back.
+The file is made from the kit's own operations, so that every tap is a named tensor in it, and it carries the plan and the way
+from taps to tensors in its metadata: `qkit.engines.onnx.lane` reads both back.
 """
 
 from __future__ import annotations

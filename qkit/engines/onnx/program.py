@@ -1,8 +1,8 @@
-"""A graph's steps as one module that `torch.onnx.export` takes, with a marker wherever a grid belongs.
+"""A graph's operations as one module that `torch.onnx.export` takes, with a marker wherever a grid belongs.
 
-The markers are operators of the domain ``qkit`` that no engine knows. They carry the step's index through the exporter, which
-names tensors as it likes; `qkit.engines.onnx.qdq` puts Q/DQ nodes in their places. So any operation that torch can
-export is exported, and a tap is found again by number and not by name.
+The markers are operators of the domain ``qkit`` that no engine knows. They carry the operation's index through the exporter,
+which names tensors as it likes; `qkit.engines.onnx.qdq` puts Q/DQ nodes in their places. So any operation that torch can export
+is exported, and a tap is found again by number and not by name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TAP, KEEP, WEIGHT, BIAS = "tap", "keep", "weight", "bias"
 
 
 class Program(nn.Module):
-    """The steps in order; weights are buffers. Returns the network's tensors, flat."""
+    """The operations in order; weights are buffers. Returns the network's tensors, flat."""
 
     def __init__(self, graph: Graph, plan: Plan) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def _left_to_clamp(op: Operation, plan: Plan) -> Bounds:
 
 
 def shared_grid(plan: Plan, op: Operation) -> QuantParams | None:
-    """The grid that a step of kind "keep" shares with its input, where ONNX can say so: one with a single scale."""
+    """The grid that an operation of kind "keep" shares with its input, where ONNX can say so: one with a single scale."""
     params = plan.params(op.tap)
     return params if params is not None and params.axis is None else None
 

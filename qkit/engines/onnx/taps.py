@@ -222,7 +222,7 @@ def _input(wiring: Wiring, op: Operation) -> str | None:
 
 
 def _end(wiring: Wiring, core: Any | None, op: Operation) -> str | None:
-    """The tensor behind the batch norm and the activation that the step has fused; a quantizer may stand in between."""
+    """The tensor behind the batch norm and the activation that the operation has fused; a quantizer may stand in between."""
     if core is None:
         return None
     tensor: str = core.output[0]

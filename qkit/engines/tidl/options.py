@@ -293,7 +293,7 @@ def _listed(taps: Sequence[str], names: Mapping[str, str] | None) -> str:
 
 
 def _input_bits(op: Operation, graph: Graph, plan: Plan, output: QuantParams) -> int:
-    """Greatest width among a step's inputs; its output's where they have none."""
+    """Greatest width among an operation's inputs; its output's where they have none."""
     grids = (plan.params(graph.operations[i].tap) for i in op.inputs)
     return max((params.bits for params in grids if params is not None), default=output.bits)
 

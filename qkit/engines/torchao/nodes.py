@@ -1,9 +1,9 @@
-"""Where a graph's steps are in another graph of the same network: an exported program, or one that was quantized.
+"""Where a graph's operations are in another graph of the same network: an exported program, or one that was quantized.
 
 The kit and `torch.export` run the same Python code, so they agree on three things: the path of the module that an operation is
-in, what the operation is called, and the order of equal ones. A step is found by these, never by its values or by parts of names;
-its shape is compared too. What `torch.fx` quantization leaves without a path (functions that it replaces) is found by name and
-order in the whole network, if there are as many of them there as here.
+in, what the operation is called, and the order of equal ones. An operation is found by these, never by its values or by parts
+of names; its shape is compared too. What `torch.fx` quantization leaves without a path (functions that it replaces) is found by
+name and order in the whole network, if there are as many of them there as here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ALIASES: Mapping[str, str] = {
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where a step is.
+    """Where an operation is.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Place:
     core
         The one that computes: of a convolution the product, before batch norm and activation.
     final
-        The one whose value is the step's.
+        The one whose value is the operation's.
     norm
         Whether a batch norm lies between the two, not folded yet.
     """
@@ -76,12 +76,12 @@ def is_dequantize(node: fx.Node) -> bool:
 
 
 def places(graph: Graph, program: fx.GraphModule) -> tuple[dict[int, Place], dict[str, str]]:
-    """Places of the steps by index, and the taps that were not found with the reason."""
+    """Places of the operations by index, and the taps that were not found with the reason."""
     return _Finder(graph, program).find()
 
 
 def place_all(graph: Graph, program: fx.GraphModule) -> dict[int, Place]:
-    """Places of the steps; raises `GraphError` where a tap is missing."""
+    """Places of the operations; raises `GraphError` where a tap is missing."""
     found, missing = places(graph, program)
     if missing:
         name, reason = next(iter(missing.items()))
@@ -247,6 +247,6 @@ def _plain(name: str) -> str:
 
 
 def _numbered(name: str) -> tuple[str, int]:
-    """A step's name without the number of a repeated one, and that number."""
+    """An operation's name without the number of a repeated one, and that number."""
     match = re.fullmatch(r"(.*)#(\d+)", name)
     return (match[1], int(match[2])) if match else (name, 1)

@@ -20,18 +20,18 @@ _OTHER_SIGN = {"int8": "uint8", "uint8": "int8", "int16": "uint16", "uint16": "i
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A trace tensor read in one way, beside the step that it is most like.
+    """A trace tensor read in one way, beside the operation that it is most like.
 
     Attributes
     ----------
-    step
-        The step.
+    op
+        The operation.
     kind
         What would have to be wrong; None where nothing.
     mend
         What undoes it.
     correlation, lane
-        With that step's values, in the lane that it is most like.
+        With that operation's values, in the lane that it is most like.
     """
 
     op: Operation
@@ -65,16 +65,16 @@ class Look:
         self._rows.clear()
 
     def spots(self, op: Operation) -> Places:
-        """The places of a step's signature."""
+        """The places of an operation's signature."""
         return places(*squeezed(op), self.known.samples)
 
     def fits(self, op: Operation) -> bool:
-        """Whether it has as many elements as the step's samples."""
+        """Whether it has as many elements as the operation's samples."""
         return self.tensor.size == math.prod(op.shape[1:])
 
     def declared(self, op: Operation) -> Order | None:
-        """The order in which the step's axes lie in the file, by what was said and by the shape; None where the shape says that
-        no order that was said can be meant.
+        """The order in which the operation's axes lie in the file, by what was said and by the shape; None where the shape says
+        that no order that was said can be meant.
         """
         dims, _ = squeezed(op)
         stored = tuple(size for size in self.tensor.dims if size > 1)
@@ -100,7 +100,7 @@ class Look:
         return orders(squeezed(op)[0])
 
     def raw(self, op: Operation, order: Order) -> np.ndarray:
-        """Numbers as stored at the step's places, under an order of the axes."""
+        """Numbers as stored at the operation's places, under an order of the axes."""
         dims, axis = squeezed(op)
         key = dims, axis, order
         if key not in self._raw:
@@ -111,7 +111,7 @@ class Look:
         return self._raw[key]
 
     def values(self, op: Operation, order: Order, mend: Mend | None = None) -> np.ndarray:
-        """Real numbers at the step's places, float64, with `mend` undone but for its order."""
+        """Real numbers at the operation's places, float64, with `mend` undone but for its order."""
         mend = Mend() if mend is None else mend
         raw, spots, tensor = self.raw(op, order), self.spots(op), self.tensor
         if mend.swap:
@@ -128,7 +128,7 @@ class Look:
         return np.clip(values, *op.act) if mend.clamp else values
 
     def best(self, x: np.ndarray, op: Operation) -> tuple[float, str]:
-        """Correlation of a signature with the step's in the lane that it is most like; NaN where neither has a signal."""
+        """Correlation of a signature with the operation's in the lane that it is most like; NaN where neither has a signal."""
         a = normalised(x)
         found = float("nan"), "float"
         if a is None:
@@ -140,7 +140,7 @@ class Look:
         return found
 
     def views(self, op: Operation) -> Iterator[View]:
-        """The tensor as `step`'s under every assumption; the first is as it stands."""
+        """The tensor as `op`'s under every assumption; the first is as it stands."""
         own = self.declared(op)
         if own is not None:
             yield View(op, None, Mend(order=own), *self.best(self.values(op, own), op))
@@ -180,7 +180,7 @@ class Look:
             yield View(op, "post-activation", Mend(order=order), *found)
 
     def outside(self, x: np.ndarray, op: Operation) -> bool:
-        """Whether values lie beyond the bounds of the step's activation, by more than rounding."""
+        """Whether values lie beyond the bounds of the operation's activation, by more than rounding."""
         low, high = op.act
         margin = 1e-3 * max(float(np.nanmax(np.abs(x))), 1e-30)
         return bool(np.nanmin(x) < low - margin or np.nanmax(x) > high + margin)

@@ -170,7 +170,7 @@ class Names:
 
     def __init__(self, graph: Graph) -> None:
         operations = [op for op in graph.operations if op.kind in ("keep", "float") or op.quantized]
-        # a tap wins over a step without a grid where both have one normal form
+        # a tap wins over an operation without a grid where both have one normal form
         self._exact = {op.name: op for op in operations}
         self._normal = _unique([(normal(op.name), op) for op in operations])
         self._scope = _unique([(normal(scope(op.name.partition(":")[0])), op) for op in operations if ":" not in op.name])
@@ -184,7 +184,7 @@ class Names:
         )
 
     def find(self, name: str) -> tuple[Operation | None, str]:
-        """The step of that name, or None, and how it was found: "exact", "normalised", "exporter"."""
+        """The operation of that name, or None, and how it was found: "exact", "normalised", "exporter"."""
         if name in self._exact:
             return self._exact[name], "exact"
         plain = normal(name)

@@ -1,4 +1,4 @@
-"""Which step a tensor's content is: against all steps of its size at once, under every order of its axes."""
+"""Which operation a tensor's content is: against all operations of its size at once, under every order of its axes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Found:
     look
         The tensor.
     views
-        One a step, the most alike first.
+        One an operation, the most alike first.
     """
 
     look: Look
@@ -40,12 +40,12 @@ class Found:
 def search(
     looks: Sequence[Look], graph: Graph, known: References, *, clamp: bool, taken: frozenset[str] = frozenset()
 ) -> list[Found]:  # fmt: skip
-    """Every tensor's likeness to the steps of its size, the most certain tensor first.
+    """Every tensor's likeness to the operations of its size, the most certain tensor first.
 
     Parameters
     ----------
     clamp
-        Whether values from before a step's activation count as its.
+        Whether values from before an operation's activation count as its.
     taken
         Steps that other tensors are, by name: they still count as rivals.
     """
@@ -75,13 +75,13 @@ def _better(view: View, plain: View) -> bool:
 @dataclass(frozen=True, eq=False)
 class _Group:
     operations: list[Operation]
-    #: (step, lane, normalised signature)
+    #: (operation, lane, normalised signature)
     rows: list[tuple[Operation, str]]
     matrix: np.ndarray
 
 
 def _groups(graph: Graph, known: References) -> Mapping[tuple[tuple[int, ...], int], _Group]:
-    """Steps by dims and channel axis, with the matrix of their signatures; reshapes of another step are left out."""
+    """Operations by dims and channel axis, with the matrix of their signatures; reshapes of another operation are left out."""
     held = known.groups
     if not held:
         by_dims: dict[tuple[tuple[int, ...], int], list[Operation]] = {}

@@ -79,7 +79,7 @@ def places(dims: tuple[int, ...], axis: int, frames: int) -> Places:
 
 
 def squeezed(op: Operation) -> tuple[tuple[int, ...], int]:
-    """Dims of a step's sample without axes of size 1, and its channel axis among them."""
+    """Dims of an operation's sample without axes of size 1, and its channel axis among them."""
     sample = op.shape[1:]
     axis = op.channel_axis % max(len(op.shape), 1) - 1
     kept = [i for i, size in enumerate(sample) if size > 1]
@@ -103,7 +103,7 @@ class References:
     lanes
         Their names, "float" first.
     values
-        By step name and lane, (samples, elements of the signature), float32.
+        By operation name and lane, (samples, elements of the signature), float32.
     samples
         How many.
     groups
@@ -119,7 +119,7 @@ class References:
 def references(
     graph: Graph, loader: Iterable[Any], plans: Mapping[str, Plan], samples: Sequence[int], *, progress: bool = True
 ) -> References:
-    """Signatures of every tap, and of steps between taps, for these samples of the loader, in the order given.
+    """Signatures of every tap, and of operations between taps, for these samples of the loader, in the order given.
 
     Raises
     ------
@@ -161,7 +161,7 @@ def _signatures(
     graph: Graph, lanes: Mapping[str, Plan], batch: Batch, rows: Sequence[int], kept: Mapping[str, tuple[Operation, Places]]
 ) -> dict[str, dict[str, np.ndarray]]:
     found: dict[str, dict[str, np.ndarray]] = {}
-    # what steps without a grid make of a tap (a maximum pool, a flatten) is not observed: it is made again
+    # what operations without a grid make of a tap (a maximum pool, a flatten) is not observed: it is made again
     derived: dict[int, list[Operation]] = {}
     for op in graph.operations:
         if op.kind == "keep" and op.name in kept and len(op.inputs) == 1:
