@@ -79,8 +79,8 @@ def test_equalization_does_not_apply_across_additions_or_bounded_activations() -
     graph = build(Residual().eval(), x)
     assert next_layer(graph, graph.operation("a")) is None
     bounded = build(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU6(), nn.Conv2d(3, 3, 1)).eval(), x)
-    assert next_layer(bounded, bounded.step("0")) is None
+    assert next_layer(bounded, bounded.operation("0")) is None
     plain = build(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 3, 1)).eval(), x)
-    found = next_layer(plain, plain.step("0"))
+    found = next_layer(plain, plain.operation("0"))
     assert found is not None
     assert found.name == "3"

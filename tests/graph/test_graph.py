@@ -240,7 +240,7 @@ def test_fused_bounds() -> None:
         nn.LeakyReLU(): (-math.inf, math.inf),
     }
     for act, expected in bounds.items():
-        assert build(sequential(conv(), act), torch.randn(IMAGE)).step("0").act == expected
+        assert build(sequential(conv(), act), torch.randn(IMAGE)).operation("0").act == expected
 
 
 def test_folded_weights_equal_the_formula() -> None:

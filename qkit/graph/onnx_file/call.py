@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qkit.errors import GraphError
 from qkit.graph.onnx_file.sizes import Dimension, fit
-from qkit.graph.onnx_file.values import Step, Value, constant
+from qkit.graph.onnx_file.values import TorchCall, Value, constant
 
 
 class Call:
@@ -172,9 +172,9 @@ class Call:
 
     # results
 
-    def step(self, function: Callable[..., Any], /, *operands: Value | None, **settings: Any) -> Step:
+    def torch(self, function: Callable[..., Any], /, *operands: Value | None, **settings: Any) -> TorchCall:
         """A call of a torch function."""
-        return Step(function, operands, settings)
+        return TorchCall(function, operands, settings)
 
     def made(self, tensor: Tensor, purpose: str) -> Value:
         """A constant that the file does not have itself (an index, an interpolation matrix), named after this node."""

@@ -17,7 +17,7 @@ from qkit.graph.onnx_file.loading import MAIN, attributes_of, integer_type, to_t
 from qkit.graph.onnx_file.network import OnnxGrid
 from qkit.graph.onnx_file.operators import planner
 from qkit.graph.onnx_file.sizes import Size, at_batch, depends_on_batch, fit_tensors
-from qkit.graph.onnx_file.values import Step, Value, as_at_run_time, constant
+from qkit.graph.onnx_file.values import TorchCall, Value, as_at_run_time, constant
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
@@ -40,11 +40,11 @@ BEFORE_ACTIVATIONS = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class Emitted:
-    """A step that the module takes at run time."""
+    """A call that the module makes at run time."""
 
     node: str
     operator: str
-    step: Step
+    planned: TorchCall
     outputs: tuple[Value, ...]
 
 
@@ -106,7 +106,7 @@ class Walk:
         passed = self._codes_passed(call)
         try:
             planned = plan(call)
-            made = self.take(node.op_type, planned, outputs) if isinstance(planned, Step) else planned
+            made = self.take(node.op_type, planned, outputs) if isinstance(planned, TorchCall) else planned
         except GraphError:
             raise
         except Exception as error:  # whatever torch says about shapes and types
@@ -133,8 +133,8 @@ class Walk:
         if source.slot not in self._rectified:
             six = abs(grid.greatest - 6.0) <= float(grid.scale) / 2
             name, source.name = source.name, f"{source.name}:linear"
-            step = Step(F.relu6 if six else torch.relu, (replace(source, codes=None, _variants={}),))
-            self._rectified[source.slot] = self.take("Relu", step, [name])[0]
+            planned = TorchCall(F.relu6 if six else torch.relu, (replace(source, codes=None, _variants={}),))
+            self._rectified[source.slot] = self.take("Relu", planned, [name])[0]
             self.rectified[name] = "ReLU6" if six else "ReLU"
         made = self._rectified[source.slot]
         return replace(made, codes=grid, origin=made, _variants={})
@@ -202,42 +202,43 @@ class Walk:
             key = f"{name}:{number}"
         self.grids[key] = grid
 
-    def take(self, operator: str, step: Step, outputs: Sequence[str]) -> tuple[Value, ...]:
-        """Compute a step now if everything is known and it comes out plainly, else put it into the program."""
-        if all(value is None or value.known for value in step.operands):
-            folded = self._fold(step, outputs)
+    def take(self, operator: str, planned: TorchCall, outputs: Sequence[str]) -> tuple[Value, ...]:
+        """Compute a call now if everything is known and it comes out plainly, else put it into the program."""
+        if all(value is None or value.known for value in planned.operands):
+            folded = self._fold(planned, outputs)
             if folded is not None:
                 return folded
-        step = Step(
-            step.function,
-            tuple(None if value is None else self.at_run_time(value) for value in step.operands),
-            step.settings,
-            step.codes,
-            step.grid,
+        planned = TorchCall(
+            planned.function,
+            tuple(None if value is None else self.at_run_time(value) for value in planned.operands),
+            planned.settings,
+            planned.codes,
+            planned.grid,
         )
         probes = [
-            self._call(step, [None if v is None else v.on_meta(i) for v in step.operands], i) for i in range(len(self.batches))
+            self._call(planned, [None if v is None else v.on_meta(i) for v in planned.operands], i)
+            for i in range(len(self.batches))
         ]
         made = []
         for position in range(len(probes[0])):
             tensors = tuple(as_at_run_time(results[position]).to("meta") for results in probes)
             made.append(self._fresh(outputs[position] if position < len(outputs) else "", tensors))
         if made:
-            made[0].codes, made[0].grid = step.codes, step.grid
-        self._note_grids(value for value in step.operands if value is not None and value.known)
-        self.emitted.append(Emitted(f"{operator.lower()}_{self.visited}", operator, step, tuple(made)))
+            made[0].codes, made[0].grid = planned.codes, planned.grid
+        self._note_grids(value for value in planned.operands if value is not None and value.known)
+        self.emitted.append(Emitted(f"{operator.lower()}_{self.visited}", operator, planned, tuple(made)))
         return tuple(made)
 
-    def _call(self, step: Step, operands: Sequence[Tensor | None], probe: int) -> tuple[Tensor, ...]:
-        settings = {name: at_batch(setting, self.batches[probe]) for name, setting in step.settings.items()}
-        made = step.function(*operands, **settings)
+    def _call(self, planned: TorchCall, operands: Sequence[Tensor | None], probe: int) -> tuple[Tensor, ...]:
+        settings = {name: at_batch(setting, self.batches[probe]) for name, setting in planned.settings.items()}
+        made = planned.function(*operands, **settings)
         return tuple(made) if isinstance(made, (tuple, list)) else (made,)
 
-    def _fold(self, step: Step, outputs: Sequence[str]) -> tuple[Value, ...] | None:
-        settings = any(depends_on_batch(setting) for setting in step.settings.values())
-        fixed = not settings and all(value is None or value.constant for value in step.operands)
+    def _fold(self, planned: TorchCall, outputs: Sequence[str]) -> tuple[Value, ...] | None:
+        settings = any(depends_on_batch(setting) for setting in planned.settings.values())
+        fixed = not settings and all(value is None or value.constant for value in planned.operands)
         count = 1 if fixed else len(self.batches)
-        probes = [self._call(step, [None if v is None else v.at(i) for v in step.operands], i) for i in range(count)]
+        probes = [self._call(planned, [None if v is None else v.at(i) for v in planned.operands], i) for i in range(count)]
         made = []
         for position, name in zip(range(len(probes[0])), (*outputs, *[""] * len(probes[0])), strict=False):
             tensors = [results[position] for results in probes]
@@ -246,7 +247,7 @@ class Walk:
                 return None
             made.append(Value(name, tuple(tensors[:1] if same else tensors), known=True))
         if made:
-            made[0].codes = step.codes
+            made[0].codes = planned.codes
         return tuple(made)
 
     def at_run_time(self, value: Value) -> Value:
@@ -259,11 +260,11 @@ class Walk:
             parts = [
                 constant(f"{value.name}:{part}", tensor) for part, tensor in zip(("per_image", "fixed"), fitted, strict=True)
             ]
-            step = Step(in_batch, tuple(parts), {"size": Size(1), "whole": not value.probes[0].is_floating_point()})
+            planned = TorchCall(in_batch, tuple(parts), {"size": Size(1), "whole": not value.probes[0].is_floating_point()})
             tensors = tuple(as_at_run_time(tensor).to("meta") for tensor in value.probes)
             made = self._fresh(value.name, tensors)
             name = f"batch_{self.slots}"
-            self.emitted.append(Emitted(name, "Batch", step, (made,)))
+            self.emitted.append(Emitted(name, "Batch", planned, (made,)))
             self._in_batch[id(value)] = made
         return self._in_batch[id(value)]
 

@@ -118,26 +118,26 @@ def _assemble(
 ) -> OnnxNetwork:
     module = onnx_module(_arguments(inputs))
     live = _live(walk.emitted, outputs)
-    constants = _register(module, [*(v for e in live for v in e.step.operands), *outputs.values()])
+    constants = _register(module, [*(v for e in live for v in e.planned.operands), *outputs.values()])
 
     def source(value: Value | None) -> int | str | None:
         return None if value is None else constants[value] if value.known else value.slot
 
-    last = {v.slot: i for i, e in enumerate(live) for v in e.step.operands if v is not None and not v.known}
+    last = {v.slot: i for i, e in enumerate(live) for v in e.planned.operands if v is not None and not v.known}
     kept = {value.slot for value in outputs.values()}
     program, names = [], {}
     for position, emitted in enumerate(live):
-        module.nodes[emitted.node] = Node(emitted.operator, emitted.step.function, emitted.step.settings)
+        module.nodes[emitted.node] = Node(emitted.operator, emitted.planned.function, emitted.planned.settings)
         names[f"nodes.{emitted.node}"] = next((value.name for value in emitted.outputs if value.name), emitted.node)
         made = [value.slot for value in emitted.outputs]
-        mine = {v.slot for v in emitted.step.operands if v is not None and not v.known}
+        mine = {v.slot for v in emitted.planned.operands if v is not None and not v.known}
         frees = {slot for slot in mine if last[slot] == position} | {slot for slot in made if slot not in last}
         program.append(
-            Line(emitted.node, tuple(source(v) for v in emitted.step.operands), tuple(made), tuple(sorted(frees - kept)))
+            Line(emitted.node, tuple(source(v) for v in emitted.planned.operands), tuple(made), tuple(sorted(frees - kept)))
         )
     module.program = tuple(program)
     module.sources = tuple((name, source(value)) for name, value in outputs.items())  # type: ignore[misc]
-    if any(depends_on_batch(setting) for e in live for setting in e.step.settings.values()):
+    if any(depends_on_batch(setting) for e in live for setting in e.planned.settings.values()):
         module.batch_of = next(i for i, shape in enumerate(inputs.values()) if shape and shape[0] is None)
     module.eval()
     return OnnxNetwork(
@@ -166,10 +166,10 @@ def _arguments(inputs: Mapping[str, Shape]) -> tuple[str, ...]:
 def _live(emitted: Sequence[Emitted], outputs: Mapping[str, Value]) -> list[Emitted]:
     wanted = {value.slot for value in outputs.values() if not value.known}
     kept = []
-    for step in reversed(emitted):
-        if any(value.slot in wanted for value in step.outputs):
-            wanted |= {value.slot for value in step.step.operands if value is not None and not value.known}
-            kept.append(step)
+    for line in reversed(emitted):
+        if any(value.slot in wanted for value in line.outputs):
+            wanted |= {value.slot for value in line.planned.operands if value is not None and not value.known}
+            kept.append(line)
     return kept[::-1]
 
 

@@ -85,7 +85,7 @@ def constant(name: str, tensor: Tensor) -> Value:
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class TorchCall:
     """One call of a torch function: how a node of the file is computed."""
 
     function: Callable[..., Any]
@@ -97,5 +97,5 @@ class Step:
     """The grid of the first output, where the file holds numbers of a known grid there."""
 
 
-Planned = Step | tuple[Value, ...]
+Planned = TorchCall | tuple[Value, ...]
 """What an operation's function makes of a node: a call, or its outputs where nothing is to compute."""

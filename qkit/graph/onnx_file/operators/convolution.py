@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qkit.graph.onnx_file.call import Call, as_weight
-from qkit.graph.onnx_file.values import Step, Value
+from qkit.graph.onnx_file.values import TorchCall, Value
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -74,11 +74,11 @@ def kernel_of(call: Call, index: int = 1) -> tuple[int, ...]:
     return tuple(call.static(index, axis) for axis in range(2, call.rank(index)))
 
 
-def conv(call: Call) -> Step:
+def conv(call: Call) -> TorchCall:
     return convolution(call, call.value(0), call.value(1), call.get(2))
 
 
-def convolution(call: Call, x: Value, weight: Value, bias: Value | None) -> Step:
+def convolution(call: Call, x: Value, weight: Value, bias: Value | None) -> TorchCall:
     """A convolution of these operands with the attributes of the node."""
     kernel = tuple(weight.at(0).shape[2:])
     w = window(call, kernel)
@@ -87,8 +87,8 @@ def convolution(call: Call, x: Value, weight: Value, bias: Value | None) -> Step
     operands = (x, as_weight(weight), None if bias is None else as_weight(bias))
     settings = {"stride": w.stride, "dilation": w.dilation, "groups": call.attribute("group", 1)}
     if w.symmetric:
-        return call.step(CONVOLUTIONS[len(kernel) - 1], *operands, padding=w.begin, **settings)
-    return call.step(padded_convolution, *operands, padding=w.padding, **settings)
+        return call.torch(CONVOLUTIONS[len(kernel) - 1], *operands, padding=w.begin, **settings)
+    return call.torch(padded_convolution, *operands, padding=w.padding, **settings)
 
 
 def padded_convolution(
@@ -105,7 +105,7 @@ def padded_convolution(
     return CONVOLUTIONS[weight.ndim - 3](F.pad(x, padding), weight, bias, stride=stride, dilation=dilation, groups=groups)
 
 
-def conv_transpose(call: Call) -> Step:
+def conv_transpose(call: Call) -> TorchCall:
     kernel = kernel_of(call)
     count = len(kernel)
     if not 1 <= count <= 3:
@@ -123,9 +123,9 @@ def conv_transpose(call: Call) -> Step:
     added = tuple(e + b - c for e, b, c in zip(extra, begin, end, strict=True))
     limits = [max(s, d) for s, d in zip(stride, dilation, strict=True)]
     if min(begin) >= 0 and all(0 <= a < limit for a, limit in zip(added, limits, strict=True)):
-        return call.step(TRANSPOSED[count - 1], *operands, padding=begin, output_padding=added, **settings)
+        return call.torch(TRANSPOSED[count - 1], *operands, padding=begin, output_padding=added, **settings)
     crop = tuple(side for b, e, x in zip(begin[::-1], end[::-1], extra[::-1], strict=True) for side in (-b, x - e))
-    return call.step(cropped_transposed_convolution, *operands, crop=crop, **settings)
+    return call.torch(cropped_transposed_convolution, *operands, crop=crop, **settings)
 
 
 def _transposed_pads(call: Call, full: Sequence[int], stride: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -161,13 +161,13 @@ def cropped_transposed_convolution(
     return cropped if bias is None else cropped + bias.reshape(-1, *[1] * (weight.ndim - 2))
 
 
-def gemm(call: Call) -> Step:
+def gemm(call: Call) -> TorchCall:
     a, b, c = call.value(0), call.value(1), call.get(2)
     alpha, beta = float(call.attribute("alpha", 1.0)), float(call.attribute("beta", 1.0))
     return gemm_of(call, a, b, c, alpha=alpha, beta=beta)
 
 
-def gemm_of(call: Call, a: Value, b: Value, c: Value | None, *, alpha: float = 1.0, beta: float = 1.0) -> Step:
+def gemm_of(call: Call, a: Value, b: Value, c: Value | None, *, alpha: float = 1.0, beta: float = 1.0) -> TorchCall:
     """``alpha * a @ b + beta * c`` of these operands, transposed as the node's attributes say."""
     transposed_a, transposed_b = bool(call.attribute("transA", 0)), bool(call.attribute("transB", 0))
     if b.constant and alpha == 1.0:
@@ -175,10 +175,10 @@ def gemm_of(call: Call, a: Value, b: Value, c: Value | None, *, alpha: float = 1
         bias = _vector(c, weight.at(0).shape[0]) if c is None or beta == 1.0 else None
         if c is None or bias is not None:
             if transposed_a:
-                return call.step(linear_of_transposed, a, weight, bias)
-            return call.step(F.linear, a, weight, bias)
+                return call.torch(linear_of_transposed, a, weight, bias)
+            return call.torch(F.linear, a, weight, bias)
     settings = {"alpha": alpha, "beta": beta, "transposed_a": transposed_a, "transposed_b": transposed_b}
-    return call.step(general_matrix_product, a, as_weight(b), c, **settings)
+    return call.torch(general_matrix_product, a, as_weight(b), c, **settings)
 
 
 def _vector(c: Value | None, features: int) -> Value | None:
@@ -204,19 +204,19 @@ def general_matrix_product(
     return product if c is None else product + (c if beta == 1.0 else c * beta)
 
 
-def matmul(call: Call) -> Step:
+def matmul(call: Call) -> TorchCall:
     return matmul_of(call, call.value(0), call.value(1))
 
 
-def matmul_of(call: Call, a: Value, b: Value) -> Step:
+def matmul_of(call: Call, a: Value, b: Value) -> TorchCall:
     """The matrix product of these operands; with a constant matrix on the right, a linear layer."""
     if b.constant and b.at(0).ndim == 2 and b.at(0).is_floating_point() and not (a.known and a.constant):
-        return call.step(F.linear, a, as_weight(b.permuted((1, 0))))
-    return call.step(torch.matmul, a if not a.constant else as_weight(a), as_weight(b) if b.constant else b)
+        return call.torch(F.linear, a, as_weight(b.permuted((1, 0))))
+    return call.torch(torch.matmul, a if not a.constant else as_weight(a), as_weight(b) if b.constant else b)
 
 
-def einsum(call: Call) -> Step:
-    return call.step(einstein_sum, *call.inputs, equation=call.needed("equation"))
+def einsum(call: Call) -> TorchCall:
+    return call.torch(einstein_sum, *call.inputs, equation=call.needed("equation"))
 
 
 def einstein_sum(*tensors: Tensor, equation: str) -> Tensor:

@@ -12,35 +12,35 @@ from torch import Tensor
 
 from qkit.graph.onnx_file.call import Call
 from qkit.graph.onnx_file.loading import element_type
-from qkit.graph.onnx_file.values import Planned, Step, Value, as_at_run_time
+from qkit.graph.onnx_file.values import Planned, TorchCall, Value, as_at_run_time
 
 Function = Callable[..., Tensor]
 
 
-def unary(function: Function) -> Callable[[Call], Step]:
+def unary(function: Function) -> Callable[[Call], TorchCall]:
     """The operation that is a torch function of its one input."""
 
-    def plan(call: Call) -> Step:
-        return call.step(function, call.value(0))
+    def plan(call: Call) -> TorchCall:
+        return call.torch(function, call.value(0))
 
     return plan
 
 
-def binary(function: Function, reflected: Function | None = None) -> Callable[[Call], Step]:
+def binary(function: Function, reflected: Function | None = None) -> Callable[[Call], TorchCall]:
     """The operation that is a torch function of two inputs.
 
     A constant of one element becomes a Python number, as in a network that is written with torch; `reflected` takes it where
     it is on the left.
     """
 
-    def plan(call: Call) -> Step:
+    def plan(call: Call) -> TorchCall:
         a, b = call.value(0), call.value(1)
         if not (a.known and b.known):
             if (number := as_number(b, a)) is not None:
-                return call.step(function, a, other=number)
+                return call.torch(function, a, other=number)
             if reflected is not None and (number := as_number(a, b)) is not None:
-                return call.step(reflected, b, other=number)
-        return call.step(function, a, b)
+                return call.torch(reflected, b, other=number)
+        return call.torch(function, a, b)
 
     return plan
 
@@ -70,12 +70,12 @@ def divided(x: Tensor, *, other: float) -> Tensor:
     return other / x if x.is_floating_point() else torch.div(torch.full_like(x, int(other)), x, rounding_mode="trunc")
 
 
-def power(call: Call) -> Step:
+def power(call: Call) -> TorchCall:
     a, b = call.value(0), call.value(1)
     tensor = b.at(0)
     if b.constant and tensor.numel() == 1 and tensor.ndim <= a.at(0).ndim and not a.known:
-        return call.step(raised, a, exponent=tensor.item())
-    return call.step(raised_by_tensor, a, b)
+        return call.torch(raised, a, exponent=tensor.item())
+    return call.torch(raised_by_tensor, a, b)
 
 
 def raised(x: Tensor, *, exponent: float) -> Tensor:
@@ -93,8 +93,8 @@ def raised_by_tensor(x: Tensor, exponent: Tensor) -> Tensor:
     return made if made.dtype == x.dtype else made.to(x.dtype)
 
 
-def modulo(call: Call) -> Step:
-    return call.step(torch.fmod if call.attribute("fmod", 0) else torch.remainder, call.value(0), call.value(1))
+def modulo(call: Call) -> TorchCall:
+    return call.torch(torch.fmod if call.attribute("fmod", 0) else torch.remainder, call.value(0), call.value(1))
 
 
 def variadic(function: Function) -> Callable[[Call], Planned]:
@@ -104,8 +104,8 @@ def variadic(function: Function) -> Callable[[Call], Planned]:
         if len(call.inputs) == 1:
             return (call.value(0),)
         if len(call.inputs) == 2:
-            return binary(function)(call) if function is torch.add else call.step(function, call.value(0), call.value(1))
-        return call.step(over_all, *call.inputs, function=function)
+            return binary(function)(call) if function is torch.add else call.torch(function, call.value(0), call.value(1))
+        return call.torch(over_all, *call.inputs, function=function)
 
     return plan
 
@@ -116,7 +116,7 @@ def over_all(*tensors: Tensor, function: Function) -> Tensor:
 
 
 def mean(call: Call) -> Planned:
-    return (call.value(0),) if len(call.inputs) == 1 else call.step(mean_of_all, *call.inputs)
+    return (call.value(0),) if len(call.inputs) == 1 else call.torch(mean_of_all, *call.inputs)
 
 
 def mean_of_all(*tensors: Tensor) -> Tensor:
@@ -134,23 +134,23 @@ def clip(call: Call) -> Planned:
     ]
     if any(isinstance(number, float) and math.isnan(number) for number in numbers):
         low, high = (bound if isinstance(bound, Value) else None for bound in bounds)
-        return call.step(torch.clamp, call.value(0), low, high)
+        return call.torch(torch.clamp, call.value(0), low, high)
     largest = float(torch.finfo(torch.float32).max)
     low_number = None if numbers[0] is None or numbers[0] <= -largest else numbers[0]
     high_number = None if numbers[1] is None or numbers[1] >= largest else numbers[1]
     if low_number is None and high_number is None:
         return (call.value(0),)
-    return call.step(torch.clamp, call.value(0), min=low_number, max=high_number)
+    return call.torch(torch.clamp, call.value(0), min=low_number, max=high_number)
 
 
-def where(call: Call) -> Step:
-    return call.step(torch.where, *(call.value(index) for index in range(3)))
+def where(call: Call) -> TorchCall:
+    return call.torch(torch.where, *(call.value(index) for index in range(3)))
 
 
 def cast(call: Call) -> Planned:
     to = call.needed("to") if call.operator == "Cast" else None
     if to is None:
-        return call.step(cast_like, call.value(0), call.value(1))
+        return call.torch(cast_like, call.value(0), call.value(1))
     dtype = element_type(to, f"the result of {call.label}")
     value = call.value(0)
     if value.known:
@@ -158,9 +158,9 @@ def cast(call: Call) -> Planned:
             return (value,)
         if value.constant and value.at(0).is_floating_point() and dtype.is_floating_point:
             return (value.variant(("cast", dtype), lambda x: x.to(dtype)),)
-        return call.step(to_type, value, dtype=dtype)
+        return call.torch(to_type, value, dtype=dtype)
     dtype = torch.float32 if dtype.is_floating_point else dtype
-    return (value,) if value.at(0).dtype == dtype else call.step(to_type, value, dtype=dtype)
+    return (value,) if value.at(0).dtype == dtype else call.torch(to_type, value, dtype=dtype)
 
 
 def to_type(x: Tensor, *, dtype: torch.dtype) -> Tensor:
@@ -173,9 +173,9 @@ def cast_like(x: Tensor, other: Tensor) -> Tensor:
     return x.to(other.dtype)
 
 
-def is_infinite(call: Call) -> Step:
+def is_infinite(call: Call) -> TorchCall:
     call.only(detect_negative=1, detect_positive=1)
-    return call.step(torch.isinf, call.value(0))
+    return call.torch(torch.isinf, call.value(0))
 
 
 COMPARISONS: dict[str, Any] = {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qkit.graph.onnx_file.call import Call, as_weight
 from qkit.graph.onnx_file.operators.convolution import convolution, gemm, matmul_of
-from qkit.graph.onnx_file.values import Planned, Step, Value
+from qkit.graph.onnx_file.values import Planned, TorchCall, Value
 
 ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "Relu": torch.relu,
@@ -22,24 +22,24 @@ ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def fused_conv(call: Call) -> Step:
-    step = convolution(call, call.value(0), call.value(1), call.get(2))
-    return _activated(call, step, call.get(3))
+def fused_conv(call: Call) -> TorchCall:
+    planned = convolution(call, call.value(0), call.value(1), call.get(2))
+    return _activated(call, planned, call.get(3))
 
 
-def _activated(call: Call, step: Step, added: Value | None = None) -> Step:
+def _activated(call: Call, planned: TorchCall, added: Value | None = None) -> TorchCall:
     name = call.attribute("activation", "")
     if name and name not in ACTIVATIONS:
         raise call.refuse(f"activation={name!r} is not supported. Optimize the file at the basic level only.")
     settings = {
-        "function": step.function,
-        "names": tuple(step.settings),
-        "values": tuple(step.settings.values()),
+        "function": planned.function,
+        "names": tuple(planned.settings),
+        "values": tuple(planned.settings.values()),
         "activation": name,
         "numbers": tuple(call.attribute("activation_params", [])),
     }
-    operands = step.operands + ((added,) if added is not None else ())
-    return Step(run_fused, operands, {**settings, "added": added is not None})
+    operands = planned.operands + ((added,) if added is not None else ())
+    return TorchCall(run_fused, operands, {**settings, "added": added is not None})
 
 
 def run_fused(
@@ -68,17 +68,17 @@ def run_fused(
     return ACTIVATIONS[activation](x)
 
 
-def fused_gemm(call: Call) -> Step:
+def fused_gemm(call: Call) -> TorchCall:
     return _activated(call, gemm(call))
 
 
-def fused_matmul(call: Call) -> Step:
+def fused_matmul(call: Call) -> TorchCall:
     call.only(transBatchA=0, transBatchB=0)
     alpha = float(call.attribute("alpha", 1.0))
     if alpha == 1.0 and not call.attribute("transA", 0) and not call.attribute("transB", 0):
         return matmul_of(call, call.value(0), call.value(1))
     settings = {"alpha": alpha, "left": bool(call.attribute("transA", 0)), "right": bool(call.attribute("transB", 0))}
-    return call.step(scaled_product, call.value(0), as_weight(call.value(1)), **settings)
+    return call.torch(scaled_product, call.value(0), as_weight(call.value(1)), **settings)
 
 
 def scaled_product(a: Tensor, b: Tensor, *, alpha: float, left: bool, right: bool) -> Tensor:
@@ -87,12 +87,12 @@ def scaled_product(a: Tensor, b: Tensor, *, alpha: float, left: bool, right: boo
     return product if alpha == 1.0 else product * alpha
 
 
-def gelu(call: Call) -> Step:
-    return call.step(gelu_of_sum, call.value(0), call.get(1), approximate="none")
+def gelu(call: Call) -> TorchCall:
+    return call.torch(gelu_of_sum, call.value(0), call.get(1), approximate="none")
 
 
-def fast_gelu(call: Call) -> Step:
-    return call.step(gelu_of_sum, call.value(0), call.get(1), approximate="tanh")
+def fast_gelu(call: Call) -> TorchCall:
+    return call.torch(gelu_of_sum, call.value(0), call.get(1), approximate="tanh")
 
 
 def gelu_of_sum(x: Tensor, bias: Tensor | None, *, approximate: str) -> Tensor:
@@ -100,8 +100,8 @@ def gelu_of_sum(x: Tensor, bias: Tensor | None, *, approximate: str) -> Tensor:
     return F.gelu(x if bias is None else x + bias, approximate=approximate)
 
 
-def quick_gelu(call: Call) -> Step:
-    return call.step(sigmoid_gelu, call.value(0), alpha=call.attribute("alpha", 1.702))
+def quick_gelu(call: Call) -> TorchCall:
+    return call.torch(sigmoid_gelu, call.value(0), alpha=call.attribute("alpha", 1.702))
 
 
 def sigmoid_gelu(x: Tensor, *, alpha: float) -> Tensor:
@@ -109,7 +109,7 @@ def sigmoid_gelu(x: Tensor, *, alpha: float) -> Tensor:
     return F.silu(x) if alpha == 1.0 else x * torch.sigmoid(x * alpha)
 
 
-def skip_layer_norm(call: Call) -> Step:
+def skip_layer_norm(call: Call) -> TorchCall:
     for index in (1, 2):
         if call.outputs[index : index + 1] not in {(), ("",)}:
             raise call.refuse(f"its output {call.outputs[index]!r} is read, which is not supported.")
@@ -121,7 +121,7 @@ def skip_layer_norm(call: Call) -> Step:
         None if simplified else call.weight(3),
         call.get(3 if simplified else 4),
     ]
-    return call.step(norm_of_sum, *operands, eps=call.attribute("epsilon", 1e-12), simplified=simplified)
+    return call.torch(norm_of_sum, *operands, eps=call.attribute("epsilon", 1e-12), simplified=simplified)
 
 
 def norm_of_sum(
@@ -134,10 +134,10 @@ def norm_of_sum(
     return made, total, total, total
 
 
-def rms_norm(call: Call) -> Step:
+def rms_norm(call: Call) -> TorchCall:
     call.only(axis=-1)
     call.only_first_output()
-    return call.step(scaled_by_root, call.value(0), call.weight(1), eps=call.attribute("epsilon", 1e-5))
+    return call.torch(scaled_by_root, call.value(0), call.weight(1), eps=call.attribute("epsilon", 1e-5))
 
 
 def scaled_by_root(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:

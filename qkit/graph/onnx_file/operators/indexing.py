@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qkit.graph.onnx_file.call import Call, as_weight
 from qkit.graph.onnx_file.sizes import Dimension, Size
-from qkit.graph.onnx_file.values import Planned, Step, Value
+from qkit.graph.onnx_file.values import Planned, TorchCall, Value
 
 FAR = 2**31 - 1
 """From here on, a bound of a slice means the end."""
@@ -34,7 +34,7 @@ def cut(call: Call) -> Planned:
         flips += [axis] if flip else []
     if all(bound == (None, None, None) for bound in bounds) and not flips:
         return (call.value(0),)
-    return call.step(cut_out, call.value(0), bounds=tuple(bounds), flips=tuple(flips))
+    return call.torch(cut_out, call.value(0), bounds=tuple(bounds), flips=tuple(flips))
 
 
 def _bounds(call: Call, axis: int, start: Dimension, end: Dimension, step: int) -> tuple[tuple[Any, ...], bool]:
@@ -69,14 +69,14 @@ def gather(call: Call) -> Planned:
             place = int(index.at(0).item())
             if isinstance(size, int) and not -size <= place < size:
                 raise call.refuse(f"index {place} is outside axis {axis}, whose size is {size}.")
-            return call.step(torch.select, x, dim=axis, index=place)
+            return call.torch(torch.select, x, dim=axis, index=place)
         index = _counted_from_start(index, size)
         if index.at(0).ndim == 1:
-            return call.step(taken, x, index, axis=axis)
-        return call.step(taken_in_shape, x, index, axis=axis)
+            return call.torch(taken, x, index, axis=axis)
+        return call.torch(taken_in_shape, x, index, axis=axis)
     if x.constant and call.rank(0) == 2 and axis == 0 and not index.known:
-        return call.step(looked_up, as_weight(x), index)
-    return call.step(taken_by_data, x, index, axis=axis)
+        return call.torch(looked_up, as_weight(x), index)
+    return call.torch(taken_by_data, x, index, axis=axis)
 
 
 def _counted_from_start(index: Value, size: Dimension) -> Value:
@@ -108,9 +108,9 @@ def taken_by_data(x: Tensor, index: Tensor, *, axis: int) -> Tensor:
     return taken_there
 
 
-def gather_elements(call: Call) -> Step:
+def gather_elements(call: Call) -> TorchCall:
     axis = call.axis(0, call.attribute("axis", 0))
-    return call.step(taken_each, call.value(0), call.value(1), axis=axis)
+    return call.torch(taken_each, call.value(0), call.value(1), axis=axis)
 
 
 def taken_each(x: Tensor, index: Tensor, *, axis: int) -> Tensor:
@@ -118,11 +118,11 @@ def taken_each(x: Tensor, index: Tensor, *, axis: int) -> Tensor:
     return torch.gather(x, axis, torch.where(index < 0, index + x.shape[axis], index).long())
 
 
-def gather_nd(call: Call) -> Step:
+def gather_nd(call: Call) -> TorchCall:
     shared = call.attribute("batch_dims", 0)
     if shared > 1:
         raise call.refuse(f"batch_dims={shared} is not supported, only 0 and 1.")
-    return call.step(taken_at_points, call.value(0), call.value(1), shared=shared)
+    return call.torch(taken_at_points, call.value(0), call.value(1), shared=shared)
 
 
 def taken_at_points(x: Tensor, index: Tensor, *, shared: int) -> Tensor:
@@ -134,11 +134,11 @@ def taken_at_points(x: Tensor, index: Tensor, *, shared: int) -> Tensor:
     return x[tuple(places)]
 
 
-def scatter_nd(call: Call) -> Step:
+def scatter_nd(call: Call) -> TorchCall:
     how = call.attribute("reduction", "none")
     if how not in {"none", "add"}:
         raise call.refuse(f"reduction={how!r} is not supported, only none and add.")
-    return call.step(put_at_points, *(call.value(i) for i in range(3)), add=how == "add")
+    return call.torch(put_at_points, *(call.value(i) for i in range(3)), add=how == "add")
 
 
 def put_at_points(x: Tensor, index: Tensor, updates: Tensor, *, add: bool) -> Tensor:
@@ -146,10 +146,10 @@ def put_at_points(x: Tensor, index: Tensor, updates: Tensor, *, add: bool) -> Te
     return x.index_put(tuple(places.long() for places in index.unbind(-1)), updates, accumulate=add)
 
 
-def scatter_elements(call: Call) -> Step:
+def scatter_elements(call: Call) -> TorchCall:
     how = {"none": None, "add": "sum", "mul": "prod", "min": "amin", "max": "amax"}[call.attribute("reduction", "none")]
     axis = call.axis(0, call.attribute("axis", 0))
-    return call.step(put_each, *(call.value(i) for i in range(3)), axis=axis, how=how)
+    return call.torch(put_each, *(call.value(i) for i in range(3)), axis=axis, how=how)
 
 
 def put_each(x: Tensor, index: Tensor, updates: Tensor, *, axis: int, how: str | None) -> Tensor:
@@ -158,17 +158,17 @@ def put_each(x: Tensor, index: Tensor, updates: Tensor, *, axis: int, how: str |
     return x.scatter(axis, places, updates) if how is None else x.scatter_reduce(axis, places, updates, how)
 
 
-def triangle(call: Call) -> Step:
+def triangle(call: Call) -> TorchCall:
     diagonal = call.numbers(1, "k")[0] if call.has(1) else 0
     function: Callable[..., Tensor] = torch.triu if call.attribute("upper", 1) else torch.tril
-    return call.step(function, call.value(0), diagonal=diagonal)
+    return call.torch(function, call.value(0), diagonal=diagonal)
 
 
-def one_hot(call: Call) -> Step:
+def one_hot(call: Call) -> TorchCall:
     depth = int(call.numbers(1, "depth")[0])
     axis = call.attribute("axis", -1)
     axis = axis + call.rank(0) + 1 if axis < 0 else axis
-    return call.step(on_and_off, call.value(0), call.value(2), depth=depth, axis=axis)
+    return call.torch(on_and_off, call.value(0), call.value(2), depth=depth, axis=axis)
 
 
 def on_and_off(index: Tensor, values: Tensor, *, depth: int, axis: int) -> Tensor:

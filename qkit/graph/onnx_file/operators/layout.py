@@ -12,16 +12,16 @@ from torch import Tensor
 
 from qkit.graph.onnx_file.call import Call
 from qkit.graph.onnx_file.sizes import Dimension, Size
-from qkit.graph.onnx_file.values import Planned, Step
+from qkit.graph.onnx_file.values import Planned, TorchCall
 
 
-def reshaped_to(call: Call, shapes: Sequence[Sequence[int]]) -> Step:
+def reshaped_to(call: Call, shapes: Sequence[Sequence[int]]) -> TorchCall:
     """A reshape to these shapes, one a batch; the one dimension that grows with the batch is written as -1."""
     sizes = call.dimensions(shapes, "the new shape")
     open_sizes = [size for size in sizes if isinstance(size, Size)]
     if len(open_sizes) == 1 and 0 not in sizes:
         sizes = tuple(-1 if isinstance(size, Size) else size for size in sizes)
-    return call.step(torch.reshape, call.value(0), shape=sizes)
+    return call.torch(torch.reshape, call.value(0), shape=sizes)
 
 
 def reshape(call: Call) -> Planned:
@@ -67,7 +67,7 @@ def transpose(call: Call) -> Planned:
         return (value,)
     if value.constant:
         return (value.permuted(order),)
-    return call.step(torch.permute, value, dims=order)
+    return call.torch(torch.permute, value, dims=order)
 
 
 def _axes(call: Call, rank: int) -> list[int] | None:
@@ -86,15 +86,15 @@ def squeeze(call: Call) -> Planned:
         raise call.refuse(f"it removes axis {wrong[0]}, whose size is not 1.{hint}")
     if not axes:
         return (call.value(0),)
-    return call.step(torch.squeeze, call.value(0), dim=tuple(axes))
+    return call.torch(torch.squeeze, call.value(0), dim=tuple(axes))
 
 
 def unsqueeze(call: Call) -> Planned:
     count = len(call.numbers(1, "axes") if call.has(1) else call.needed("axes"))
     axes = _axes(call, call.rank(0) + count) or []
     if len(axes) == 1:
-        return call.step(torch.unsqueeze, call.value(0), dim=axes[0])
-    return call.step(with_new_axes, call.value(0), axes=tuple(axes)) if axes else (call.value(0),)
+        return call.torch(torch.unsqueeze, call.value(0), dim=axes[0])
+    return call.torch(with_new_axes, call.value(0), axes=tuple(axes)) if axes else (call.value(0),)
 
 
 def with_new_axes(x: Tensor, *, axes: Sequence[int]) -> Tensor:
@@ -114,7 +114,7 @@ def expand(call: Call) -> Planned:
     before = call.shape(0)
     ahead = len(sizes) - len(before)
     kept: list[Dimension] = [-1 if axis >= ahead and before[axis - ahead] == size else size for axis, size in enumerate(sizes)]
-    return call.step(expanded, value, shape=tuple(kept))
+    return call.torch(expanded, value, shape=tuple(kept))
 
 
 def expanded(x: Tensor, *, shape: Sequence[int]) -> Tensor:
@@ -124,7 +124,7 @@ def expanded(x: Tensor, *, shape: Sequence[int]) -> Tensor:
 
 def tile(call: Call) -> Planned:
     counts = call.integers(1, "repeats")
-    return (call.value(0),) if all(count == 1 for count in counts) else call.step(tiled, call.value(0), counts=tuple(counts))
+    return (call.value(0),) if all(count == 1 for count in counts) else call.torch(tiled, call.value(0), counts=tuple(counts))
 
 
 def tiled(x: Tensor, *, counts: Sequence[int]) -> Tensor:
@@ -134,7 +134,7 @@ def tiled(x: Tensor, *, counts: Sequence[int]) -> Tensor:
 
 def concat(call: Call) -> Planned:
     axis = call.axis(0, call.needed("axis"))
-    return call.step(joined, *call.inputs, axis=axis) if len(call.inputs) > 1 else (call.value(0),)
+    return call.torch(joined, *call.inputs, axis=axis) if len(call.inputs) > 1 else (call.value(0),)
 
 
 def joined(*tensors: Tensor, axis: int) -> Tensor:
@@ -142,7 +142,7 @@ def joined(*tensors: Tensor, axis: int) -> Tensor:
     return torch.cat(tensors, dim=axis)
 
 
-def split(call: Call) -> Step:
+def split(call: Call) -> TorchCall:
     axis = call.axis(0, call.attribute("axis", 0))
     if call.has(1):
         sizes: Sequence[Dimension] = call.integers(1, "sizes")
@@ -152,7 +152,7 @@ def split(call: Call) -> Step:
         count = call.attribute("num_outputs", len(call.outputs))
         size = -(-call.static(0, axis) // count)
         sizes = [size] * (count - 1) + [call.static(0, axis) - size * (count - 1)]
-    return call.step(parts, call.value(0), sizes=tuple(sizes), axis=axis)
+    return call.torch(parts, call.value(0), sizes=tuple(sizes), axis=axis)
 
 
 def parts(x: Tensor, *, sizes: Sequence[int], axis: int) -> tuple[Tensor, ...]:
@@ -160,11 +160,11 @@ def parts(x: Tensor, *, sizes: Sequence[int], axis: int) -> tuple[Tensor, ...]:
     return torch.split(x, list(sizes), dim=axis)
 
 
-def depth_to_space(call: Call) -> Step:
+def depth_to_space(call: Call) -> TorchCall:
     size = call.needed("blocksize")
     if call.attribute("mode", "DCR") == "CRD":
-        return call.step(F.pixel_shuffle, call.value(0), upscale_factor=size)
-    return call.step(depth_first_to_space, call.value(0), size=size)
+        return call.torch(F.pixel_shuffle, call.value(0), upscale_factor=size)
+    return call.torch(depth_first_to_space, call.value(0), size=size)
 
 
 def depth_first_to_space(x: Tensor, *, size: int) -> Tensor:
@@ -174,8 +174,8 @@ def depth_first_to_space(x: Tensor, *, size: int) -> Tensor:
     return blocks.permute(0, 3, 4, 1, 5, 2).reshape(-1, channels // size**2, height * size, width * size)
 
 
-def space_to_depth(call: Call) -> Step:
-    return call.step(space_to_depth_first, call.value(0), size=call.needed("blocksize"))
+def space_to_depth(call: Call) -> TorchCall:
+    return call.torch(space_to_depth_first, call.value(0), size=call.needed("blocksize"))
 
 
 def space_to_depth_first(x: Tensor, *, size: int) -> Tensor:
@@ -202,15 +202,15 @@ def pad(call: Call) -> Planned:
     while len(flat) > 2 and flat[-2:] == (0, 0):
         flat = flat[:-2]
     if mode == "constant":
-        return call.step(F.pad, call.value(0), pad=flat, value=value)
+        return call.torch(F.pad, call.value(0), pad=flat, value=value)
     torch_mode = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}.get(mode)
     if torch_mode is None:
         raise call.refuse(f"mode={mode!r} does not exist.")
     if _torch_pads(call, flat, torch_mode):
-        return call.step(F.pad, call.value(0), pad=flat, mode=torch_mode)
+        return call.torch(F.pad, call.value(0), pad=flat, mode=torch_mode)
     chosen = [axis for axis in range(rank) if begin[axis] or end[axis]]
     indices = [call.made(_padded_places(call.static(0, axis), begin[axis], end[axis], mode), f"axis{axis}") for axis in chosen]
-    return call.step(picked, call.value(0), *indices, axes=tuple(chosen))
+    return call.torch(picked, call.value(0), *indices, axes=tuple(chosen))
 
 
 def _torch_pads(call: Call, flat: Sequence[int], mode: str) -> bool:
@@ -266,10 +266,10 @@ def constant(call: Call) -> Planned:
     raise call.refuse("it holds strings or a sparse tensor, which are not supported. Cut the file in front of what reads it.")
 
 
-def constant_of_shape(call: Call) -> Step:
+def constant_of_shape(call: Call) -> TorchCall:
     value = call.attribute("value", torch.zeros(1))
     kind = call.made(torch.zeros((), dtype=value.dtype), "kind")
-    return call.step(filled, kind, shape=tuple(call.integers(0, "shape")), value=value.item())
+    return call.torch(filled, kind, shape=tuple(call.integers(0, "shape")), value=value.item())
 
 
 def filled(kind: Tensor, *, shape: Sequence[int], value: float) -> Tensor:
@@ -277,13 +277,13 @@ def filled(kind: Tensor, *, shape: Sequence[int], value: float) -> Tensor:
     return torch.full(tuple(shape), value, dtype=kind.dtype, device=kind.device)
 
 
-def numbers_between(call: Call) -> Step:
+def numbers_between(call: Call) -> TorchCall:
     dtype = call.value(0).at(0).dtype
     kind = call.made(torch.zeros((), dtype=dtype), "kind")
     whats = ("start", "limit", "delta")
     if dtype.is_floating_point:
-        return call.step(arange, kind, bounds=tuple(call.scalar(index, what) for index, what in enumerate(whats)))
-    return call.step(arange, kind, bounds=tuple(call.integers(index, what)[0] for index, what in enumerate(whats)))
+        return call.torch(arange, kind, bounds=tuple(call.scalar(index, what) for index, what in enumerate(whats)))
+    return call.torch(arange, kind, bounds=tuple(call.integers(index, what)[0] for index, what in enumerate(whats)))
 
 
 def arange(kind: Tensor, *, bounds: Sequence[float]) -> Tensor:

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qkit.graph.onnx_file.call import Call, as_weight
-from qkit.graph.onnx_file.values import Step, Value
+from qkit.graph.onnx_file.values import TorchCall, Value
 
 
-def batch_norm(call: Call) -> Step:
+def batch_norm(call: Call) -> TorchCall:
     call.only(training_mode=0, spatial=1)
     if call.opset < 14 and call.written > 1:
         # in those opsets the outputs say it, whether they are read or not
@@ -27,13 +27,13 @@ def batch_norm(call: Call) -> Step:
     x, scale, bias = (call.value(index) for index in range(3))
     # exporters store equal tensors once: statistics stay buffers where they are some layer's weights too
     statistics = [call.value(index).variant("statistics", torch.clone) for index in (3, 4)]
-    return call.step(
+    return call.torch(
         F.batch_norm, x, *statistics, as_weight(scale), as_weight(bias), training=False, eps=call.attribute("epsilon", 1e-5)
     )
 
 
-def instance_norm(call: Call) -> Step:
-    return call.step(normalize_instances, call.value(0), call.weight(1), call.weight(2), eps=call.attribute("epsilon", 1e-5))
+def instance_norm(call: Call) -> TorchCall:
+    return call.torch(normalize_instances, call.value(0), call.weight(1), call.weight(2), eps=call.attribute("epsilon", 1e-5))
 
 
 def normalize_instances(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
@@ -41,7 +41,7 @@ def normalize_instances(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) 
     return F.instance_norm(x, weight=weight, bias=bias, eps=eps)
 
 
-def layer_norm(call: Call) -> Step:
+def layer_norm(call: Call) -> TorchCall:
     call.only_first_output()
     x, scale, bias = call.value(0), call.value(1), call.get(2)
     axis = call.axis(0, call.attribute("axis", -1))
@@ -49,8 +49,8 @@ def layer_norm(call: Call) -> Step:
     eps = call.attribute("epsilon", 1e-5)
     if all(v is None or (v.constant and v.at(0).numel() in {1, torch.Size(shape).numel()}) for v in (scale, bias)):
         weights = [None if v is None else as_weight(_shaped(v, shape)) for v in (scale, bias)]
-        return call.step(normalize_layers, x, *weights, shape=shape, eps=eps)
-    return call.step(normalize_and_scale, x, scale, bias, shape=shape, eps=eps)
+        return call.torch(normalize_layers, x, *weights, shape=shape, eps=eps)
+    return call.torch(normalize_and_scale, x, scale, bias, shape=shape, eps=eps)
 
 
 def _shaped(value: Value, shape: tuple[int, ...]) -> Value:
@@ -70,7 +70,7 @@ def normalize_and_scale(x: Tensor, weight: Tensor, bias: Tensor | None, *, shape
     return scaled if bias is None else scaled + bias
 
 
-def group_norm(call: Call) -> Step:
+def group_norm(call: Call) -> TorchCall:
     groups = call.needed("num_groups")
     channels = call.static(0, 1)
     weights = []
@@ -82,7 +82,7 @@ def group_norm(call: Call) -> Step:
                 raise call.refuse(f"its {value.name!r} has one number a group and is not a constant. Export at opset 21.")
             value = value.variant(("channels", channels), lambda x: x.repeat_interleave(channels // groups))
         weights.append(as_weight(value))
-    return call.step(normalize_groups, call.value(0), *weights, groups=groups, eps=call.attribute("epsilon", 1e-5))
+    return call.torch(normalize_groups, call.value(0), *weights, groups=groups, eps=call.attribute("epsilon", 1e-5))
 
 
 def normalize_groups(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:
@@ -90,11 +90,11 @@ def normalize_groups(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, ep
     return F.group_norm(x, groups, weight, bias, eps)
 
 
-def mean_variance_norm(call: Call) -> Step:
+def mean_variance_norm(call: Call) -> TorchCall:
     axes = tuple(call.axis(0, axis) for axis in call.attribute("axes", [0, 2, 3]))
     for axis in axes:
         call.static(0, axis)
-    return call.step(normalize_over, call.value(0), axes=axes)
+    return call.torch(normalize_over, call.value(0), axes=axes)
 
 
 def normalize_over(x: Tensor, *, axes: tuple[int, ...]) -> Tensor:
@@ -104,17 +104,17 @@ def normalize_over(x: Tensor, *, axes: tuple[int, ...]) -> Tensor:
     return centered / (deviation + 1e-9)
 
 
-def local_response_norm(call: Call) -> Step:
+def local_response_norm(call: Call) -> TorchCall:
     size = call.needed("size")
     if size % 2 == 0:
         raise call.refuse(f"size={size} is even, and only odd sizes are supported.")
     settings = {"size": size, "alpha": call.attribute("alpha", 1e-4), "beta": call.attribute("beta", 0.75)}
-    return call.step(F.local_response_norm, call.value(0), k=call.attribute("bias", 1.0), **settings)
+    return call.torch(F.local_response_norm, call.value(0), k=call.attribute("bias", 1.0), **settings)
 
 
-def lp_norm(call: Call) -> Step:
+def lp_norm(call: Call) -> TorchCall:
     axis, order = call.axis(0, call.attribute("axis", -1)), call.attribute("p", 2)
-    return call.step(divide_by_norm, call.value(0), axis=axis, order=order)
+    return call.torch(divide_by_norm, call.value(0), axis=axis, order=order)
 
 
 def divide_by_norm(x: Tensor, *, axis: int, order: int) -> Tensor:
@@ -123,14 +123,14 @@ def divide_by_norm(x: Tensor, *, axis: int, order: int) -> Tensor:
     return torch.where(norm == 0, torch.zeros_like(x), x / norm)
 
 
-def _softmax(call: Call, function: Any) -> Step:
+def _softmax(call: Call, function: Any) -> TorchCall:
     if call.opset >= 13:
-        return call.step(function, call.value(0), dim=call.axis(0, call.attribute("axis", -1)))
+        return call.torch(function, call.value(0), dim=call.axis(0, call.attribute("axis", -1)))
     axis = call.axis(0, call.attribute("axis", 1))
     sizes = call.shape(0)
     if all(size == 1 for size in sizes[axis + 1 :]):
-        return call.step(function, call.value(0), dim=axis)
-    return call.step(
+        return call.torch(function, call.value(0), dim=axis)
+    return call.torch(
         softmax_of_the_rest, call.value(0), axis=axis, shape=tuple(sizes[axis:]), logarithm=function is torch.log_softmax
     )
 
@@ -142,11 +142,11 @@ def softmax_of_the_rest(x: Tensor, *, axis: int, shape: Sequence[int], logarithm
     return torch.unflatten(made, -1, tuple(shape))
 
 
-def softmax(call: Call) -> Step:
+def softmax(call: Call) -> TorchCall:
     return _softmax(call, torch.softmax)
 
 
-def log_softmax(call: Call) -> Step:
+def log_softmax(call: Call) -> TorchCall:
     return _softmax(call, torch.log_softmax)
 
 

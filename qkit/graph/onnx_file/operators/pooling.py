@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qkit.graph.onnx_file.call import Call
 from qkit.graph.onnx_file.operators.convolution import CONVOLUTIONS, Window, spatial, window
-from qkit.graph.onnx_file.values import Step
+from qkit.graph.onnx_file.values import TorchCall
 
 MAXIMUM = (torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)
 AVERAGE = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
@@ -47,14 +47,14 @@ def _as_torch(w: Window) -> bool:
     return w.symmetric and all(2 * side <= k for side, k in zip(w.begin, w.kernel, strict=True))
 
 
-def max_pool(call: Call) -> Step:
+def max_pool(call: Call) -> TorchCall:
     call.only_first_output()
     w = _window(call)
     settings = {"kernel_size": w.kernel, "stride": w.stride, "dilation": w.dilation}
     if _as_torch(w):
         ceil = bool(call.attribute("ceil_mode", 0))
-        return call.step(MAXIMUM[len(w.kernel) - 1], call.value(0), padding=w.begin, ceil_mode=ceil, **settings)
-    return call.step(padded_max_pool, call.value(0), padding=_exact(call, w).padding, **settings)
+        return call.torch(MAXIMUM[len(w.kernel) - 1], call.value(0), padding=w.begin, ceil_mode=ceil, **settings)
+    return call.torch(padded_max_pool, call.value(0), padding=_exact(call, w).padding, **settings)
 
 
 def padded_max_pool(
@@ -65,13 +65,13 @@ def padded_max_pool(
     return MAXIMUM[len(kernel_size) - 1](padded, kernel_size, stride=stride, dilation=dilation)
 
 
-def average_pool(call: Call) -> Step:
+def average_pool(call: Call) -> TorchCall:
     w = _window(call)
     ceil, padded = bool(call.attribute("ceil_mode", 0)), bool(call.attribute("count_include_pad", 0))
     settings = {"kernel_size": w.kernel, "stride": w.stride}
     if set(w.dilation) == {1} and _as_torch(w):
         function = AVERAGE[len(w.kernel) - 1]
-        return call.step(function, call.value(0), padding=w.begin, ceil_mode=ceil, count_include_pad=padded, **settings)
+        return call.torch(function, call.value(0), padding=w.begin, ceil_mode=ceil, count_include_pad=padded, **settings)
     exact = _exact(call, w)
     factors = torch.ones([1] * len(w.kernel))
     for axis, n in enumerate(spatial(call)):
@@ -83,8 +83,8 @@ def average_pool(call: Call) -> Step:
         factors = factors * (w.kernel[axis] / count).reshape(shape)
     operand = None if bool((factors == 1).all()) else call.made(factors.float(), "counts")
     if set(w.dilation) == {1}:
-        return call.step(padded_average_pool, call.value(0), operand, padding=exact.padding, **settings)
-    return call.step(dilated_average_pool, call.value(0), operand, padding=exact.padding, dilation=w.dilation, **settings)
+        return call.torch(padded_average_pool, call.value(0), operand, padding=exact.padding, **settings)
+    return call.torch(dilated_average_pool, call.value(0), operand, padding=exact.padding, dilation=w.dilation, **settings)
 
 
 def padded_average_pool(
@@ -114,15 +114,15 @@ def dilated_average_pool(
     return pooled if factors is None else pooled * factors
 
 
-def global_average_pool(call: Call) -> Step:
+def global_average_pool(call: Call) -> TorchCall:
     count = call.rank(0) - 2
     if 1 <= count <= 3:
-        return call.step(ADAPTIVE[count - 1], call.value(0), output_size=1)
-    return call.step(torch.mean, call.value(0), dim=tuple(range(2, call.rank(0))), keepdim=True)
+        return call.torch(ADAPTIVE[count - 1], call.value(0), output_size=1)
+    return call.torch(torch.mean, call.value(0), dim=tuple(range(2, call.rank(0))), keepdim=True)
 
 
-def global_max_pool(call: Call) -> Step:
-    return call.step(torch.amax, call.value(0), dim=tuple(range(2, call.rank(0))), keepdim=True)
+def global_max_pool(call: Call) -> TorchCall:
+    return call.torch(torch.amax, call.value(0), dim=tuple(range(2, call.rank(0))), keepdim=True)
 
 
 TABLE = {

@@ -18,7 +18,7 @@ from qkit.graph.onnx_file.network import OnnxGrid
 from qkit.graph.onnx_file.operators.convolution import convolution, gemm_of, matmul_of
 from qkit.graph.onnx_file.operators.layout import joined
 from qkit.graph.onnx_file.operators.pooling import global_average_pool
-from qkit.graph.onnx_file.values import Planned, Step, Value
+from qkit.graph.onnx_file.values import Planned, TorchCall, Value
 
 CUT = "Quantize the file statically (onnxruntime.quantization.quantize_static) or read the float file."
 
@@ -76,8 +76,8 @@ def dequantize(call: Call) -> Planned:
     zero = float(grid.zero_point) if grid.axis is None else 0.0
     if grid.axis is not None:
         raise call.refuse("codes that are computed at run time have several scales, which is not supported.")
-    step = call.step(dequantized, x, scale=float(grid.scale), zero_point=zero)
-    return Step(step.function, step.operands, step.settings, grid=grid)
+    planned = call.torch(dequantized, x, scale=float(grid.scale), zero_point=zero)
+    return TorchCall(planned.function, planned.operands, planned.settings, grid=grid)
 
 
 def dequantized(codes: Tensor, *, scale: float, zero_point: float) -> Tensor:
@@ -119,9 +119,9 @@ def output_grid(call: Call, scale: int, zero_point: int) -> OnnxGrid:
     return grid_at(call, scale, zero_point, None, code_type(call, call.get(zero_point)))
 
 
-def on_grid(step: Step, grid: OnnxGrid) -> Step:
-    """The step, its output noted as codes on the grid."""
-    return Step(step.function, step.operands, step.settings, codes=grid)
+def on_grid(planned: TorchCall, grid: OnnxGrid) -> TorchCall:
+    """The call, its output noted as codes on the grid."""
+    return TorchCall(planned.function, planned.operands, planned.settings, codes=grid)
 
 
 def _integer_bias(call: Call, index: int, x: int, w: int, axis: int) -> Value | None:
@@ -136,12 +136,12 @@ def _integer_bias(call: Call, index: int, x: int, w: int, axis: int) -> Value | 
     return dequantized_constant(bias, grid)
 
 
-def qlinear_conv(call: Call) -> Step:
-    step = convolution(call, operand(call, 0), operand(call, 3, axis=0), _integer_bias(call, 8, 0, 3, 0))
-    return on_grid(step, output_grid(call, 6, 7))
+def qlinear_conv(call: Call) -> TorchCall:
+    planned = convolution(call, operand(call, 0), operand(call, 3, axis=0), _integer_bias(call, 8, 0, 3, 0))
+    return on_grid(planned, output_grid(call, 6, 7))
 
 
-def qlinear_matmul(call: Call) -> Step:
+def qlinear_matmul(call: Call) -> TorchCall:
     last = call.rank(3) - 1
     return on_grid(matmul_of(call, operand(call, 0), operand(call, 3, axis=last)), output_grid(call, 6, 7))
 
@@ -149,50 +149,50 @@ def qlinear_matmul(call: Call) -> Step:
 def qgemm(call: Call) -> Planned:
     axis = 0 if call.attribute("transB", 0) else 1
     alpha = float(call.attribute("alpha", 1.0))
-    step = gemm_of(call, operand(call, 0), operand(call, 3, axis=axis), _integer_bias(call, 6, 0, 3, 0), alpha=alpha)
-    return on_grid(step, output_grid(call, 7, 8)) if call.has(7) else step
+    planned = gemm_of(call, operand(call, 0), operand(call, 3, axis=axis), _integer_bias(call, 6, 0, 3, 0), alpha=alpha)
+    return on_grid(planned, output_grid(call, 7, 8)) if call.has(7) else planned
 
 
-def qlinear_binary(function: Callable[..., Tensor]) -> Callable[[Call], Step]:
+def qlinear_binary(function: Callable[..., Tensor]) -> Callable[[Call], TorchCall]:
     """The quantized operator of two tensors."""
 
-    def plan(call: Call) -> Step:
-        return on_grid(call.step(function, operand(call, 0), operand(call, 3)), output_grid(call, 6, 7))
+    def plan(call: Call) -> TorchCall:
+        return on_grid(call.torch(function, operand(call, 0), operand(call, 3)), output_grid(call, 6, 7))
 
     return plan
 
 
-def qlinear_unary(function: Callable[..., Tensor]) -> Callable[[Call], Step]:
+def qlinear_unary(function: Callable[..., Tensor]) -> Callable[[Call], TorchCall]:
     """The quantized operator of one tensor."""
 
-    def plan(call: Call) -> Step:
-        return on_grid(call.step(function, operand(call, 0)), output_grid(call, 3, 4))
+    def plan(call: Call) -> TorchCall:
+        return on_grid(call.torch(function, operand(call, 0)), output_grid(call, 3, 4))
 
     return plan
 
 
-def qlinear_leaky_relu(call: Call) -> Step:
+def qlinear_leaky_relu(call: Call) -> TorchCall:
     slope = call.attribute("alpha", 0.01)
-    return on_grid(call.step(torch.nn.functional.leaky_relu, operand(call, 0), negative_slope=slope), output_grid(call, 3, 4))
+    return on_grid(call.torch(torch.nn.functional.leaky_relu, operand(call, 0), negative_slope=slope), output_grid(call, 3, 4))
 
 
-def qlinear_softmax(call: Call) -> Step:
+def qlinear_softmax(call: Call) -> TorchCall:
     axis = call.axis(0, call.attribute("axis", -1))
     if call.attribute("opset", 13) < 13 and axis != call.rank(0) - 1:
         raise call.refuse("a softmax of before opset 13 over several axes is not supported.")
-    return on_grid(call.step(torch.softmax, operand(call, 0), dim=axis), output_grid(call, 3, 4))
+    return on_grid(call.torch(torch.softmax, operand(call, 0), dim=axis), output_grid(call, 3, 4))
 
 
-def qlinear_concat(call: Call) -> Step:
+def qlinear_concat(call: Call) -> TorchCall:
     operands = [operand(call, index) for index in range(2, len(call.inputs), 3)]
     axis = call.axis(2, call.needed("axis"))
-    return on_grid(call.step(joined, *operands, axis=axis), output_grid(call, 0, 1))
+    return on_grid(call.torch(joined, *operands, axis=axis), output_grid(call, 0, 1))
 
 
-def qlinear_global_average_pool(call: Call) -> Step:
+def qlinear_global_average_pool(call: Call) -> TorchCall:
     call.only(channels_last=0)
-    step = global_average_pool(call)
-    return on_grid(Step(step.function, (operand(call, 0),), step.settings), output_grid(call, 3, 4))
+    planned = global_average_pool(call)
+    return on_grid(TorchCall(planned.function, (operand(call, 0),), planned.settings), output_grid(call, 3, 4))
 
 
 def dynamic(call: Call) -> Planned:

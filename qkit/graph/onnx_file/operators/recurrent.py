@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qkit.graph.onnx_file.call import Call, as_weight
-from qkit.graph.onnx_file.values import Planned, Step, Value
+from qkit.graph.onnx_file.values import Planned, TorchCall, Value
 
 ORDER = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 """Which of ONNX's gates (i o f c, z r h) stand at torch's places (i f g o, r z n)."""
@@ -18,7 +18,7 @@ ORDER = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 DEFAULTS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
 
 
-def recurrent(call: Call) -> Step:
+def recurrent(call: Call) -> TorchCall:
     kind = call.operator
     call.only(input_forget=0)
     if "clip" in call.attributes:
@@ -49,7 +49,7 @@ def recurrent(call: Call) -> Step:
     functions: dict[str, Callable[..., Any]] = {"LSTM": run_lstm, "GRU": run_gru, "RNN": run_rnn}
     if kind == "RNN":
         settings["relu"] = relu
-    return call.step(run_reset_gru if before else functions[kind], call.value(0), *states, *weights, **settings)
+    return call.torch(run_reset_gru if before else functions[kind], call.value(0), *states, *weights, **settings)
 
 
 def _check_lengths(call: Call, length: int) -> None:

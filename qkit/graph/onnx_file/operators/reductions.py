@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qkit.graph.onnx_file.call import Call
-from qkit.graph.onnx_file.values import Planned, Step
+from qkit.graph.onnx_file.values import Planned, TorchCall
 
 Reduction = Callable[[Tensor, tuple[int, ...], bool], Tensor]
 
@@ -27,8 +27,8 @@ def reduction(function: Reduction, *, alone: Callable[[Tensor], Tensor] | None =
     def plan(call: Call) -> Planned:
         axes = _axes(call)
         if axes is None:
-            return (call.value(0),) if alone is None else call.step(alone, call.value(0))
-        return call.step(reduced, call.value(0), axes=axes, keep=bool(call.attribute("keepdims", 1)), function=function)
+            return (call.value(0),) if alone is None else call.torch(alone, call.value(0))
+        return call.torch(reduced, call.value(0), axes=axes, keep=bool(call.attribute("keepdims", 1)), function=function)
 
     return plan
 
@@ -95,13 +95,13 @@ def log_sum_exp(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     return torch.logsumexp(x, axes, keepdim=keep)
 
 
-def extreme(function: Callable[..., Tensor]) -> Callable[[Call], Step]:
+def extreme(function: Callable[..., Tensor]) -> Callable[[Call], TorchCall]:
     """The operation that gives the place of an extreme along an axis."""
 
-    def plan(call: Call) -> Step:
+    def plan(call: Call) -> TorchCall:
         settings = {"axis": call.axis(0, call.attribute("axis", 0)), "keep": bool(call.attribute("keepdims", 1))}
         last = bool(call.attribute("select_last_index", 0))
-        return call.step(place_of, call.value(0), function=function, last=last, **settings)
+        return call.torch(place_of, call.value(0), function=function, last=last, **settings)
 
     return plan
 
@@ -113,17 +113,17 @@ def place_of(x: Tensor, *, axis: int, keep: bool, function: Callable[..., Tensor
     return x.shape[axis] - 1 - function(x.flip(axis), axis, keepdim=keep)
 
 
-def top_k(call: Call) -> Step:
+def top_k(call: Call) -> TorchCall:
     count = call.attribute("k") if call.opset < 10 else call.numbers(1, "k")[0]
     axis = call.axis(0, call.attribute("axis", -1))
     settings = {"largest": bool(call.attribute("largest", 1)), "sorted": bool(call.attribute("sorted", 1))}
-    return call.step(torch.topk, call.value(0), k=count, dim=axis, **settings)
+    return call.torch(torch.topk, call.value(0), k=count, dim=axis, **settings)
 
 
-def cumulative_sum(call: Call) -> Step:
+def cumulative_sum(call: Call) -> TorchCall:
     axis = call.axis(0, call.numbers(1, "axis")[0])
     settings = {"exclusive": bool(call.attribute("exclusive", 0)), "reverse": bool(call.attribute("reverse", 0))}
-    return call.step(running_sum, call.value(0), axis=axis, **settings)
+    return call.torch(running_sum, call.value(0), axis=axis, **settings)
 
 
 def running_sum(x: Tensor, *, axis: int, exclusive: bool, reverse: bool) -> Tensor:

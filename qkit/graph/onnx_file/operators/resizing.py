@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qkit.graph.onnx_file.call import Call
 from qkit.graph.onnx_file.sizes import Size
-from qkit.graph.onnx_file.values import Planned, Step
+from qkit.graph.onnx_file.values import Planned, TorchCall
 
 Matrix = NDArray[np.float32]
 
@@ -59,7 +59,7 @@ def resize(call: Call) -> Planned:
     tables = [matrix(rule, axis) for axis in axes]
     settings = _as_torch(call, rule, axes, tables)
     if settings is not None:
-        return call.step(F.interpolate, call.value(0), **settings)
+        return call.torch(F.interpolate, call.value(0), **settings)
     return _by_axis(call, rule, axes, tables)
 
 
@@ -260,7 +260,7 @@ def _torch_matrix(axis: Axis, name: str, corner: bool | None, extra: dict[str, A
     return np.asarray(made[0, 0].T.numpy(), dtype=np.float32)
 
 
-def _by_axis(call: Call, rule: Rule, axes: Sequence[Axis], tables: Sequence[Matrix]) -> Step:
+def _by_axis(call: Call, rule: Rule, axes: Sequence[Axis], tables: Sequence[Matrix]) -> TorchCall:
     operands = []
     for axis, table in zip(axes, tables, strict=True):
         table_tensor = torch.from_numpy(table.argmax(1).astype(np.int64) if rule.mode == "nearest" else table)
@@ -274,7 +274,7 @@ def _by_axis(call: Call, rule: Rule, axes: Sequence[Axis], tables: Sequence[Matr
             inside = torch.from_numpy((x >= 0) & (x <= axis.before - 1))
             whole = whole & inside.reshape([-1 if i == axis.axis else 1 for i in range(call.rank(0))])
         mask = None if bool(whole.all()) else call.made(whole, "inside")
-    return call.step(resized, call.value(0), mask, *operands, axes=tuple(axis.axis for axis in axes), value=value)
+    return call.torch(resized, call.value(0), mask, *operands, axes=tuple(axis.axis for axis in axes), value=value)
 
 
 def resized(x: Tensor, mask: Tensor | None, *tables: Tensor, axes: Sequence[int], value: float) -> Tensor:
@@ -289,14 +289,14 @@ def resized(x: Tensor, mask: Tensor | None, *tables: Tensor, axes: Sequence[int]
     return x if mask is None else torch.where(mask, x, value)
 
 
-def grid_sample(call: Call) -> Step:
+def grid_sample(call: Call) -> TorchCall:
     mode = call.attribute("mode", "bilinear" if call.opset < 20 else "linear")
     mode = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
     settings = {
         "padding_mode": call.attribute("padding_mode", "zeros"),
         "align_corners": bool(call.attribute("align_corners", 0)),
     }
-    return call.step(F.grid_sample, call.value(0), call.value(1), mode=mode, **settings)
+    return call.torch(F.grid_sample, call.value(0), call.value(1), mode=mode, **settings)
 
 
 TABLE = {"Resize": resize, "Upsample": resize, "GridSample": grid_sample}
