@@ -62,7 +62,7 @@ def subjects(bench: Bench, plan: Plan) -> dict[str, Subject]:
 
 
 def _channels(bench: Bench) -> tuple[dict[int, Tensor], dict[str, np.ndarray]]:
-    """Of the first calibration batch: the means of every operation's channels, float64 (C,), by index; `typical` by tap (`Subject`)."""
+    """Of the first calibration batch: means of every operation's channels, float64 (C,), by index; `typical` by tap."""
     graph = bench.study.graph
     batch = next(iter(batches(bench.study.calibration)))
     taps: dict[str, Tensor] = {}

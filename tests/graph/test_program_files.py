@@ -194,7 +194,7 @@ def test_an_onnx_file_is_the_graph_of_its_network_under_the_files_names(
     assert graph.model_name == "net.onnx"
     assert graph.taps[0] == "image"
     assert graph.taps[-1] == "scores"
-    assert [s.kind for s in graph.operations if s.quantized] == [s.kind for s in plain.steps if s.quantized]
+    assert [s.kind for s in graph.operations if s.quantized] == [s.kind for s in plain.operations if s.quantized]
     assert graph.share.macs == graph.share.elements == 1.0
     for size in (4, 1, 6):
         x = torch.randn(size, 3, 8, 8)
