@@ -16,6 +16,8 @@ from torch import Tensor
 from qkit.execution.loading import Batch
 from qkit.quant.grids import QuantParams
 
+__all__ = ["EngineBatch", "EngineLane", "EngineTensor"]
+
 
 @dataclass(frozen=True, eq=False)
 class EngineTensor:

@@ -31,6 +31,8 @@ from qkit.style import json_numbers
 if TYPE_CHECKING:
     from qkit.figures.drawing import Picture
 
+__all__ = ["Capture", "LaneTensor", "Store", "TapCapture", "capture"]
+
 logger = logging.getLogger(__name__)
 
 #: Kept tensors stay in memory up to this many bytes, then go to files.

@@ -29,6 +29,8 @@ from qkit.quant.calibration import check_weights
 from qkit.quant.estimators import Observation
 from qkit.quant.plan import FLOAT, Plan
 
+__all__ = ["Budget", "Evaluator", "OutOfBudgetError"]
+
 #: Lanes run together while their live tensors fit in about this many bytes.
 MEMORY_BUDGET = 2 << 30
 #: The float lane's outputs are kept for later passes up to this many bytes.

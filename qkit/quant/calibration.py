@@ -13,6 +13,8 @@ from qkit.quant.estimators import Method, Observation, activation_grid, check_me
 from qkit.quant.plan import Grid, Plan
 from qkit.quant.schemes import Scheme
 
+__all__ = ["check_weights", "make_plan"]
+
 
 def make_plan(
     graph: Graph,

@@ -27,6 +27,8 @@ from qkit.quant.grids import MAX_BOUND, MIN_SCALE, QuantSpec, fake_quantize_
 from qkit.quant.histogram import Histogram
 from qkit.quant.plan import Grid
 
+__all__ = ["METHODS", "Method", "Observation", "activation_grid", "estimate", "weight_grid"]
+
 Method = Literal["minmax", "moving-average", "percentile", "mse", "entropy"]
 METHODS: tuple[Method, ...] = get_args(Method)
 

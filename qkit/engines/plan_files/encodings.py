@@ -27,6 +27,8 @@ from qkit.quant.plan import Grid, Plan
 if TYPE_CHECKING:
     from qkit.study import Study
 
+__all__ = ["read", "write"]
+
 Version = Literal["0.6.1", "1.0.0"]
 #: Least widths that the versions allow.
 _LEAST_BITS: Mapping[str, int] = {"0.6.1": 4, "1.0.0": 2}

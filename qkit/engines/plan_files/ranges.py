@@ -25,6 +25,8 @@ from qkit.quant.plan import Grid, Plan
 if TYPE_CHECKING:
     from qkit.study import Study
 
+__all__ = ["read", "write"]
+
 #: Marks the files.
 FORMAT = "qkit ranges 1"
 
