@@ -21,6 +21,7 @@ from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.graph.running import ACCUMULATING, execution, operate, place_inputs
 from qkit.graph.table import UNBOUNDED
+from qkit.quant.compiled import kernels
 from qkit.quant.grids import QuantParams, dequantize, fake_quantize_, quantize_bias, wrap_around
 from qkit.quant.memory import dense, without_gaps
 from qkit.quant.plan import FLOAT, Codes, Plan
@@ -119,12 +120,11 @@ def finish_value(
     """The plain `Finish`: activation and fake quantization in place."""
     if params is None:
         return y if op.act == UNBOUNDED else y.clamp_(*op.act)
-    if y.device.type != "cpu" or params.axis is not None:
+    loops = kernels()
+    if loops is None or y.device.type != "cpu" or params.axis is not None:
         return fake_quantize_(y if op.act == UNBOUNDED else y.clamp_(*op.act), params)
-    from qkit.quant import kernels
-
     y = without_gaps(y)
-    kernels.quantize_flat(dense(y).numpy(), params.scalars, op.act)
+    loops.quantize_flat(dense(y).numpy(), params.scalars, op.act)
     return y
 
 
@@ -143,14 +143,13 @@ def quantize_weight(weight: Tensor, params: QuantParams, codes: Codes | None = N
                 "is of another model: calibrate again."
             )
         return torch.empty_like(weight).copy_(dequantize(codes.tensor.to(weight.device), params))
-    if weight.device.type != "cpu" or params.axis != 0:
+    loops = kernels()
+    if loops is None or weight.device.type != "cpu" or params.axis != 0:
         return fake_quantize_(weight.clone(), params)
-    from qkit.quant import kernels
-
     out = torch.empty_like(weight)
     count = weight.shape[0]
     source, target = (dense(t).view(count, -1).numpy() for t in (weight, out))
-    kernels.quantize_rows(source, target, *params.vectors)
+    loops.quantize_rows(source, target, *params.vectors)
     return out
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qkit.graph.table import UNBOUNDED, Bounds
+from qkit.quant.compiled import kernels
 from qkit.quant.grids import QuantParams, fake_quantize_
 from qkit.quant.memory import channels_innermost, rows
 
@@ -79,8 +81,9 @@ class FloatSums:
         self.greatest = np.maximum(self.greatest, greatest)
 
 
-def _fast(y: Tensor, params: QuantParams | None) -> bool:
-    return y.device.type == "cpu" and params is not None and params.axis is None
+def _loops(y: Tensor, params: QuantParams | None) -> ModuleType | None:
+    """The compiled loops, where they do this."""
+    return kernels() if y.device.type == "cpu" and params is not None and params.axis is None else None
 
 
 def measure(
@@ -97,14 +100,12 @@ def measure(
     peaks
         (3, C): greatest absolute error, least and greatest value.
     """
-    if _fast(y, params):
+    if (loops := _loops(y, params)) is not None:
         assert params is not None
-        from qkit.quant import kernels
-
         y = channels_innermost(y, axis)
         array, channels = rows(y, axis)
         other, _ = rows(channels_innermost(reference, axis), axis)
-        sums, peaks = kernels.measure(array, other, params.scalars, act)
+        sums, peaks = loops.measure(array, other, params.scalars, act)
         folded = peaks.reshape(3, -1, channels)
         peaks = np.stack([folded[0].max(0), folded[1].min(0), folded[2].max(0)])
         return y, sums.reshape(6, -1, channels).sum(1), peaks
@@ -130,13 +131,11 @@ def measure(
 
 def local_error(y: Tensor, reference: Tensor, params: QuantParams | None, act: Bounds, axis: int) -> np.ndarray:
     """Squared error per channel, float64 (C,), of `y` put on the grid; what becomes of `y` itself is undefined."""
-    if _fast(y, params):
+    if (loops := _loops(y, params)) is not None:
         assert params is not None
-        from qkit.quant import kernels
-
         array, channels = rows(channels_innermost(y, axis), axis)
         other, _ = rows(channels_innermost(reference, axis), axis)
-        local: np.ndarray = kernels.local_error(array, other, params.scalars, act).reshape(-1, channels).sum(0)
+        local: np.ndarray = loops.local_error(array, other, params.scalars, act).reshape(-1, channels).sum(0)
         return local
     if act != UNBOUNDED:
         y = y.clamp_(*act)
@@ -146,11 +145,10 @@ def local_error(y: Tensor, reference: Tensor, params: QuantParams | None, act: B
 
 def describe(value: Tensor, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sum of squares, least and greatest value per channel, (C,)."""
-    if value.device.type == "cpu":
-        from qkit.quant import kernels
-
+    loops = kernels() if value.device.type == "cpu" else None
+    if loops is not None:
         array, channels = rows(channels_innermost(value, axis), axis)
-        squared, least, greatest = kernels.describe(array)
+        squared, least, greatest = loops.describe(array)
         return squared.reshape(-1, channels).sum(0), least.reshape(-1, channels).min(0), greatest.reshape(-1, channels).max(0)
     flat = _channels(value, axis)
     return flat.square().sum(1).cpu().numpy(), flat.amin(1).cpu().numpy(), flat.amax(1).cpu().numpy()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from qkit.errors import DataError, PlanError
+from qkit.quant.compiled import kernels
 from qkit.quant.grids import QuantParams
 from qkit.quant.memory import channels_innermost, dense, rows
 
@@ -184,10 +185,10 @@ class Histogram:
 
     def mean_squared_error(self, scale: float, low: float, high: float) -> tuple[float, float]:
         """By rounding and by clipping on the same grid: all that a search for the best one needs, and its inner loop."""
-        from qkit.quant import kernels
-
+        loops = kernels()
+        of = _grid_error if loops is None else loops.histogram_error
         _, _, mean, half = self._bins
-        rounding, clipping = kernels.histogram_error(mean, half, self.counts, scale, low, high)
+        rounding, clipping = of(mean, half, self.counts, scale, low, high)
         return rounding / self.total, clipping / self.total
 
     def share_between(self, lo: float, hi: float) -> float:
@@ -265,6 +266,31 @@ class Histogram:
         return f"Histogram({self.total} elements in {len(self.keys)} bins, {self.min:.6g} to {self.max:.6g})"
 
 
+def _grid_error(
+    mean: np.ndarray, half: np.ndarray, count: np.ndarray, scale: float, low: float, high: float
+) -> tuple[float, float]:
+    """`qkit.quant.kernels.histogram_error` without its loop."""
+    bottom, top = low * scale, high * scale
+    a, b = mean - half, mean + half
+    under, over = b <= bottom - 0.5 * scale, a >= top + 0.5 * scale
+    end = np.where(under, bottom, top)
+    clipped = count * ((mean - end) ** 2 + half * half / 3.0)
+    first, last = (np.clip(np.rint(edge / scale), low, high) for edge in (a, b))
+    # one code for the whole bin: exact, and free of the cancellation that the integral below would have
+    within = (first == last) & (a >= bottom - 0.5 * scale) & (b <= top + 0.5 * scale)
+    alone = count * ((mean - first * scale) ** 2 + half * half / 3.0)
+    density = count / np.where(within | (b == a), 1.0, b - a)
+    cut_a, cut_b = np.maximum(a, bottom - 0.5 * scale), np.minimum(b, top + 0.5 * scale)
+    ends = np.where(a < cut_a, (cut_a - bottom) ** 3 - (a - bottom) ** 3, 0.0)
+    ends = ends + np.where(b > cut_b, (b - top) ** 3 - (cut_b - top) ** 3, 0.0)
+    ra, rb = cut_a - first * scale, cut_b - last * scale
+    spread = density * ((last - first) * scale**3 / 12.0 + (rb**3 - ra**3) / 3.0)
+    beyond = under | over
+    rounding = np.where(beyond, 0.0, np.where(within, alone, spread))
+    clipping = np.where(beyond, clipped, np.where(within, 0.0, density * ends / 3.0))
+    return float(rounding.sum()), float(clipping.sum())
+
+
 def observe(x: Tensor, axis: int, *, name: str = "tensor") -> tuple[Histogram, np.ndarray, np.ndarray]:
     """Histogram of a float32 tensor, and every channel's least and greatest value, float32 (C,), in one pass.
 
@@ -276,11 +302,10 @@ def observe(x: Tensor, axis: int, *, name: str = "tensor") -> tuple[Histogram, n
     if x.dtype != torch.float32 or x.numel() == 0:
         raise DataError(f"{name}: a histogram needs a non-empty torch.float32 tensor, not {x.dtype} of shape {tuple(x.shape)}.")
     x = x.detach()
-    if x.device.type == "cpu":
-        from qkit.quant import kernels
-
+    loops = kernels() if x.device.type == "cpu" else None
+    if loops is not None:
         array, channels = rows(channels_innermost(x, axis), axis)
-        parts = kernels.observe(array)
+        parts = loops.observe(array)
         low = np.min([p.least for p in parts], axis=0).reshape(-1, channels).min(0)
         high = np.max([p.greatest for p in parts], axis=0).reshape(-1, channels).max(0)
         tables = [(p.keys, p.counts, p.lows) for p in parts]
