@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import signal
@@ -12,9 +13,7 @@ from typing import Any
 
 import pytest
 from command_cases import Run
-from typer.testing import CliRunner
-
-from qkit import cli
+from command_line import called
 
 #: The user's module: a network with everything that taps can be, loaders, and loaders that are interrupted.
 NET = '''
@@ -110,25 +109,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command line; returns its exit code, what it says, and what it says on standard error."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qkit", *arguments])
-        monkeypatch.setenv("COLUMNS", "200")
-        runner = CliRunner()
-        with runner.isolation() as streams:
-            try:
-                cli.main()
-                code = 0
-            except SystemExit as stopped:
-                code = int(stopped.code or 0)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            said, warned = (stream.getvalue().decode() for stream in streams[:2])
-        return code, said, warned
-
-    return run
+def run(folder: Path) -> Run:
+    """Run a command line there; returns its exit code, what it says, and what it says on standard error."""
+    return functools.partial(called, columns=200)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_networks import mixed_network
+from strategies import specs
 from torch import Tensor
 
 import qkit
@@ -44,20 +45,12 @@ def plan_of(graph: Graph, scheme: str) -> Plan:
 # ---- strategies: any plan of the network that the kit's rules can make
 
 
-SPECS = st.builds(
-    QuantSpec,
-    bits=st.integers(2, 16),
-    symmetric=st.booleans(),
-    signed=st.sampled_from([None, True, False]),
-    power_of_two=st.booleans(),
-    narrow=st.booleans(),
-)
 BOUNDS = st.tuples(st.floats(-1e4, 0.0, width=32), st.floats(0.0, 1e4, width=32))
 
 
 @st.composite
 def grids(draw: Any, channels: int | None = None, axis: int | None = None) -> Grid:
-    spec = draw(SPECS)
+    spec = draw(specs)
     weight = channels is not None
     per_channel = weight and draw(st.booleans())
     bounds = [draw(BOUNDS) for _ in range(channels if per_channel else 1)]

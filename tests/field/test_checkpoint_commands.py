@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -12,10 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import called
 from torch import Tensor, nn
-from typer.testing import CliRunner
-
-from qkit import cli
 
 SOURCE = """
 import torch
@@ -40,25 +37,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Run a command in a folder with the user's module; returns exit code, standard output and standard error."""
     (tmp_path / "trainednet.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)
-    handlers, path = list(logging.getLogger().handlers), list(sys.path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qkit", *arguments])
-        monkeypatch.setenv("COLUMNS", "400")
-        logging.getLogger().handlers[:] = []  # pytest's would keep the command from making its own
-        with CliRunner().isolation() as streams:
-            try:
-                cli.main()
-                code = 0
-            except SystemExit as stopped:
-                code = int(stopped.code or 0)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            return code, *(stream.getvalue().decode() for stream in streams[:2])  # type: ignore[return-value]
-
-    yield run
-    logging.getLogger().handlers[:] = handlers
-    sys.path[:] = path
+    yield called
     sys.modules.pop("trainednet", None)
 
 

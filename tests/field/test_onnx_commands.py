@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import called
 from PIL import Image
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
 import qkit
-from qkit import cli, zoo
+from qkit import zoo
 
 onnx = pytest.importorskip("onnx")
 quantization = pytest.importorskip("onnxruntime.quantization")
@@ -60,25 +58,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
                 picture.putpixel((x, y), tuple(14 * value for value in other))
             picture.save(tmp_path / "images" / name / f"{i}.png")
     monkeypatch.chdir(tmp_path)
-    handlers, path = list(logging.getLogger().handlers), list(sys.path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qkit", *arguments])
-        monkeypatch.setenv("COLUMNS", "400")
-        logging.getLogger().handlers[:] = []  # pytest's would keep the command from making its own
-        with CliRunner().isolation() as streams:
-            try:
-                cli.main()
-                code = 0
-            except SystemExit as stopped:
-                code = int(stopped.code or 0)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            return code, *(stream.getvalue().decode() for stream in streams[:2])  # type: ignore[return-value]
-
-    yield run
-    logging.getLogger().handlers[:] = handlers
-    sys.path[:] = path
+    return called
 
 
 def write(path: str, model: nn.Module, shape: tuple[int, ...] = (2, 3, 16, 16)) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import specs
 
 from qkit.errors import PlanError
 from qkit.quant.estimators import (
@@ -114,14 +115,6 @@ def test_impossible_percentiles_are_refused(percentile: float) -> None:
         estimate(seen_of(data("normal")), QuantSpec(8), "percentile", percentile)
 
 
-specs = st.builds(
-    QuantSpec,
-    bits=st.integers(2, 16),
-    symmetric=st.booleans(),
-    signed=st.sampled_from([None, True, False]),
-    power_of_two=st.booleans(),
-    narrow=st.booleans(),
-)
 bounds = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import specs
 from torch import Tensor
 
 from qkit.errors import DataError, PlanError
@@ -30,14 +31,6 @@ from qkit.quant.grids import (
 LARGEST = float(np.finfo(np.float32).max)
 DENORMAL = float(np.finfo(np.float32).smallest_subnormal)
 
-specs = st.builds(
-    QuantSpec,
-    bits=st.integers(2, 16),
-    symmetric=st.booleans(),
-    signed=st.sampled_from([None, True, False]),
-    power_of_two=st.booleans(),
-    narrow=st.booleans(),
-)
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 magnitudes = st.sampled_from([DENORMAL, 1e-40, 1.2e-38, 1e-20, 1e-3, 1.0, 6.0, 255.0, 1e6, 1e20, 1e38, LARGEST])
 bounds = st.one_of(floats, magnitudes, magnitudes.map(lambda m: -m), st.just(0.0))

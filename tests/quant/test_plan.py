@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import specs
 
 from qkit.errors import PlanError
 from qkit.quant.grids import QuantSpec
@@ -243,14 +244,6 @@ def test_copies_and_pickles(plan: Plan) -> None:
     assert pickle.loads(pickle.dumps(plan)) == plan
 
 
-specs = st.builds(
-    QuantSpec,
-    bits=st.integers(2, 16),
-    symmetric=st.booleans(),
-    signed=st.sampled_from([None, True, False]),
-    power_of_two=st.booleans(),
-    narrow=st.booleans(),
-)
 bounds = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
