@@ -119,7 +119,12 @@ class Study:
             check_weights(graph)
         except DataError as error:
             self._remark(f"{error} Nothing can be calibrated or scored; study.diagnose() says where it comes from.")
-        if graph.deviation > DEVIATION:
+        if graph.own_error:
+            self._remark(
+                f"In float32 the model's output is off by {graph.own_error:.1e} relative to float64, by its own rounding; the "
+                f"graph's differs from it by {graph.deviation:.1e}, which is no more than that."
+            )
+        elif graph.deviation > DEVIATION:
             self._remark(
                 f"The folded graph differs from the model by {graph.deviation:.1e} relative: distrust it until you know why."
             )

@@ -44,6 +44,8 @@ from qkit.listing import few
 
 #: The graph may differ from the model by this much, relative to the output's greatest magnitude.
 DEVIATION = 1e-4
+#: Or by so many times what the model's own float32 output differs from float64's: in another order it rounds otherwise.
+OWN = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +184,7 @@ def _assembly(source: _Source, reference: Any) -> Assembly:
     """The first way in that gives a graph which computes what the model does."""
     errors: list[Exception] = []
     best: Assembly | None = None
+    own: float | None = None
     ways = (_exported_before,) if is_exported(source.model) else (_at_a_prime, _as_it_is, _through_fx)
     for way in ways:
         try:
@@ -201,10 +204,26 @@ def _assembly(source: _Source, reference: Any) -> Assembly:
             again = None if best is not None else _reference(source.model, source.entry, source.leaves, source.inputs)
         if again is not None and deviation(again, reference) > DEVIATION:
             return made  # the model does not repeat itself, so that no way in could
+        if own is None:  # what autocast does is no rounding of float32
+            own = 0.0 if form.autocast else _own_error(source, reference)
+        if made.graph.deviation <= OWN * own:
+            return replace(made, graph=replace(made.graph, own_error=own))  # no way in could be nearer
         best = made if best is None or made.graph.deviation < best.graph.deviation else best
     if best is not None:
         return best
     raise explained(errors, source.model)
+
+
+def _own_error(source: _Source, reference: Any) -> float:
+    """How far the model's float32 output is from its own in float64, relative; 0 where it does not run in float64."""
+    try:
+        with unchanged(source.model), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exact = copy_of(source.model).double()
+            values = [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in source.values]
+            return deviation(reference, call(source.entry, exact, values))
+    except Exception:  # whatever the user's forward does with other numbers than float32
+        return 0.0
 
 
 def _exported_before(source: _Source) -> NormalForm:

@@ -25,6 +25,8 @@ class Graph:
     deviation
         Greatest difference between this graph's float output and the model's on the example batch, relative to the output's
         greatest magnitude.
+    own_error
+        How far the model's float32 output is from its own in float64, relative; found only where `deviation` is large, else 0.
     leaf_modules
         What was kept in float on the user's word.
     front
@@ -44,6 +46,7 @@ class Graph:
     device: torch.device
     entry: Entry
     deviation: float = 0.0
+    own_error: float = 0.0
     last_use: Mapping[int, int] = field(default_factory=dict)
     leaf_modules: tuple[type[nn.Module] | str, ...] = ()
     front: str = "export"
@@ -68,6 +71,11 @@ class Graph:
                 return op
         near = [name for name in self.taps if tap and (tap in name or name in tap)][:5] or list(self.taps[:5])
         raise GraphError(f"there is no tap {tap!r} in {self.model_name}; did you mean one of {', '.join(near)}?")
+
+    @property
+    def unexplained(self) -> float:
+        """The deviation as far as the model's own rounding does not explain it: what the graph is to blame for."""
+        return 0.0 if self.own_error else self.deviation
 
     @property
     def notes(self) -> dict[str, str]:

@@ -135,7 +135,7 @@ def _look(
         state = state_of(copied, lambda net: _run(net, args, kwargs))
         traced = probe(copied, args, kwargs, paths) if has_source else Traced()
         assembly, refused = _assemble(given, inputs, leaves)
-        drawn = assembly is not None and assembly.graph.deviation > _SAME and _draws(copied, args, kwargs)
+        drawn = assembly is not None and assembly.graph.unexplained > _SAME and _draws(copied, args, kwargs)
     return _Seen(copied, traced, assembly, refused, state, has_source, drawn)
 
 
@@ -180,7 +180,7 @@ def _tracing(seen: _Seen, remarks: list[str]) -> list[Finding]:
 
 def _parted(seen: _Seen) -> bool:
     """Whether the graph computes something else than the model; where the numbers are not finite, nobody knows."""
-    return seen.assembly is not None and seen.assembly.graph.deviation > _SAME
+    return seen.assembly is not None and seen.assembly.graph.unexplained > _SAME
 
 
 def _is_serious(finding: Finding, seen: _Seen) -> bool:

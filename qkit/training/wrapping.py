@@ -86,7 +86,7 @@ def calibrating(
     )  # fmt: skip
     graph = build(model, example_inputs, device=device, leaf_modules=leaves)
     check_weights(graph)
-    if graph.deviation > DEVIATION:
+    if graph.unexplained > DEVIATION:
         logger.warning(
             "The folded graph differs from the model by %.1e relative: distrust it until you know why.", graph.deviation
         )
