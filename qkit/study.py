@@ -576,7 +576,7 @@ class Study:
 
     def ptc(
         self,
-        operations: Sequence[str] | None = None,
+        steps: Sequence[str] | None = None,
         *,
         methods: Mapping[str, str] | None = None,
         estimators: Sequence[str] | None = None,
@@ -616,7 +616,7 @@ class Study:
 
         return pipeline.calibrate(
             self,
-            pipeline.STEPS if operations is None else operations,
+            pipeline.STEPS if steps is None else steps,
             methods=methods,
             estimators=pipeline.ESTIMATORS if estimators is None else estimators,
             iterations=ITERATIONS if iterations is None else iterations,

@@ -190,9 +190,9 @@ def _same_grid(engine: QuantParams, planned: QuantParams | None) -> bool:
     """Whether the engine's grid holds what the planned one does, at its step; its integer may be a wider one."""
     if planned is None or engine.axis != planned.axis or engine.scale.shape != planned.scale.shape:
         return False
-    op = planned.scale.double()
-    alike = ((engine.scale.double() - op).abs() <= 1e-4 * op).all()
-    return bool(alike & (engine.lo <= planned.lo + 1.5 * op).all() & (engine.hi >= planned.hi - 1.5 * op).all())
+    step = planned.scale.double()
+    alike = ((engine.scale.double() - step).abs() <= 1e-4 * step).all()
+    return bool(alike & (engine.lo <= planned.lo + 1.5 * step).all() & (engine.hi >= planned.hi - 1.5 * step).all())
 
 
 def _said(changed: Sequence[str]) -> list[str]:

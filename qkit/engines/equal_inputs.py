@@ -148,8 +148,8 @@ def rounded(op: Operation, sums: Tensor, params: QuantParams, how: Callable[[Ten
     """These sums behind the activation and another way to round, such as ``torch.floor``; cut to the grid, float32."""
     exact = sums.double() if op.act == UNBOUNDED else sums.double().clamp(*op.act)
     scale, zero = (along(t.to(sums.device).double(), params.axis, sums.ndim) for t in (params.scale, params.zero_point))
-    operations = torch.minimum(torch.maximum(how(exact / scale), params.qmin - zero), params.qmax - zero)
-    return (operations * scale).to(torch.float32)
+    steps = torch.minimum(torch.maximum(how(exact / scale), params.qmin - zero), params.qmax - zero)
+    return (steps * scale).to(torch.float32)
 
 
 def computed(graph: Graph, op: Operation, inputs: list[Any], plan: Plan) -> Any:

@@ -98,7 +98,7 @@ def _weight(graph: Graph, plan: Plan, op: Operation) -> dict[str, Any] | None:
     }
     if grid is not None:
         scale = grid.params.scale.double()
-        operations = scale if scale.ndim == 0 else scale[order]
-        entry["grid"] = describe_grid(grid) | {"scales": None if scale.ndim == 0 else operations.tolist()}
-        entry["vanished"] = int(((peaks[order] <= operations / 2) & (peaks[order] > 0)).sum())
+        steps = scale if scale.ndim == 0 else scale[order]
+        entry["grid"] = describe_grid(grid) | {"scales": None if scale.ndim == 0 else steps.tolist()}
+        entry["vanished"] = int(((peaks[order] <= steps / 2) & (peaks[order] > 0)).sum())
     return entry

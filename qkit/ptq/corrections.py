@@ -125,13 +125,13 @@ def scaled(grid: Grid, weight: Tensor, factor: Tensor, axis: int) -> Grid:
     shape = [1] * weight.ndim
     shape[axis] = -1
     scale, zero = along(params.scale, params, weight), along(params.zero_point, params, weight)
-    operations = weight.cpu().double() / scale if grid.codes is None else grid.codes.tensor.cpu().double() - zero
+    steps = weight.cpu().double() / scale if grid.codes is None else grid.codes.tensor.cpu().double() - zero
     if params.axis == axis and not grid.spec.power_of_two:
         wider = (params.scale.double() * factor).clamp(min=2.0**-126).float()
         params = QuantParams(wider, params.zero_point, params.qmin, params.qmax, params.axis)
     else:
-        operations = operations * factor.view(shape)
-    codes = (torch.round(operations) + zero).clamp_(params.qmin, params.qmax).to(params.dtype)
+        steps = steps * factor.view(shape)
+    codes = (torch.round(steps) + zero).clamp_(params.qmin, params.qmax).to(params.dtype)
     return replace(grid, params=params, codes=Codes(codes))
 
 

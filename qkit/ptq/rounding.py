@@ -127,12 +127,12 @@ def _search(
     """Codes of the weight, integers of its shape."""
     params = grid.params
     scale, zero = (along(part, params, weight).to(weight.device).float() for part in (params.scale, params.zero_point))
-    operations = weight / scale
+    steps = weight / scale
     # what was rounded before, as after scaled batch norms, is the point to start from
     if grid.codes is not None:
-        operations = operations + (grid.codes.tensor.to(weight.device).float() - zero - torch.round(operations))
-    floor = torch.floor(operations)
-    rest = (operations - floor).clamp(0.0, 1.0)
+        steps = steps + (grid.codes.tensor.to(weight.device).float() - zero - torch.round(steps))
+    floor = torch.floor(steps)
+    rest = (steps - floor).clamp(0.0, 1.0)
     variable = torch.logit((rest - GAMMA) / (ZETA - GAMMA)).requires_grad_()
     low, high = params.qmin - zero, params.qmax - zero
     optimizer = torch.optim.Adam([variable], lr=RATE)

@@ -204,11 +204,11 @@ class Shuffled:
 
 
 def test_a_difference_is_found_where_it_arises(study):
-    op = float(study.plan["depthwise"].params.scale)
+    step = float(study.plan["depthwise"].params.scale)
 
     def off(taps):
         values = taps["depthwise"].values
-        return taps | {"depthwise": EngineTensor(torch.where(values > 0, values - 3 * op, values))}
+        return taps | {"depthwise": EngineTensor(torch.where(values > 0, values - 3 * step, values))}
 
     found = compare(study, Shuffled(study, off), progress=False)
     assert found.first == "depthwise"
@@ -218,6 +218,22 @@ def test_a_difference_is_found_where_it_arises(study):
     assert "depthwise" in found.summary
     json.dumps(found.to_dict(), allow_nan=False)
     assert "depthwise" in found._repr_html_()
+
+
+class Gain(nn.Module):
+    """Multiplies by a number that is computed from another input than the images."""
+
+    def forward(self, x, exposure):
+        return torch.relu(x) * exposure.mean()
+
+
+def test_a_tap_may_be_a_number_alone(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    data = [(torch.randn(4, 3, 8, 8, generator=draw), torch.rand(4, 1, generator=draw)) for _ in range(2)]
+    study = qkit.Study(Gain(), [(pair, None) for pair in data], metric="agreement")
+    assert () in [op.shape for op in study.graph.operations if op.quantized]
+    study.export(tmp_path / "gain.onnx")
+    assert compare(study, onnxruntime.lane(tmp_path / "gain.onnx", precise=True), progress=False).agrees
 
 
 def test_what_is_no_number_differs(study):
@@ -234,10 +250,10 @@ def test_what_is_no_number_differs(study):
 
 def test_products_that_saturate_are_told_from_other_faults(study, file, monkeypatch):
     """An engine that agrees as soon as its products do not saturate: that is the reason, and only where it agrees then."""
-    op = float(study.plan["depthwise"].params.scale)
+    step = float(study.plan["depthwise"].params.scale)
 
     def off(*taps):
-        return Shuffled(study, lambda v: v | {t: EngineTensor(v[t].values + 7 * op * (v[t].values > 0)) for t in taps})
+        return Shuffled(study, lambda v: v | {t: EngineTensor(v[t].values + 7 * step * (v[t].values > 0)) for t in taps})
 
     engine = off("depthwise", "side")
     engine.unsaturated = off("side")

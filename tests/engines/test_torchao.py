@@ -315,8 +315,8 @@ def test_the_prepared_program_computes_on_the_grids() -> None:
     study = study_of(mixed_network())
     x = torch.randn(8, 3, 16, 16)
     prepared, converted = engine.prepared(study), engine.converted(study)
-    op = float(study.plan["classify"].params.scale)
-    assert float((prepared(x) - converted(x)).abs().max()) < 1.01 * op
+    step = float(study.plan["classify"].params.scale)
+    assert float((prepared(x) - converted(x)).abs().max()) < 1.01 * step
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
@@ -469,8 +469,8 @@ def test_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
         return found(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(MissingExtra, match=r"qkit\[torchao\]"):
+    with pytest.raises(MissingExtra, match=r"'\.\[torchao\]'"):
         engine.quantizer(study.plan, study)
-    with pytest.raises(MissingExtra, match=r"qkit\[torchao\]"):
+    with pytest.raises(MissingExtra, match=r"'\.\[torchao\]'"):
         engine.converted(study)
     assert engine.lane(fx_quantized(study.model, torch.randn(8, 3, 16, 16)), study).bits == 8

@@ -352,4 +352,4 @@ def test_the_manifest_in_the_docs() -> None:
     (block,) = re.findall(r"^```json\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     made = Manifest.from_dict(json.loads(block))
     assert [entry.dtype for entry in made.tensors] == ["int8", "float32", "int8"]
-    assert made.find("x", data_id=17).op == (1 / 12.25,)
+    assert made.find("x", data_id=17).step == (1 / 12.25,)

@@ -123,10 +123,10 @@ def test_encodings_mean_the_plans_values(graph: Graph, tmp_path: Path, scheme: s
         for entry in new[key]:
             params = plan[entry["name"]].params
             low, high = reach(entry)
-            op = params.scale.double().reshape(-1).numpy()
+            step = params.scale.double().reshape(-1).numpy()
             np.testing.assert_allclose(high, params.hi.reshape(-1).numpy(), rtol=1e-12)
             # weights leave out the least code, which 1.0.0 has no way to say
-            np.testing.assert_allclose(low, params.lo.reshape(-1).numpy() - op * plan[entry["name"]].spec.narrow, rtol=1e-12)
+            np.testing.assert_allclose(low, params.lo.reshape(-1).numpy() - step * plan[entry["name"]].spec.narrow, rtol=1e-12)
             assert entry["enc_type"] == ("PER_TENSOR" if params.axis is None else "PER_CHANNEL")
             for channel, lo, hi in zip(old[key][entry["name"]], params.lo.reshape(-1), params.hi.reshape(-1), strict=True):
                 assert channel["min"] == pytest.approx(float(lo), rel=1e-12)

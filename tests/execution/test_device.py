@@ -181,15 +181,15 @@ def test_study_agrees() -> None:
     for study in studies:
         study.calibrate("mse", progress=False)
     a, b = (study.evaluate(progress=False) for study in studies)
-    op = float(studies[0].plan.grids["classify"].params.scale)
-    for lane, atol in {"float": 1e-4, "int16": 1e-3, "int8": 2 * op}.items():
+    step = float(studies[0].plan.grids["classify"].params.scale)
+    for lane, atol in {"float": 1e-4, "int16": 1e-3, "int8": 2 * step}.items():
         np.testing.assert_allclose(a.lanes[lane], b.lanes[lane], atol=atol)
     for mode in ("only", "except"):
         a, b = (study.sensitivity(mode, progress=False) for study in studies)
         assert [s.name for s in a.layers] == [s.name for s in b.layers]
-        np.testing.assert_allclose(a.scores, b.scores, atol=3 * op)
+        np.testing.assert_allclose(a.scores, b.scores, atol=3 * step)
     plan = studies[1].plan.with_range("side", -0.2, 0.2)
-    assert studies[1].score(plan).value == pytest.approx(studies[0].score(plan).value, abs=2 * op)
+    assert studies[1].score(plan).value == pytest.approx(studies[0].score(plan).value, abs=2 * step)
 
 
 @needs_cuda

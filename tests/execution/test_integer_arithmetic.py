@@ -61,9 +61,9 @@ def integers(values: Tensor, params: QuantParams) -> np.ndarray:
     scale = params.scale.double()
     if params.axis is not None:
         scale = scale.view([-1 if d == params.axis else 1 for d in range(values.ndim)])
-    operations = (values.double() / scale).numpy()
-    codes = np.rint(operations)
-    assert np.abs(operations - codes).max() < 1e-2, "the values are not on the grid"
+    steps = (values.double() / scale).numpy()
+    codes = np.rint(steps)
+    assert np.abs(steps - codes).max() < 1e-2, "the values are not on the grid"
     return codes.astype(np.int64)
 
 
@@ -88,8 +88,8 @@ def weighted(
     x: np.ndarray, source: QuantParams, layer: nn.Module, weight: np.ndarray, params: QuantParams, out: QuantParams, plan: Plan
 ) -> Exact:
     """A convolution or linear layer: integer sum, integer bias on the same grid, one multiplier per channel."""
-    op = source.scale.double().numpy() * params.scale.double().numpy() * np.ones(weight.shape[0])
-    bias = np.rint(layer.bias.detach().double().numpy() / op)
+    step = source.scale.double().numpy() * params.scale.double().numpy() * np.ones(weight.shape[0])
+    bias = np.rint(layer.bias.detach().double().numpy() / step)
     bias = np.clip(bias, -(2.0 ** (plan.bias_bits - 1)), 2.0 ** (plan.bias_bits - 1) - 1).astype(np.int64)
     if isinstance(layer, nn.Linear):
         sums, magnitude, shape = x @ weight.T, np.abs(x) @ np.abs(weight.T), (1, -1)
@@ -100,7 +100,7 @@ def weighted(
     if plan.accumulator_bits is not None:
         half = 2 ** (plan.accumulator_bits - 1)
         sums = (sums + half) % (2 * half) - half
-    multiplier = (op / float(out.scale)).reshape(shape)
+    multiplier = (step / float(out.scale)).reshape(shape)
     return Exact(sums * multiplier, (np.sqrt(weight[0].size) + 3) * UNIT * magnitude * multiplier, int(magnitude.max()))
 
 
@@ -233,10 +233,10 @@ def test_input_and_weight_codes_are_the_rounded_quotients(scheme: str) -> None:
         if params.axis is not None:
             shape = [-1 if d == params.axis else 1 for d in range(value.ndim)]
             scale, zero = scale.view(shape), zero.view(shape)
-        operations = (value.double() / scale).numpy()
-        expected = np.clip(np.rint(operations) + zero.numpy(), params.qmin, params.qmax)
+        steps = (value.double() / scale).numpy()
+        expected = np.clip(np.rint(steps) + zero.numpy(), params.qmin, params.qmax)
         codes = integers(lane, params) + zero.numpy()
-        tie = np.abs(np.abs(operations - np.floor(operations)) - 0.5) <= 2 * UNIT * np.abs(operations)
+        tie = np.abs(np.abs(steps - np.floor(steps)) - 0.5) <= 2 * UNIT * np.abs(steps)
         assert not ((codes != expected) & ~tie).any(), name
         assert np.abs(codes - expected).max() <= 1
         count.elements, count.differing = count.elements + codes.size, count.differing + int((codes != expected).sum())
@@ -277,9 +277,9 @@ def test_bias_saturates_where_its_integer_is_too_narrow() -> None:
     graph = build(nn.Sequential(layer), x)
     wide = make_plan(graph, observe(graph, [x], progress=False), PRESETS["int16"]).without(["0"])
     outputs = run_lanes(graph, [Lane("64", wide), Lane("32", replace(wide, bias_bits=32))], (x,))
-    op = float(wide.grids["input"].params.scale) * wide.grids["0.weight"].params.scale.double().numpy()
-    assert 40.0 / op[0] > 2**31
-    limits = op * 2.0**31
+    step = float(wide.grids["input"].params.scale) * wide.grids["0.weight"].params.scale.double().numpy()
+    assert 40.0 / step[0] > 2**31
+    limits = step * 2.0**31
     np.testing.assert_allclose(outputs["64"][:, :2], np.tile([40.0, -40.0], (64, 1)), rtol=1e-3)
     products = float((x.abs() @ layer.weight.detach().abs().T).max())
     np.testing.assert_allclose(outputs["32"][:, 0], limits[0], atol=2 * products)

@@ -60,9 +60,9 @@ def steps_apart(a: Tensor, b: Tensor, plan: Plan, tap: str) -> Tensor:
     """Difference in whole steps of the tap's grid."""
     p = plan.grids[tap].params
     scale = p.scale if p.axis is None else p.scale.view([-1 if d == p.axis else 1 for d in range(a.ndim)])
-    operations = (a.double() - b.double()) / scale.double()
-    assert float((operations - operations.round()).abs().max()) < 1e-2, "values are not on the grid"
-    return operations.round().abs().long()
+    steps = (a.double() - b.double()) / scale.double()
+    assert float((steps - steps.round()).abs().max()) < 1e-2, "values are not on the grid"
+    return steps.round().abs().long()
 
 
 def test_the_network_is_what_the_plain_version_says() -> None:
@@ -82,11 +82,11 @@ def test_every_layer_equals_plain_fake_quantization(name: str, reads: str | None
     inputs = seen[reads or "q"] | {"x": x}
     differing = total = 0
     for tap in READS:
-        operations = steps_apart(seen["q"][tap], plain_layer(model, tap, inputs, plan), plan, tap)
-        assert int(operations.max()) <= 1, tap
+        steps = steps_apart(seen["q"][tap], plain_layer(model, tap, inputs, plan), plan, tap)
+        assert int(steps.max()) <= 1, tap
         if tap in {"input", ":cat"}:
-            assert not operations.any(), f"{tap} sums nothing, so there is no order to differ in"
-        differing, total = differing + int(operations.sum()), total + operations.numel()
+            assert not steps.any(), f"{tap} sums nothing, so there is no order to differ in"
+        differing, total = differing + int(steps.sum()), total + steps.numel()
     wide = plan.grids["stem"].params.bits > 8
     # a float32 sum is off by about 1e-7 of its range: 0.01 steps of 65536, 0.00005 of 256
     assert differing / total < (0.01 if wide else 0.0005)
@@ -99,9 +99,9 @@ def test_output_equals_the_plain_network(name: str) -> None:
     outputs = run_lanes(graph, [Lane("float"), Lane("q", plan)], (x,))
     plain = plain_run(model, x, plan)["classify"]
     torch.testing.assert_close(outputs["float"], model(x).detach(), rtol=1e-4, atol=1e-5)
-    op = float(plan.grids["classify"].params.scale)
-    assert float((outputs["q"] - plain).abs().mean()) < 0.5 * op
-    assert float((outputs["q"] - plain).abs().max()) < 2.5 * op
+    step = float(plan.grids["classify"].params.scale)
+    assert float((outputs["q"] - plain).abs().mean()) < 0.5 * step
+    assert float((outputs["q"] - plain).abs().max()) < 2.5 * step
 
 
 def grids_used(graph: Graph, op: Operation, plan: Plan) -> tuple[Any, ...]:
@@ -207,9 +207,9 @@ def test_local_lane_reads_whichever_lane_it_is_told() -> None:
     seen = observed([Lane("float"), Lane("int16", plan_of("int16")), Lane("local", plan, reads="int16")], x)
     inputs = seen["int16"] | {"x": x}
     for tap in READS:
-        operations = steps_apart(seen["local"][tap], plain_layer(setting()[0], tap, inputs, plan), plan, tap)
-        assert int(operations.max()) <= 1
-        assert float(operations.double().mean()) < 0.001
+        steps = steps_apart(seen["local"][tap], plain_layer(setting()[0], tap, inputs, plan), plan, tap)
+        assert int(steps.max()) <= 1
+        assert float(steps.double().mean()) < 0.001
 
 
 def test_values_die_after_their_last_reader_in_every_lane() -> None:

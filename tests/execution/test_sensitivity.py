@@ -76,11 +76,11 @@ def test_sweep_equals_plain_torch(mode: Any) -> None:
     graph, plan, batches = setting()
     result = sweep(Evaluator(graph, batches, margin), plan, mode, progress=False)
     model, (x, y) = mixed_network(), (torch.cat(parts) for parts in zip(*batches, strict=True))
-    op = float(plan.grids["classify"].params.scale)
+    step = float(plan.grids["classify"].params.scale)
     for tap, scores in zip(READS, result.scores, strict=True):
         plain = margin(plain_run(model, x, separate_plan(plan, tap, mode))["classify"], y)
         # one code at a tie moves an output by about a step at the most, float outputs hardly at all
-        close = 2 * op if (mode == "except") or tap == "classify" else 0.1 * op
+        close = 2 * step if (mode == "except") or tap == "classify" else 0.1 * step
         np.testing.assert_allclose(scores, plain.double(), atol=close, err_msg=tap)
 
 

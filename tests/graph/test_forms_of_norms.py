@@ -607,8 +607,8 @@ def test_standing_norms_in_onnx_runtime(standing: tuple[nn.Module, Any], tmp_pat
     x = data[0][0]
     (result,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     wanted = study.capture(lanes=("int8",))["head"].int8
-    op = float(np.max(np.asarray(wanted.scale)))
-    assert float(np.abs(result - np.asarray(wanted.values)).max()) <= 1.01 * op
+    step = float(np.max(np.asarray(wanted.scale)))
+    assert float(np.abs(result - np.asarray(wanted.values)).max()) <= 1.01 * step
 
 
 def test_standing_norms_are_trained(standing: tuple[nn.Module, Any]) -> None:

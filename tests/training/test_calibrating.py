@@ -103,9 +103,9 @@ def test_outputs_are_the_lanes(mixed: Mixed, images: Tensor) -> None:
     output = module(images)
     assert torch.equal(output, lane(module, images))
     by_hand = plain_run(mixed, images, module.plan())["classify"]
-    op = module.plan()["classify"].params.scale
-    assert float(((output - by_hand) / op).abs().max()) < 2.5  # rounding of single elements may fall the other way
-    assert float(((output - by_hand).abs() > 0.5 * op).float().mean()) < 0.05
+    step = module.plan()["classify"].params.scale
+    assert float(((output - by_hand) / step).abs().max()) < 2.5  # rounding of single elements may fall the other way
+    assert float(((output - by_hand).abs() > 0.5 * step).float().mean()) < 0.05
     module.train()
     corrected = module(images)
     assert module.phase == "biases"
@@ -613,8 +613,8 @@ def test_a_gpu_learns_what_the_cpu_does(mixed: Mixed, images: Tensor) -> None:
         torch.testing.assert_close(torch.tensor(values), torch.tensor(there.plan().corrections[name]), rtol=0.05, atol=5e-3)
     here.load_state_dict(there.state_dict())
     assert here.plan() == there.plan()
-    op = float(here.plan()["classify"].params.scale)
-    assert float((here(images) - there(images).cpu()).abs().max()) < 3 * op
+    step = float(here.plan()["classify"].params.scale)
+    assert float((here(images) - there(images).cpu()).abs().max()) < 3 * step
     assert there.cpu()(images).device.type == "cpu"
 
 

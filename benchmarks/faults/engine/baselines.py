@@ -35,8 +35,8 @@ def answers(study: Study, lane: EngineLane, plan: Plan) -> dict[str, str | None]
         if params.axis is not None:
             scale = scale.view(*[-1 if d == params.axis else 1 for d in range(theirs.values.ndim)])
         difference = theirs.values.double() - values["simulated"].double()
-        operations = (difference / scale).abs().round()
-        shares[op.name] = {name: float((operations >= most).double().mean()) for name, (_, most) in RULES.items()}
+        steps = (difference / scale).abs().round()
+        shares[op.name] = {name: float((steps >= most).double().mean()) for name, (_, most) in RULES.items()}
         noise = float(difference.square().sum())
         ratios[op.name] = float(values["simulated"].double().square().sum()) / noise if noise else math.inf
 

@@ -130,10 +130,10 @@ def truth(study: qkit.Study, lane: PlantedLane, plan: Plan, tap: str) -> dict[st
         if tap:
             params = plan.params(tap)
             scale = 1.0 if params is None else params.scale.double().max()
-            operations = (batch.taps[tap].values.double() - tensors["simulated"].double()).abs() / scale
-            moved += int((operations > 0.01).sum())
-            far += int((operations > 1.5).sum())
-            count += operations.numel()
+            steps = (batch.taps[tap].values.double() - tensors["simulated"].double()).abs() / scale
+            moved += int((steps > 0.01).sum())
+            far += int((steps > 1.5).sum())
+            count += steps.numel()
     scores = {name: float(torch.cat(rows).mean()) for name, rows in hits.items()}
     found = {"scores": scores, "cost": scores["simulated"] - scores["engine"], "tap": tap}
     return found | ({"moved": moved / count, "far": far / count} if tap else {})

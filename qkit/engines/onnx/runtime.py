@@ -301,7 +301,8 @@ def _tensor(array: np.ndarray, place: TapTensor, tap: str) -> EngineTensor:
         array = np.transpose(array, order)
     if place.params is None:
         return EngineTensor(torch.from_numpy(np.array(array, dtype=np.float32)))
-    codes = torch.from_numpy(array.astype(np.int32) + place.offset).to(place.params.dtype)
+    # a number alone is one of numpy's own behind the addition
+    codes = torch.from_numpy(np.asarray(array.astype(np.int32) + place.offset)).to(place.params.dtype)
     return EngineTensor(dequantize(codes, place.params), codes, place.params)
 
 
