@@ -15,9 +15,9 @@ from qkit.diagnosis.experiments import Bench
 from qkit.execution.lanes import Lane, quantize_weight, run_lanes
 from qkit.execution.loading import batches
 from qkit.execution.metrics import Interval
-from qkit.execution.tensor_errors import decibels
 from qkit.graph.operation import Operation
 from qkit.quant.plan import FLOAT, Plan
+from qkit.quant.sqnr import sqnr
 
 #: Suspects to put to interventions, and to look at by noise alone where no tensor stands out by its score.
 SUSPECTS, BY_NOISE = 12, 6
@@ -99,7 +99,7 @@ def noise(subject: Subject) -> float:
     params = subject.grid.params
     if subject.is_weight:
         error = (quantize_weight(subject.weight, params, subject.grid.codes) - subject.weight).double().square().sum()
-        return float(decibels(float(subject.weight.double().square().sum()), float(error)))
+        return float(sqnr(float(subject.weight.double().square().sum()), float(error)))
     return subject.histogram.error(params).sqnr if params.axis is None else float("inf")
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from qkit.engines.equal_inputs import Visit
 from qkit.engines.faults import FaultKind
 from qkit.execution.metrics import Scores
-from qkit.execution.tensor_errors import decibels
 from qkit.quant.grids import QuantParams
 from qkit.quant.plan import Plan
+from qkit.quant.sqnr import sqnr
 
 if TYPE_CHECKING:
     from qkit.figures.drawing import Picture
@@ -157,12 +157,12 @@ class TapSums:
         """Whether the step computes what the kit's does on the same inputs, as far as rounding goes."""
         if self.local.count:
             return self.share >= ROUNDING and self.far <= FAR * self.local.count
-        return bool(decibels(self.local_signal, self.local_error) >= FLOAT_AGREEMENT)
+        return bool(sqnr(self.local_signal, self.local_error) >= FLOAT_AGREEMENT)
 
     @property
     def unrelated(self) -> bool:
         """Whether the engine's values have nothing to do with what the step gives on the same inputs."""
-        return bool(decibels(self.local_signal, self.local_error) < UNRELATED)
+        return bool(sqnr(self.local_signal, self.local_error) < UNRELATED)
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class Comparison:
                 row |= {(name, column): share for column, share in zip(("same", "one", "more"), steps.shares, strict=True)}
                 row[name, "largest"] = float(steps.largest) if steps.count else math.nan
             noises = {"float": sums.against_float, "simulation": sums.against_simulation, "equal inputs": sums.local_error}
-            row |= {("sqnr", name): float(decibels(sums.signal, noise)) for name, noise in noises.items()}
+            row |= {("sqnr", name): float(sqnr(sums.signal, noise)) for name, noise in noises.items()}
             rows[tap] = row
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("tap")
         frame.columns = pd.MultiIndex.from_tuples([*next(iter(rows.values()), {})])

@@ -19,13 +19,14 @@ from qkit.closing import Closeable
 from qkit.errors import DataError, QkitError
 from qkit.execution.lanes import Lane, finish_value, lane_weight, run_lanes
 from qkit.execution.loading import batches
-from qkit.execution.tensor_errors import ErrorSums, FloatSums, decibels, describe, local_error, measure
+from qkit.execution.tensor_errors import ErrorSums, FloatSums, describe, local_error, measure
 from qkit.files import check_unused, explained, file_name, write_bytes
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.progress import track, uninterrupted
 from qkit.quant.grids import QuantParams, dequantize, quantize
 from qkit.quant.plan import Plan
+from qkit.quant.sqnr import sqnr
 from qkit.style import json_numbers
 
 if TYPE_CHECKING:
@@ -347,8 +348,8 @@ class Capture(Closeable):
         return {
             "scale": scale,
             "zero point": zero,
-            "sqnr": float(decibels(signal, squared)),
-            "local sqnr": float(decibels(signal, sums.local.sum())),
+            "sqnr": float(sqnr(signal, squared)),
+            "local sqnr": float(sqnr(signal, sums.local.sum())),
             "cosine": (signal + product) / norm if norm > 0 else float("nan"),
             "mean error": float(sums.absolute.sum()) / elements,
             "max error": float(sums.peak.max()),
@@ -377,8 +378,8 @@ class Capture(Closeable):
             with np.errstate(divide="ignore", invalid="ignore"):
                 cosine = np.where(norm > 0, (base.squared + sums.product) / norm, np.nan)
             columns |= {
-                (lane, "sqnr"): decibels(base.squared, sums.squared),
-                (lane, "local sqnr"): decibels(base.squared, sums.local + np.zeros_like(base.squared)),
+                (lane, "sqnr"): sqnr(base.squared, sums.squared),
+                (lane, "local sqnr"): sqnr(base.squared, sums.local + np.zeros_like(base.squared)),
                 (lane, "cosine"): cosine,
                 (lane, "mean error"): sums.absolute / sums.count,
                 (lane, "max error"): sums.peak + np.zeros_like(base.squared),
@@ -410,7 +411,7 @@ class Capture(Closeable):
                 if params is not None:
                     noise = (lane_weight(self.graph, plan, op.weight) - weight).double().square().sum()
                     row[lane, "scale"] = float(params.scale.max())
-                    row[lane, "sqnr"] = float(decibels(float(weight.double().square().sum()), float(noise)))
+                    row[lane, "sqnr"] = float(sqnr(float(weight.double().square().sum()), float(noise)))
             rows[op.weight] = row
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("weight")
         return _two_levels(frame) if len(frame) else frame

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from qkit.errors import QkitError
-from qkit.execution.tensor_errors import decibels
+from qkit.quant.sqnr import sqnr
 
 if TYPE_CHECKING:
     from qkit.execution.capture import TapCapture
@@ -50,7 +50,7 @@ def image_maps(tap: TapCapture, image: int, axis: int) -> ImageMaps:
     exact = lanes["float"].astype(np.float64)
     signal = (exact**2).sum((1, 2))
     noise = {name: ((planes - exact) ** 2).sum((1, 2)) for name, planes in lanes.items() if name != "float"}
-    figures = {name: decibels(signal, power) for name, power in noise.items()}
+    figures = {name: sqnr(signal, power) for name, power in noise.items()}
     order = np.arange(len(exact))
     if figures:
         last = list(figures)[-1]

@@ -17,12 +17,12 @@ from qkit.errors import DataError, QkitError
 from qkit.execution.lanes import Frontier, Lane, decide, run_lanes, run_to, value_at
 from qkit.execution.loading import batches
 from qkit.execution.metrics import MetricFunction, score_batch
-from qkit.execution.tensor_errors import decibels
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.graph.structures import float_tensors
 from qkit.progress import track
 from qkit.quant.plan import Plan
+from qkit.quant.sqnr import sqnr
 
 
 def first_difference(graph: Graph, a: Plan, b: Plan) -> int | None:
@@ -152,7 +152,7 @@ class Prefix:
             for exact, edited in zip(float_tensors(part.reference), float_tensors(outputs), strict=True):
                 output.add(exact, edited)
             scores.append(score_batch(self.metric, outputs, part.targets, part.reference, part.size))
-        return Effect(op.name, local.decibels, layer.decibels, output.decibels, tuple(scores))
+        return Effect(op.name, local.sqnr, layer.sqnr, output.sqnr, tuple(scores))
 
 
 class _Ratio:
@@ -166,8 +166,8 @@ class _Ratio:
         self.noise += float((other.double() - exact.double()).square().sum())
 
     @property
-    def decibels(self) -> float:
-        return float(decibels(self.signal, self.noise))
+    def sqnr(self) -> float:
+        return float(sqnr(self.signal, self.noise))
 
 
 def prefix(

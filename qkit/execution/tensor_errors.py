@@ -159,11 +159,3 @@ def _channels(x: Tensor, axis: int, dtype: torch.dtype = torch.float64) -> Tenso
     if x.ndim == 0:
         return x.to(dtype).view(1, 1)
     return x.movedim(axis, 0).to(dtype).flatten(1) if x.ndim > 1 else x.to(dtype)[:, None]
-
-
-def decibels(signal: float | np.ndarray, noise: float | np.ndarray) -> np.ndarray:
-    """10 log10(signal / noise): infinite where there is no noise, minus infinity where there is noise and no signal."""
-    signal, noise = np.asarray(signal, float), np.asarray(noise, float)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = 10.0 * (np.log10(signal) - np.log10(noise))
-    return np.where(noise == 0.0, np.inf, ratio)

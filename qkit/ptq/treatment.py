@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from qkit.execution.metrics import NAMED, Interval, Scores
+from qkit.quant.sqnr import sqnr
 
 if TYPE_CHECKING:
     from qkit.figures.drawing import Picture
@@ -151,5 +151,5 @@ class Treatment:
 
 
 def decibels_of(error: float) -> float:
-    """Signal to noise ratio in dB of an error relative to its signal."""
-    return float(-10.0 * np.log10(max(error, 1e-30))) + 0.0
+    """Signal to noise ratio in dB of an error relative to its signal; at most 300."""
+    return float(sqnr(1.0, max(error, 1e-30)))

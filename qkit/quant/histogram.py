@@ -25,6 +25,7 @@ from qkit.errors import DataError, PlanError
 from qkit.quant.compiled import kernels
 from qkit.quant.grids import QuantParams
 from qkit.quant.memory import channels_innermost, dense, rows
+from qkit.quant.sqnr import sqnr
 
 _KEYS = 1 << 16
 _SIGN = 0x8000
@@ -57,9 +58,7 @@ class RangeError:
     @property
     def sqnr(self) -> float:
         """Signal to quantization noise ratio in dB; infinite where there is no error."""
-        if self.total <= 0.0:
-            return float("inf")
-        return float(10.0 * np.log10(max(self.signal, 1e-300) / self.total))
+        return float(sqnr(max(self.signal, 1e-300), max(self.total, 0.0)))
 
 
 @dataclass(frozen=True, eq=False)

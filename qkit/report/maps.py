@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qkit.execution.capture import Capture
-from qkit.execution.tensor_errors import decibels
+from qkit.quant.sqnr import sqnr
 
 #: Channels shown of each layer, the worst first, and the greatest height and width that is kept.
 CHANNELS = 3
@@ -28,7 +28,7 @@ def describe(captured: Capture, tap: str, lane: str, image: int = 0) -> dict[str
         return None
     planes = [x.movedim(axis - 1, 0).flatten(1, -2).numpy().astype(np.float64) for x in (exact, other)]
     signal, noise = (planes[0] ** 2).sum((1, 2)), ((planes[1] - planes[0]) ** 2).sum((1, 2))
-    ratio = np.asarray(decibels(signal, noise), dtype=np.float64)
+    ratio = np.asarray(sqnr(signal, noise), dtype=np.float64)
     order = np.lexsort((-noise, ratio))[:CHANNELS]
     every = [max(1, -(-size // MOST_PIXELS)) for size in planes[0].shape[1:]]
     kept = [plane[order, :: every[0], :: every[1]].astype("<f4") for plane in planes]

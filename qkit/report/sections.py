@@ -9,6 +9,7 @@ import numpy as np
 
 from qkit.linting.finding import taken
 from qkit.listing import few
+from qkit.ptq.treatment import decibels_of
 from qkit.report.changes import grid_range
 from qkit.report.data import Report
 from qkit.report.tables import Cell, Column, Table
@@ -106,7 +107,7 @@ def treatment(report: Report) -> Table:
         )
     )
     for step in report.treatment["steps"] if report.treatment else ():
-        ratios = [-10 * float(np.log10(max(step[key], 1e-30))) + 0.0 for key in ("error_before", "error")]
+        ratios = [decibels_of(step[key]) for key in ("error_before", "error")]
         table.rows.append(
             [
                 Cell(step["step"]),

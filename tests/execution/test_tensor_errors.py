@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from qkit.execution import tensor_errors as module
-from qkit.execution.tensor_errors import decibels, describe, local_error, measure
+from qkit.execution.tensor_errors import describe, local_error, measure
 from qkit.quant.grids import QuantParams, QuantSpec
+from qkit.quant.sqnr import sqnr
 
 SHAPES = [((), 0), ((5,), 0), ((7, 3), 1), ((2, 5, 4), 2), ((2, 5, 4), 1), ((3, 6, 5, 4), 1), ((2, 3, 4, 5, 2), 1)]
 ACTS = [(-math.inf, math.inf), (0.0, math.inf), (0.0, 1.5), (-1.0, 1.0)]
@@ -108,8 +109,8 @@ def test_describe_shows_what_is_not_finite_wherever_it_is(bad: float, shape: tup
 
 
 def test_decibels() -> None:
-    assert decibels(100.0, 1.0) == 20.0
-    assert decibels(1.0, 0.0) == math.inf
-    assert decibels(0.0, 1.0) == -math.inf
-    assert decibels(0.0, 0.0) == math.inf
-    np.testing.assert_allclose(decibels(np.array([1.0, 1e3]), np.array([1e-3, 0.0])), [30.0, math.inf])
+    assert sqnr(100.0, 1.0) == 20.0
+    assert sqnr(1.0, 0.0) == math.inf
+    assert sqnr(0.0, 1.0) == -math.inf
+    assert sqnr(0.0, 0.0) == math.inf
+    np.testing.assert_allclose(sqnr(np.array([1.0, 1e3]), np.array([1e-3, 0.0])), [30.0, math.inf])
