@@ -118,23 +118,18 @@ def _norm(net: Net, node: fx.Node) -> str:
 
 def standing_norms(net: Net) -> list[Finding]:
     """Norms with fixed statistics that no layer can take in: operations of their own, with a scale and an offset per channel."""
-    assembly = net.assembly
-    if assembly is None:
-        return []
-    first = net.first_nodes
     found = []
-    for op in assembly.graph.operations:
-        if op.kind == "batchnorm":
-            before = assembly.graph.operations[op.inputs[0]]
-            finding = Finding(
-                "norm-not-folded",
-                "note",
-                f"the norm stands behind {before.name}, and no layer takes it in: it is a scale and an offset per channel with a "
-                "grid of its own.",
-                "Nothing has to be done; in a new architecture put norms right behind convolutions and linear layers.",
-                net.named(op.layer),
-            )
-            found.append(moved(finding, net.site(first[op.index])))
+    for op, node in net.of_kind("batchnorm"):
+        before = net.operations[op.inputs[0]]
+        finding = Finding(
+            "norm-not-folded",
+            "note",
+            f"the norm stands behind {before.name}, and no layer takes it in: it is a scale and an offset per channel with a "
+            "grid of its own.",
+            "Nothing has to be done; in a new architecture put norms right behind convolutions and linear layers.",
+            net.named(op.layer),
+        )
+        found.append(moved(finding, net.site(node)))
     return found
 
 
@@ -143,7 +138,7 @@ def folding(net: Net) -> str | None:
     if net.assembly is None:
         return None
     folded = sum(net.folded(node) for node in net.calls if net.is_convolution(node) or net.kind(node) == "linear")
-    alone = sum(op.kind == "batchnorm" for op in net.assembly.graph.operations)
+    alone = sum(op.kind == "batchnorm" for op in net.operations)
     if not folded + alone:
         return None
     said = f"Norms with fixed statistics: folded into {folded} layer{'' if folded == 1 else 's'}"

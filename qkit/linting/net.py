@@ -65,13 +65,17 @@ class Net:
         """The last operation of each call of a module."""
         return {node.meta.get("module"): node for node in self.calls}
 
-    @cached_property
-    def first_nodes(self) -> Mapping[int, fx.Node]:
-        """The first node of every operation of the study's graph, by the operation's index."""
-        found: dict[int, fx.Node] = {}
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """Those of the study's graph; none where there is no graph."""
+        return () if self.assembly is None else self.assembly.graph.operations
+
+    def of_kind(self, kind: str) -> Iterator[tuple[Operation, fx.Node]]:
+        """The study's graph's operations of a kind, each with the first node that is a part of it."""
+        first: dict[int, fx.Node] = {}
         for node, index in self.assembly.operations.items() if self.assembly is not None else ():
-            found.setdefault(index, node)
-        return found
+            first.setdefault(index, node)
+        yield from ((op, first[op.index]) for op in self.operations if op.kind == kind)
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that the node calls, or None."""

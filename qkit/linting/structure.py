@@ -95,21 +95,16 @@ def _severity(module: nn.Module) -> Severity:
 
 def float_layers(net: Net) -> list[Finding]:
     """Operations that stay float in every lane, with the graph's own note."""
-    assembly = net.assembly
-    if assembly is None:
-        return []
-    first = net.first_nodes
     found = []
-    for op in assembly.graph.operations:
-        if op.kind == "float":
-            finding = Finding(
-                "float-layer",
-                "warning",
-                f"{op.note or 'it has no integer form'}.",
-                "Replace it by operations with an integer form, or plan for it in float or 16 bits on the engine.",
-                net.named(op.layer),
-            )
-            found.append(moved(finding, net.site(first[op.index])))
+    for op, node in net.of_kind("float"):
+        finding = Finding(
+            "float-layer",
+            "warning",
+            f"{op.note or 'it has no integer form'}.",
+            "Replace it by operations with an integer form, or plan for it in float or 16 bits on the engine.",
+            net.named(op.layer),
+        )
+        found.append(moved(finding, net.site(node)))
     return found
 
 
