@@ -11,8 +11,9 @@ from qkit.errors import QkitError
 from qkit.figures import tensors
 from qkit.files import read_json
 from qkit.quant.plan import Plan
-from qkit.report import samples, schema
-from qkit.report.data import FORMAT, Report
+from qkit.report import schema
+from qkit.report.contents import samples
+from qkit.report.contents.data import FORMAT, Report
 
 _AGAIN = "make the report again with this version of qkit"
 _INFINITE = {"inf": float("inf"), "-inf": float("-inf")}

@@ -21,8 +21,8 @@ from qkit.execution.editing import History
 from qkit.execution.metrics import TOLERANCE, Scores
 from qkit.figures import drawing
 from qkit.quant.plan import FLOAT, Plan
-from qkit.report.data import make
-from qkit.report.files import check_path, write
+from qkit.report.contents.data import make
+from qkit.report.writing import check_path, write
 from qkit.widgets.composite import discard
 from qkit.widgets.guide_steps import GuideStep, guide_steps
 from qkit.widgets.numbers import change_words, facts, loss_words, score_words
@@ -30,7 +30,7 @@ from qkit.widgets.panel import Panel, button, row, shown
 from qkit.widgets.work import STATE
 
 if TYPE_CHECKING:
-    from qkit.report.data import Report
+    from qkit.report.contents.data import Report
     from qkit.study import Study
 
 

@@ -17,7 +17,7 @@ from qkit.diagnosis.result import Diagnosis
 from qkit.execution.metrics import TOLERANCE, Interval
 from qkit.figures import tensors
 from qkit.figures.entries import describe
-from qkit.report.terms import CAUSES, VERDICTS
+from qkit.report.text.terms import CAUSES, VERDICTS
 from qkit.widgets.numbers import change_words, loss_words, units
 
 if TYPE_CHECKING:

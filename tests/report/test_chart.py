@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from report_cases import HOSTILE
 from report_pages import Page
 
-from qkit.report import Report, html, write
-from qkit.report.chart import ORDERS, chart, ticks
+from qkit.report import Report, write
+from qkit.report.page import html
+from qkit.report.page.chart import ORDERS, chart, ticks
 
 
 def groups(report: Report) -> list[ET.Element]:

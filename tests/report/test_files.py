@@ -21,8 +21,9 @@ from report_cases import Small, image_batches
 
 import qkit
 from qkit import QkitError, Study
-from qkit.report import check_path, files, make, write
-from qkit.report.terms import UNITS
+from qkit.report import check_path, make, write
+from qkit.report import writing as files
+from qkit.report.text.terms import UNITS
 
 SUFFIXES = (".html", ".md", ".json", ".csv")
 

@@ -16,8 +16,10 @@ from report_pages import Page, pictures, words_of
 from torch import nn
 
 from qkit import Scheme, Study
-from qkit.report import html, make, markdown
-from qkit.report.terms import GLOSSARY, VERDICTS
+from qkit.report import make
+from qkit.report.page import html
+from qkit.report.text import markdown
+from qkit.report.text.terms import GLOSSARY, VERDICTS
 
 SECTIONS = [
     "scores", "depth", "sensitivity", "worst", "layers", "weights", "lint", "plan", "remarks", "about", "reproduce", "terms",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from qkit.execution.metrics import Interval, mean_interval, paired_interval
-from qkit.report.pairing import growth_of_loss, independent_difference
+from qkit.report.comparing.pairing import growth_of_loss, independent_difference
 
 
 def wilson(hits: int, n: int) -> Interval:

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from qkit import Plan, QkitError
-from qkit.report import html, read, write
+from qkit.report import read, write
+from qkit.report.page import html
 from qkit.report.reading import from_dict
 
 

@@ -15,7 +15,7 @@ from report_cases import tiny_study
 
 from qkit import Scheme
 from qkit.report import make, schema, write
-from qkit.report.files import dump
+from qkit.report.writing import dump
 
 VALIDATOR = jsonschema.Draft202012Validator(schema.load())
 

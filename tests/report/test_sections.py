@@ -18,8 +18,11 @@ from report_pages import Page, pictures
 import qkit
 from qkit import Plan, Study
 from qkit.figures.tensors import arrays
-from qkit.report import html, make, markdown, samples
-from qkit.report.facts import without_folders
+from qkit.report import make
+from qkit.report.contents import samples
+from qkit.report.contents.facts import without_folders
+from qkit.report.page import html
+from qkit.report.text import markdown
 
 
 @pytest.fixture(scope="module")

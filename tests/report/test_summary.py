@@ -12,9 +12,11 @@ from report_pages import Page
 from qkit import Study, zoo
 from qkit.diagnosis import Cause, Diagnosis, Remedy, Verdict
 from qkit.execution.metrics import Interval
-from qkit.report import Report, html, make, markdown
-from qkit.report.summary import QUESTIONS, summarize
-from qkit.report.terms import CAUSES, REMEDIES, VERDICTS
+from qkit.report import Report, make
+from qkit.report.page import html
+from qkit.report.text import markdown
+from qkit.report.text.summary import QUESTIONS, summarize
+from qkit.report.text.terms import CAUSES, REMEDIES, VERDICTS
 
 
 def studied(

@@ -27,7 +27,7 @@ from qkit.linting.finding import where
 from qkit.listing import few
 from qkit.quant.grids import QuantSpec
 from qkit.quant.plan import FLOAT, Plan
-from qkit.report.terms import VERDICTS
+from qkit.report.text.terms import VERDICTS
 from qkit.version import __version__
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import pandas as pd
 from qkit.errors import QkitError
 from qkit.execution.metrics import Interval
 from qkit.listing import few
-from qkit.report.changes import (
+from qkit.report.comparing.changes import (
     Difference,
     GridChange,
     LayerChange,
@@ -29,8 +29,8 @@ from qkit.report.changes import (
     settings_differences,
     single_causes,
 )
-from qkit.report.data import Report
-from qkit.report.pairing import difference_of_means, growth_of_loss, independent_difference
+from qkit.report.comparing.pairing import difference_of_means, growth_of_loss, independent_difference
+from qkit.report.contents.data import Report
 from qkit.style import Units, plain
 
 #: Layers and grids that the sentences name.
@@ -214,7 +214,7 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """Sentences and tables for a pull request or an issue."""
-        from qkit.report.markdown import code, rows, text
+        from qkit.report.text.markdown import code, rows, text
 
         units = Units(percent=self.percent)
         parts = ["# What changed between two reports", "\n".join(f"- {text(line)}" for line in self.lines())]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qkit.report.data import WIDE, Report
+from qkit.report.contents.data import WIDE, Report
 from qkit.style import NOTHING, Units, decibels, is_missing, number, share
 
 

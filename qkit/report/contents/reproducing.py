@@ -6,7 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from qkit.quant.schemes import PRESETS
-from qkit.report.samples import batches_holding
+from qkit.report.contents.samples import batches_holding
 from qkit.version import __version__
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from qkit.diagnosis.candidates import OUTSIDE
 from qkit.errors import QkitError
 from qkit.execution.metrics import NAMED, TOLERANCE
 from qkit.figures import entries
-from qkit.report import facts, maps, reproducing, samples
-from qkit.report import worst as worst_layers
-from qkit.report.facts import WIDE
-from qkit.report.summary import summarize
-from qkit.report.terms import UNITS
+from qkit.report.contents import facts, maps, reproducing, samples
+from qkit.report.contents import worst as worst_layers
+from qkit.report.contents.facts import WIDE
+from qkit.report.text.summary import summarize
+from qkit.report.text.terms import UNITS
 from qkit.style import Units, frame_dict, plain
 
 if TYPE_CHECKING:
@@ -79,9 +79,9 @@ class Report:
     narrow
         Name of the lane that the verdict compares with 16 bits.
     summary
-        Answers to :data:`qkit.report.summary.QUESTIONS`, for somebody who reads nothing else.
+        Answers to :data:`qkit.report.text.summary.QUESTIONS`, for somebody who reads nothing else.
     data
-        Samples, shapes and fingerprint of the data, as :func:`qkit.report.samples.describe` gives them.
+        Samples, shapes and fingerprint of the data, as :func:`qkit.report.contents.samples.describe` gives them.
     per_sample
         Scores of every sample, float64 (N,), by lane; None beyond 100,000 samples.
     plan

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from qkit.report.data import Report
+from qkit.report.contents.data import Report
 from qkit.style import decibels, is_missing, number, plain
 
 #: Changes of an SQNR below this are none, in dB.

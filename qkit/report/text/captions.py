@@ -6,9 +6,9 @@ import numpy as np
 
 from qkit.diagnosis.result import interaction_words
 from qkit.execution.metrics import Interval
-from qkit.report import sections
-from qkit.report.data import Report
-from qkit.report.terms import MOST_BARS
+from qkit.report.contents.data import Report
+from qkit.report.text import sections
+from qkit.report.text.terms import MOST_BARS
 from qkit.style import Units
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from qkit.linting.finding import taken
 from qkit.listing import few
 from qkit.ptq.treatment import decibels_of
-from qkit.report.changes import grid_range
-from qkit.report.data import Report
-from qkit.report.tables import Cell, Column, Table
+from qkit.report.comparing.changes import grid_range
+from qkit.report.contents.data import Report
+from qkit.report.text.tables import Cell, Column, Table
 from qkit.style import NOTHING, Units, decibels, is_missing, number, share
 
 #: Taps of an engine that are shown, those that agree least first, and layers that a finding of lint names.

@@ -7,13 +7,13 @@ import functools
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from qkit.figures.tensors import channels_caption, histogram_caption, maps_caption
-from qkit.report import sections, tables
-from qkit.report.captions import sentences
-from qkit.report.chart import chart
-from qkit.report.data import Report
-from qkit.report.pictures import all_pictures
-from qkit.report.summary import QUESTIONS
-from qkit.report.terms import GLOSSARY, MOST_BARS
+from qkit.report.contents.data import Report
+from qkit.report.page.chart import chart
+from qkit.report.page.pictures import all_pictures
+from qkit.report.text import sections, tables
+from qkit.report.text.captions import sentences
+from qkit.report.text.summary import QUESTIONS
+from qkit.report.text.terms import GLOSSARY, MOST_BARS
 from qkit.style import number
 
 

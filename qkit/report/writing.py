@@ -11,7 +11,7 @@ import pandas as pd
 
 from qkit.errors import QkitError
 from qkit.files import prepare, write_text
-from qkit.report.data import Report
+from qkit.report.contents.data import Report
 
 
 def check_path(path: str | Path) -> Path:
@@ -37,7 +37,7 @@ def write(report: Report, path: str | Path) -> Path:
     ``.md``     the same in text and tables
     ``.json``   `Report.to_dict`: strict JSON with a ``format`` number; infinities are the strings "inf" and "-inf"
     ``.csv``    the table of layers, a row per tap. Columns are "<group> <figure>", such as ``float rms`` and ``int8 sqnr``;
-                their units are in `qkit.report.terms.UNITS` (and in the JSON under ``units``): SQNR in dB, ``clipped`` and
+                their units are in `qkit.report.text.terms.UNITS` (and in the JSON under ``units``): SQNR in dB, ``clipped`` and
                 ``used`` as shares from 0 to 1, errors and scales in the tensor's own units, infinities as ``inf``
     ==========  ============================================================================================================
 
@@ -88,13 +88,13 @@ def dump(value: Any, depth: int = 0) -> str:
 
 
 def _html(report: Report) -> str:
-    from qkit.report.html import render
+    from qkit.report.page.html import render
 
     return render(report)
 
 
 def _markdown(report: Report) -> str:
-    from qkit.report.markdown import render
+    from qkit.report.text.markdown import render
 
     return render(report)
 

@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from qkit.report import sections, tables
-from qkit.report.captions import sentences
-from qkit.report.data import Report
-from qkit.report.summary import QUESTIONS
-from qkit.report.terms import GLOSSARY, MOST_BARS
+from qkit.report.contents.data import Report
+from qkit.report.text import sections, tables
+from qkit.report.text.captions import sentences
+from qkit.report.text.summary import QUESTIONS
+from qkit.report.text.terms import GLOSSARY, MOST_BARS
 from qkit.style import number
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qkit.report.terms import CAUSES, REMEDIES
+from qkit.report.text.terms import CAUSES, REMEDIES
 from qkit.style import Units
 
 #: What the summary answers, in this order.

@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from qkit.report.data import WIDE, Report
+from qkit.report.contents.data import WIDE, Report
 from qkit.style import Units, decibels, is_missing, number, share, short
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 12.0, 26.0, 12.0

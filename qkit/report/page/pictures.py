@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 
 from qkit.figures.drawing import address_of, svg_address
 from qkit.figures.tensors import channels, feature_maps, histogram
-from qkit.report.data import WIDE, Report
-from qkit.report.terms import MOST_BARS
+from qkit.report.contents.data import WIDE, Report
+from qkit.report.text.terms import MOST_BARS
 from qkit.style import GOOD, INK, MUTED, NARROW_COLOUR, OTHER, WIDE_COLOUR, Units, short
 
 

@@ -1,0 +1,1 @@
+"""What a report says: terms, sentences and tables, for pages and for text alike."""
