@@ -21,8 +21,8 @@ from qkit.execution.plan_checks import saturations, zero_divisors
 from qkit.execution.prefix import Effect
 from qkit.execution.sensitivity import Mode, Sensitivity, sweep
 from qkit.graph import DEVIATION, Graph, build
-from qkit.graph.arrival import arrive
-from qkit.graph.files import network, origin_of
+from qkit.graph.door.arrival import arrive
+from qkit.graph.door.files import network, origin_of
 from qkit.graph.share import Share, share_of
 from qkit.listing import few
 from qkit.quant.calibration import check_weights, make_plan

@@ -16,9 +16,9 @@ from qkit.execution.lanes import Frontier, Lane, run_lanes, run_to
 from qkit.execution.loading import Batch, batches
 from qkit.execution.metrics import Interval, paired_interval, score_batch
 from qkit.graph import Graph
-from qkit.graph.arguments import call_arguments
 from qkit.graph.assembly import OWN
 from qkit.graph.buffers import changed_buffers
+from qkit.graph.door.arguments import call_arguments
 from qkit.graph.operation import Operation
 from qkit.graph.structures import float_tensors, map_tensors
 from qkit.listing import few

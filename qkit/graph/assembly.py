@@ -15,29 +15,29 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from qkit.errors import DataError, GraphError, QkitError
-from qkit.graph.arguments import Leaf, arguments, batch_size, call_arguments, does_not_run, flatten_output, rebuild_output
-from qkit.graph.arrival import arrive
-from qkit.graph.batch import open_batch, unused_prime
 from qkit.graph.buffers import unchanged, watched
 from qkit.graph.builder import Builder
-from qkit.graph.constants import constants_of
-from qkit.graph.copying import copy_of
-from qkit.graph.entry import Entry, call, entry_of
-from qkit.graph.explaining import explained
-from qkit.graph.files import network, origin_of
+from qkit.graph.door.arguments import Leaf, arguments, batch_size, call_arguments, does_not_run, flatten_output, rebuild_output
+from qkit.graph.door.arrival import arrive
+from qkit.graph.door.copying import copy_of
+from qkit.graph.door.entry import Entry, call, entry_of
+from qkit.graph.door.explaining import explained
+from qkit.graph.door.files import network, origin_of
+from qkit.graph.door.leaves import leaf_paths
+from qkit.graph.door.refusals import check_tensors
 from qkit.graph.fronts.export import export, form_of_module, is_exported
 from qkit.graph.fronts.fx import Traced
 from qkit.graph.fronts.opaque import kept
 from qkit.graph.graph import Graph
-from qkit.graph.leaves import leaf_paths
-from qkit.graph.normal import NormalForm, is_float, sole_reader
+from qkit.graph.normal_form.batch import open_batch, unused_prime
+from qkit.graph.normal_form.constants import constants_of
+from qkit.graph.normal_form.form import NormalForm, is_float, sole_reader
+from qkit.graph.normal_form.patterns import recognize
+from qkit.graph.normal_form.purify import make_pure
+from qkit.graph.normal_form.spelling import spell
 from qkit.graph.onnx_file import OnnxNetwork
 from qkit.graph.operation import Operation
-from qkit.graph.patterns import recognize
-from qkit.graph.purify import make_pure
-from qkit.graph.refusals import check_tensors
 from qkit.graph.running import execution, run_float
-from qkit.graph.spelling import spell
 from qkit.graph.structures import float_tensors, fresh, map_tensors
 from qkit.graph.table import clamp_bounds
 from qkit.listing import few

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkit.graph.copying import copy_of
+from qkit.graph.door.copying import copy_of
 from qkit.graph.structures import flatten, path_text
 
 _INTERNALS = frozenset(vars(nn.Module()))
@@ -39,7 +39,7 @@ def changed_buffers(model: nn.Module, run: Callable[[nn.Module], Any]) -> dict[s
     Parameters
     ----------
     model
-        Copied, put in evaluation mode, without wrappers (see `qkit.graph.copying.copy_of`).
+        Copied, put in evaluation mode, without wrappers (see `qkit.graph.door.copying.copy_of`).
     run
         Given the copy, calls it once on a batch.
 

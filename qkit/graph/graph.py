@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qkit.errors import GraphError
-from qkit.graph.entry import Entry
+from qkit.graph.door.entry import Entry
 from qkit.graph.operation import Operation
 from qkit.graph.share import Share, share_of
 

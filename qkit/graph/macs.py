@@ -9,7 +9,7 @@ from torch import fx
 
 from qkit.graph import table
 from qkit.graph.fronts.opaque import OpaqueCall
-from qkit.graph.normal import name_of, operands, outlines, shape_of
+from qkit.graph.normal_form.form import name_of, operands, outlines, shape_of
 
 #: Where a recurrent operation has its parameters.
 _PARAMETERS = {"lstm": 2, "gru": 2, "rnn_tanh": 2, "rnn_relu": 2}

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from qkit.graph import table
-from qkit.graph.normal import name_of
+from qkit.graph.normal_form.form import name_of
 
 _OPERANDS = ("input", "weight", "bias")
 

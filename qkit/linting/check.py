@@ -13,16 +13,16 @@ from torch import Tensor, fx, nn, optim
 from torch.export import ExportedProgram
 
 from qkit.errors import DataError, GraphError, QkitError
-from qkit.graph.arguments import call_arguments, does_not_run
-from qkit.graph.arrival import arrive
 from qkit.graph.assembly import Assembly, assemble
 from qkit.graph.buffers import unchanged
-from qkit.graph.copying import copy_of
-from qkit.graph.explaining import REASONS, UserCode, place_of
-from qkit.graph.files import network, origin_of
+from qkit.graph.door.arguments import call_arguments, does_not_run
+from qkit.graph.door.arrival import arrive
+from qkit.graph.door.copying import copy_of
+from qkit.graph.door.explaining import REASONS, UserCode, place_of
+from qkit.graph.door.files import network, origin_of
+from qkit.graph.door.leaves import leaf_paths
+from qkit.graph.door.refusals import check_tensors, refuse_what_is_no_model
 from qkit.graph.fronts.export import is_exported
-from qkit.graph.leaves import leaf_paths
-from qkit.graph.refusals import check_tensors, refuse_what_is_no_model
 from qkit.graph.structures import flatten, float_tensors, fresh, map_tensors
 from qkit.linting.activations import activations_of_modules, gates_of, replaceable_activations, squeeze_and_excitation
 from qkit.linting.breaks import tracing_findings
@@ -39,7 +39,7 @@ from qkit.linting.unreached import suspicions
 #: Greatest relative difference between the graph's output and the model's that rounding explains.
 _SAME = 1e-3
 
-#: Rule of a refusal, by its reason in `qkit.graph.explaining`.
+#: Rule of a refusal, by its reason in `qkit.graph.door.explaining`.
 _RULES: Mapping[str, str] = {
     "assert": "assert",
     "branch": "data-dependent-control-flow",

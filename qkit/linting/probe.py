@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from qkit.graph.buffers import unchanged
-from qkit.graph.explaining import UserCode
+from qkit.graph.door.explaining import UserCode
 from qkit.graph.fronts.tracing import PathTracer
 from qkit.graph.structures import fresh, map_tensors
 from qkit.linting.probe_notes import MISSING, Break, BreakKind, Site, Traced

@@ -7,7 +7,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor, fx, nn
 
-from qkit.graph.normal import Outline
+from qkit.graph.normal_form.form import Outline
 from qkit.graph.table import module_kind
 from qkit.linting.finding import Finding, Severity, moved
 from qkit.linting.net import Net

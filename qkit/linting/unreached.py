@@ -17,8 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from qkit.graph.explaining import UserCode
-from qkit.graph.source import function_at
+from qkit.graph.door.explaining import UserCode
+from qkit.graph.door.source import function_at
 from qkit.linting.finding import Finding
 from qkit.linting.probe_notes import Site, Traced
 

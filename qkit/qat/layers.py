@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qkit.graph.norms import Norm, Recipe, together
+from qkit.graph.normal_form.norms import Norm, Recipe, together
 from qkit.graph.table import module_operation
 from qkit.graph.weighted import grouped
 from qkit.qat.quantizers import TapQuantizer, WeightQuantizer

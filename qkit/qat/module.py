@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qkit.epochs import Clock
 from qkit.errors import DataError
 from qkit.execution.metrics import MetricFunction
-from qkit.graph.entry import Entry
+from qkit.graph.door.entry import Entry
 from qkit.qat.layers import Numbers, fetch, folded, run_layer
 from qkit.qat.program import Instruction, Slot, mapped
 from qkit.qat.quantizers import Quantizer, TapQuantizer, WeightQuantizer

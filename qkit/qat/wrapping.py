@@ -14,7 +14,7 @@ from qkit.diagnosis.result import Diagnosis
 from qkit.errors import DataError, PlanError, QkitError
 from qkit.execution.loading import batches
 from qkit.graph import Graph, assemble
-from qkit.graph.arrival import arrive
+from qkit.graph.door.arrival import arrive
 from qkit.graph.operation import Operation
 from qkit.qat.module import Build, Origin, QatModule, Schedule
 from qkit.qat.program import compile_program

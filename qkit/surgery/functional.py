@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from qkit.graph import table
-from qkit.graph.explaining import UserCode
+from qkit.graph.door.explaining import UserCode
+from qkit.graph.door.source import function_at, text_at
 from qkit.graph.fronts.tracing import PathTracer
-from qkit.graph.source import function_at, text_at
 from qkit.surgery import convolutions, pools
 from qkit.surgery.blocks import is_gate
 from qkit.surgery.result import Unchanged

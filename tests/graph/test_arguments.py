@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qkit.errors import DataError, GraphError
-from qkit.graph.arguments import (
+from qkit.graph.door.arguments import (
     arguments,
     batch_size,
     call_arguments,

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from qkit.errors import DataError, GraphError
-from qkit.graph.arrival import arrive, is_file
-from qkit.graph.copying import copy_of
-from qkit.graph.refusals import check_tensors
-from qkit.graph.wrappers import remarks_inside, unwrap_inside
+from qkit.graph.door.arrival import arrive, is_file
+from qkit.graph.door.copying import copy_of
+from qkit.graph.door.refusals import check_tensors
+from qkit.graph.door.wrappers import remarks_inside, unwrap_inside
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qkit.errors import GraphError
 from qkit.graph import build
-from qkit.graph.explaining import CURES, REASONS, explained, reason_of, shaped_by_data, statement_at
+from qkit.graph.door.explaining import CURES, REASONS, explained, reason_of, shaped_by_data, statement_at
 
 X = torch.rand(2, 3, 6, 6)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qkit.graph import build, table
-from qkit.graph.purify import _without_writing, written_argument
+from qkit.graph.normal_form.purify import _without_writing, written_argument
 
 
 class Net(nn.Module):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.graph import Graph, build
-from qkit.graph.patterns import attention_weights
+from qkit.graph.normal_form.patterns import attention_weights
 
 
 class Net(nn.Module):

@@ -1,7 +1,8 @@
 """A module through `torch.export`, undecomposed, at one batch size.
 
-Nothing is computed: the trace runs on tensors without numbers, so that its cost does not depend on the batch, and the batch can
-be a number that is no other size in the network. A literal that is a multiple of it is the batch (`qkit.graph.batch`).
+Nothing is computed: the trace runs on tensors without numbers, so that its cost does not depend on the batch, and the batch
+can be a number that is no other size in the network. A literal that is a multiple of it is the batch
+(`qkit.graph.normal_form.batch`).
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from qkit.errors import GraphError
-from qkit.graph.explaining import shaped_by_data
+from qkit.graph.door.explaining import shaped_by_data
 from qkit.graph.fronts.fx import Traced
 from qkit.graph.fronts.opaque import call_of
-from qkit.graph.normal import NormalForm, fetch, outline
+from qkit.graph.normal_form.form import NormalForm, fetch, outline
 from qkit.graph.table import short_name
 
 #: Operations that only look at a value, or check it.

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from qkit.graph.fronts.opaque import OpaqueCall
 from qkit.graph.fronts.tracing import trace
-from qkit.graph.normal import fetch
+from qkit.graph.normal_form.form import fetch
 
 _FOLLOWED = ("torch", "_operator", "operator", "math", "builtins", "numpy")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from qkit.errors import GraphError
-from qkit.graph.batch import PRIMES
+from qkit.graph.normal_form.batch import PRIMES
 from qkit.graph.structures import flatten, rebuild
 
 _TENSOR = object()

@@ -8,8 +8,8 @@ from typing import Any
 from torch import fx, nn
 
 from qkit.errors import GraphError
-from qkit.graph.explaining import reason_of
-from qkit.graph.leaves import leaf_paths
+from qkit.graph.door.explaining import reason_of
+from qkit.graph.door.leaves import leaf_paths
 
 
 class PathTracer(fx.Tracer):

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from qkit.errors import DataError, GraphError
-from qkit.graph.wrappers import class_names
+from qkit.graph.door.wrappers import class_names
 
 #: Files that a study opens itself.
 MODEL_FILES = (".onnx", ".pt2")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qkit.graph.normal import NormalForm, Outline, drop_unread, inherit, is_float, name_of, operands, put, shape_of
+from qkit.graph.normal_form.form import NormalForm, Outline, drop_unread, inherit, is_float, name_of, operands, put, shape_of
 from qkit.graph.table import bound_arguments
 
 _aten = torch.ops.aten

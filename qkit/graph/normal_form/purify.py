@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from qkit.errors import GraphError
-from qkit.graph.normal import NormalForm, Outline, drop_unread, inherit, name_of, operands, outlines, shape_of
+from qkit.graph.normal_form.form import NormalForm, Outline, drop_unread, inherit, name_of, operands, outlines, shape_of
 from qkit.graph.table import bound_arguments
 
 _aten = torch.ops.aten

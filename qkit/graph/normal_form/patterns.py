@@ -16,7 +16,18 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from qkit.graph.normal import NormalForm, applied, drop_unread, inherit, name_of, operands, outline, put, shape_of, sole_reader
+from qkit.graph.normal_form.form import (
+    NormalForm,
+    applied,
+    drop_unread,
+    inherit,
+    name_of,
+    operands,
+    outline,
+    put,
+    shape_of,
+    sole_reader,
+)
 from qkit.graph.table import bound_arguments
 
 _aten = torch.ops.aten

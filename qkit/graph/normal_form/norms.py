@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qkit.graph.normal import NormalForm, name_of, operands, shape_of, sole_reader
+from qkit.graph.normal_form.form import NormalForm, name_of, operands, shape_of, sole_reader
 from qkit.graph.table import KINDS, WEIGHTED, bound_arguments, weighted_arguments
 
 _aten = torch.ops.aten

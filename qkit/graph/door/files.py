@@ -18,8 +18,8 @@ from torch.export import ExportedProgram
 
 from qkit.errors import GraphError
 from qkit.files import explained
-from qkit.graph.arguments import leaves
-from qkit.graph.arrival import arrive, is_file
+from qkit.graph.door.arguments import leaves
+from qkit.graph.door.arrival import arrive, is_file
 from qkit.graph.onnx_file import OnnxNetwork, read_onnx
 
 #: What sizes in a program's text are made of: numbers, names of symbols, and arithmetic.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qkit.graph.normal import NormalForm, applied, name_of
+from qkit.graph.normal_form.form import NormalForm, applied, name_of
 
 #: Draw anew in every pass.
 RANDOM = frozenset("rand randn randint randperm bernoulli normal uniform rand_like randn_like dropout multinomial".split())

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
-from qkit.graph.refusals import is_file, refuse, refuse_what_is_no_model
-from qkit.graph.wrappers import remarks_inside, unwrap
+from qkit.graph.door.refusals import is_file, refuse, refuse_what_is_no_model
+from qkit.graph.door.wrappers import remarks_inside, unwrap
 
 __all__ = ["Arrival", "arrive", "is_file"]
 
@@ -32,7 +32,7 @@ class Arrival:
 
 
 def arrive(model: object) -> Arrival:
-    """What `model` is, without wrappers; changes nothing. Tensors are looked at by `qkit.graph.refusals.check_tensors`.
+    """What `model` is, without wrappers; changes nothing. Tensors are looked at by `qkit.graph.door.refusals.check_tensors`.
 
     Raises
     ------

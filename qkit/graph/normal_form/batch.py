@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from qkit.graph.normal import NormalForm, Outline, name_of, operands, shape_of
+from qkit.graph.normal_form.form import NormalForm, Outline, name_of, operands, shape_of
 
 #: Candidates for the batch of a trace: primes, so that a multiple of one is the batch and hardly ever a size of the network.
 PRIMES = (101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167, 173, 179, 181, 191, 193, 197, 199, 211)

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 
 from qkit.errors import GraphError
-from qkit.graph.wrappers import innermost, wrapped
+from qkit.graph.door.wrappers import innermost, wrapped
 
 
 def copy_of(model: nn.Module) -> nn.Module:
     """A copy of the model that shares nothing with it: in evaluation mode, without gradients, its weights plain tensors.
 
-    Wrappers inside the model are left out (see `qkit.graph.wrappers.unwrap_inside` for what is said of them). Parametrized
+    Wrappers inside the model are left out (see `qkit.graph.door.wrappers.unwrap_inside` for what is said of them). Parametrized
     weights, and those of ``torch.nn.utils.weight_norm``, ``spectral_norm`` and ``prune``, are replaced by their values of
     evaluation mode. A ``forward`` compiled by ``module.forward = torch.compile(module.forward)`` is the class's own again.
 

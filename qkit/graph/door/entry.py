@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qkit.errors import DataError
-from qkit.graph.arguments import Leaf, arguments, call_arguments, leaves
+from qkit.graph.door.arguments import Leaf, arguments, call_arguments, leaves
 from qkit.graph.structures import Spec, flatten
 
 

@@ -8,7 +8,7 @@ import linecache
 import textwrap
 from collections.abc import Callable
 
-from qkit.graph.explaining import statement_at
+from qkit.graph.door.explaining import statement_at
 
 __all__ = ["function_at", "statement_at", "text_at"]
 
