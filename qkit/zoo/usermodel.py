@@ -137,9 +137,9 @@ def _check_name(name: str) -> None:
     known = models.list_models(module=models)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=5)
-        where = f"; did you mean {', '.join(close)}?" if close else ", and none with a name like that"
+        where = f"; did you mean {', '.join(close)}?" if close else ", and none with a name like that."
         raise QkitError(
-            f"torchvision has no classification model {name!r}{where}. "
+            f"torchvision has no classification model {name!r}{where} "
             "A model of your own is given as package.module:function, or as an .onnx or .pt2 file."
         )
 
