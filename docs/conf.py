@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
+
+from qkit.version import __version__
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -15,7 +16,7 @@ from sitetools import commands, notebooks, readmes, reference  # noqa: E402
 project = "qkit"
 author = "The qkit authors"
 copyright = author  # noqa: A001
-version = release = installed("qkit")
+version = release = __version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "sitetools.formulas"]
 exclude_patterns = ["sitetools", "widgets/*", "causes/*", "generated/parts/*"]

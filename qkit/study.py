@@ -33,7 +33,7 @@ from qkit.quant.schemes import PRESETS, Scheme, scheme_of
 if TYPE_CHECKING:
     from qkit.diagnosis.remedies import Remedy
     from qkit.diagnosis.result import Diagnosis
-    from qkit.engines.comparison import Comparison
+    from qkit.engines.comparison import Comparison as EngineComparison
     from qkit.engines.lane import EngineLane
     from qkit.engines.onnx.exporting import Exported
     from qkit.mixed import Mixed
@@ -658,7 +658,7 @@ class Study:
         images: bool = False,
         lint: bool = True,
         mixed: Mixed | None = None,
-        engines: Comparison | Sequence[Comparison] = (),
+        engines: EngineComparison | Sequence[EngineComparison] = (),
         progress: bool = True,
     ) -> Report:
         """Write a degradation report; ``.html``, ``.md``, ``.json`` or ``.csv`` by suffix. See :func:`qkit.report.make`."""
