@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from qkit import version
 from qkit.errors import GraphError
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
-_HERE = str(Path(__file__).parent.parent) + os.sep
+#: The kit itself.
+_HERE = str(Path(version.__file__).parent) + os.sep
 _LIBRARIES = (*{sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")},)
 
 _LEAF = "or keep the whole module in float with leaf_modules=[its class or path]"
