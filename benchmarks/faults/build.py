@@ -22,7 +22,7 @@ from benchmarks.faults.plants import BY_NAME, CONTROLS, Bench, Plant
 from benchmarks.faults.plants.plant import Probe
 from benchmarks.faults.setup import Images, Setup, halves, images_of, scores_of
 from benchmarks.faults.truth import BOTH, EFFECT, FLOAT_KEPT, NO_DEGRADATION, Fault, Mark, NoSite
-from qkit import zoo
+from qkit import files, zoo
 from qkit.errors import QkitError
 from qkit.graph import Graph
 from qkit.graph import build as trace
@@ -143,7 +143,7 @@ def keep_doses(records: Sequence[dict[str, Any]]) -> int:
     found = {r["id"]: [[f["site"], f["factor"]] for f in r["truth"]["faults"]] for r in records if "truth" in r}
     kept = dict(sorted((known_doses() | {case: faults for case, faults in found.items() if faults}).items()))
     lines = (f"{json.dumps(case)}: {json.dumps(faults)}" for case, faults in kept.items())
-    DOSES.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    files.write_text(DOSES, "{\n" + ",\n".join(lines) + "\n}\n")
     known_doses.cache_clear()
     return len(kept)
 

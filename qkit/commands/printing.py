@@ -23,9 +23,9 @@ def strict(value: Any) -> Any:
 
 def score_table(scores: Scores) -> Table:
     """A row per lane: score and loss with their intervals."""
-    from qkit.execution.metrics import NAMED
+    from qkit.style import SHARES
 
-    percent = scores.metric in NAMED
+    percent = scores.metric in SHARES
 
     def shown(interval: Interval) -> tuple[str, str]:
         factor, unit = (100.0, " %") if percent else (1.0, "")

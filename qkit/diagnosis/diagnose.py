@@ -27,8 +27,9 @@ from qkit.engines.lane import EngineLane
 from qkit.execution.evaluator import Budget, OutOfBudgetError
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches as batches_of
-from qkit.execution.metrics import NAMED, TOLERANCE, Interval, Scores, paired_interval
+from qkit.execution.metrics import TOLERANCE, Interval, Scores, paired_interval
 from qkit.quant.plan import FLOAT, Plan
+from qkit.style import SHARES
 
 if TYPE_CHECKING:
     from qkit.study import Study
@@ -155,7 +156,7 @@ def _diagnose(
         draft.remarks.append("Interrupted: this is what was found until then; diagnose() again goes on from there.")
     best = draft.best
     best_loss = bench.gain(FLOAT, best) if best is not None and best in bench.known else None
-    qat = _qat(verdict, best_loss, tolerance, study.metric_name in NAMED)
+    qat = _qat(verdict, best_loss, tolerance, study.metric_name in SHARES)
     return Diagnosis(
         verdict, tuple(draft.causes), tuple(findings), tuple(draft.harmless), draft.parts, draft.interaction,
         tuple(draft.remedies), best, best_loss, qat, tuple(draft.remarks),
@@ -175,7 +176,7 @@ def _compare(
         return verdict
     plan = plan_at(study, engine.bits)
     found, lost = mismatch(study, engine, plan, limit=limit)
-    share = study.metric_name in NAMED
+    share = study.metric_name in SHARES
     if lost is not None:
         draft.remarks.append(f"{engine.name} loses {amount(lost, share)} against its own simulation.")
     draft.remarks += engine.notes

@@ -12,8 +12,9 @@ from qkit.diagnosis.candidates import Cause
 from qkit.diagnosis.remedies import Remedy
 from qkit.diagnosis.verdict import Verdict, amount
 from qkit.errors import QkitError
-from qkit.execution.metrics import NAMED, TOLERANCE, Interval
+from qkit.execution.metrics import TOLERANCE, Interval
 from qkit.quant.plan import Plan
+from qkit.style import SHARES
 
 if TYPE_CHECKING:
     from qkit.figures.drawing import Picture
@@ -128,7 +129,7 @@ class Diagnosis:
         rows = {name: loss for name, loss in found.items() if loss is not None}
         if not rows:
             raise QkitError(f"there is no loss to draw: {self.verdict.reason}")
-        points = ", points" if self.metric in NAMED else ""
+        points = ", points" if self.metric in SHARES else ""
         return picture(
             intervals, rows, metric=self.metric, what=f"loss against float{points}; shaded: within the tolerance",
             tolerance=TOLERANCE, words=f"losses of the diagnosis: {self.verdict.name}", height=bar_height(len(rows)),
@@ -155,7 +156,7 @@ class Diagnosis:
     def lines(self) -> list[str]:
         """The whole answer as sentences."""
         found = [str(self.verdict)] if self.complete else ["This diagnosis ended early.", str(self.verdict)]
-        share = self.metric in NAMED
+        share = self.metric in SHARES
         if self.parts is not None:
             p = self.parts
             found.append(

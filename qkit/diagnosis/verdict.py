@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from qkit.execution.metrics import NAMED, TOLERANCE, Interval, Scores
+from qkit.execution.metrics import TOLERANCE, Interval, Scores
 from qkit.graph.share import Share
+from qkit.style import SHARES
 
 VerdictName = Literal["no-degradation", "quantization", "not-quantization", "both", "inconclusive"]
 
@@ -91,7 +92,7 @@ def judge(
 def _judged(scores: Scores, wide: str, narrow: str, tolerance: float, expected: float | None) -> Verdict:
     loss_wide, loss_narrow = scores.loss(wide), scores.loss(narrow)
     state_wide, state_narrow = _state(loss_wide, tolerance), _state(loss_narrow, tolerance)
-    share = scores.metric in NAMED
+    share = scores.metric in SHARES
     at_wide = f"{wide} loses {amount(loss_wide, share)}"
     at_narrow = f"{narrow} loses {amount(loss_narrow, share)}"
     width = narrow.removeprefix("int")

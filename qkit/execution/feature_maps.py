@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,8 @@ class ImageMaps:
     sqnr: dict[str, np.ndarray]
 
 
-def image_maps(tap: TapCapture, image: int, axis: int) -> ImageMaps:
-    """The maps of one of the captured images.
+def image_maps(tap: TapCapture, image: int, axis: int, lanes: Sequence[str] | None = None) -> ImageMaps:
+    """The maps of one of the captured images, in those lanes, "float" among them; in all by default.
 
     Raises
     ------
@@ -46,17 +47,17 @@ def image_maps(tap: TapCapture, image: int, axis: int) -> ImageMaps:
     samples = len(next(iter(tap.lanes.values())).values)
     if not 0 <= image < samples:
         raise QkitError(f"image {image} was not captured: there are 0 to {samples - 1}.")
-    lanes = {name: _planes(lane.values[image], axis - 1) for name, lane in tap.lanes.items()}
-    exact = lanes["float"].astype(np.float64)
+    shown = {name: _planes(tap.lanes[name].values[image], axis - 1) for name in (tap.lanes if lanes is None else lanes)}
+    exact = shown["float"].astype(np.float64)
     signal = (exact**2).sum((1, 2))
-    noise = {name: ((planes - exact) ** 2).sum((1, 2)) for name, planes in lanes.items() if name != "float"}
+    noise = {name: ((planes - exact) ** 2).sum((1, 2)) for name, planes in shown.items() if name != "float"}
     figures = {name: sqnr(signal, power) for name, power in noise.items()}
     order = np.arange(len(exact))
     if figures:
         last = list(figures)[-1]
         # among channels without signal those with more noise come first
         order = np.lexsort((-noise[last], figures[last]))
-    return ImageMaps(lanes, order, figures)
+    return ImageMaps(shown, order, figures)
 
 
 def _planes(value: Tensor, axis: int) -> np.ndarray:

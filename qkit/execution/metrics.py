@@ -20,6 +20,7 @@ from torch import Tensor
 from qkit.errors import DataError, QkitError
 from qkit.execution.loading import targets_tensor
 from qkit.graph.structures import float_tensors
+from qkit.style import SHARES
 
 if TYPE_CHECKING:
     from qkit.figures.drawing import Picture
@@ -216,7 +217,7 @@ class Scores:
         from qkit.figures.plots import bar_height, intervals
 
         rows = {lane: self[lane] for lane in self.lanes}
-        unit = ", %" if self.metric in NAMED else ""
+        unit = ", %" if self.metric in SHARES else ""
         what = f"{self.metric} on {self.n} samples{unit}"
         words = f"{self.metric} of {', '.join(self.lanes)}"
         return picture(intervals, rows, metric=self.metric, what=what, words=words, scores=True, height=bar_height(len(rows)))

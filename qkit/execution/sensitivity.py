@@ -15,10 +15,11 @@ import pandas as pd
 
 from qkit.errors import QkitError
 from qkit.execution.evaluator import MEMORY_BUDGET, Evaluator
-from qkit.execution.metrics import NAMED, TOLERANCE, Interval, mean_interval, paired_interval
+from qkit.execution.metrics import TOLERANCE, Interval, mean_interval, paired_interval
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.quant.plan import FLOAT, Plan
+from qkit.style import SHARES
 
 if TYPE_CHECKING:
     from qkit.figures.drawing import Picture
@@ -92,7 +93,7 @@ class Sensitivity:
         table = self.table().head(top)
         place = {op.name: i for i, op in enumerate(self.layers)}
         rows = {str(layer): self.effect(place[str(layer)]) for layer in table.index}
-        points = ", points" if self.metric in NAMED else ""
+        points = ", points" if self.metric in SHARES else ""
         what = {"loss": "loss with this layer alone quantized", "recovered": "recovered by sparing this layer"}[name]
         return picture(
             intervals, rows, metric=self.metric, what=f"{what}{points} ({len(self.base)} samples); shaded: within the tolerance",

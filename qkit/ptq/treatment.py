@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from qkit.execution.metrics import NAMED, Interval, Scores
+from qkit.execution.metrics import Interval, Scores
 from qkit.quant.sqnr import sqnr
+from qkit.style import SHARES
 
 if TYPE_CHECKING:
     from qkit.figures.drawing import Picture
@@ -99,7 +100,7 @@ class Treatment:
 
         rows = {"float": self.scores["float"], "before": self.scores["before"]}
         rows |= {e.step if e.kept else f"{e.step} (undone)": e.score for e in self.effects}
-        unit = ", %" if self.scores.metric in NAMED else ""
+        unit = ", %" if self.scores.metric in SHARES else ""
         what = f"{self.scores.metric} on {self.scores.n} samples{unit}"
         words = f"{self.scores.metric} after each step"
         return picture(

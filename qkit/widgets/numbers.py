@@ -6,8 +6,8 @@ import html
 from collections.abc import Sequence
 
 from qkit.execution.editing import Figures
-from qkit.execution.metrics import NAMED, Interval
-from qkit.style import Units, decibels, number, share
+from qkit.execution.metrics import Interval
+from qkit.style import SHARES, Units, decibels, number, share
 
 
 def figure_rows(now: Figures, before: Figures | None = None) -> list[list[str]]:
@@ -27,7 +27,7 @@ def figure_rows(now: Figures, before: Figures | None = None) -> list[list[str]]:
 
 def units(metric: str) -> Units:
     """How scores of this metric read."""
-    return Units(percent=metric in NAMED)
+    return Units(percent=metric in SHARES)
 
 
 def score_words(score: Interval, metric: str) -> str:

@@ -12,7 +12,8 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, top_k_accuracy_score
 
 from qkit import DataError, QkitError, Scores
-from qkit.execution.metrics import agreement, mean_interval, paired_interval, score_batch, top1, top5
+from qkit.execution.metrics import NAMED, agreement, mean_interval, paired_interval, score_batch, top1, top5
+from qkit.style import SHARES
 
 Z = 1.959963984540054
 
@@ -141,3 +142,7 @@ def test_metrics_that_do_not_fit() -> None:
         paired_interval(np.zeros(3), np.zeros(4))
     with pytest.raises(DataError, match="no scores"):
         mean_interval(np.zeros(0))
+
+
+def test_the_named_metrics_are_shares() -> None:
+    assert set(NAMED) == SHARES

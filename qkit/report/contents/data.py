@@ -13,14 +13,14 @@ import pandas as pd
 
 from qkit.diagnosis.candidates import OUTSIDE
 from qkit.errors import QkitError
-from qkit.execution.metrics import NAMED, TOLERANCE
+from qkit.execution.metrics import TOLERANCE
 from qkit.figures import entries
 from qkit.report.contents import facts, maps, reproducing, samples
 from qkit.report.contents import worst as worst_layers
 from qkit.report.contents.facts import WIDE
 from qkit.report.text.summary import summarize
 from qkit.report.text.terms import UNITS
-from qkit.style import Units, frame_dict, plain
+from qkit.style import SHARES, Units, frame_dict, plain
 
 if TYPE_CHECKING:
     from qkit.diagnosis.result import Diagnosis
@@ -252,7 +252,7 @@ def make(
     graph = study.graph
     metric = {
         "name": study.metric_name,
-        "percent": isinstance(study.metric, str) and study.metric in NAMED,
+        "percent": isinstance(study.metric, str) and study.metric in SHARES,
         "samples": scores.n,
         "tolerance": tolerance,
         "expected": study.expected,
