@@ -17,7 +17,7 @@ def seeded() -> None:
 @pytest.fixture(scope="session")
 def torchvision_models() -> ModuleType:
     """``torchvision.models``, also where torchvision's compiled operators do not load."""
-    from qkit.zoo.vision import load_torchvision
+    from qkit.vision import load_torchvision
 
     load_torchvision()
     import torchvision.models

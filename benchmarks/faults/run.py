@@ -24,7 +24,7 @@ from benchmarks.faults.cases import CaseSpec
 from benchmarks.faults.setup import scores_of
 from benchmarks.faults.truth import BOTH, EFFECT, NO_DEGRADATION, NOT_QUANTIZATION, QUANTIZATION
 from qkit.errors import QkitError
-from qkit.execution.metrics import Interval
+from qkit.execution.statistics import Interval
 
 #: Remedies of a diagnosis that are put to the test on images it never saw.
 REMEDIES = 5

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qkit.diagnosis.remedies import Remedy
-from qkit.execution.metrics import Interval
+from qkit.execution.statistics import Interval
 
 CauseKind = Literal[
     "weight-channel-imbalance", "weight-outlier", "activation-outlier", "activation-channel-imbalance", "range-too-narrow",

@@ -21,15 +21,15 @@ from qkit.diagnosis.gate import gate
 from qkit.diagnosis.localize import Place, noise, places, subjects, suspects
 from qkit.diagnosis.remedies import Remedy
 from qkit.diagnosis.result import Decomposition, Diagnosis
-from qkit.diagnosis.verdict import Verdict, amount, degraded, judge
+from qkit.diagnosis.verdict import Verdict, amount, judge
 from qkit.diagnosis.widths import accumulator_overflow, bias_width
 from qkit.engines.lane import EngineLane
 from qkit.execution.evaluator import Budget, OutOfBudgetError
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches as batches_of
-from qkit.execution.metrics import TOLERANCE, Interval, Scores, paired_interval
+from qkit.execution.scores import Scores
+from qkit.execution.statistics import Interval, adjusted, expected_scores, paired_interval
 from qkit.quant.plan import FLOAT, Plan
-from qkit.style import SHARES
 
 if TYPE_CHECKING:
     from qkit.study import Study
@@ -90,7 +90,7 @@ def cost(study: Study, *, batches: int | None = None, budget: int | None = None)
 def diagnose(
     study: Study,
     *,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     batches: int | None = None,
     budget: int | None = None,
     engine: EngineLane | Sequence[EngineLane] = (),
@@ -104,7 +104,7 @@ def diagnose(
     Parameters
     ----------
     tolerance
-        Loss that still counts as close.
+        Loss that still counts as close, in the metric's unit; by default the metric's own (one point of a share).
     batches
         Evaluation batches to work on; None for all.
     budget
@@ -124,17 +124,19 @@ def diagnose(
 
 
 def _diagnose(
-    study: Study, tolerance: float, batches: int | None, budget: int | None, engines: Sequence[EngineLane], progress: bool
+    study: Study, tolerance: float | None, batches: int | None, budget: int | None, engines: Sequence[EngineLane], progress: bool
 ) -> Diagnosis:
     logger.info("diagnosis: %s", cost(study, batches=batches, budget=budget))
     if broken := non_finite(study, batches):
         return _not_a_number(study, broken)
     plan = study.plan
+    if tolerance is None:
+        tolerance = study.evaluate(("float",), batches=batches, progress=progress).tolerance()
     gated = gate(study, limit=batches, tolerance=tolerance)
     narrow = _own(study)
     lanes = {"float": FLOAT, "int16": study.lane("int16"), narrow: plan}
-    bench = Bench(study, batches, Budget(None if budget is None else max(budget, len(lanes))), progress)
-    scores = Scores(study.metric_name, bench.scores(lanes, FLOAT, what="float, 16 and 8 bits"))
+    bench = Bench(study, batches, Budget(None if budget is None else max(budget, len(lanes))), progress, tolerance=tolerance)
+    scores = Scores.of(study.metric, bench.scores(lanes, FLOAT, what="float, 16 and 8 bits"))
     findings = [cause for cause in gated if _is_finding(cause)]
     draft = _Draft(causes=[cause for cause in gated if not _is_finding(cause)])
     verdict = judge(scores, narrow=narrow, tolerance=tolerance, expected=study.expected, share=study.share)
@@ -145,8 +147,9 @@ def _diagnose(
             verdict = _settle(bench, verdict, draft.causes, plan, base, tolerance)
         for engine in engines:
             verdict = _compare(study, engine, verdict, draft, findings, batches)
-        clips = verdict.name == "not-quantization" and not draft.causes and degraded(scores.loss(narrow), tolerance)
-        if verdict.name in ("quantization", "both") or clips:
+        clips = verdict.name == "not-quantization" and not draft.causes and scores.expected_loss(narrow).above(tolerance)
+        undecided = verdict.name == "inconclusive" and verdict.differs
+        if verdict.name in ("quantization", "both") or clips or undecided:
             _explain(bench, base, tolerance, draft)
     except OutOfBudgetError as stop:
         draft.complete = False
@@ -156,7 +159,7 @@ def _diagnose(
         draft.remarks.append("Interrupted: this is what was found until then; diagnose() again goes on from there.")
     best = draft.best
     best_loss = bench.gain(FLOAT, best) if best is not None and best in bench.known else None
-    qat = _qat(verdict, best_loss, tolerance, study.metric_name in SHARES)
+    qat = _qat(verdict, best_loss, tolerance)
     return Diagnosis(
         verdict, tuple(draft.causes), tuple(findings), tuple(draft.harmless), draft.parts, draft.interaction,
         tuple(draft.remedies), best, best_loss, qat, tuple(draft.remarks),
@@ -176,11 +179,11 @@ def _compare(
         return verdict
     plan = plan_at(study, engine.bits)
     found, lost = mismatch(study, engine, plan, limit=limit)
-    share = study.metric_name in SHARES
+    units = study.metric.units
     if lost is not None:
-        draft.remarks.append(f"{engine.name} loses {amount(lost, share)} against its own simulation.")
+        draft.remarks.append(f"{engine.name} loses {amount(lost, units)} against its own simulation.")
     draft.remarks += engine.notes
-    costly = [cause for cause in found if lost is None or lost.low > 0.0]
+    costly = [cause for cause in found if lost is None or lost.clear]
     findings += [cause for cause in found if cause not in costly]
     draft.remedies += [cause.remedy for cause in costly]
     draft.causes += costly
@@ -204,8 +207,9 @@ def _is_finding(cause: Cause) -> bool:
 def _not_a_number(study: Study, causes: Sequence[Cause]) -> Diagnosis:
     """Where there are no numbers, there is nothing to measure."""
     first = causes[0]
-    verdict = Verdict("not-quantization", f"the network does not compute numbers: {first.evidence} No lane was run.", None, None)
-    qat = _qat(verdict, None, 0.0, True)
+    reason = f"the network does not compute numbers: {first.evidence} No lane was run."
+    verdict = Verdict("not-quantization", reason, None, None, units=study.metric.units)
+    qat = _qat(verdict, None, 0.0)
     remedies = tuple(cause.remedy for cause in causes)
     return Diagnosis(verdict, tuple(causes), (), (), None, None, remedies, None, None, qat, (), 0, 0, study.metric_name)
 
@@ -225,7 +229,7 @@ def _settle(bench: Bench, verdict: Verdict, causes: Sequence[Cause], plan: Plan,
     lanes = {"float": FLOAT, "int16": bench.study.lane("int16"), narrow: plan}
     if base != plan:
         lanes |= {"int16": _at_sixteen_bits(base), narrow: base}
-    scores = Scores(bench.study.metric_name, bench.scores(lanes, what="what the gate found, put right"))
+    scores = Scores.of(bench.study.metric, bench.scores(lanes, what="what the gate found, put right"))
     beside = judge(scores, narrow=narrow, tolerance=tolerance)
     named = ", ".join(cause.kind for cause in causes)
     right = "With that put right, " if base != plan else "Beside that, "
@@ -272,13 +276,17 @@ def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
 def _interaction(bench: Bench, plan: Plan, tensors: Sequence[str]) -> Interval:
     """The loss of all tensors together less the sum of each one's own, sample by sample."""
     exact = bench.known[FLOAT]
-    apart = sum((exact - bench.known[plan.only([tensor])] for tensor in tensors), np.zeros_like(exact))
-    return paired_interval(exact - bench.known[plan], apart)
+
+    def lost(by: Plan) -> np.ndarray:
+        return expected_scores(exact, exact) - expected_scores(exact, bench.known[by])
+
+    apart: np.ndarray = sum((lost(plan.only([tensor])) for tensor in tensors), np.zeros(len(exact)))
+    return paired_interval(lost(plan), apart)
 
 
 def _rank(cause: Cause) -> tuple[bool, float]:
     """By the gain in the whole network; where that is chance, by the gain alone."""
-    if cause.gain is not None and cause.gain.low > 0.0:
+    if cause.gain is not None and cause.gain.clear:
         return False, -cause.gain.value
     return True, -(cause.alone_gain.value if cause.alone_gain is not None else 0.0)
 
@@ -317,19 +325,22 @@ def _confirm(
     alone = {key: c.remedy.plan(plan.only([key[0]])) for key, c in trials.items()}
     bench.scores({f"{t} {i}": p for (t, i), p in whole.items()}, plan, what="interventions")
     bench.scores({f"{t} {i}": p for (t, i), p in alone.items()}, FLOAT, what="interventions alone")
+    gains = {key: bench.gain(whole[key], plan) for key in trials}
+    own = {key: bench.gain(alone[key], plan.only([key[0]])) for key in trials}
+    by_itself = {tensor: where[tensor].alone.sure(bench.tolerance) for tensor in why}
+    effects = {key: own[key] if by_itself[key[0]] else gains[key] for key in trials}
+    # of many trials some gain by chance: each is judged as one of so many
+    chances = adjusted({key: 1.0 if effect.p is None else effect.p for key, effect in effects.items()})
     found = []
     for tensor in why:
-        place = where[tensor]
+        lost = where[tensor].alone
         options: list[tuple[float, Cause]] = []
-        for (name, i), c in trials.items():
-            if name != tensor:
+        for key, c in trials.items():
+            if key[0] != tensor or gains[key].value <= 0.0:
                 continue
-            gain = bench.gain(whole[name, i], plan)
-            own = bench.gain(alone[name, i], plan.only([tensor]))
-            by_itself = place.alone.low > 0.0
-            effect = own if by_itself else gain
-            if effect.low > 0.0 and (not by_itself or own.value >= 0.5 * place.alone.value):
-                cause = Cause(c.kind, c.layer, c.tensor, c.evidence, c.remedy, gain, place.alone, own)
+            effect = replace(effects[key], p=chances[key])
+            if bench.sure(effect) and (not by_itself[tensor] or own[key].value >= 0.5 * lost.value):
+                cause = Cause(c.kind, c.layer, c.tensor, c.evidence, c.remedy, gains[key], lost, own[key])
                 options.append((effect.value, cause))
         if options:
             found.append(options)
@@ -390,7 +401,7 @@ def _confirm_everywhere(
     for kind, remedy in remedies.items():
         gain = bench.gain(plans[kind], plan)
         worst = everywhere[kind][0]
-        if gain.low > 0.0 and gain.value > explained and all(worst.kind != cause.kind for cause in local):
+        if bench.sure(gain) and gain.value > explained and all(worst.kind != cause.kind for cause in local):
             evidence = f"no tensor is confirmed by itself, all {len(everywhere[kind])} together are. The first: {worst.evidence}"
             options.append(Cause(worst.kind, "", worst.tensor, evidence, remedy, gain))
     if not options:
@@ -413,7 +424,7 @@ def _combine(
         plans = [remedy.plan(current) for remedy in options]
         bench.scores({str(i): p for i, p in enumerate(plans)}, current, what="remedies")
         gains: list[Interval] = [bench.gain(p, current) for p in plans]
-        helpful = [i for i, gain in enumerate(gains) if gain.low > 0.0]
+        helpful = [i for i, gain in enumerate(gains) if bench.sure(gain)]
         if not helpful:
             break
         most = max(gains[i].value for i in helpful)
@@ -423,7 +434,7 @@ def _combine(
         draft.best = current
 
 
-def _qat(verdict: Verdict, best_loss: Interval | None, tolerance: float, share: bool) -> str:
+def _qat(verdict: Verdict, best_loss: Interval | None, tolerance: float) -> str:
     """The plain answer on quantization-aware training."""
     if verdict.name == "no-degradation":
         return "Quantization-aware training: not needed, nothing is lost."
@@ -437,7 +448,6 @@ def _qat(verdict: Verdict, best_loss: Interval | None, tolerance: float, share: 
             "minutes; if that does not do, training is the next thing."
         )
     if best_loss.value <= tolerance:
-        return f"Quantization-aware training: not needed; with these remedies the loss is {amount(best_loss, share)}."
-    return (
-        f"Quantization-aware training: worth it if study.ptc() does not do; these remedies still lose {amount(best_loss, share)}."
-    )
+        return f"Quantization-aware training: not needed; with these remedies the loss is {amount(best_loss, verdict.units)}."
+    still = amount(best_loss, verdict.units)
+    return f"Quantization-aware training: worth it if study.ptc() does not do; these remedies still lose {still}."

@@ -11,7 +11,7 @@ from qkit.diagnosis.experiments import Bench
 from qkit.diagnosis.remedies import Remedy
 from qkit.execution.evaluator import OutOfBudgetError
 from qkit.execution.lanes import Decision, decide, lane_weight
-from qkit.execution.metrics import Interval
+from qkit.execution.statistics import Interval
 from qkit.graph import Graph
 from qkit.graph.running import ACCUMULATING
 from qkit.quant.plan import FLOAT, Plan
@@ -27,7 +27,7 @@ def bias_width(bench: Bench, plan: Plan) -> list[Cause]:
 
     bench.scores({"wide": wide(plan), "plan": plan}, plan, what="wider biases")
     gain = bench.gain(wide(plan), plan)
-    if gain.low <= 0.0:
+    if not bench.sure(gain):
         return []
     layer, own = _where(bench, plan, wide, lambda decision: decision.bias_scale is not None)
     most = f", most of it at {layer}" if layer else ""
@@ -46,7 +46,7 @@ def accumulator_overflow(bench: Bench, plan: Plan) -> list[Cause]:
 
     bench.scores({"wide": wide(plan), "plan": plan}, plan, what="wider accumulators")
     gain = bench.gain(wide(plan), plan)
-    if gain.low <= 0.0:
+    if not bench.sure(gain):
         return []
     layer, own = _where(bench, plan, wide, lambda decision: decision.accumulator is not None)
     needed = needed_accumulator(bench.study.graph, plan)

@@ -21,7 +21,8 @@ import numpy as np
 
 from qkit.errors import QkitError
 from qkit.execution.loading import batches as loader_batches
-from qkit.execution.metrics import MetricFunction, mean_interval, paired_interval
+from qkit.execution.metrics import Metric, unlabelled
+from qkit.execution.statistics import mean_interval, paired_interval
 from qkit.mixed.result import Mixed, Network, Setting, network
 
 if TYPE_CHECKING:
@@ -360,15 +361,15 @@ def search(
     return _result(study, finder, target, tolerance, batches, select, remarks, progress=progress)
 
 
-def _selection_metric(study: Study, loader: Any, select: str) -> tuple[str | MetricFunction, list[str]]:
+def _selection_metric(study: Study, loader: Any, select: str) -> tuple[Metric, list[str]]:
     remarks = []
     if loader is study.evaluation:
         remarks.append("The layers were chosen on the evaluation data: their score on it is flattered by the choice.")
     first = next(iter(loader_batches(loader)))
-    if study.metric == "agreement" or first.targets is not None:
-        return study.metric, remarks
-    remarks.append(f"The {select} data have no targets: the layers were chosen by agreement with the float lane.")
-    return "agreement", remarks
+    metric = study.metric if first.targets is not None else unlabelled(study.metric)
+    if metric != study.metric:
+        remarks.append(f"The {select} data have no targets: the layers were chosen by {metric} with the float lane.")
+    return metric, remarks
 
 
 def _widths(net: Network, trials: Trials, finder: _Search) -> list[str]:
@@ -439,6 +440,7 @@ def _result(
         selection_target=finder.target,
         metric=study.metric_name,
         selection_metric=trials.evaluator.metric_name,
+        units=study.metric.units,
         select=select,
         costs={layer.name: layer.cost for layer in net.layers},
         scored=scored,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qkit.epochs import Clock
 from qkit.errors import DataError
-from qkit.execution.metrics import MetricFunction
+from qkit.execution.metrics import AnyMetric
 from qkit.graph.door.entry import Entry
 from qkit.qat.layers import Numbers, fetch, folded, run_layer
 from qkit.qat.program import Instruction, Slot, mapped
@@ -41,7 +41,7 @@ class Origin:
 
     calibration: Iterable[Any] | None = None
     evaluation: Iterable[Any] | None = None
-    metric: str | MetricFunction | None = None
+    metric: AnyMetric | None = None
     scheme: str | Scheme = "int8"
     expected: float | None = None
     leaf_modules: tuple[type[nn.Module] | str, ...] = ()
@@ -290,7 +290,7 @@ class QatModule(nn.Module):
         self,
         calibration: Iterable[Any] | None = None,
         evaluation: Iterable[Any] | None = None,
-        metric: str | MetricFunction | None = None,
+        metric: AnyMetric | None = None,
     ) -> Study:
         """Back to the kit: a study of the trained model whose plan has the trained grids.
 

@@ -12,7 +12,9 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, top_k_accuracy_score
 
 from qkit import DataError, QkitError, Scores
-from qkit.execution.metrics import NAMED, agreement, mean_interval, paired_interval, score_batch, top1, top5
+from qkit.execution.measures import agreement, top1, top5
+from qkit.execution.metrics import NAMED, score_batch
+from qkit.execution.statistics import mean_interval, paired_interval
 from qkit.style import SHARES
 
 Z = 1.959963984540054

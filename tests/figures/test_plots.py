@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from small_networks import mixed_network
 
 from qkit import QkitError, Study
-from qkit.execution.metrics import Interval
+from qkit.execution.statistics import Interval
 from qkit.figures import plots
 from qkit.style import NARROW_COLOUR
 

@@ -13,7 +13,8 @@ from markdown_it import MarkdownIt
 from report_cases import HOSTILE, Small, image_batches, tiny_study
 
 from qkit import QkitError, Study
-from qkit.execution.metrics import Interval, Scores, paired_interval
+from qkit.execution.scores import Scores
+from qkit.execution.statistics import Interval, paired_interval
 from qkit.report import Comparison, Report, compare, make, write
 
 

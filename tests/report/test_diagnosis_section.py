@@ -11,7 +11,7 @@ import torch
 from report_cases import tiny_study
 
 from qkit.diagnosis import Cause, Diagnosis, Remedy, Verdict
-from qkit.execution.metrics import Interval
+from qkit.execution.statistics import Interval
 from qkit.report import make, write
 
 

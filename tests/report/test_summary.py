@@ -11,7 +11,7 @@ from report_pages import Page
 
 from qkit import Study, zoo
 from qkit.diagnosis import Cause, Diagnosis, Remedy, Verdict
-from qkit.execution.metrics import Interval
+from qkit.execution.statistics import Interval
 from qkit.report import Report, make
 from qkit.report.page import html
 from qkit.report.text import markdown

@@ -15,9 +15,9 @@ from torch import nn
 import qkit
 from qkit import FLOAT, PlanError, Study
 from qkit.execution.editing import figures
-from qkit.execution.metrics import mean_interval
 from qkit.execution.observing import observe_channels
 from qkit.execution.prefix import Effect
+from qkit.execution.statistics import mean_interval
 from qkit.quant.estimators import METHODS
 from qkit.widgets import Tuner
 from qkit.widgets.numbers import figure_rows, score_words

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from qkit.errors import QkitError
-from qkit.execution.metrics import Interval
+from qkit.execution.statistics import Interval
 from qkit.listing import few
 from qkit.report.comparing.changes import (
     Difference,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qkit.report.text.terms import CAUSES, REMEDIES
-from qkit.style import Units
+from qkit.style import Units, units_of
 
 #: What the summary answers, in this order.
 QUESTIONS = {
@@ -28,7 +28,7 @@ def summarize(
     treatment: dict[str, Any] | None,
 ) -> dict[str, str]:
     """A sentence or two for each of `QUESTIONS`."""
-    units = Units(percent=metric["percent"])
+    units = units_of(metric)
     answers = {
         "verdict": f"{verdict['headline']}.",
         "loss": _loss(verdict, metric, narrow, units),
