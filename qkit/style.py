@@ -143,6 +143,11 @@ class Units:
         """After a loss: "points", the unit, or nothing."""
         return "points" if self.percent else self.unit
 
+    def said(self, loss: float) -> str:
+        """A round loss with its unit, for a sentence: "1 point", "0.3 dB"."""
+        text = f"{self.factor * loss:.4g}"
+        return f"{text} {'point' if self.percent and text == '1' else self.points}".strip()
+
     @property
     def after(self) -> str:
         """After what an axis or a column shows: its unit behind a comma, or nothing."""

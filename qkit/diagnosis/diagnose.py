@@ -13,6 +13,7 @@ import torch
 
 from qkit.diagnosis.candidates import Candidate, Cause
 from qkit.diagnosis.causes import Subject, candidates
+from qkit.diagnosis.chance import explained, steady_gain
 from qkit.diagnosis.engine import causes as mismatch
 from qkit.diagnosis.engine import causes_of_alignment, plan_at
 from qkit.diagnosis.experiments import Bench
@@ -29,7 +30,8 @@ from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches as batches_of
 from qkit.execution.scores import Scores
 from qkit.execution.statistics import Interval, adjusted, expected_scores, paired_interval
-from qkit.quant.plan import FLOAT, Plan
+from qkit.listing import few
+from qkit.quant.plan import FLOAT, Grid, Plan
 
 if TYPE_CHECKING:
     from qkit.study import Study
@@ -261,7 +263,8 @@ def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
     why = {tensor: candidates(found[tensor]) for tensor in suspects(where, ratios)}
     draft.causes += bias_width(bench, plan)
     confirmed = _confirm(bench, plan, why, {place.tensor: place for place in where})
-    draft.causes += _once([_believed(options) for options in confirmed])
+    believed = [_no_luck(bench, plan, found, options) for options in confirmed]
+    draft.causes += _grouped(bench, plan, _once([cause for cause in believed if cause is not None]))
     everywhere = _everywhere(found)
     draft.causes += _confirm_everywhere(bench, plan, everywhere, draft.causes[len(before) :])
     # what was found before quantization stays first and in its order: each would mislead what comes after it
@@ -278,9 +281,9 @@ def _interaction(bench: Bench, plan: Plan, tensors: Sequence[str]) -> Interval:
     exact = bench.known[FLOAT]
 
     def lost(by: Plan) -> np.ndarray:
-        return expected_scores(exact, exact) - expected_scores(exact, bench.known[by])
+        return np.asarray(expected_scores(exact, exact) - expected_scores(exact, bench.known[by]))
 
-    apart: np.ndarray = sum((lost(plan.only([tensor])) for tensor in tensors), np.zeros(len(exact)))
+    apart = sum((lost(plan.only([tensor])) for tensor in tensors), np.zeros(len(exact)))
     return paired_interval(lost(plan), apart)
 
 
@@ -353,6 +356,54 @@ def _believed(options: Sequence[tuple[float, Cause]]) -> Cause:
     most = max(value for value, _ in options)
     bar = min(_ALMOST * max(specific, default=most), most) if max(specific, default=0.0) >= _HALF * most else _ALMOST * most
     return next(cause for value, cause in options if value >= bar)
+
+
+def _no_luck(bench: Bench, plan: Plan, found: Mapping[str, Subject], options: list[tuple[float, Cause]]) -> Cause | None:
+    """The believed cause, if its remedy explains what it gains or gains on average over steps near its own; else the next one.
+
+    Options that gain by luck are taken out.
+    """
+    while options:
+        cause = _believed(options)
+        # a cause at its origin is told by the tensor that hands it on
+        subject = next((found[name] for name in (cause.tensor, *cause.remedy.grids) if name in found), None)
+        if subject is None or explained(subject, cause.remedy):
+            return cause
+        steady = steady_gain(bench, plan, subject.tensor, cause.remedy)
+        if bench.sure(steady) and cause.gain is not None and steady.value >= _HALF * cause.gain.value:
+            return replace(cause, gain=steady)
+        options[:] = [(value, other) for value, other in options if other is not cause]
+    return None
+
+
+def _grouped(bench: Bench, plan: Plan, causes: Sequence[Cause]) -> list[Cause]:
+    """Causes of one kind with one kind of remedy as one finding with its places, its gain measured with all of them put right."""
+    groups: dict[tuple[str, str], list[Cause]] = {}
+    for cause in sorted(causes, key=_rank):
+        groups.setdefault((cause.kind, cause.remedy.kind), []).append(cause)
+    together = {key: _union(group) for key, group in groups.items() if len(group) > 1}
+    bench.scores({" ".join(key): remedy.plan(plan) for key, remedy in together.items()}, plan, what="causes at several places")
+    found = []
+    for key, group in groups.items():
+        first = group[0]
+        if key in together:
+            remedy = together[key]
+            places = tuple(cause.tensor for cause in group)
+            more = f"{first.evidence} The same at {few(places[1:])}."
+            first = replace(first, remedy=remedy, gain=bench.gain(remedy.plan(plan), plan), evidence=more, places=places)
+        found.append(first)
+    return found
+
+
+def _union(group: Sequence[Cause]) -> Remedy:
+    """The remedies of several causes as one; the first cause's wins where two set the same grid."""
+    grids: dict[str, Grid] = {}
+    corrections: dict[str, tuple[float, ...]] = {}
+    for cause in reversed(group):
+        grids |= cause.remedy.grids
+        corrections |= cause.remedy.corrections
+    text = " ".join(cause.remedy.text for cause in group)
+    return replace(group[0].remedy, text=text, grids=grids, corrections=corrections)
 
 
 def _once(causes: Sequence[Cause]) -> list[Cause]:

@@ -218,10 +218,8 @@ def _judged(scores: Scores, wide: str, narrow: str, tolerance: float, expected: 
     if "unclear" in (state_wide, state_narrow):
         unclear = likely_narrow if state_narrow == "unclear" else likely_wide
         needed = _samples_needed(unclear, tolerance)
-        reason = f"{at_wide}, {at_narrow}: {scores.n} samples are too few to tell a loss of {units.loss(tolerance)} "
-        reason += (
-            f"{units.points} from none; about {needed} would do." if units.points else f"from none; about {needed} would do."
-        )
+        reason = f"{at_wide}, {at_narrow}: {scores.n} samples are too few to tell a loss of {units.said(tolerance)} "
+        reason += f"from none; about {needed} would do."
         return verdict("inconclusive", reason, needed)
     if state_wide == "close":
         if state_narrow == "close":

@@ -16,7 +16,7 @@ from torch import Tensor
 from qkit.errors import DataError, QkitError
 from qkit.execution.lanes import Frontier, Lane, decide, run_lanes, run_to, value_at
 from qkit.execution.loading import batches
-from qkit.execution.metrics import Metric, score_batch
+from qkit.execution.metrics import AnyMetric, Metric, metric_of, score_batch
 from qkit.execution.statistics import Samples
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
@@ -176,7 +176,7 @@ def prefix(
     loader: Iterable[Any],
     plan: Plan,
     index: int,
-    metric: Metric,
+    metric: AnyMetric,
     *,
     limit: int | None = None,
     errors: bool = False,
@@ -193,7 +193,7 @@ def prefix(
     DataError
         If the loader is empty or does not fit.
     """
-    parts = []
+    parts, metric = [], metric_of(metric)
     reads_inputs = any(op.argument is not None for op in graph.operations[index:])
     for batch in track(batches(loader, limit), "running up to the change", unit="batch", show=False):
         exact = run_to(graph, Lane("float"), batch.inputs, index) if errors else None

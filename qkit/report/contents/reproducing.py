@@ -73,5 +73,6 @@ def command(study: Study, options: dict[str, Any], diagnosis: Diagnosis | None) 
     words += [] if study.expected is None else ["--expected", repr(study.expected)]
     words += [] if options["batches"] is None else ["--batches", str(options["batches"])]
     words += [] if options["sensitivity"] else ["--no-sensitivity"]
-    words += ["--diagnose" if diagnosis is not None else "--no-diagnose", "--tolerance", repr(options["tolerance"])]
+    words += ["--diagnose" if diagnosis is not None else "--no-diagnose"]
+    words += ["--tolerance", repr(options["tolerance"])] if "tolerance" in options else []
     return shlex.join([*words, "--out", _FILE])
