@@ -1,8 +1,8 @@
 """Whether a gain is more than luck: rounding is dice, and any other step throws them again.
 
-A tensor whose rounding costs score loses now more and now less as its step varies by a few percent, so one measured gain of a changed
-step proves nothing of the step. A remedy that takes most of the tensor's rounding error away explains its gain. Any other has to gain
-on average over several steps near its own, against the plan as it is with its step varied alike.
+A tensor whose rounding costs score loses now more and now less as its step varies by a few percent, so one measured gain of a
+changed step proves nothing of the step. A remedy that takes most of the tensor's rounding error away explains its gain. Any other
+has to gain on average over several steps near its own, against the plan as it is with its step varied alike.
 """
 
 from __future__ import annotations

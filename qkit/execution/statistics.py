@@ -86,14 +86,13 @@ class Interval:
     def within(self, tolerance: float) -> bool:
         """Whether a difference is no more than the tolerance: its interval ends below twice that.
 
-        By margins, below three times where the value itself is at most half of it. That was chosen on the bundled networks: of 656
-        lanes that lose three points and more it took three for close on 48 samples, none on 96, two on 192.
+        By margins, below three times where the value itself is at most half of it. That was chosen on the bundled networks: of
+        656 lanes that lose three points and more it took three for close on 48 samples, none on 96, two on 192.
         """
         if self.value > tolerance:
             return False
-        return self.high <= 2.0 * tolerance or (
-            self.by_margins and self.value <= tolerance / 2.0 and self.high <= 3.0 * tolerance
-        )
+        few = self.by_margins and self.value <= tolerance / 2.0
+        return self.high <= (3.0 if few else 2.0) * tolerance
 
     def __format__(self, spec: str) -> str:
         spec = spec or ".4f"

@@ -13,11 +13,14 @@ from sklearn.metrics import accuracy_score, top_k_accuracy_score
 
 from qkit import DataError, QkitError, Scores
 from qkit.execution.measures import agreement, top1, top5
-from qkit.execution.metrics import NAMED, score_batch
+from qkit.execution.metrics import NAMED, AnyMetric, metric_of, score_batch
 from qkit.execution.statistics import mean_interval, paired_interval
-from qkit.style import SHARES
 
 Z = 1.959963984540054
+
+
+def batch(metric: AnyMetric, outputs: object, targets: object, reference: object, size: int) -> np.ndarray:
+    return score_batch(metric_of(metric), outputs, targets, reference, size).values
 
 
 def outputs(n: int = 200, classes: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,21 +128,21 @@ def test_scores_of_lanes_on_the_same_samples() -> None:
 def test_metrics_that_do_not_fit() -> None:
     scores, targets = outputs(6)
     with pytest.raises(QkitError, match="there is no metric 'top3'"):
-        score_batch("top3", scores, targets, None, 6)
+        batch("top3", scores, targets, None, 6)
     with pytest.raises(DataError, match="needs targets"):
-        score_batch("top1", scores, None, None, 6)
+        batch("top1", scores, None, None, 6)
     with pytest.raises(DataError, match=r"shape \(\) for 6 samples"):
-        score_batch(lambda o, t: (o.argmax(1) == t).float().mean(), scores, targets, None, 6)
+        batch(lambda o, t: (o.argmax(1) == t).float().mean(), scores, targets, None, 6)
     with pytest.raises(DataError, match="NaN or infinity for 1 of 6"):
-        score_batch(lambda _o, _t: torch.tensor([1.0, math.nan, 1, 1, 1, 1]), scores, targets, None, 6)
+        batch(lambda _o, _t: torch.tensor([1.0, math.nan, 1, 1, 1, 1]), scores, targets, None, 6)
     with pytest.raises(DataError, match="one class index for each of 6"):
-        score_batch("top1", scores, torch.randn(6), None, 6)
+        batch("top1", scores, torch.randn(6), None, 6)
     with pytest.raises(DataError, match=r"shape \(6, 2, 3\), not targets of shape \(6,\)"):
-        score_batch("top1", torch.randn(6, 4, 2, 3), torch.zeros(6).long(), None, 6)
-    with pytest.raises(QkitError, match="pass metric= a function"):
-        score_batch("top1", {"boxes": scores, "scores": scores}, targets, None, 6)
-    assert np.array_equal(score_batch("top1", {"logits": scores, "loss": scores.mean()}, targets, None, 6),
-                          score_batch("top1", scores, targets, None, 6))  # fmt: skip
+        batch("top1", torch.randn(6, 4, 2, 3), torch.zeros(6).long(), None, 6)
+    with pytest.raises(QkitError, match="two classes at least"):
+        batch("top1", {"boxes": scores, "scores": scores}, targets, None, 6)
+    assert np.array_equal(batch("top1", {"logits": scores, "loss": scores.mean()}, targets, None, 6),
+                          batch("top1", scores, targets, None, 6))  # fmt: skip
     with pytest.raises(DataError, match="same samples"):
         paired_interval(np.zeros(3), np.zeros(4))
     with pytest.raises(DataError, match="no scores"):
@@ -147,4 +150,5 @@ def test_metrics_that_do_not_fit() -> None:
 
 
 def test_the_named_metrics_are_shares() -> None:
-    assert set(NAMED) == SHARES
+    assert all(NAMED[name].units.percent for name in ("top1", "top5", "agreement"))
+    assert [name for name, metric in NAMED.items() if metric.among is not None] == ["top1", "top5", "agreement"]
