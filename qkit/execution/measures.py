@@ -91,7 +91,7 @@ def top1(outputs: Any, targets: Any) -> Tensor:
     hit = (scores.argmax(1) == labels).double()
     if hit.ndim == 1:
         return hit
-    counted = ((labels != -1) & (labels != IGNORED) | (labels < scores.shape[1]) & (labels >= 0)).double().flatten(1)
+    counted = ((labels >= 0) & (labels < scores.shape[1])).double().flatten(1)
     return (hit.flatten(1) * counted).sum(1) / counted.sum(1).clamp_min(1.0)
 
 
@@ -137,8 +137,9 @@ def cross_entropy(outputs: Any, targets: Any) -> Tensor:
     """Cross-entropy in nats; of dense outputs the mean over positions."""
     scores = class_scores(outputs).double()
     labels = labels_of(targets, scores)
-    found = F.cross_entropy(scores, labels.where(labels != IGNORED, -1), reduction="none", ignore_index=-1)
-    return found.flatten(1).mean(1) if found.ndim > 1 else found
+    none = (labels < 0) | (labels >= scores.shape[1])
+    found = F.cross_entropy(scores, labels.masked_fill(none, -1), reduction="none", ignore_index=-1)
+    return found if found.ndim == 1 else found.flatten(1).sum(1) / (~none).flatten(1).sum(1).clamp_min(1)
 
 
 def mean_iou(outputs: Any, targets: Any) -> Tensor:
