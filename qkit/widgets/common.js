@@ -105,7 +105,8 @@ export function ticks(lo, hi, count) {
 export function label(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  const text = size >= 1e4 || size < 1e-3 ? value.toExponential(1).replace(/\.0e/, "e").replace("e+", "e") : `${+value.toPrecision(6)}`;
+  const long = size >= 1e4 || size < 1e-3;
+  const text = long ? value.toExponential(1).replace(/\.0e/, "e").replace("e+", "e") : `${+value.toPrecision(6)}`;
   return text.replaceAll("-", "−");
 }
 
@@ -120,7 +121,7 @@ export function decades(lo, hi) {
 
 /** A float32 array from a trait of bytes. */
 export function floats(view) {
-  if (!view || !view.byteLength) return new Float32Array(0);
+  if (!view?.byteLength) return new Float32Array(0);
   return new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
 }
 

@@ -5,17 +5,27 @@ const HEIGHT = 240;
 const [LEFT, RIGHT, TOP, BOTTOM] = [58, 14, 12, 38];
 const SHAPES = {
   circle: (c, x, y) => c.arc(x, y, 3, 0, 7),
-  triangle: (c, x, y) => (c.moveTo(x, y - 4), c.lineTo(x + 4, y + 3), c.lineTo(x - 4, y + 3), c.closePath()),
+  triangle: (c, x, y) => corners(c, [x, y - 4], [x + 4, y + 3], [x - 4, y + 3]),
   square: (c, x, y) => c.rect(x - 3, y - 3, 6, 6),
-  diamond: (c, x, y) => (c.moveTo(x, y - 4), c.lineTo(x + 4, y), c.lineTo(x, y + 4), c.lineTo(x - 4, y), c.closePath()),
+  diamond: (c, x, y) => corners(c, [x, y - 4], [x + 4, y], [x, y + 4], [x - 4, y]),
 };
+
+function corners(c, ...points) {
+  for (const [x, y] of points) c.lineTo(x, y);
+  c.closePath();
+}
 
 export default {
   render({ model, el }) {
     el.classList.add("qkit");
     const tools = make("div", { class: "qkit-tools" });
     const chart = make("select", { "aria-label": "figure along the depth" });
-    const filter = make("input", { type: "search", placeholder: "filter: name or kind", "aria-label": "filter by name or kind", size: "18" });
+    const filter = make("input", {
+      type: "search",
+      placeholder: "filter: name or kind",
+      "aria-label": "filter by name or kind",
+      size: "18",
+    });
     const limit = make("input", { type: "number", step: "1", "aria-label": "show only layers up to this figure" });
     limit.style.width = "5em";
     const limited = make("label", {});
@@ -73,7 +83,10 @@ export default {
         c.fillText(label(tick), LEFT - 6, y(tick));
       }
       const selected = all.findIndex((row) => row.name === model.get("selected"));
-      for (const [i, alpha] of [[selected, 0.35], [hovered, 0.18]]) {
+      for (const [i, alpha] of [
+        [selected, 0.35],
+        [hovered, 0.18],
+      ]) {
         if (i < 0) continue;
         c.globalAlpha = alpha;
         c.fillStyle = colours.muted;
@@ -123,7 +136,8 @@ export default {
       for (const tick of ticks(1, Math.max(all.length, 1), Math.max(2, Math.floor(width / 90)))) {
         if (Number.isInteger(tick)) c.fillText(`${tick}`, x(tick - 1, width), bottom + 5);
       }
-      c.fillText(`${model.get("noun")}, in the order of execution${endless ? " (at the top edge: no error)" : ""}`, (LEFT + width - RIGHT) / 2, bottom + 21);
+      const axis = `${model.get("noun")}, in the order of execution${endless ? " (at the top edge: no error)" : ""}`;
+      c.fillText(axis, (LEFT + width - RIGHT) / 2, bottom + 21);
       c.save();
       c.translate(11, (TOP + bottom) / 2);
       c.rotate(-Math.PI / 2);
@@ -215,7 +229,7 @@ export default {
       const words = model.get("filter").toLowerCase().split(/\s+/).filter(Boolean);
       const most = model.get("limit");
       const by = model.get("limit_column");
-      visible = all.map((_, i) => i).filter((i) => {
+      visible = [...all.keys()].filter((i) => {
         const text = all[i].texts.slice(0, 2).join(" ").toLowerCase();
         return words.every((word) => text.includes(word)) && (most === null || by < 0 || value(all[i], by) <= most);
       });
@@ -224,7 +238,8 @@ export default {
         const sign = model.get("descending") ? -1 : 1;
         const plain = model.get("columns")[column].words;
         visible.sort((a, b) => {
-          if (plain) return sign * all[a].texts[column].localeCompare(all[b].texts[column], undefined, { numeric: true }) || a - b;
+          if (plain)
+            return sign * all[a].texts[column].localeCompare(all[b].texts[column], undefined, { numeric: true }) || a - b;
           const [u, v] = [value(all[a], column), value(all[b], column)];
           if (Number.isNaN(u) || Number.isNaN(v)) return Number.isNaN(u) - Number.isNaN(v) || a - b;
           return u === v ? a - b : sign * (u < v ? -1 : 1);
@@ -266,7 +281,7 @@ export default {
       );
       lines = model.get("rows").map((row) => {
         const line = make("tr", { "aria-selected": "false" });
-        row.texts.forEach((text, k) => line.append(make("td", { class: columns[k].words ? "qkit-words" : "" }, text)));
+        line.append(...row.texts.map((text, k) => make("td", { class: columns[k].words ? "qkit-words" : "" }, text)));
         line.addEventListener("click", () => choose(row.name, false));
         return line;
       });
@@ -317,7 +332,7 @@ export default {
       }),
     ];
     return () => {
-      undo.forEach((stop) => stop());
+      for (const stop of undo) stop();
       board.destroy();
     };
   },

@@ -66,7 +66,9 @@ export default {
       };
       const plain = scales.find((s) => !s[2]);
       const signed = scales.find((s) => s[2]);
-      keys.replaceChildren(...(plain ? [key("values", sequential, plain)] : []), ...(signed ? [key("differences", diverging, signed)] : []));
+      keys.replaceChildren();
+      if (plain) keys.append(key("values", sequential, plain));
+      if (signed) keys.append(key("differences", diverging, signed));
     });
     draw();
     return follow(model, ["maps", "shape", "titles", "scales"], draw);

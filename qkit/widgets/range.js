@@ -32,7 +32,7 @@ export default {
 
     const drawBars = (c, width, bottom, colours) => {
       const counts = floats(model.get("counts"));
-      const peak = Math.max(counts.reduce((a, b) => Math.max(a, b), 0), 1);
+      const peak = counts.reduce((a, b) => Math.max(a, b), 1);
       const log = model.get("log");
       const height = bottom - top();
       const y = log
@@ -144,7 +144,8 @@ export default {
       c.fillStyle = colours.ink;
       c.textAlign = "center";
       c.textBaseline = "top";
-      for (const tick of ticks(...view(), Math.max(3, Math.floor(width / 110)))) c.fillText(label(tick), x(tick, width), bottom + 13);
+      for (const tick of ticks(...view(), Math.max(3, Math.floor(width / 110))))
+        c.fillText(label(tick), x(tick, width), bottom + 13);
       c.fillText(model.get("axis"), (LEFT + width - RIGHT) / 2, bottom + 31);
       c.translate(11, (top() + bottom) / 2);
       c.rotate(-Math.PI / 2);

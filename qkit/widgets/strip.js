@@ -18,9 +18,17 @@ export default {
     const parts = () => {
       const all = floats(model.get("ranges"));
       const count = all.length / 5;
-      return { count, low: (i) => all[i], high: (i) => all[count + i], lo: (i) => all[2 * count + i], hi: (i) => all[3 * count + i], step: (i) => all[4 * count + i] };
+      return {
+        count,
+        low: (i) => all[i],
+        high: (i) => all[count + i],
+        lo: (i) => all[2 * count + i],
+        hi: (i) => all[3 * count + i],
+        step: (i) => all[4 * count + i],
+      };
     };
     const peak = (p, i) => Math.max(Math.abs(p.low(i)), Math.abs(p.high(i)));
+    const end = (p, i) => Math.max(p.hi(i), -p.lo(i));
 
     const board = surface(el, plot, HEIGHT, (c, width, height, colours) => {
       const p = parts();
@@ -29,7 +37,7 @@ export default {
       const wide = (width - LEFT - RIGHT) / Math.max(p.count, 1);
       let [least, most] = [Infinity, -Infinity];
       for (let i = 0; i < p.count; i += 1) {
-        const values = log ? [peak(p, i), Math.max(p.hi(i), -p.lo(i)), p.step(i)].filter((v) => v > 0) : [p.low(i), p.high(i), p.lo(i), p.hi(i)];
+        const values = log ? [peak(p, i), end(p, i), p.step(i)].filter((v) => v > 0) : [p.low(i), p.high(i), p.lo(i), p.hi(i)];
         for (const v of values) [least, most] = [Math.min(least, v), Math.max(most, v)];
       }
       if (!(most > -Infinity)) [least, most] = log ? [0.1, 1] : [0, 1];
@@ -59,7 +67,7 @@ export default {
         if (log) c.fillRect(left, y(peak(p, i)), thick, bottom - y(peak(p, i)));
         else c.fillRect(left, y(p.high(i)), thick, Math.max(y(p.low(i)) - y(p.high(i)), 1));
         c.fillStyle = colours.narrow;
-        const lines = p.step(i) > 0 ? (log ? [Math.max(p.hi(i), -p.lo(i)), p.step(i)] : [p.lo(i), p.hi(i)]) : [];
+        const lines = p.step(i) > 0 ? (log ? [end(p, i), p.step(i)] : [p.lo(i), p.hi(i)]) : [];
         for (const v of lines) c.fillRect(LEFT + i * wide, y(v) - 1, Math.max(wide, 1), 2);
       }
       c.strokeStyle = colours.muted;
@@ -77,8 +85,10 @@ export default {
       c.fillText(log ? "max |x| (log)" : "range", 0, -6);
       c.restore();
       if (chosen < p.count) {
-        const grid = p.step(chosen) > 0 ? `; grid ${label(+p.lo(chosen).toPrecision(3))} to ${label(+p.hi(chosen).toPrecision(3))}, step ${label(+p.step(chosen).toPrecision(3))}` : "";
-        said.textContent = `channel ${chosen} of ${p.count}: ${label(+p.low(chosen).toPrecision(3))} to ${label(+p.high(chosen).toPrecision(3))}${grid}${log ? " (lines: the grid's end and its step)" : " (lines: the grid's ends)"}`;
+        const [low, high, lo, hi, step] = [p.low, p.high, p.lo, p.hi, p.step].map((of) => label(+of(chosen).toPrecision(3)));
+        const grid = p.step(chosen) > 0 ? `; grid ${lo} to ${hi}, step ${step}` : "";
+        const lines = log ? "the grid's end and its step" : "the grid's ends";
+        said.textContent = `channel ${chosen} of ${p.count}: ${low} to ${high}${grid} (lines: ${lines})`;
       }
     });
 

@@ -8,7 +8,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);
-    button.setAttribute("aria-label", "sort by " + head.dataset.label);
+    button.setAttribute("aria-label", `sort by ${head.dataset.label}`);
     head.append(button);
     button.addEventListener("click", () => {
       const down = head.getAttribute("aria-sort") === "ascending";
@@ -19,7 +19,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
         return v === undefined ? null : Number(v.replace("inf", "Infinity"));
       };
       const order = (a, b) => {
-        const x = key(a), y = key(b), sign = down ? -1 : 1;
+        const [x, y] = [key(a), key(b)];
+        const sign = down ? -1 : 1;
         if (x === null && y === null) {
           return a.cells[at].textContent.localeCompare(b.cells[at].textContent, undefined, { numeric: true }) * sign;
         }
@@ -36,9 +37,10 @@ for (const figure of document.querySelectorAll("figure.layers")) {
   const svg = figure.querySelector("svg.chart");
   const tip = figure.querySelector(".tip");
   const select = figure.querySelector("select");
-  const first = Number(svg.dataset.left), column = Number(svg.dataset.column);
+  const [first, column] = [Number(svg.dataset.left), Number(svg.dataset.column)];
   const layers = [...svg.querySelectorAll("g.layer")];
-  let sorted = layers, shown = null;
+  let sorted = layers;
+  let shown = null;
   figure.querySelector(".tools").hidden = false;
 
   const number = (layer, key) => {
@@ -46,10 +48,11 @@ for (const figure of document.querySelectorAll("figure.layers")) {
     return v === undefined ? NaN : Number(v.replace("inf", "Infinity"));
   };
   const sort = () => {
-    const key = select.value, down = select.selectedOptions[0].dataset.down !== undefined;
+    const key = select.value;
+    const down = select.selectedOptions[0].dataset.down !== undefined;
     const compare = (a, b) => {
       if (key === "name") return a.dataset.name.localeCompare(b.dataset.name, undefined, { numeric: true });
-      const x = number(a, key), y = number(b, key);
+      const [x, y] = [number(a, key), number(b, key)];
       if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);
       return x === y ? 0 : (x < y ? -1 : 1) * (down ? -1 : 1);
     };
@@ -68,8 +71,10 @@ for (const figure of document.querySelectorAll("figure.layers")) {
     layer.classList.add("shown");
     tip.textContent = layer.getAttribute("aria-label");
     tip.hidden = false;
-    const box = layer.querySelector(".hit").getBoundingClientRect(), frame = figure.getBoundingClientRect();
-    const room = frame.width - tip.offsetWidth - 4, middle = box.left + box.width / 2 - frame.left;
+    const box = layer.querySelector(".hit").getBoundingClientRect();
+    const frame = figure.getBoundingClientRect();
+    const room = frame.width - tip.offsetWidth - 4;
+    const middle = box.left + box.width / 2 - frame.left;
     const beside = middle + 14 + tip.offsetWidth > frame.width ? middle - 14 - tip.offsetWidth : middle + 14;
     tip.style.left = `${Math.max(0, Math.min(beside, room))}px`;
     tip.style.top = `${figure.querySelector(".scroll").offsetTop + 34}px`;
@@ -103,7 +108,8 @@ for (const figure of document.querySelectorAll("figure.layers")) {
     else hide();
   });
   const open = (layer) => {
-    const row = [...document.querySelectorAll("#table-layers tbody tr")].find((r) => r.cells[0].dataset.v === layer.dataset.order + ".0");
+    const rows = [...document.querySelectorAll("#table-layers tbody tr")];
+    const row = rows.find((r) => r.cells[0].dataset.v === `${layer.dataset.order}.0`);
     if (!row) return;
     for (const other of document.querySelectorAll("tr.found")) other.classList.remove("found");
     row.classList.add("found");
