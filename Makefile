@@ -9,7 +9,7 @@ JOBS ?= 2
 TESTS := -n $(JOBS) --dist loadfile
 # without the notebooks' plugin, whose imports take seconds in every process
 NO_NOTEBOOKS := -p no:nbval
-NPM := $(shell command -v npm)
+NPM := $(shell command -v npm 2>/dev/null)
 NODE_TOOLS := tools/javascript/node_modules
 QKIT_CHROMIUM ?= /usr/bin/chromium
 export QKIT_CHROMIUM
