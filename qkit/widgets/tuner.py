@@ -142,7 +142,7 @@ class Tuner(Panel):
         for method, knob in self._methods.items():
             knob.on_click(lambda _, m=method: self._pressed(m))
         self._percentile = ipywidgets.BoundedFloatText(
-            99.99, min=50.01, max=100.0, op=0.01, description="percentile", layout=wide, style=snug
+            99.99, min=50.01, max=100.0, step=0.01, description="percentile", layout=wide, style=snug
         )
         self._undo = button("undo", "The plan before (not the page's undo)", icon="undo")
         self._redo = button("redo", "The plan that was undone", icon="repeat")

@@ -24,6 +24,7 @@ from studies import small_study
 
 from qkit.widgets.canvas import es_module
 from qkit.widgets.code import CodeBox
+from qkit.widgets.layers import Column, LayerTable
 from qkit.widgets.maps import FeatureMaps
 from qkit.widgets.panel import Frame
 
@@ -397,6 +398,27 @@ def test_views_clean_up_after_themselves(browser: Browser) -> None:
     page.close()
     explorer.close()
     maps.close()
+
+
+#: One view of a module with a model that only holds its state.
+_SHOWING = """async ([source, state]) => {
+    const url = URL.createObjectURL(new Blob([source], { type: 'text/javascript' }));
+    const model = { get: (name) => state[name], set() {}, save_changes() {}, send() {}, on() {}, off() {} };
+    (await import(url)).default.render({ model, el: document.body });
+}"""
+
+
+def test_before_the_figures_come_there_is_nothing_to_point_at(browser: Browser) -> None:
+    table = LayerTable()
+    table.show([Column("layer", words=True)], {"stem": ("stem",), "head": ("head",)}, {})
+    page = browser.new_page()
+    page.evaluate(_SHOWING, [es_module("layers"), {key: v for key, v in table.get_state().items() if key != "layout"}])
+    expect(page.locator(".qkit-rows tbody tr")).to_have_count(2)
+    page.locator(".qkit-plot canvas").hover()
+    page.locator(".qkit-rows tbody tr").first.hover()
+    expect(page.locator(".qkit-error")).to_have_count(0)
+    expect(page.locator(".qkit-tip")).to_be_hidden()
+    page.close()
 
 
 @pytest.mark.slow

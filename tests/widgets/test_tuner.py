@@ -522,6 +522,10 @@ def test_methods_that_are_not_defined_cannot_be_chosen() -> None:
     assert [name for name, knob in made._methods.items() if knob.disabled] == ["entropy"]
 
 
+def test_the_field_of_the_percentile_goes_by_hundredths() -> None:
+    assert tuner()._percentile.step == 0.01
+
+
 def test_the_percentile_is_that_of_the_field() -> None:
     made = tuner("side")
     old = next(mark for mark in made.plot.marks if "percentile" in mark["label"])
