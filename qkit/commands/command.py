@@ -138,7 +138,7 @@ def command(
 def spread(function: Callable[..., Outcome], *, configurable: bool = True) -> Callable[..., None]:
     """The function as typer takes it: groups of options as single ones, with those that every command has."""
     _, *given = inspect.signature(function, eval_str=True).parameters.values()
-    groups: dict[str, type] = {p.name: p.annotation for p in given if is_dataclass(p.annotation)}
+    groups: dict[str, Any] = {p.name: p.annotation for p in given if is_dataclass(p.annotation)}
     parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
     for p in given:
         parameters += _options(p.annotation) if p.name in groups else [p]
