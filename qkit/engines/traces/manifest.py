@@ -12,21 +12,48 @@ two in width still yields numbers.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from qkit import files
 from qkit.engines.traces.formats import DTYPES, TraceError, file_size
+from qkit.forms import checked
 
 #: Name of the file that is looked for in a trace's folder.
 FILE = "trace.json"
 FORMAT, VERSION = "qkit-trace", 1
 _MAX_BYTES = 64 << 20
-_LAYOUT = re.compile(r"^N?[A-MO-Z]+$|^N$")
+_Some = TypeVar("_Some", bound=Collection[Any])
+
+
+def _each_once(values: _Some) -> _Some:
+    if len(set(values)) != len(values):
+        raise ValueError("should have each once")
+    return values
+
+
+def _inside(file: str) -> str:
+    if file.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", file):
+        raise ValueError("should not lead out of the folder: paths are relative to it")
+    return file
+
+
+_Text = Annotated[str, Field(strict=True, pattern=r"^[^\x00]+$")]
+_Number = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+_Size = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
+_Code = Annotated[int, Field(strict=True, ge=-(2**15), lt=2**16)]
+_Step = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+_DType = Annotated[_Text, Field(pattern=f"^({'|'.join(DTYPES)})$")]
+_Layout = Annotated[_Text, Field(pattern="^(N?[A-MO-Z]+|N)$"), AfterValidator(_each_once)]
+#: Of texts, a number too.
+_WRITTEN = BeforeValidator(lambda value: str(value) if type(value) is int else value)
+#: Of several, one or one a channel.
+_EACH = BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else [value])
 
 
 @dataclass(frozen=True)
@@ -55,19 +82,21 @@ class Entry:
         "divide": value = (q - zero point) / scale, TIDL's.
     """
 
-    file: str | None = None
-    member: str | None = None
-    name: str | None = None
-    tap: str | None = None
-    data_id: int | None = None
-    subgraph: str = "0"
-    dtype: str | None = None
-    byte_order: str = "little"
-    shape: tuple[int, ...] | None = None
-    layout: str | None = None
-    scale: tuple[float, ...] | None = None
-    zero_point: tuple[int, ...] = (0,)
-    convention: str = "multiply"
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    file: Annotated[_Text, AfterValidator(_inside)] | None = None
+    member: _Text | None = None
+    name: _Text | None = None
+    tap: _Text | None = None
+    data_id: _Number | None = None
+    subgraph: Annotated[_Text, _WRITTEN] = "0"
+    dtype: _DType | None = None
+    byte_order: Literal["little", "big"] = "little"
+    shape: Annotated[tuple[_Size, ...], Field(min_length=1)] | None = None
+    layout: _Layout | None = None
+    scale: Annotated[tuple[_Step, ...], Field(min_length=1), _EACH] | None = None
+    zero_point: Annotated[tuple[_Code, ...], Field(min_length=1), _EACH] = (0,)
+    convention: Literal["multiply", "divide"] = "multiply"
 
     @property
     def step(self) -> tuple[float, ...] | None:
@@ -92,41 +121,13 @@ class Entry:
                 found[item.name] = value
         return found
 
-    @classmethod
-    def from_dict(cls, data: Any, where: str) -> Entry:
-        """Inverse of `to_dict`; every value is checked, `where` begins the messages."""
-        if not isinstance(data, Mapping):
-            raise TraceError(f"{where} is a {type(data).__name__}, not an object.")
-        unknown = sorted(set(data) - {item.name for item in fields(cls)})
-        if unknown:
-            raise TraceError(
-                f"{where} has unknown keys {', '.join(unknown)}; there are {', '.join(f.name for f in fields(cls))}."
-            )
-        made: dict[str, Any] = {}
-        for key, value in data.items():
-            if value is not None:
-                made[key] = _CHECKS.get(key, _text)(value, f"{where}, {key}")
-        entry = cls(**made)
-        entry._check(where)
-        return entry
 
-    def _check(self, where: str) -> None:
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise TraceError(f"{where}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}.")
-        if self.byte_order not in ("little", "big"):
-            raise TraceError(f"{where}: byte_order is {self.byte_order!r}; it is 'little' or 'big'.")
-        if self.convention not in ("multiply", "divide"):
-            raise TraceError(f"{where}: convention is {self.convention!r}; it is 'multiply' (q × scale) or 'divide' (q / scale).")
-        if self.file is not None and (self.file.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", self.file)):
-            raise TraceError(f"{where}: file {self.file!r} leads out of the folder; paths are relative to it.")
-        if self.layout is not None and (not _LAYOUT.match(self.layout) or len(set(self.layout)) != len(self.layout)):
-            raise TraceError(f"{where}: layout {self.layout!r} is no order of axes such as NCHW, with N first where it is there.")
-        if self.layout is not None and self.shape is not None and len(self.layout) != len(self.shape):
-            raise TraceError(f"{where}: layout {self.layout} has {len(self.layout)} axes, shape {self.shape} {len(self.shape)}.")
-        if self.scale is not None and not all(math.isfinite(s) and s > 0 for s in self.scale):
-            raise TraceError(f"{where}: its scale is not finite and greater than 0.")
-        if self.scale is not None and len(self.zero_point) not in (1, len(self.scale)):
-            raise TraceError(f"{where}: it has {len(self.scale)} scales and {len(self.zero_point)} zero points.")
+def _consistent(entry: Entry) -> Entry:
+    if entry.layout is not None and entry.shape is not None and len(entry.layout) != len(entry.shape):
+        raise ValueError(f"layout {entry.layout} has {len(entry.layout)} axes, shape {entry.shape} {len(entry.shape)}")
+    if entry.scale is not None and len(entry.zero_point) not in (1, len(entry.scale)):
+        raise ValueError(f"has {len(entry.scale)} scales and {len(entry.zero_point)} zero points")
+    return entry
 
 
 @dataclass(frozen=True)
@@ -145,11 +146,13 @@ class Manifest:
         The evaluation sample that each frame belongs to; None: frame k belongs to sample k.
     """
 
-    tensors: tuple[Entry, ...] = ()
-    defaults: Entry = field(default_factory=Entry)
-    name: str | None = None
-    bits: int | None = None
-    samples: tuple[int, ...] | None = None
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    tensors: tuple[Annotated[Entry, AfterValidator(_consistent)], ...] = ()
+    defaults: Annotated[Entry, AfterValidator(_consistent)] = field(default_factory=Entry)
+    name: _Text | None = None
+    bits: Annotated[int, Field(strict=True, ge=2, le=32)] | None = None
+    samples: Annotated[tuple[Annotated[int, Field(strict=True, ge=0)], ...], AfterValidator(_each_once)] | None = None
 
     def find(self, name: str | None = None, *, tap: str | None = None, data_id: int | None = None, subgraph: str = "0") -> Entry:
         """The entry without a file that adds to this tensor; the defaults where there is none."""
@@ -187,30 +190,15 @@ class Manifest:
             raise TraceError(
                 f'{where} is no manifest of version {VERSION}: it begins with "format": "{FORMAT}", "version": {VERSION}.'
             )
-        unknown = sorted(set(data) - {"format", "version", "name", "bits", "samples", "defaults", "tensors"})
-        if unknown:
-            raise TraceError(f"{where} has unknown keys {', '.join(map(str, unknown))}.")
-        defaults = data.get("defaults", {})
-        entries = data.get("tensors", [])
-        if not isinstance(entries, list):
-            raise TraceError(f"{where}: tensors is a {type(entries).__name__}, not a list.")
-        base = Entry.from_dict(defaults, f"{where}, defaults")
-        tensors = tuple(
-            Entry.from_dict({**defaults, **entry} if isinstance(entry, Mapping) else entry, f"{where}, tensor {number}")
-            for number, entry in enumerate(entries)
-        )
-        bits = data.get("bits")
-        if bits is not None and not (_is_int(bits) and 2 <= bits <= 32):
-            raise TraceError(f"{where}: bits is {bits!r}; it is a number from 2 to 32.")
-        name = data.get("name")
-        samples = data.get("samples")
-        return cls(
-            tensors,
-            base,
-            None if name is None else _text(name, f"{where}, name"),
-            bits,
-            None if samples is None else check_samples(samples, where),
-        )
+        told = {key: value for key, value in data.items() if key not in ("format", "version")}
+        defaults = _with({}, told.get("defaults", {}))
+        if isinstance(told.get("tensors"), list):
+            told["tensors"] = [_with(defaults, entry) for entry in told["tensors"]]
+        keys = ", ".join(item.name for item in fields(Entry))
+        # the defaults first: what is wrong in them is not the tensors' doing
+        for part in ({"defaults": defaults}, {**told, "defaults": defaults}):
+            found = checked(part, cls, error=TraceError, where=f"{where}: ", cure=f"a tensor's keys are {keys}")
+        return found
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
@@ -225,57 +213,14 @@ class Manifest:
         return cls.from_dict(data, file.name)
 
 
-def check_samples(value: Any, where: str) -> tuple[int, ...]:
+def _with(defaults: Any, entry: Any) -> Any:
+    """An entry with the defaults, without what is null; what is no object as it is."""
+    if not isinstance(defaults, Mapping) or not isinstance(entry, Mapping):
+        return entry
+    return {key: value for key, value in {**defaults, **entry}.items() if value is not None}
+
+
+def check_samples(samples: Any) -> tuple[int, ...] | None:
     """Sample numbers, each once."""
-    if not isinstance(value, (list, tuple)) or not all(_is_int(v) and v >= 0 for v in value) or len(set(value)) != len(value):
-        raise TraceError(f"{where}: samples is a list of sample numbers from 0, each once.")
-    return tuple(value)
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise TraceError(f"{where} is {value!r}, not a text.")
-    return value
-
-
-def _integer(value: Any, where: str) -> int:
-    if not _is_int(value) or not 0 <= value < 2**31:
-        raise TraceError(f"{where} is {value!r}, not a number from 0.")
-    return int(value)
-
-
-def _subgraph(value: Any, where: str) -> str:
-    return str(value) if _is_int(value) else _text(value, where)
-
-
-def _shape(value: Any, where: str) -> tuple[int, ...]:
-    if not isinstance(value, (list, tuple)) or not value or not all(_is_int(v) and 1 <= v < 2**31 for v in value):
-        raise TraceError(f"{where} is {value!r}, not a list of sizes.")
-    return tuple(value)
-
-
-def _numbers(value: Any, where: str) -> tuple[float, ...]:
-    values = value if isinstance(value, (list, tuple)) else [value]
-    if not values or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-        raise TraceError(f"{where} is {value!r}, not a number or one a channel.")
-    return tuple(float(v) for v in values)
-
-
-def _integers(value: Any, where: str) -> tuple[int, ...]:
-    values = value if isinstance(value, (list, tuple)) else [value]
-    if not values or not all(_is_int(v) and -(2**15) <= v < 2**16 for v in values):
-        raise TraceError(f"{where} is {value!r}, not a code or one a channel.")
-    return tuple(values)
-
-
-_CHECKS = {
-    "data_id": _integer,
-    "subgraph": _subgraph,
-    "shape": _shape,
-    "scale": _numbers,
-    "zero_point": _integers,
-}
+    cure = "samples= is a list of sample numbers from 0, each once"
+    return checked({"samples": samples}, Manifest, error=TraceError, cure=cure).samples
