@@ -15,6 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from qkit.errors import QkitError
 
 _MOST_SHOWN = 60
+#: What is left out of pydantic's sentences, beside their subject.
+_SURROUNDING = re.compile(r"^(Value error, |\w+ (?=should ))| or instance of \w+")
 T = TypeVar("T")
 
 
@@ -34,7 +36,7 @@ Whole = Annotated[int, WHOLE]
 Count = Annotated[int, Field(ge=0), WHOLE]
 
 
-def left_out(description: str) -> Any:
+def optional(description: str) -> Any:
     """A key that may be missing, which is not the same as null."""
     return Field(default_factory=lambda: None, description=description)
 
@@ -65,19 +67,18 @@ def checked(data: Any, form: type[T], *, cure: str, error: type[QkitError] = Qki
 def _first(failure: ValidationError, data: Any) -> str:
     """What is wrong with the first part."""
     found = [(*_found(error["loc"], data), error) for error in failure.errors(include_url=False, include_context=False)]
-    # of the alternatives at one place, those that go furthest into the value were meant
-    first = found[0][0]
-    found = [f for f in found if f[0][: len(first)] == first]
-    path, value, error = max(found, key=lambda f: len(f[0]))
+    first, _, error = found[0]
     if error["type"] == "missing":
-        return f"{'/'.join((*path, str(error['loc'][-1])))} is missing"
+        return f"{'/'.join((*first, str(error['loc'][-1])))} is missing"
+    # of the alternatives at one place, those that go furthest into the value were meant
+    path, value, error = max((f for f in found if f[0][: len(first)] == first), key=lambda f: len(f[0]))
     place = "/".join(path) or "it"
     if error["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
         return f"{place} should not be there"
     shown = json.dumps(value, ensure_ascii=False, default=repr)
     shown = shown if len(shown) <= _MOST_SHOWN else shown[:_MOST_SHOWN] + "…"
-    said = [re.sub(r"^(Value error, |\w+ (?=should ))", "", other["msg"]) for at, _, other in found if at == path]
-    return f"{place} is {shown}, but {' or '.join(dict.fromkeys(said))}"
+    said = dict.fromkeys(_SURROUNDING.sub("", other["msg"]) for at, _, other in found if at == path)
+    return f"{place} is {shown}, but {' or '.join(said)}"
 
 
 def _found(place: Sequence[int | str], value: Any) -> tuple[tuple[str, ...], Any]:

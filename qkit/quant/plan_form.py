@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
 
-from qkit.forms import WHOLE, Count, Form, Whole, left_out
+from qkit.forms import WHOLE, Count, Form, Whole, optional
 
 _Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31), WHOLE]
 
@@ -40,7 +40,7 @@ class GridForm(Form):
     axis: Whole | None = Field(description="Axis of the channels, null for one grid.")
     method: str = Field(description='How the range was chosen: an estimator\'s name, or "manual".')
     weight: bool = Field(description="Whether the tensor is a weight.")
-    codes: CodesForm | str = left_out("Of a weight, where they were not made by rounding; in a report a hash of them.")
+    codes: CodesForm | str = optional("Of a weight, where they were not made by rounding; in a report a hash of them.")
 
 
 class PlanForm(Form):

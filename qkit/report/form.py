@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 from typing_extensions import TypeAliasType
 
 from qkit.diagnosis.verdict import VerdictName
-from qkit.forms import WHOLE, Count, Form, Whole, left_out
+from qkit.forms import WHOLE, Count, Form, Whole, optional
 from qkit.quant.plan_form import GridForm, PlanForm
 from qkit.report.text.terms import UNITS
 
@@ -63,11 +63,11 @@ class Model(Form):
     deviation: Number = Field(
         description="Greatest difference of the folded graph's output from the model's, relative to its greatest magnitude."
     )
-    front: Literal["export", "fx", "onnx", "pt2"] = left_out(
+    front: Literal["export", "fx", "onnx", "pt2"] = optional(
         "The way in: torch.export, torch.fx, an ONNX file or an exported program."
     )
-    integer_macs: Share = left_out("Share of the multiply-accumulates that are computed on integers.")
-    integer_elements: Share = left_out("Share of the elements that operations compute which are put on a grid.")
+    integer_macs: Share = optional("Share of the multiply-accumulates that are computed on integers.")
+    integer_elements: Share = optional("Share of the elements that operations compute which are put on a grid.")
 
 
 class Metric(Form):
