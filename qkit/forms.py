@@ -1,6 +1,6 @@
 """What a file has to hold, as models of pydantic; what does not fit is an error that names the part by its path.
 
-pydantic takes some time to load: modules that import this one are imported where a file is read.
+pydantic takes some time to load: this module and the forms are imported where a file is read.
 """
 
 from __future__ import annotations

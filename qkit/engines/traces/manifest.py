@@ -12,48 +12,21 @@ two in width still yields numbers.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
-
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from typing import TYPE_CHECKING, Any
 
 from qkit import files
-from qkit.engines.traces.formats import DTYPES, TraceError, file_size
-from qkit.forms import checked
+from qkit.engines.traces.formats import TraceError, file_size
+
+if TYPE_CHECKING:
+    from qkit.engines.traces.manifest_form import ManifestForm
 
 #: Name of the file that is looked for in a trace's folder.
 FILE = "trace.json"
 FORMAT, VERSION = "qkit-trace", 1
 _MAX_BYTES = 64 << 20
-_Some = TypeVar("_Some", bound=Collection[Any])
-
-
-def _each_once(values: _Some) -> _Some:
-    if len(set(values)) != len(values):
-        raise ValueError("should have each once")
-    return values
-
-
-def _inside(file: str) -> str:
-    if file.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", file):
-        raise ValueError("should not lead out of the folder: paths are relative to it")
-    return file
-
-
-_Text = Annotated[str, Field(strict=True, pattern=r"^[^\x00]+$")]
-_Number = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
-_Size = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
-_Code = Annotated[int, Field(strict=True, ge=-(2**15), lt=2**16)]
-_Step = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-_DType = Annotated[_Text, Field(pattern=f"^({'|'.join(DTYPES)})$")]
-_Layout = Annotated[_Text, Field(pattern="^(N?[A-MO-Z]+|N)$"), AfterValidator(_each_once)]
-#: Of texts, a number too.
-_WRITTEN = BeforeValidator(lambda value: str(value) if type(value) is int else value)
-#: Of several, one or one a channel.
-_EACH = BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else [value])
 
 
 @dataclass(frozen=True)
@@ -82,21 +55,19 @@ class Entry:
         "divide": value = (q - zero point) / scale, TIDL's.
     """
 
-    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
-
-    file: Annotated[_Text, AfterValidator(_inside)] | None = None
-    member: _Text | None = None
-    name: _Text | None = None
-    tap: _Text | None = None
-    data_id: _Number | None = None
-    subgraph: Annotated[_Text, _WRITTEN] = "0"
-    dtype: _DType | None = None
-    byte_order: Literal["little", "big"] = "little"
-    shape: Annotated[tuple[_Size, ...], Field(min_length=1)] | None = None
-    layout: _Layout | None = None
-    scale: Annotated[tuple[_Step, ...], Field(min_length=1), _EACH] | None = None
-    zero_point: Annotated[tuple[_Code, ...], Field(min_length=1), _EACH] = (0,)
-    convention: Literal["multiply", "divide"] = "multiply"
+    file: str | None = None
+    member: str | None = None
+    name: str | None = None
+    tap: str | None = None
+    data_id: int | None = None
+    subgraph: str = "0"
+    dtype: str | None = None
+    byte_order: str = "little"
+    shape: tuple[int, ...] | None = None
+    layout: str | None = None
+    scale: tuple[float, ...] | None = None
+    zero_point: tuple[int, ...] = (0,)
+    convention: str = "multiply"
 
     @property
     def step(self) -> tuple[float, ...] | None:
@@ -122,14 +93,6 @@ class Entry:
         return found
 
 
-def _consistent(entry: Entry) -> Entry:
-    if entry.layout is not None and entry.shape is not None and len(entry.layout) != len(entry.shape):
-        raise ValueError(f"layout {entry.layout} has {len(entry.layout)} axes, shape {entry.shape} {len(entry.shape)}")
-    if entry.scale is not None and len(entry.zero_point) not in (1, len(entry.scale)):
-        raise ValueError(f"has {len(entry.scale)} scales and {len(entry.zero_point)} zero points")
-    return entry
-
-
 @dataclass(frozen=True)
 class Manifest:
     """What is known of a trace.
@@ -146,13 +109,11 @@ class Manifest:
         The evaluation sample that each frame belongs to; None: frame k belongs to sample k.
     """
 
-    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
-
-    tensors: tuple[Annotated[Entry, AfterValidator(_consistent)], ...] = ()
-    defaults: Annotated[Entry, AfterValidator(_consistent)] = field(default_factory=Entry)
-    name: _Text | None = None
-    bits: Annotated[int, Field(strict=True, ge=2, le=32)] | None = None
-    samples: Annotated[tuple[Annotated[int, Field(strict=True, ge=0)], ...], AfterValidator(_each_once)] | None = None
+    tensors: tuple[Entry, ...] = ()
+    defaults: Entry = field(default_factory=Entry)
+    name: str | None = None
+    bits: int | None = None
+    samples: tuple[int, ...] | None = None
 
     def find(self, name: str | None = None, *, tap: str | None = None, data_id: int | None = None, subgraph: str = "0") -> Entry:
         """The entry without a file that adds to this tensor; the defaults where there is none."""
@@ -191,14 +152,12 @@ class Manifest:
                 f'{where} is no manifest of version {VERSION}: it begins with "format": "{FORMAT}", "version": {VERSION}.'
             )
         told = {key: value for key, value in data.items() if key not in ("format", "version")}
-        defaults = _with({}, told.get("defaults", {}))
-        if isinstance(told.get("tensors"), list):
-            told["tensors"] = [_with(defaults, entry) for entry in told["tensors"]]
-        keys = ", ".join(item.name for item in fields(Entry))
-        # the defaults first: what is wrong in them is not the tensors' doing
-        for part in ({"defaults": defaults}, {**told, "defaults": defaults}):
-            found = checked(part, cls, error=TraceError, where=f"{where}: ", cure=f"a tensor's keys are {keys}")
-        return found
+        defaults = told.get("defaults", {})
+        if isinstance(defaults, Mapping) and isinstance(told.get("tensors"), list):
+            told["tensors"] = [{**defaults, **entry} if isinstance(entry, Mapping) else entry for entry in told["tensors"]]
+        form = _checked(told, f"{where}: ", f"a tensor's keys are {', '.join(item.name for item in fields(Entry))}")
+        base, *tensors = (Entry(**entry.model_dump(exclude_none=True)) for entry in (form.defaults, *form.tensors))
+        return cls(tuple(tensors), base, form.name, form.bits, form.samples)
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
@@ -213,14 +172,13 @@ class Manifest:
         return cls.from_dict(data, file.name)
 
 
-def _with(defaults: Any, entry: Any) -> Any:
-    """An entry with the defaults, without what is null; what is no object as it is."""
-    if not isinstance(defaults, Mapping) or not isinstance(entry, Mapping):
-        return entry
-    return {key: value for key, value in {**defaults, **entry}.items() if value is not None}
-
-
 def check_samples(samples: Any) -> tuple[int, ...] | None:
-    """Sample numbers, each once."""
-    cure = "samples= is a list of sample numbers from 0, each once"
-    return checked({"samples": samples}, Manifest, error=TraceError, cure=cure).samples
+    """Sample numbers from 0, each once."""
+    return _checked({"samples": samples}, "", "give sample numbers from 0, each once").samples
+
+
+def _checked(data: Any, where: str, cure: str) -> ManifestForm:
+    from qkit.engines.traces.manifest_form import ManifestForm
+    from qkit.forms import checked
+
+    return checked(data, ManifestForm, error=TraceError, where=where, cure=cure)
