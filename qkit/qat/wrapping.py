@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qkit.diagnosis.result import Diagnosis
+from qkit.epochs import check_epochs
 from qkit.errors import DataError, PlanError, QkitError
 from qkit.execution.loading import batches
 from qkit.graph import Graph, assemble
@@ -117,9 +118,8 @@ def wrap(
 def _schedule(total_epochs: int, norms: int | None, ranges: int | None, learned: bool) -> Schedule:
     named = {"total_epochs": total_epochs, "freeze_norms_at": norms, "freeze_ranges_at": ranges}
     for name, value in named.items():
-        least = 1 if name == "total_epochs" else 0
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise QkitError(f"{name}={value!r} has to be a whole number of epochs, {least} or more.")
+        if value is not None:
+            check_epochs(name, value, 1 if name == "total_epochs" else 0)
     half = total_epochs // 2
     return Schedule(
         total_epochs,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qkit.epochs import check_epochs
 from qkit.errors import QkitError
 from qkit.graph import DEVIATION, Graph, build
 from qkit.quant.calibration import check_weights
@@ -73,9 +74,7 @@ def calibrating(
         If the model cannot be traced, is not float32, has weights that are not finite, or the scheme or a method is unknown.
     """
     for name, epochs in (("observer_epochs", observer_epochs), ("norm_epochs", norm_epochs), ("bias_epochs", bias_epochs)):
-        least = 1 if name == "observer_epochs" else 0
-        if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < least:
-            raise QkitError(f"{name}={epochs!r} has to be a whole number of epochs, {least} or more.")
+        check_epochs(name, epochs, 1 if name == "observer_epochs" else 0)
     number = isinstance(bias_factor, (int, float)) and not isinstance(bias_factor, bool)
     if bias_factor is not None and not (number and 0.0 < bias_factor <= 1.0):
         raise QkitError(f"bias_factor={bias_factor!r} has to be above 0 and at most 1, or None for means over all samples.")

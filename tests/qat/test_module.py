@@ -319,6 +319,23 @@ def test_inputs_of_another_kind_are_errors(module: QatModule, images: Tensor) ->
     assert torch.equal(module(x=images), module(images))
 
 
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, *, scale: float = 1.0) -> Tensor:
+        return self.layer(x) * scale
+
+
+def test_an_input_that_the_trace_does_not_have_is_an_error() -> None:
+    x = torch.randn(8, 4)
+    module = wrap(Scaled(), x, total_epochs=2)
+    assert module(x).shape == (8, 3)
+    with pytest.raises(DataError, match="scale"):
+        module(x, scale=2.0)
+
+
 def test_evaluation_before_any_range_is_an_error(mixed: Mixed, images: Tensor) -> None:
     module = wrap(mixed, images, total_epochs=2).eval()
     with pytest.raises(DataError, match=r"input has no range yet.*training"):

@@ -7,6 +7,7 @@ import io
 import logging
 import pickle
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -471,6 +472,35 @@ def test_inputs_by_name_shared_layers_and_nested_outputs(images: Tensor) -> None
         module(images)
     with pytest.raises(DataError, match="Several takes"):
         module(images, y, y)
+
+
+@dataclass
+class Answer:
+    score: Tensor
+    best: Tensor
+
+
+class Answering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, *, scale: float = 1.0) -> Answer:
+        y = self.layer(x)
+        return Answer(y * scale, y.argmax(1))
+
+
+def test_outputs_come_in_the_models_own_class() -> None:
+    x = torch.randn(8, 4)
+    module = calibrating(Answering(), x)
+    for mode in (True, False):
+        answer = module.train(mode)(x)
+        assert type(answer) is Answer
+        assert answer.score.requires_grad == mode
+        answer.score.detach().add_(1.0)  # an ordinary tensor, none of inference mode
+        assert not answer.best.is_inference()
+    with pytest.raises(DataError, match="scale"):
+        module(x, scale=2.0)
 
 
 def test_layers_without_bias_get_one(images: Tensor) -> None:
