@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from qkit.errors import PlanError
-from qkit.execution.editing import channel_histograms, figures
+from qkit.execution.editing import figures
 from qkit.execution.loading import batches as batches_of
 from qkit.execution.metrics import Scores
 from qkit.graph import Graph
@@ -320,9 +320,8 @@ class CalibrationPanel(Panel):
         if not grid.weight:
             return None if grid.params.axis is not None else [self._origin.observe(progress=False)[name].histogram]
         if name not in self._weights:
-            op = self._origin.graph.operation(name)
-            weight = self._origin.graph.weights[name]
-            self._weights[name] = [Histogram.of(weight)] if op.weight_axis is None else channel_histograms(weight, op.weight_axis)
+            graph = self._origin.graph
+            self._weights[name] = Histogram.of_channels(graph.weights[name], graph.operation(name).weight_axis)
         return self._weights[name] if grid.params.axis is not None else [Histogram.merge(self._weights[name])]
 
     def _figures(self, name: str, plan: Plan) -> tuple[float, float, float, float]:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from qkit.errors import QkitError
 from qkit.execution.capture import Capture, TapCapture
 from qkit.figures.plots import depth
+from qkit.quant.memory import by_channel
 from qkit.quant.plan import Plan
 from qkit.style import MUTED, NOTHING, decibels, is_missing, number, share
 from qkit.widgets.layers import Column, LayerTable, Line
@@ -257,7 +258,7 @@ class Explorer(Panel):
             self._say("This layer has no weight.")
             return
         weight = self._origin.graph.weights[op.weight]
-        flat = weight.movedim(op.weight_axis or 0, 0).flatten(1) if weight.ndim > 1 else weight[:, None]
+        flat = by_channel(weight, op.weight_axis or 0)
         low, high = (bound.double().cpu().numpy() for bound in flat.aminmax(dim=1))
         params = self.plan.params(op.weight)
         self.strip.title = f"{op.weight}: output channels"

@@ -16,7 +16,6 @@ from qkit.errors import PlanError, QkitError
 from qkit.execution.editing import (
     Figures,
     History,
-    channel_histograms,
     figures,
     moved_end,
     rule_of,
@@ -480,7 +479,7 @@ class Tuner(Panel):
     def _histograms(self, params: QuantParams) -> list[Histogram]:
         if self.tensor not in self._channels and self._weight:
             weight, axis = self._origin.graph.weights[self.tensor], self._axis()
-            self._channels[self.tensor] = [Histogram.of(weight)] if axis is None else channel_histograms(weight, axis)
+            self._channels[self.tensor] = Histogram.of_channels(weight, axis)
         if params.axis is not None:
             return self._channels[self.tensor]
         if self._weight:

@@ -20,7 +20,6 @@ from qkit import FLOAT, PRESETS, GraphError, PlanError, QuantParams, QuantSpec, 
 from qkit.execution.editing import (
     Figures,
     History,
-    channel_histograms,
     channel_params,
     codes_used,
     figures,
@@ -651,7 +650,7 @@ def test_no_suggestions_for_what_is_not_there() -> None:
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_channel_histograms_are_of_the_channels(name: str) -> None:
     weight = studied().graph.weights[name]
-    found = channel_histograms(weight, 0)
+    found = Histogram.of_channels(weight, 0)
     assert len(found) == weight.shape[0]
     same([row for row in weight], found)  # noqa: C416
 
@@ -664,7 +663,7 @@ def test_channel_histograms_along_any_axis(shape: tuple[int, ...], memory: str) 
         weight = weight.movedim(1, -1).contiguous().movedim(-1, 1)
     before = weight.clone()
     for axis in range(len(shape)):
-        found = channel_histograms(weight, axis)
+        found = Histogram.of_channels(weight, axis)
         assert len(found) == shape[axis]
         same([weight.select(axis, i) for i in range(shape[axis])], found)
     assert torch.equal(weight, before)
