@@ -117,17 +117,7 @@ class Explorer(Panel):
         study, plan, count = self.study, self.plan, self._batches
         self.work(_CAPTURING, lambda: study.capture(batches=count, progress=False), lambda found: self._show(found, plan))
 
-    def stopped(self, what: str) -> None:
-        """Cancelled: what was there before is shown again."""
-        super().stopped(what)
-        self._not_captured()
-
-    def show_error(self, error: Exception) -> None:
-        """Under the widget; what was there before is shown again."""
-        super().show_error(error)
-        self._not_captured()
-
-    def _not_captured(self) -> None:
+    def _without_result(self) -> None:
         if self._measuring:
             self._measuring = False
             if self.capture is not None:

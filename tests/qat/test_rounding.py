@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import rounded_by_torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,12 +42,6 @@ def numbers(params: QuantParams, ndim: int) -> tuple[Tensor, Tensor, Tensor]:
     return scale, low, high
 
 
-def native(x: Tensor, p: QuantParams) -> Tensor:
-    if p.axis is None:
-        return torch.fake_quantize_per_tensor_affine(x, p.scale, p.zero_point, p.qmin, p.qmax)
-    return torch.fake_quantize_per_channel_affine(x, p.scale, p.zero_point, p.axis, p.qmin, p.qmax)
-
-
 def with_gradient(function, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     x = x.clone().requires_grad_()
     y = function(x)
@@ -64,7 +59,7 @@ def test_values_and_gradients_are_those_of_torch_per_tensor(
     p = spec.params(covered * float(x.min().clamp(max=0)), covered * float(x.max()))
     grad = tensor(seed + 1)
     ours = with_gradient(lambda v: round_to_grid(v, *numbers(p, 4)), x, grad)
-    truth = with_gradient(lambda v: native(v, p), x, grad)
+    truth = with_gradient(lambda v: rounded_by_torch(v, p), x, grad)
     assert torch.equal(ours[0], truth[0])
     assert torch.equal(ours[1], truth[1])
     assert torch.equal(ours[0], fake_quantize(x, p))
@@ -78,7 +73,7 @@ def test_values_and_gradients_are_those_of_torch_per_channel(spec: QuantSpec, se
     p = spec.params(covered * rows.amin(1).clamp(max=0), covered * rows.amax(1), axis=axis)
     grad = tensor(seed + 1)
     ours = with_gradient(lambda v: round_to_grid(v, *numbers(p, 4)), x, grad)
-    truth = with_gradient(lambda v: native(v, p), x, grad)
+    truth = with_gradient(lambda v: rounded_by_torch(v, p), x, grad)
     assert torch.equal(ours[0], truth[0])
     assert torch.equal(ours[1], truth[1])
 
@@ -101,7 +96,7 @@ def test_a_fused_activation_is_torchs_activation_and_then_its_rounding(
     if on_the_device:  # as one-element tensors, which is how grids are kept off the host elsewhere than on the CPU
         scale, low, high = (v.view(1, 1, 1, 1) for v in (scale, low, high))
     ours = with_gradient(lambda v: round_to_grid(v, scale, low, high, act), x, grad)
-    truth = with_gradient(lambda v: native(function(v), p), x, grad)
+    truth = with_gradient(lambda v: rounded_by_torch(function(v), p), x, grad)
     assert torch.equal(ours[0], truth[0])
     assert torch.equal(ours[1], truth[1])
 
