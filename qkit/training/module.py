@@ -244,7 +244,7 @@ class PtqModule(LoopModule):
             If the state is of other settings, or of something else.
         """
         if not isinstance(state, Mapping) or "settings" not in state:
-            raise PlanError("the state is none of a qkit.ptq module: load what its state_dict() gave.")
+            raise PlanError("this is not the state of a qkit.training module: load what its state_dict() gave.")
         for name, told in self.settings.told().items():
             if state["settings"].get(name) != told:
                 raise PlanError(
@@ -286,8 +286,8 @@ class _NothingToTrain(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         raise QkitError(
-            "a module of qkit.ptq has nothing to train: leave out loss.backward() and the optimizer's step, forward passes in "
-            "training mode calibrate. To train on the grids use qkit.qat.wrap()."
+            "a module of qkit.training has nothing to train: leave out loss.backward() and the optimizer's step. Forward passes "
+            "in training mode calibrate. To train on the grids use qkit.qat.wrap()."
         )
 
 

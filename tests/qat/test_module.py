@@ -6,6 +6,7 @@ import copy
 import io
 import logging
 import pickle
+import re
 import socket
 from datetime import timedelta
 
@@ -160,8 +161,9 @@ def test_more_epochs_than_planned_are_remarked_on_once(mixed: Mixed, images: Ten
         for _ in range(5):
             module.train()
             module(images)
-    assert caplog.text.count("epoch 3 of 2") == 1
-    assert "module.epoch" in caplog.text
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert re.findall(r"\d+", said) == ["3", "2"]
+    assert "module.epoch" in said
 
 
 def test_an_epoch_that_is_set_counts_alone(module: QatModule, images: Tensor) -> None:
@@ -307,14 +309,14 @@ def test_double_moves_and_gradient_free_training_mode(module: QatModule, images:
     module.to("cpu").train()
     with torch.no_grad():
         assert not module(images).requires_grad
-    assert "epoch 0 of 6" in repr(module)
+    assert re.search(r"epoch\D+0\D+6\b", repr(module))
 
 
 def test_inputs_of_another_kind_are_errors(module: QatModule, images: Tensor) -> None:
     module.eval()
-    with pytest.raises(DataError, match=r"input is torch.float16.*x.float"):
+    with pytest.raises(DataError, match=r"^input\b.*torch\.float16.*x\.float"):
         module(images.half())
-    with pytest.raises(DataError, match="argument: 'x'"):
+    with pytest.raises(DataError, match=r"Mixed.*'x'"):
         module()
     assert torch.equal(module(x=images), module(images))
 
@@ -338,9 +340,9 @@ def test_an_input_that_the_trace_does_not_have_is_an_error() -> None:
 
 def test_evaluation_before_any_range_is_an_error(mixed: Mixed, images: Tensor) -> None:
     module = wrap(mixed, images, total_epochs=2).eval()
-    with pytest.raises(DataError, match=r"input has no range yet.*training"):
+    with pytest.raises(DataError, match=r"^input\b.*train\(\)"):
         module(images)
-    with pytest.raises(DataError, match="no range yet"):
+    with pytest.raises(DataError, match=r"^input\b"):
         module.plan()
     with pytest.raises(DataError, match="calibration="):
         module.study()
