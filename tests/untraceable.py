@@ -23,7 +23,7 @@ class Asserting(nn.Module):
 class AssertingOverLines(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         assert (  # BLAME
-            x.shape[1] == 3
+            x.shape[1] == 3  # ENDS
         ), "three channels, please"
         return x + 1
 
