@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from qkit.errors import DataError, GraphError, PlanError
 from qkit.execution import observing
 from qkit.execution.lanes import Lane, run_lanes
-from qkit.execution.observing import Observing, observe, observe_channels
+from qkit.execution.observing import Observations, observe, observe_channels
 from qkit.execution.plan_checks import saturations
 from qkit.graph import Graph, build
 from qkit.quant.calibration import check_weights, make_plan
@@ -190,10 +190,10 @@ class Interrupted:
 @pytest.mark.parametrize("after", [0, 1, 2, 9, 17])
 def test_an_interrupt_between_batches_goes_up_and_the_pass_goes_on_from_there(graph: Graph, after: int) -> None:
     many = [torch.randn(1, 3, 8, 8) for _ in range(20)]
-    work = Observing(graph)
+    work = Observations()
     with pytest.raises(KeyboardInterrupt):
-        work.run(Interrupted(many, after), progress=False)
-    same(work.run(many, progress=False), observe(graph, many, progress=False))
+        work.run(graph, Interrupted(many, after), progress=False)
+    same(work.run(graph, many, progress=False), observe(graph, many, progress=False))
 
 
 @pytest.mark.parametrize("done", [0, 1, 7, 8, 9, 16])
@@ -214,10 +214,10 @@ def test_an_interrupt_within_a_batch_counts_that_batch_once(
 
     original = observing.observe_tensor
     monkeypatch.setattr(observing, "observe_tensor", counting)
-    work = Observing(graph)
+    work = Observations()
     with pytest.raises(KeyboardInterrupt):
-        work.run(many, progress=False)
-    same(work.run(many, progress=False), expected)
+        work.run(graph, many, progress=False)
+    same(work.run(graph, many, progress=False), expected)
     assert calls == 20 * len(graph.taps) + taps + 1, "finished batches are not run again"
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import rounded_by_torch
 from strategies import specs
 
 from qkit.errors import PlanError
@@ -62,10 +63,7 @@ def seen_of(*batches: np.ndarray) -> Observation:
 
 def raw_error(x: np.ndarray, params: QuantParams) -> float:
     """Mean squared error by torch's operator, in float64."""
-    y = torch.fake_quantize_per_tensor_affine(
-        torch.from_numpy(x), float(params.scale), int(params.zero_point), params.qmin, params.qmax
-    )
-    return float((y.numpy().astype(np.float64) - x).__pow__(2).mean())
+    return float((rounded_by_torch(torch.from_numpy(x), params).numpy().astype(np.float64) - x).__pow__(2).mean())
 
 
 def test_methods_by_name() -> None:

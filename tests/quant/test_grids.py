@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import rounded_by_torch
 from strategies import specs
 from torch import Tensor
 
@@ -73,7 +74,7 @@ def within_torch(x: Tensor, params: QuantParams) -> Tensor:
 def test_equals_torch_per_tensor(spec: QuantSpec, span: tuple[float, float], seed: int) -> None:
     params = spec.params(*span)
     x = within_torch(samples(params, seed, (257,)), params)
-    expected = torch.fake_quantize_per_tensor_affine(x, float(params.scale), int(params.zero_point), params.qmin, params.qmax)
+    expected = rounded_by_torch(x, params)
     assert torch.equal(bits_of(fake_quantize(x, params)), bits_of(expected))
     assert torch.equal(bits_of(dequantize(quantize(x, params), params)), bits_of(expected))
 
@@ -86,7 +87,7 @@ def test_equals_torch_per_channel(spec: QuantSpec, spans: list[tuple[float, floa
     shape = [3, 2, 4, 3]
     shape[axis] = len(spans)
     x = within_torch(samples(params, seed, tuple(shape)), params)
-    expected = torch.fake_quantize_per_channel_affine(x, params.scale, params.zero_point, axis % 4, params.qmin, params.qmax)
+    expected = rounded_by_torch(x, params)
     assert torch.equal(bits_of(fake_quantize(x, params)), bits_of(expected))
     assert torch.equal(bits_of(dequantize(quantize(x, params), params)), bits_of(expected))
 
@@ -119,14 +120,7 @@ def test_any_memory_layout(layout: str, axis: int | None) -> None:
     before = x.clone()
     low, high = (-2.0, 2.0) if axis is None else (torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([1.0, 2.0, 0.5]))
     params = QuantSpec(symmetric=False).params(low, high, axis=axis)
-    if axis is None:
-        expected = torch.fake_quantize_per_tensor_affine(
-            x.contiguous(), float(params.scale), int(params.zero_point), params.qmin, params.qmax
-        )
-    else:
-        expected = torch.fake_quantize_per_channel_affine(
-            x.contiguous(), params.scale, params.zero_point, axis, params.qmin, params.qmax
-        )
+    expected = rounded_by_torch(x.contiguous(), params)
     assert torch.equal(fake_quantize(x, params), expected)
     assert torch.equal(x, before)
     assert quantize(x, params).shape == x.shape

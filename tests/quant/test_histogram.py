@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import rounded_by_torch
 
 from qkit.errors import DataError, PlanError
 from qkit.quant.grids import QuantSpec
@@ -45,9 +46,7 @@ KINDS = ["normal", "tiny normal", "laplace", "relu", "relu6", "outliers", "one-s
 
 def measured(x: np.ndarray, params) -> tuple[float, float, float]:
     """Rounding and clipping error and share clipped of the raw tensor, by torch's operator and float64."""
-    y = torch.fake_quantize_per_tensor_affine(
-        torch.from_numpy(x), float(params.scale), int(params.zero_point), params.qmin, params.qmax
-    ).numpy()
+    y = rounded_by_torch(torch.from_numpy(x), params).numpy()
     error = (y.astype(np.float64) - x) ** 2
     with np.errstate(over="ignore"):  # all of a negative tensor on an unsigned grid lies infinitely far out
         steps = np.rint(x * np.float32(1 / np.float32(params.scale))) + int(params.zero_point)

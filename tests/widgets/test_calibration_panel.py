@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from small_networks import READS, mixed_network
-from studies import fresh_study, images, nothing_runs, small_study
+from studies import fresh_study, images, kept, nothing_runs, small_study
 
 from qkit import PlanError, Study
 from qkit.execution.editing import figures
@@ -23,23 +23,10 @@ from qkit.widgets import CalibrationPanel
 from qkit.widgets.numbers import change_words, score_words
 
 WEIGHTS = [f"{layer}.weight" for layer in ("stem", "depthwise", "project", "side", "classify")]
-open_panels: list[CalibrationPanel] = []
-
-
-@pytest.fixture(autouse=True)
-def settled() -> Iterator[None]:
-    """No work is left running for the next test."""
-    yield
-    for each in open_panels:
-        each.cancel()
-        each.wait()
-        each.close()
-    open_panels.clear()
 
 
 def panel(study: Study | None = None, **options: Any) -> CalibrationPanel:
-    open_panels.append(CalibrationPanel(small_study() if study is None else study, **options))
-    return open_panels[-1]
+    return kept(CalibrationPanel(small_study() if study is None else study, **options))
 
 
 def chosen(made: CalibrationPanel, **choices: Any) -> Plan:

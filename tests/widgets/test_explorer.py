@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 from small_networks import READS
-from studies import fresh_study, nothing_runs, small_study
+from studies import fresh_study, kept, nothing_runs, small_study
 
 from qkit import GraphError, QkitError, Study
 from qkit.execution.capture import Capture
 from qkit.style import decibels, plain, share
 from qkit.widgets import Explorer
-
-open_explorers: list[Explorer] = []
-
-
-@pytest.fixture(autouse=True)
-def settled() -> Iterator[None]:
-    """No work is left running for the next test."""
-    yield
-    for each in open_explorers:
-        for panel in (each, each._tuner):
-            if panel is not None:
-                panel.cancel()
-                panel.wait()
-                panel.close()
-    open_explorers.clear()
 
 
 @cache
@@ -39,8 +23,7 @@ def captured() -> Capture:
 
 
 def explorer(study: Study | None = None, **options: Any) -> Explorer:
-    open_explorers.append(Explorer(small_study() if study is None else study, **options))
-    return open_explorers[-1]
+    return kept(Explorer(small_study() if study is None else study, **options))
 
 
 def shown() -> Explorer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from small_networks import mixed_network
-from studies import Dropping, images, nothing_runs, ruined_diagnosis, ruined_study, sound_study
+from studies import Dropping, images, kept, nothing_runs, ruined_diagnosis, ruined_study, sound_study
 
 from qkit import FLOAT, QkitError, Study
 from qkit.diagnosis.experiments import Bench
@@ -24,24 +23,11 @@ from qkit.diagnosis.remedies import Remedy
 from qkit.widgets import Guide, guide
 from qkit.widgets.numbers import change_words, score_words
 
-open_guides: list[Guide] = []
-
-
-@pytest.fixture(autouse=True)
-def settled() -> Iterator[None]:
-    """No work is left running for the next test."""
-    yield
-    for each in open_guides:
-        each.cancel()
-        each.wait()
-        each.close()
-    open_guides.clear()
-
 
 def opened(study: Study, *given: Any, **options: Any) -> Guide:
-    open_guides.append(Guide(study, *given, **options))
-    open_guides[-1].wait()
-    return open_guides[-1]
+    made = kept(Guide(study, *given, **options))
+    made.wait()
+    return made
 
 
 def ruined(**options: Any) -> Guide:
@@ -370,7 +356,7 @@ def test_remedies_that_change_no_plan_cannot_be_applied() -> None:
 def test_diagnoses_by_itself() -> None:
     with nothing_runs():
         made = Guide(ruined_study())
-        open_guides.append(made)
+        kept(made)
         assert made.diagnosis is None
         assert made.steps == ()
         assert repr(made) == "Guide(not diagnosed yet)"
@@ -415,7 +401,7 @@ def test_diagnosing_again_takes_the_remedies_along() -> None:
 def test_cancelled_before_anything_is_found_it_can_be_started_again() -> None:
     with nothing_runs():
         made = Guide(ruined_study())
-        open_guides.append(made)
+        kept(made)
         made._cancel.click()
         made.wait()
     assert made.diagnosis is None
@@ -444,7 +430,7 @@ def test_cancelled_on_its_way_it_keeps_what_was_found(monkeypatch: pytest.Monkey
     known = ruined_study()
     # on a list of its own, of which nothing has been measured
     made = Guide(known.with_data(evaluation=list(known.evaluation)))
-    open_guides.append(made)
+    kept(made)
     assert entered.wait(20)
     made.cancel()
     go.set()

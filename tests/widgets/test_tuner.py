@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from small_networks import READS
-from studies import fresh_study, gesture, images, nothing_runs, small_study
+from studies import fresh_study, gesture, images, kept, nothing_runs, small_study
 from torch import nn
 
 import qkit
@@ -24,23 +23,10 @@ from qkit.widgets.numbers import figure_rows, score_words
 from qkit.widgets.tuner import batches_for
 
 BATCHES = 2
-open_tuners: list[Tuner] = []
-
-
-@pytest.fixture(autouse=True)
-def settled() -> Iterator[None]:
-    """No work is left running for the next test."""
-    yield
-    for each in open_tuners:
-        each.cancel()
-        each.wait()
-        each.close()
-    open_tuners.clear()
 
 
 def tuner(tensor: str | None = "depthwise", study: Study | None = None) -> Tuner:
-    open_tuners.append(Tuner(small_study() if study is None else study, tensor, batches=BATCHES))
-    return open_tuners[-1]
+    return kept(Tuner(small_study() if study is None else study, tensor, batches=BATCHES))
 
 
 def ends(made: Tuner) -> tuple[float, float]:
