@@ -136,7 +136,9 @@ def _parts(found: Diagnosis, tolerance: float) -> GuideStep:
         text += " The ends of the ranges cost nothing: it is the steps."
     rows = [[name, loss_words(loss, found.metric)] for name, loss in parts.items()]
     draw = partial(_bars, parts, found.metric, tolerance, "loss against float")
-    return GuideStep("parts", "weights or activations", "What part of it costs the score?", rows, text, "Go on: which tensors.", draw, 2.0)
+    return GuideStep(
+        "parts", "weights or activations", "What part of it costs the score?", rows, text, "Go on: which tensors.", draw, 2.0
+    )
 
 
 def _where(found: Diagnosis, causes: Sequence[Cause], tolerance: float) -> GuideStep:
@@ -147,7 +149,9 @@ def _where(found: Diagnosis, causes: Sequence[Cause], tolerance: float) -> Guide
     if found.harmless:
         text += " A low signal to noise ratio is not enough to be a cause."
     draw = partial(_bars, alone, found.metric, tolerance, "loss with this tensor alone quantized") if alone else None
-    return GuideStep("tensors", "which tensors", "Where is it lost?", rows, text, "Go on: why there.", draw, 1.0 + 0.32 * len(alone))
+    return GuideStep(
+        "tensors", "which tensors", "Where is it lost?", rows, text, "Go on: why there.", draw, 1.0 + 0.32 * len(alone)
+    )
 
 
 def _why(study: Study, cause: Cause, number: int, metric: str) -> GuideStep:
@@ -184,13 +188,21 @@ def _remedies(found: Diagnosis) -> GuideStep:
     if not any(remedy.changes for remedy in found.remedies):
         text = "What is wrong lies before quantization, in the model or its inputs: no change of a plan puts it right."
         return GuideStep(
-            "remedies", "what to do", "What is there to do?", rows, text, "Put it right, then make a new study.", remedies=found.remedies
+            "remedies",
+            "what to do",
+            "What is there to do?",
+            rows,
+            text,
+            "Put it right, then make a new study.",
+            remedies=found.remedies,
         )
     text = "These were measured on the evaluation samples, the cheapest first; they are meant to be applied in this order."
     if found.best_loss is not None:
         text += f" With all of them, {loss_words(found.best_loss, found.metric)} are still lost."
     then = "Apply them one by one and watch the score below; every step can be undone."
-    return GuideStep("remedies", "what to do", "What is the cheapest thing that fixes it?", rows, text, then, remedies=found.remedies)
+    return GuideStep(
+        "remedies", "what to do", "What is the cheapest thing that fixes it?", rows, text, then, remedies=found.remedies
+    )
 
 
 def _end(found: Diagnosis) -> GuideStep:
