@@ -232,7 +232,7 @@ def test_calibration_panel(notebook: Open) -> None:
     page.get_by_label("activations", exact=True).select_option("entropy")
     book.until("panel.plan != study.plan and not panel.worker.busy")
     assert value(book, "panel.plan == study.with_calibration(method='entropy').plan")
-    many = value(book, "(len(study.plan.diff(panel.plan)), len(study.plan))")
+    many = value(book, "(len(study.plan.diff(panel.plan)), len(study.plan.grids))")
     expect(page.locator(".qkit-panel")).to_contain_text("{} of {}".format(*many))
     page.get_by_role("button", name="score", exact=False).first.click()
     book.until("panel.scores is not None and not panel.worker.busy")
