@@ -237,7 +237,7 @@ def test_the_code_says_what_it_leaves_out() -> None:
     a, b = plans(2)
     for other in (replace(b, bias_bits=16), replace(b, corrections={"tap": (1.0,)})):
         code = History((a,)).then(other).code()
-        assert "# biases were changed by a remedy" in code
+        assert re.search(r"^#.*bias", code, re.MULTILINE)
         exec(code, names := {"study": Holder(a)})
         assert names["plan"] == b  # type: ignore[comparison-overlap]
     assert "#" not in History((a,)).then(b).code()
@@ -410,7 +410,7 @@ def test_as_many_histograms_as_grids_are_needed(channels: int | None, given: int
     one = Histogram.of(torch.ones(3))
     spec = QuantSpec(8, per_channel=channels is not None)
     params = spec.params(-1.0, 1.0) if channels is None else spec.params(-torch.ones(channels), torch.ones(channels), axis=0)
-    with pytest.raises(PlanError, match=rf"figures of {channels or 1} grids need as many histograms, not {given}"):
+    with pytest.raises(PlanError, match=rf"\b{channels or 1} grids.* {given}\b"):
         figures([one] * given, params)
 
 
@@ -465,7 +465,7 @@ def test_the_rule_with_changes() -> None:
     assert affine == replace(spec, symmetric=False, narrow=False)
     assert rule_of(replace(grid, spec=affine), symmetric=True) == replace(spec, narrow=False)
     assert grid.spec is spec
-    with pytest.raises(PlanError, match="2 to 16 bits"):
+    with pytest.raises(PlanError, match=r"bits=17\b.*\b2\b.*\b16\b"):
         rule_of(grid, bits=17)
     with pytest.raises(TypeError):
         rule_of(grid, bitz=8)
@@ -622,7 +622,7 @@ def test_methods_that_are_not_defined_are_left_out() -> None:
         assert list(found) == ["minmax", "mse"]
         for method, grid in found.items():
             assert grid == calibrated("int8", "minmax", weight_method=method)[weight]
-    with pytest.raises(PlanError, match="minmax or mse"):
+    with pytest.raises(PlanError, match=r"minmax.*mse.*percentile.*weight_method="):
         calibrated("int8", "minmax", weight_method="percentile")
     wide = suggestions(studied(), "stem", QuantSpec(16, symmetric=False))
     assert list(wide) == [m for m in METHODS if m != "entropy"], "entropy is defined up to 8 bits"
@@ -632,7 +632,7 @@ def test_methods_that_are_not_defined_are_left_out() -> None:
 
 
 def test_no_suggestions_for_what_is_not_there() -> None:
-    with pytest.raises(GraphError, match="no tap 'nowhere'"):
+    with pytest.raises(GraphError, match="'nowhere'"):
         suggestions(studied(), "nowhere", AFFINE)
 
 
