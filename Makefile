@@ -9,11 +9,13 @@ JOBS ?= 2
 TESTS := -n $(JOBS) --dist loadfile
 # without the notebooks' plugin, whose imports take seconds in every process
 NO_NOTEBOOKS := -p no:nbval
+NPM := $(shell command -v npm 2>/dev/null)
+NODE_TOOLS := tools/javascript/node_modules
 QKIT_CHROMIUM ?= /usr/bin/chromium
 export QKIT_CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all browser pictures notebooks notebooks-run docs lint bench zoo clean
+.PHONY: help demo test test-slow test-all browser pictures notebooks notebooks-run docs lint javascript bench zoo clean
 
 help:
 	@echo "make demo      float, int16 and int8 on the bundled network; writes out/degradation.html"
@@ -21,7 +23,7 @@ help:
 	@echo "make pictures  the widgets' pictures in docs/widgets, taken by their tests"
 	@echo "make notebooks run the notebooks and compare with what is saved in them (make notebooks-run: run and save)"
 	@echo "make docs      the site, in out/docs: tutorial, how-to, causes and remedies, reference"
-	@echo "make lint      ruff, mypy, and the arrows between rooms"
+	@echo "make lint      ruff, mypy, the arrows between rooms, and the JavaScript (make javascript: that alone)"
 	@echo "make bench     speed and memory as ratios of a float pass"
 	@echo "make zoo       train the bundled networks again (minutes)"
 	@echo "make clean     remove .venv and out"
@@ -75,11 +77,25 @@ notebooks-run: $(READY)
 docs: $(READY)
 	$(BIN)/python -m sphinx -W --keep-going -b html docs out/docs
 
-lint: $(READY)
+lint: $(READY) javascript
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+$(NODE_TOOLS)/.ready: tools/javascript/package.json tools/javascript/package-lock.json tools/javascript/.npmrc
+	cd tools/javascript && npm ci --loglevel=error
+	@touch $@
+
+# Biome and TypeScript check the JavaScript; where there is no npm, they are left out, and say so, but not where QKIT_REQUIRE_NODE=1
+ifdef NPM
+javascript: $(NODE_TOOLS)/.ready
+	$(NODE_TOOLS)/.bin/biome check --config-path=tools/javascript --error-on-warnings qkit
+	$(NODE_TOOLS)/.bin/tsc --project tools/javascript
+else
+javascript:
+	@echo "NO NPM: the JavaScript is not checked (apt-get install nodejs npm)"; test "$(QKIT_REQUIRE_NODE)" != 1
+endif
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
@@ -88,4 +104,4 @@ zoo: $(READY)
 	$(BIN)/python -m qkit.zoo train all --out data
 
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) $(NODE_TOOLS) out

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from qkit.quant.grids import QuantParams
 from qkit.quant.plan import Plan
+from qkit.study import Study
 
 
 class Mixed(nn.Module):
@@ -54,6 +56,28 @@ def mixed_network(seed: int = 0) -> Mixed:
     return model.eval()
 
 
+def minmax_study() -> Study:
+    """`Mixed` in int8, its ranges the extremes of 32 random images."""
+    torch.manual_seed(0)
+    data = [torch.randn(16, 3, 16, 16) for _ in range(2)]
+    study = Study(mixed_network(), data, metric="agreement", scheme="int8")
+    study.calibrate("minmax", progress=False)
+    return study
+
+
+@torch.no_grad()
+def conv_with_norm() -> tuple[nn.Conv2d, nn.BatchNorm2d, Tensor]:
+    """A convolution, a batch norm whose statistics are those of what that gives on some images, and these images."""
+    torch.manual_seed(3)
+    conv, norm = nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6)
+    x = torch.randn(64, 4, 10, 10) + 1.0
+    norm.weight.uniform_(0.5, 1.5)
+    norm.bias.normal_()
+    norm.momentum = None  # cumulative: the statistics of all that was seen
+    norm.train()(conv(x))
+    return conv, norm, x
+
+
 #: Taps of `Mixed`, and those that each one's layer reads.
 READS: Mapping[str, tuple[str, ...]] = {
     "input": (),
@@ -68,14 +92,18 @@ READS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+def rounded_by_torch(x: Tensor, p: QuantParams) -> Tensor:
+    """torch's own fake quantization."""
+    if p.axis is None:
+        return torch.fake_quantize_per_tensor_affine(x, p.scale, p.zero_point, p.qmin, p.qmax)
+    return torch.fake_quantize_per_channel_affine(x, p.scale, p.zero_point, p.axis % x.ndim, p.qmin, p.qmax)
+
+
 def fake_quantized(x: Tensor, plan: Plan, tensor: str) -> Tensor:
     """torch's own fake quantization by the plan's numbers, the tensor itself where it has none."""
     if tensor not in plan.grids:
         return x
-    p = plan.grids[tensor].params
-    if p.axis is None:
-        return torch.fake_quantize_per_tensor_affine(x, p.scale, p.zero_point, p.qmin, p.qmax)
-    return torch.fake_quantize_per_channel_affine(x, p.scale, p.zero_point, p.axis, p.qmin, p.qmax)
+    return rounded_by_torch(x, plan.grids[tensor].params)
 
 
 def quantized_bias(bias: Tensor, plan: Plan, source: str, layer: str) -> Tensor:
@@ -127,13 +155,13 @@ def plain_run(model: Mixed, x: Tensor, plan: Plan) -> dict[str, Tensor]:
 
 
 class Parts(nn.Module):
-    """A forward function with parts: ``function(self, *inputs)``, the parts its modules and buffers."""
+    """A forward function with parts: ``function(self, *inputs)``, the parts its modules, parameters and buffers."""
 
     def __init__(self, function: Callable[..., Tensor], **parts: Any) -> None:
         super().__init__()
         self.function = function
         for name, part in parts.items():
-            if isinstance(part, Tensor):
+            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
                 self.register_buffer(name, part)
             else:
                 setattr(self, name, part)

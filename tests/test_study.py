@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import random
+import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -99,7 +100,7 @@ def test_model_and_random_state_come_back_as_they_were() -> None:
     model.eval()(data()[0][0][0])
     assert not calls, "no copy of the hook is left"
     assert model[2].inplace
-    assert any("training mode" in remark for remark in made.remarks)
+    assert any("training" in remark for remark in made.remarks)
 
 
 def test_in_place_models_give_what_they_give() -> None:
@@ -161,7 +162,7 @@ def test_new_studies_share_what_is_known_and_leave_the_old_one() -> None:
     passes = evaluation.passes
     assert other.evaluate(("float",), progress=False)["float"] == base["float"]
     assert (calibration.passes, evaluation.passes) == (observed, passes)
-    with pytest.raises(GraphError, match="no tap"):
+    with pytest.raises(GraphError, match="'nowhere'"):
         made.with_plan(other.plan.with_grid("nowhere", plan.grids["stem"]))
 
 
@@ -178,7 +179,7 @@ def test_another_scheme_is_calibrated_by_the_same_methods() -> None:
             assert {t: g.method for t, g in other.plan.grids.items()} == {t: g.method for t, g in own.plan.grids.items()}
             assert other.methods == made.methods
             assert other.narrow == own.narrow
-    with pytest.raises(QkitError, match="there is no scheme 'int7ish'"):
+    with pytest.raises(QkitError, match="'int7ish'"):
         made.with_scheme("int7ish")
 
 
@@ -222,9 +223,7 @@ def test_settings_that_are_not_named_stay_as_they_were() -> None:
 @pytest.mark.parametrize("setting", [{"bits": 4}, {"progress": False}, {"batches": 1}, {"method": "mse", "weightmethod": "mse"}])
 def test_a_setting_that_there_is_not_is_named(setting: dict[str, Any]) -> None:
     name = list(setting)[-1]
-    with pytest.raises(
-        QkitError, match=f"there is no setting {name}; the settings are method, weight_method, percentile, methods"
-    ):
+    with pytest.raises(QkitError, match=rf"\b{name}\b.*method, weight_method, percentile, methods"):
         study().with_calibration(**setting)
 
 
@@ -239,7 +238,7 @@ def test_calibrations_that_fail_leave_the_study_alone() -> None:
     ):
         with pytest.raises(PlanError):
             made.with_calibration(**wrong)
-    with pytest.raises(GraphError, match="no tap 'nowhere'"):
+    with pytest.raises(GraphError, match="'nowhere'"):
         made.with_calibration(methods={"nowhere": "mse"})
     assert made.plan is plan
     assert made.methods == methods
@@ -260,7 +259,7 @@ def test_ranges_from_other_observations() -> None:
     assert made.lane("int16") == study().lane("int16")
     short = dict(few)
     del short["side"]
-    with pytest.raises(PlanError, match="side was not observed"):
+    with pytest.raises(PlanError, match=r"^side\b.*observe"):
         made.with_calibration(observed=short)
 
 
@@ -343,9 +342,9 @@ def test_lanes_by_name() -> None:
     assert all(grid.params.bits == 16 for grid in wide.grids.values())
     assert made.lane("int4").grids["stem"].params.bits == 4
     assert made.lane("int8-symmetric").grids["classify"].spec.symmetric
-    with pytest.raises(QkitError, match="there is no lane 'bf16'"):
+    with pytest.raises(QkitError, match="'bf16'"):
         made.lane("bf16")
-    with pytest.raises(QkitError, match="sequence of names"):
+    with pytest.raises(QkitError, match=r"\('int8',\)"):
         made.evaluate("int8")
     mapped = made.evaluate({"mine": made.plan.weights_only()}, progress=False)
     assert list(mapped.lanes) == ["mine"]
@@ -354,7 +353,7 @@ def test_lanes_by_name() -> None:
 def test_without_targets_the_score_is_agreement_and_that_is_said() -> None:
     made = Study(mixed_network(), [x for x, _ in data()[0]], [x for x, _ in data()[1]])
     assert made.metric_name == "agreement"
-    assert any("agreement with the float lane" in remark for remark in made.remarks)
+    assert any(re.search(r"\bagreement\b.*\bfloat\b", remark) for remark in made.remarks)
     scores = made.evaluate(("float", "int4"), progress=False)
     assert scores["float"].value == 1.0
     assert 0.0 < scores["int4"].value < 1.0
@@ -364,7 +363,7 @@ def test_without_targets_the_score_is_agreement_and_that_is_said() -> None:
 
 def test_without_evaluation_data_the_calibration_data_serve_and_that_is_said() -> None:
     made = Study(mixed_network(), data()[0])
-    assert any("measured on the calibration data" in remark for remark in made.remarks)
+    assert any(re.search(r"\bevaluation\b.*\bcalibration\b", remark) for remark in made.remarks)
     assert made.evaluate(progress=False).n == 32
 
 
@@ -387,13 +386,13 @@ def test_loaders_that_cannot_be_read_twice_or_are_empty() -> None:
         Study(mixed_network(), iter(calibration), evaluation)
     with pytest.raises(DataError):
         Study(mixed_network(), calibration, (batch for batch in evaluation))
-    with pytest.raises(DataError, match="calibration loader gave no batch"):
+    with pytest.raises(DataError, match=r"calibration.*batch"):
         Study(mixed_network(), [], evaluation)
-    with pytest.raises(DataError, match="evaluation loader gave no batch"):
+    with pytest.raises(DataError, match=r"evaluation.*batch"):
         Study(mixed_network(), calibration, [])
     with pytest.raises(QkitError):
         Study(mixed_network(), calibration, evaluation, scheme="int7ish")
-    with pytest.raises(QkitError, match="data is 'evaluation' or 'calibration'"):
+    with pytest.raises(QkitError, match=r"'evaluation'.*'calibration'.*'train'"):
         study().capture(data="train", progress=False)  # type: ignore[arg-type]
 
 
@@ -404,7 +403,7 @@ def test_a_model_that_holds_nan_is_said_at_once_and_gives_no_score() -> None:
     made = Study(broken, *data())
     assert "side.weight" in made.remarks[0]
     for attempt in (made.calibrate, made.observe, made.evaluate, made.capture, made.sensitivity, made.verdict):
-        with pytest.raises(DataError, match=r"side.weight.*1 of 288 elements"):
+        with pytest.raises(DataError, match=r"^side\.weight\b.*\b1\b.*\b288\b.*NaN"):
             attempt(progress=False)
 
 
@@ -419,7 +418,7 @@ def test_a_model_that_does_not_trace_is_refused_at_once() -> None:
 
 def test_results_show_themselves_and_are_plain_data() -> None:
     made = study()
-    assert repr(made).startswith("Study(Mixed: 9 taps, scheme 'int8-per-tensor', metric 'top1', Plan(")
+    assert re.match(r"Study\(Mixed\b.*\b9\b.*'int8-per-tensor'.*'top1'.*Plan\(", repr(made))
     results = [
         made.evaluate(progress=False),
         made.capture(progress=False),
@@ -439,7 +438,9 @@ def test_a_scheme_of_two_widths_is_judged_by_its_own_lane() -> None:
     assert made.narrow == "int4"
     assert made.lane("int4") == made.plan
     assert list(made.evaluate(progress=False).lanes) == ["float", "int16", "int4"]
-    assert "int4 loses" in made.verdict(progress=False).reason
+    reason = made.verdict(progress=False).reason
+    assert re.search(r"\bint4\b", reason)
+    assert "int8" not in reason
     assert study(scheme="int8-weights-int16-activations").lane("int8").grids["stem"].spec.bits == 16
     assert study(scheme="int16").narrow == "int8"
 

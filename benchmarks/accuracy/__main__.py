@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,6 +15,7 @@ from benchmarks.accuracy.compute import Settings
 from benchmarks.accuracy.report import write
 from benchmarks.accuracy.run import run
 from benchmarks.accuracy.subjects import Source
+from benchmarks.keeping import keeping
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -27,15 +27,12 @@ def main(arguments: list[str] | None = None) -> None:
     wanted = _cells(options)
     folder = options.out or _default_folder(options)
     file = folder / "cells.jsonl"
-    try:
-        if not options.tables:
+    if not options.tables:
+        with keeping(file):
             run(
                 wanted, file, source, settings,
                 jobs=options.jobs, device=options.device, fresh=options.fresh, stale=options.stale,
             )  # fmt: skip
-    except KeyboardInterrupt:
-        print(f"interrupted; {file} keeps what was done: run the same again to go on.", file=sys.stderr)
-        raise SystemExit(130) from None
     records = store.read(file)
     if not records:
         raise SystemExit(f"{file} has no cells: leave --tables out.")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.keeping import keeping
 from benchmarks.networks import report, same
 from benchmarks.networks.catalogue import Network, networks
 from benchmarks.networks.measure import Row, measure
@@ -41,11 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if not options.tables:
         rows.mkdir(parents=True, exist_ok=True)
-        try:
+        with keeping(rows):
             _run(chosen, rows, options)
-        except KeyboardInterrupt:
-            print(f"interrupted; {rows} keeps what was done: run the same again to go on.", file=sys.stderr)
-            raise SystemExit(130) from None
     found = [Row.from_dict(json.loads(file.read_text(encoding="utf-8"))) for file in sorted(rows.glob("*.json"))]
     if not found:
         raise SystemExit(f"{rows} has no rows: leave --tables out.")

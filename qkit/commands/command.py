@@ -10,18 +10,17 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
 from qkit.commands import config
-from qkit.commands.option_types import Known
 from qkit.commands.options import RUNNING, option
 
 #: Exit codes: all is well, what the command looks for was found, an error in usage or data, the keyboard's interrupt.
@@ -127,37 +126,25 @@ def command(
         said = [*("[bold]Examples[/bold]", *(f"  [cyan]{line}[/cyan]" for line in examples))]
         found = f"1 {codes}, " if codes else ""
         said.append(f"[bold]Exit code[/bold]: 0 all is well, {found}2 error in usage or data, 130 interrupted.")
-        run, known = spread(function, configurable=configurable)
-        if known is not None:
-            config.COMMANDS[name] = {option.key: option for option in known}
+        run = spread(function, configurable=configurable)
+        if configurable:
+            config.COMMANDS[name] = run
         app.command(name, epilog="\n\n".join(said), rich_help_panel=panel)(run)
         return function
 
     return register
 
 
-def spread(function: Callable[..., Outcome], *, configurable: bool = True) -> tuple[Callable[..., None], list[Known] | None]:
-    """The function as typer takes it: groups of options as single ones, with those that every command has.
-
-    Also returns what a configuration file may hold for it; None for a command that takes none.
-    """
-    groups: dict[str, type] = {}
-    parameters: list[inspect.Parameter] = []
-    hints = get_type_hints(function, include_extras=True)
-    for name, given in list(inspect.signature(function).parameters.items())[1:]:
-        if is_dataclass(hints[name]):
-            groups[name] = hints[name]
-            parameters += _fields(hints[name])
-        else:
-            parameters.append(
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=given.default, annotation=hints[name])
-            )
-    parameters += _fields(RunningOptions)
-    known = None
-    if configurable:
-        known = [Known.of(parameter) for parameter in parameters]
-        parameters += _fields(ConfigOptions)
-    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+def spread(function: Callable[..., Outcome], *, configurable: bool = True) -> Callable[..., None]:
+    """The function as typer takes it: groups of options as single ones, with those that every command has."""
+    _, *given = inspect.signature(function, eval_str=True).parameters.values()
+    groups: dict[str, Any] = {p.name: p.annotation for p in given if is_dataclass(p.annotation)}
+    parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+    for p in given:
+        parameters += _options(p.annotation) if p.name in groups else [p]
+    for group in (RunningOptions, ConfigOptions) if configurable else (RunningOptions,):
+        parameters += _options(group)
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
 
     @functools.wraps(function)
     def run(context: typer.Context, **values: Any) -> None:
@@ -170,17 +157,13 @@ def spread(function: Callable[..., Outcome], *, configurable: bool = True) -> tu
         if code:
             raise typer.Exit(code)
 
-    run.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in (context, *parameters)}
-    return run, known
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
 
 
-def _fields(group: type) -> list[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=hints[item.name])
-        for item in fields(group)
-    ]
+def _options(group: type) -> Iterable[inspect.Parameter]:
+    return inspect.signature(group, eval_str=True).parameters.values()
 
 
 def _group(group: type, values: dict[str, Any]) -> Any:

@@ -16,26 +16,38 @@ the working directory, as on the command line. Every key and value is checked, t
 
 from __future__ import annotations
 
+import difflib
+import functools
 import json
 import shlex
 import textwrap
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import typer
+import typer.main
 
 from qkit import files
-from qkit.commands.option_types import Known, nearest
 from qkit.errors import QkitError
 from qkit.version import __version__
 
 #: Table whose keys hold for all commands.
 DEFAULTS = "defaults"
-#: Command -> key -> option, of all commands that take a configuration; filled as they are made.
-COMMANDS: dict[str, dict[str, Known]] = {}
+#: Name -> the function that typer is given, of all commands that take a configuration; filled as they are made.
+COMMANDS: dict[str, Callable[..., None]] = {}
+#: Options that no file holds.
+_OWN = ("config", "write_config")
 _MARK = "# qkit "
+
+
+@functools.cache
+def options(command: str) -> dict[str, Any]:
+    """What a file may hold for a command: typer's own parameters by key, which is the long name."""
+    app = typer.Typer(add_completion=False)
+    app.command()(COMMANDS[command])
+    made = typer.main.get_command(app).params
+    return {option.opts[0].removeprefix("--"): option for option in made if option.name not in _OWN}
 
 
 def load(context: typer.Context, path: Path | None) -> Path | None:
@@ -54,26 +66,49 @@ def values(path: Path, name: str) -> dict[str, Any]:
         If the file cannot be read, or a table, a key or a value is none that there is; names the nearest one.
     """
     document = _document(path)
-    everywhere = {key: option for options in COMMANDS.values() for key, option in options.items()}
     found: dict[str, Any] = {}
     for table in sorted(document, key=lambda t: t != DEFAULTS):
         if not isinstance(document[table], Mapping):
             raise QkitError(f"{path}: {table} = {document[table]!r} stands in no table: put it under [{DEFAULTS}].")
         if table != DEFAULTS and table not in COMMANDS:
-            raise QkitError(f"{path} has a table [{table}], which is no command{nearest(table, [DEFAULTS, *COMMANDS])}.")
-        options = everywhere if table == DEFAULTS else COMMANDS[table]
+            raise QkitError(f"{path} has a table [{table}], which is no command{nearest(table, [DEFAULTS, *COMMANDS])}")
+        # where several commands have an option of one name, the command that is run says what [defaults] may hold
+        owners = {key: command for command in ([*COMMANDS, name] if table == DEFAULTS else [table]) for key in options(command)}
         for key, value in document[table].items():
             plain = key.replace("_", "-")
-            if plain not in options:
-                raise QkitError(f"{path}: [{table}] has no option {key!r}{nearest(plain, options)}.")
-            own = COMMANDS[name].get(plain)
-            if table == DEFAULTS and own is not None:
-                options[plain] = own
-            if wrong := options[plain].refuses(value):
-                raise QkitError(f"{path}: [{table}] {key} = {value!r} {wrong}.")
-            if own is not None and table in (name, DEFAULTS):
-                found[own.name] = value
+            if plain not in owners:
+                raise QkitError(f"{path}: [{table}] has no option {key!r}{nearest(plain, owners)}")
+            option = options(owners[plain])[plain]
+            taken = [value] if option.multiple and not isinstance(value, list) else value
+            if wrong := _refused(taken, option, COMMANDS[owners[plain]].__annotations__[option.name]):
+                raise QkitError(f"{path}: [{table}] {key} = {value!r}: {wrong}.")
+            if owners[plain] == name:
+                found[option.name] = taken
     return found
+
+
+def _refused(value: Any, option: Any, annotation: Any) -> str:
+    """Why a file's value is none for this option, which is annotated so for typer; empty if it is one."""
+    from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+    hint, info = annotation.__origin__, annotation.__metadata__[0]
+    bounded: Any = Annotated[hint, Field(ge=info.min, le=info.max)]
+    try:
+        # strict types take texts for paths and lists for tuples from JSON alone, which has no dates; nor has any option
+        text = json.dumps(value, default=lambda date: {"date": str(date)})
+        TypeAdapter(bounded, config=ConfigDict(strict=True)).validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        which = "".join(f" (value {place + 1})" for place in first["loc"] if isinstance(place, int))
+        return first["msg"] + which + (f"; it takes {option.metavar}" if option.metavar else "")
+    return ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a name that there is not."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}."
 
 
 def save(context: typer.Context, path: Path) -> None:
@@ -85,27 +120,24 @@ def save(context: typer.Context, path: Path) -> None:
         If the file is not one that this function wrote, or cannot be written.
     """
     name = context.info_name or ""
-    chosen = {key: context.params.get(option.name) for key, option in COMMANDS[name].items()}
+    chosen = {key: context.params.get(option.name) for key, option in options(name).items()}
     first = f"{_MARK}{__version__}: the options of a run, repeated by `qkit {name} --config {path}`\n"
-    write(path, first + table(name, chosen))
+    write(path, f"{first}[{name}]\n{toml(chosen)}")
 
 
 def line(context: typer.Context) -> str:
     """The run as one line of shell, without a configuration file: what differs from the defaults."""
-    name = context.info_name or ""
-    words = ["qkit", name]
-    for key, option in COMMANDS.get(name, {}).items():
-        value = context.params.get(option.name)
-        if value is None or value == option.default:
+    words = ["qkit", context.info_name or ""]
+    for option in context.command.params:
+        value = context.params.get(option.name or "")
+        if option.name in _OWN or value is None or value == option.default:
             continue
-        if option.argument:
-            words.append(str(value))
-        elif isinstance(value, bool):
-            words.append(f"--{key}" if value else f"--no-{key}")
-        elif option.many:
-            words += [word for item in value for word in (f"--{key}", str(item))]
-        else:
-            words += [f"--{key}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
+        if isinstance(value, bool):
+            words.append((option.opts if value else option.secondary_opts)[0])
+            continue
+        name = [] if option.param_type_name == "argument" else [option.opts[0]]
+        several = list(map(str, value)) if isinstance(value, (list, tuple)) else [str(value)]
+        words += [word for item in several for word in (*name, item)] if option.multiple else [*name, *several]
     return shlex.join(words)
 
 
@@ -120,34 +152,28 @@ def write(path: Path, text: str) -> None:
 def template(command: str, chosen: Mapping[str, Any]) -> str:
     """A command's table with every option, its help as a comment; options without a value are comments too."""
     lines = [f"[{command}]"]
-    for key, option in COMMANDS[command].items():
-        value = chosen.get(option.name, option.default)
-        lines += textwrap.wrap(option.help, 110, initial_indent="# ", subsequent_indent="# ")
-        lines.append(f"# {key} =" if value is None else f"{key} = {toml(value)}")
+    for key, value in effective(command, chosen).items():
+        lines += textwrap.wrap(options(command)[key].help or "", 110, initial_indent="# ", subsequent_indent="# ")
+        lines.append(f"# {key} =" if value is None else toml({key: value}).rstrip())
     return "\n".join(lines) + "\n"
 
 
 def effective(command: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """A command's options by key, those in `chosen` by parameter name, as plain data."""
-    found = {key: chosen.get(option.name, option.default) for key, option in COMMANDS[command].items()}
-    return {key: str(value) if isinstance(value, Path) else value for key, value in found.items()}
+    return _plain({key: chosen.get(option.name, option.default) for key, option in options(command).items()})
 
 
-def table(name: str, chosen: Mapping[str, Any]) -> str:
-    """A table of options that have a value."""
-    return "\n".join([f"[{name}]", *(f"{key} = {toml(value)}" for key, value in chosen.items() if value is not None)]) + "\n"
+def toml(values: Mapping[str, Any]) -> str:
+    """What has a value, as TOML."""
+    import tomli_w
+
+    return tomli_w.dumps({key: value for key, value in _plain(values).items() if value is not None})
 
 
-def toml(value: Any) -> str:
-    """A value as TOML writes it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(toml, value))}]"
-    # JSON's escapes are TOML's, but for the one character that JSON leaves as it is
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """With texts for paths and lists for tuples."""
+    found: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return found
 
 
 def mark() -> str:

@@ -9,7 +9,6 @@ import typer
 
 from qkit.commands import config
 from qkit.commands.command import Outcome, Talk
-from qkit.commands.option_types import nearest
 from qkit.commands.options import OUTPUT, option
 from qkit.commands.printing import strict
 from qkit.errors import QkitError
@@ -31,7 +30,7 @@ def configure(
     """
     for name in command or ():
         if name not in config.COMMANDS:
-            raise QkitError(f"there is no command {name!r} to configure{nearest(name, config.COMMANDS)}.")
+            raise QkitError(f"there is no command {name!r} to configure{config.nearest(name, config.COMMANDS)}")
     names = list(dict.fromkeys(command or config.COMMANDS))
     chosen = {name: {} if source is None else config.values(source, name) for name in names}
     text = config.mark() + "\n" + "\n".join(config.template(name, chosen[name]) for name in names)

@@ -485,20 +485,24 @@ def _combine(
         draft.best = current
 
 
+#: The plain answers on quantization-aware training, by a word each; `loss` is what the remedies leave.
+QAT: Mapping[str, str] = {
+    "nothing-lost": "Quantization-aware training: not needed, nothing is lost.",
+    "too-few-samples": "Quantization-aware training: not to be decided before there are samples enough to tell a loss from none.",
+    "not-quantization": "Quantization-aware training: not the answer, since quantization is not what costs the score.",
+    "no-remedy": "Quantization-aware training: no remedy was found that helps by more than chance. Try study.ptc() first, which "
+    "costs minutes; if that does not do, training is the next thing.",
+    "remedies-do": "Quantization-aware training: not needed; with these remedies the loss is {loss}.",
+    "remedies-fall-short": "Quantization-aware training: worth it if study.ptc() does not do; these remedies still lose {loss}.",
+}
+
+
 def _qat(verdict: Verdict, best_loss: Interval | None, tolerance: float) -> str:
     """The plain answer on quantization-aware training."""
-    if verdict.name == "no-degradation":
-        return "Quantization-aware training: not needed, nothing is lost."
-    if verdict.name == "inconclusive":
-        return "Quantization-aware training: not to be decided before there are samples enough to tell a loss from none."
-    if verdict.name == "not-quantization":
-        return "Quantization-aware training: not the answer, since quantization is not what costs the score."
+    plain = {"no-degradation": "nothing-lost", "inconclusive": "too-few-samples", "not-quantization": "not-quantization"}
+    if verdict.name in plain:
+        return QAT[plain[verdict.name]]
     if best_loss is None:
-        return (
-            "Quantization-aware training: no remedy was found that helps by more than chance. Try study.ptc() first, which costs "
-            "minutes; if that does not do, training is the next thing."
-        )
-    if best_loss.value <= tolerance:
-        return f"Quantization-aware training: not needed; with these remedies the loss is {amount(best_loss, verdict.units)}."
-    still = amount(best_loss, verdict.units)
-    return f"Quantization-aware training: worth it if study.ptc() does not do; these remedies still lose {still}."
+        return QAT["no-remedy"]
+    answer = QAT["remedies-do" if best_loss.value <= tolerance else "remedies-fall-short"]
+    return answer.format(loss=amount(best_loss, verdict.units))

@@ -17,6 +17,7 @@ import torch
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.quant.grids import QuantParams
+from qkit.quant.memory import by_channel
 from qkit.quant.plan import Grid
 
 _WEIGHTED = frozenset({"conv", "linear"})
@@ -65,7 +66,7 @@ def equalized(
     axis = 0 if depthwise else 1
     if op.weight_axis != 0 or first.shape[0] != channels or second.shape[axis] != channels:
         return {}
-    ranges = [w.movedim(a, 0).flatten(1).abs().amax(1).double().numpy() for w, a in ((first, 0), (second, axis))]
+    ranges = [by_channel(w, a).abs().amax(1).double().numpy() for w, a in ((first, 0), (second, axis))]
     reach = np.maximum(np.abs(channel_min), np.abs(channel_max)).astype(float)
     factor = np.sqrt(ranges[0] / np.maximum(ranges[1], 1e-12)) if by == "weights" else reach
     used = factor > 1e-9 * max(float(factor.max()), 1e-30)

@@ -16,6 +16,7 @@ from qkit.execution.lanes import Lane, quantize_weight, run_lanes
 from qkit.execution.loading import batches
 from qkit.execution.statistics import Interval
 from qkit.graph.operation import Operation
+from qkit.quant.memory import by_channel
 from qkit.quant.plan import FLOAT, Plan
 from qkit.quant.sqnr import sqnr
 
@@ -72,7 +73,7 @@ def _channels(bench: Bench) -> tuple[dict[int, Tensor], dict[str, np.ndarray]]:
     def look(op: Operation, values: Mapping[str, Tensor]) -> None:
         value = values["float"]
         if value.ndim > 1:
-            rows = value.movedim(op.channel_axis, 0).flatten(1)
+            rows = by_channel(value, op.channel_axis)
             taps[op.name] = rows.double().mean(1).cpu()
             typical[op.name] = _typical(rows)
 

@@ -14,6 +14,7 @@ from qkit.execution.lanes import Decision, decide, lane_weight
 from qkit.execution.statistics import Interval
 from qkit.graph import Graph
 from qkit.graph.running import ACCUMULATING
+from qkit.quant.memory import by_channel
 from qkit.quant.plan import FLOAT, Plan
 
 
@@ -71,7 +72,7 @@ def needed_accumulator(graph: Graph, plan: Plan) -> int:
             continue
         axis = op.weight_axis or 0
         grid = weight.scale.double()
-        codes = lane_weight(graph, plan, op.weight).double().cpu().movedim(axis, 0).flatten(1).abs().sum(1) / grid
+        codes = by_channel(lane_weight(graph, plan, op.weight).double().cpu(), axis).abs().sum(1) / grid
         reach = int((source.qmin - source.zero_point).abs().max().maximum((source.qmax - source.zero_point).abs().max()))
         sums = codes * reach
         if op.bias is not None:

@@ -22,6 +22,7 @@ from qkit.execution.lanes import lane_bias, lane_weight
 from qkit.graph.running import ACCUMULATING
 from qkit.graph.table import UNBOUNDED
 from qkit.quant.grids import wrap_around
+from qkit.quant.memory import by_channel
 from qkit.quant.plan import FLOAT
 
 FaultKind = Literal[
@@ -323,7 +324,7 @@ def _orders(visit: Visit) -> Iterator[Fault]:
 
 def _reordered(visit: Visit, axis: int) -> Tensor | None:
     """The simulation's slices in the order in which they are most like the engine's."""
-    rows = [value.movedim(axis, 0).flatten(1).double() for value in (visit.simulated, visit.engine)]
+    rows = [by_channel(value, axis).double() for value in (visit.simulated, visit.engine)]
     a, b = (row - row.mean(1, keepdim=True) for row in rows)
     cost = -(b @ a.T) / (b.norm(dim=1)[:, None] * a.norm(dim=1) + 1e-30)
     _, columns = linear_sum_assignment(cost.cpu().numpy())

@@ -25,6 +25,7 @@ from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.progress import track, uninterrupted
 from qkit.quant.grids import QuantParams, dequantize, quantize
+from qkit.quant.memory import by_channel
 from qkit.quant.plan import Plan
 from qkit.quant.sqnr import sqnr
 from qkit.style import json_numbers
@@ -398,8 +399,7 @@ class Capture(Closeable):
             if op.weight is None or op.weight in rows:
                 continue
             weight = self.graph.weights[op.weight]
-            flat = weight.movedim(op.weight_axis or 0, 0).flatten(1) if weight.ndim > 1 else weight[:, None]
-            peaks = flat.abs().amax(1)
+            peaks = by_channel(weight, op.weight_axis or 0).abs().amax(1)
             used = peaks[peaks > 0]
             row: dict[tuple[str, str], Any] = {
                 ("float", "min"): float(weight.min()),

@@ -211,12 +211,6 @@ def suggestions(study: Study, tensor: str, spec: QuantSpec, percentile: float = 
     return found
 
 
-def channel_histograms(weight: Tensor, axis: int) -> list[Histogram]:
-    """One histogram for each channel of a weight."""
-    rows = weight.movedim(axis, 0).flatten(1) if weight.ndim > 1 else weight[:, None]
-    return [Histogram.of(row.contiguous()) for row in rows]
-
-
 def moved_end(spec: QuantSpec, end: str, value: float, lo: float, hi: float, *, least: float = 2.0**-100) -> tuple[float, float]:
     """The range after one end of a grid was moved: it contains 0, and with a symmetric rule the other end keeps pace.
 

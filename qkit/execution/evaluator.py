@@ -20,7 +20,7 @@ from qkit.execution.capture import Capture, Capturing
 from qkit.execution.lanes import Frontier, Lane, run_lanes, run_to
 from qkit.execution.loading import Batch, batches, fingerprint, refuse_non_finite
 from qkit.execution.metrics import AnyMetric, Metric, metric_of, score_batch
-from qkit.execution.observing import Observing
+from qkit.execution.observing import Observations
 from qkit.execution.prefix import Effect, Prefix, agree, first_difference, prefix
 from qkit.execution.statistics import Samples
 from qkit.graph import Graph
@@ -152,7 +152,7 @@ class Evaluator:
         self._errors: dict[Plan, dict[int, np.ndarray]] = {}
         self._passes = _Passes()
         self._prefix: tuple[Prefix, int | None] | None = None
-        self._observing: dict[int | None, Observing] = {}
+        self._observing: dict[int | None, Observations] = {}
         self._others: dict[Hashable, Evaluator] = {}
         self._unfinished: dict[str, tuple[Hashable, Any]] = {}
 
@@ -216,13 +216,13 @@ class Evaluator:
         """
         if batches not in self._observing:
             check_weights(self._graph)
-            self._observing[batches] = Observing(self._graph)
-        return self._observing[batches].run(self._calibration, limit=batches, progress=progress)
+            self._observing[batches] = Observations()
+        return self._observing[batches].run(self._graph, self._calibration, limit=batches, progress=progress)
 
     def observed(self, *, batches: int | None = None) -> Mapping[str, Observation]:
         """What `observe` has found already, by tap; nothing where it has made no pass."""
-        found = self._observing[batches].found if batches in self._observing else None
-        return {} if found is None else found
+        seen = self._observing.get(batches)
+        return seen.all() if seen is not None and seen.whole else {}
 
     # ---------------------------------------------------------------- scores
 

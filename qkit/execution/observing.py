@@ -19,7 +19,7 @@ from qkit.quant.histogram import Histogram
 from qkit.quant.histogram import observe as observe_tensor
 
 
-def observe(graph: Graph, loader: Iterable[Any], *, limit: int | None = None, progress: bool = True) -> dict[str, Observation]:
+def observe(graph: Graph, loader: Iterable[Any], *, limit: int | None = None, progress: bool = True) -> Mapping[str, Observation]:
     """Histograms and extremes of every tap over the loader, one float pass a batch.
 
     Parameters
@@ -32,29 +32,7 @@ def observe(graph: Graph, loader: Iterable[Any], *, limit: int | None = None, pr
     DataError
         If the loader is empty, a batch does not fit, or a tap holds NaN or infinity (named).
     """
-    return Observing(graph).run(loader, limit=limit, progress=progress)
-
-
-class Observing:
-    """A pass of `observe` that can be interrupted: run again over the same loader, it goes on from the finished batches."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-        self._seen = Observations()
-        #: By tap; None until the pass is made.
-        self.found: dict[str, Observation] | None = None
-
-    def run(self, loader: Iterable[Any], *, limit: int | None = None, progress: bool = True) -> dict[str, Observation]:
-        """What all batches showed, by tap; the pass is made once."""
-        if self.found is not None:
-            return self.found
-        for at, batch in enumerate(track(batches(loader, limit), "calibrating", unit="batch", show=progress)):
-            if at >= self._seen.count:
-                self._seen.add(glimpse(self._graph, batch.inputs)[0])
-        if not self._seen.count:
-            raise DataError("the calibration loader gave no batch: pass at least one (about 100 images are usual).")
-        self.found = self._seen.all()
-        return self.found
+    return Observations().run(graph, loader, limit=limit, progress=progress)
 
 
 def glimpse(graph: Graph, inputs: tuple[Any, ...]) -> tuple[dict[str, Observation], Any]:
@@ -75,8 +53,62 @@ def glimpse(graph: Graph, inputs: tuple[Any, ...]) -> tuple[dict[str, Observatio
     return seen, output
 
 
-def joined(parts: Sequence[Observation]) -> Observation:
-    """One tap's observations on one batch after the other, as of all of them."""
+class Observations:
+    """What every tap has shown so far, batch by batch. They are joined a few at a time, which saves most of the cost.
+
+    Attributes
+    ----------
+    count
+        Batches added.
+    whole
+        Whether a pass over a loader, by `run`, has come to its end.
+    """
+
+    _JOIN_AT = 8
+
+    def __init__(self, seen: Mapping[str, Observation] | None = None) -> None:
+        self._parts: tuple[Mapping[str, Observation], ...] = (dict(seen),) if seen else ()
+        self.count = 0
+        self.whole = False
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def run(
+        self, graph: Graph, loader: Iterable[Any], *, limit: int | None = None, progress: bool = True
+    ) -> Mapping[str, Observation]:
+        """What all batches show, by tap; the pass is made once. Run again after an interrupt, over the same loader, it goes on
+        from the finished batches.
+        """
+        if not self.whole:
+            for at, batch in enumerate(track(batches(loader, limit), "calibrating", unit="batch", show=progress)):
+                if at >= self.count:
+                    self.add(glimpse(graph, batch.inputs)[0])
+            if not self.count:
+                raise DataError("the calibration loader gave no batch: pass at least one (about 100 images are usual).")
+            self.whole = True
+        return self.all()
+
+    def add(self, batch: Mapping[str, Observation]) -> None:
+        """Count a batch's; all of it, or nothing where it is interrupted."""
+        parts = (_joined(self._parts),) if len(self._parts) >= self._JOIN_AT else self._parts
+        with uninterrupted():
+            self._parts, self.count = (*parts, batch), self.count + 1
+
+    def all(self) -> Mapping[str, Observation]:
+        """By tap."""
+        if len(self._parts) > 1:
+            self._parts = (_joined(self._parts),)
+        return self._parts[0] if self._parts else {}
+
+
+def _joined(parts: Sequence[Mapping[str, Observation]]) -> dict[str, Observation]:
+    """The observations of some batches after those of others, by tap."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: _as_one([part[name] for part in parts if name in part]) for name in names}
+
+
+def _as_one(parts: Sequence[Observation]) -> Observation:
     return Observation(
         Histogram.merge([part.histogram for part in parts]),
         tuple(low for part in parts for low in part.batch_min),
@@ -84,36 +116,6 @@ def joined(parts: Sequence[Observation]) -> Observation:
         np.min([part.channel_min for part in parts], axis=0),
         np.max([part.channel_max for part in parts], axis=0),
     )
-
-
-class Observations:
-    """What every tap has shown so far, batch by batch. They are joined a few at a time, which saves most of the cost."""
-
-    _JOIN_AT = 8
-
-    def __init__(self, seen: Mapping[str, Observation] | None = None) -> None:
-        self._parts: tuple[Mapping[str, Observation], ...] = (dict(seen),) if seen else ()
-        #: Batches added.
-        self.count = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._parts)
-
-    def add(self, batch: Mapping[str, Observation]) -> None:
-        """Count a batch's; all of it, or nothing where it is interrupted."""
-        parts = (self._joined(),) if len(self._parts) >= self._JOIN_AT else self._parts
-        with uninterrupted():
-            self._parts, self.count = (*parts, batch), self.count + 1
-
-    def _joined(self) -> dict[str, Observation]:
-        names = dict.fromkeys(name for part in self._parts for name in part)
-        return {name: joined([part[name] for part in self._parts if name in part]) for name in names}
-
-    def all(self) -> dict[str, Observation]:
-        """By tap."""
-        found = self._joined()
-        self._parts = (found,) if found else ()
-        return found
 
 
 def observe_channels(
@@ -126,11 +128,10 @@ def observe_channels(
     op = graph.operation(tap)
     if not op.quantized:
         raise PlanError(f"{tap} has no grid of its own: it shares that of {op.tap}, or stays in float.")
-    parts: list[list[Histogram]] = []
-    for batch in track(batches(loader, limit), "counting per channel", unit="batch", show=progress):
-        value = value_at(graph, Lane("float"), batch.inputs, op)
-        rows = value.movedim(op.channel_axis, 0) if value.ndim > 1 else value[:, None]
-        parts.append([Histogram.of(row.contiguous(), name=tap) for row in rows])
+    parts = [
+        Histogram.of_channels(value_at(graph, Lane("float"), batch.inputs, op), op.channel_axis, name=tap)
+        for batch in track(batches(loader, limit), "counting per channel", unit="batch", show=progress)
+    ]
     if not parts:
         raise DataError("the calibration loader gave no batch: pass at least one.")
     return [Histogram.merge(channel) for channel in zip(*parts, strict=True)]

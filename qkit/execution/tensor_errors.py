@@ -17,7 +17,7 @@ from torch import Tensor
 from qkit.graph.table import UNBOUNDED, Bounds
 from qkit.quant.compiled import kernels
 from qkit.quant.grids import QuantParams, fake_quantize_
-from qkit.quant.memory import channels_innermost, rows
+from qkit.quant.memory import by_channel, channels_innermost, rows
 
 
 @dataclass(eq=False)
@@ -156,6 +156,4 @@ def describe(value: Tensor, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def _channels(x: Tensor, axis: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """(C, everything else), float64 so that errors 90 dB down keep their digits."""
-    if x.ndim == 0:
-        return x.to(dtype).view(1, 1)
-    return x.movedim(axis, 0).to(dtype).flatten(1) if x.ndim > 1 else x.to(dtype)[:, None]
+    return by_channel(x, axis).to(dtype)

@@ -23,7 +23,7 @@ from qkit.graph.door.copying import copy_of
 from qkit.graph.door.entry import Entry, call, entry_of
 from qkit.graph.door.explaining import explained
 from qkit.graph.door.files import network, origin_of
-from qkit.graph.door.leaves import leaf_paths
+from qkit.graph.door.leaves import as_leaves, leaf_paths
 from qkit.graph.door.refusals import check_tensors
 from qkit.graph.fronts.export import export, form_of_module, is_exported
 from qkit.graph.fronts.fx import Traced
@@ -119,7 +119,7 @@ def assemble(
         warnings.simplefilter("ignore")
         copied = copy_of(arrival.model).to(target)
     inputs = map_tensors(inputs, lambda x: x.to(target))
-    leaves = (leaf_modules,) if isinstance(leaf_modules, (str, type)) else tuple(leaf_modules)
+    leaves = as_leaves(leaf_modules)
 
     generators = [target] if target.type == "cuda" else []
     with torch.random.fork_rng(generators), warnings.catch_warnings():

@@ -20,7 +20,7 @@ from qkit.graph.door.arrival import arrive
 from qkit.graph.door.copying import copy_of
 from qkit.graph.door.explaining import REASONS, UserCode, place_of
 from qkit.graph.door.files import network, origin_of
-from qkit.graph.door.leaves import leaf_paths
+from qkit.graph.door.leaves import as_leaves, leaf_paths
 from qkit.graph.door.refusals import check_tensors, refuse_what_is_no_model
 from qkit.graph.fronts.export import is_exported
 from qkit.graph.structures import flatten, float_tensors, fresh, map_tensors
@@ -104,7 +104,7 @@ def lint(
     opened = found if isinstance(found, nn.Module) else network(found, inputs)
     inputs = map_tensors(inputs, partial(torch.Tensor.to, device=check_tensors(opened)))
     findings = weight_decay(opened, optimizer) if optimizer is not None else []
-    leaves = (leaf_modules,) if isinstance(leaf_modules, (str, type)) else tuple(leaf_modules)
+    leaves = as_leaves(leaf_modules)
     seen = _look(opened, model, inputs, leaves, has_source=has_source)
     findings += non_finite(seen.model)
     remarks = list(seen.assembly.graph.remarks if seen.assembly is not None else arrival.remarks)

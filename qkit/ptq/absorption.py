@@ -31,6 +31,7 @@ from qkit.ptq.balance import grouped
 from qkit.ptq.channels import WEIGHTED, Channels, Layer
 from qkit.ptq.equalization import make_affine
 from qkit.quant.estimators import Observation
+from qkit.quant.memory import by_channel
 
 #: Deviations below the mean that a channel is taken to exceed always.
 DEVIATIONS = 3.0
@@ -236,7 +237,7 @@ def _columns(graph: Graph, layer: Layer, reader: Layer | str) -> np.ndarray | st
             values[at.index] = at.call(*(_given(graph, i, values) for i in at.inputs))
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
         return fails
-    rows = values[path[-2].index].movedim(axis, 0).flatten(1)
+    rows = by_channel(values[path[-2].index], axis)
     if not torch.equal(rows, rows[:, :1].expand_as(rows)) or bool((rows < 1).any()):
         return fails
     index: np.ndarray = rows[:, 0].long().cpu().numpy() - 1

@@ -25,6 +25,7 @@ from torch.nn.utils import parametrize
 
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
+from qkit.quant.memory import by_channel
 
 WEIGHTED = frozenset({"conv", "conv-transpose", "linear"})
 _JOINS = frozenset({"add", "concat"})
@@ -267,7 +268,7 @@ def _times(x: Tensor, power: np.ndarray, axis: int) -> Tensor:
 
 def _codes(plain: Tensor, scaled: Sequence[Tensor], axis: int) -> np.ndarray | None:
     """The number that each channel was scaled by, -1 for channels that are all zero; None if they were not scaled as a whole."""
-    rows = plain.movedim(axis, 0).flatten(1) if plain.ndim > 1 else plain[:, None]
+    rows = by_channel(plain, axis)
     peak, at = rows.abs().max(1) if rows.shape[1] else (rows.new_zeros(len(rows)), None)
     if at is None or not bool(torch.isfinite(peak).all()):
         return None
@@ -275,7 +276,7 @@ def _codes(plain: Tensor, scaled: Sequence[Tensor], axis: int) -> np.ndarray | N
     top = rows.gather(1, at[:, None]).squeeze(1)
     total = np.zeros(len(rows), np.int64)
     for digit, tensor in enumerate(scaled):
-        other = tensor.movedim(axis, 0).flatten(1) if tensor.ndim > 1 else tensor[:, None]
+        other = by_channel(tensor, axis)
         ratio = torch.where(live, other.gather(1, at[:, None]).squeeze(1) / top, torch.ones_like(top))
         if not bool((ratio > 0).all()):
             return None

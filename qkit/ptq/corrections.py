@@ -28,8 +28,9 @@ from qkit.execution.lanes import lane_bias, lane_weight
 from qkit.execution.loading import Batch
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
-from qkit.ptq.side_by_side import Moments, Walk, by_channel, called_twice, layers, moments
+from qkit.ptq.side_by_side import Moments, Walk, called_twice, layers, moments
 from qkit.quant.grids import QuantParams
+from qkit.quant.memory import by_channel
 from qkit.quant.plan import Codes, Grid, Plan
 
 #: Rounds per layer.
@@ -79,7 +80,7 @@ def mean_shift(walk: Walk, op: Operation, weight: Tensor, bias: Tensor | None) -
     count = 0
     low, high = op.act
     for exact, quantized in walk.outputs(op, weight, bias):
-        a, b = by_channel(exact, op.channel_axis), by_channel(quantized, op.channel_axis)
+        a, b = (by_channel(value, op.channel_axis).double() for value in (exact, quantized))
         difference = difference + (b.clamp(low, high) - a.clamp(low, high)).sum(1).cpu()
         free = free + ((b > low) & (b < high)).sum(1).double().cpu()
         count += a.shape[1]

@@ -23,6 +23,7 @@ from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.graph.running import execution
 from qkit.progress import track
+from qkit.quant.memory import by_channel
 from qkit.quant.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -132,12 +133,6 @@ def peak_elements(graph: Graph) -> int:
     return peak
 
 
-def by_channel(value: Tensor, axis: int) -> Tensor:
-    """A tensor as float64 (C, elements)."""
-    rows = value.movedim(axis, 0).flatten(1) if value.ndim > 1 else value[:, None]
-    return rows.double()
-
-
 @dataclass(eq=False)
 class Moments:
     """Mean and deviation of every channel of two lanes, float64 (C,) on the CPU, over any number of batches."""
@@ -148,7 +143,7 @@ class Moments:
 
     def add(self, exact: Tensor, quantized: Tensor, axis: int) -> None:
         """Count a batch's values of both lanes."""
-        rows = torch.stack([by_channel(exact, axis), by_channel(quantized, axis)])
+        rows = torch.stack([by_channel(value, axis).double() for value in (exact, quantized)])
         self.count += rows.shape[2]
         self.sums = self.sums + rows.sum(2).cpu()
         self.squares = self.squares + rows.square().sum(2).cpu()

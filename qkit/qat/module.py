@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from qkit.epochs import Clock
+from qkit.epochs import LoopModule
 from qkit.errors import DataError
 from qkit.execution.metrics import AnyMetric
-from qkit.graph.door.entry import Entry
+from qkit.graph.door.entry import Entry, batch_of_call
 from qkit.qat.layers import Numbers, fetch, folded, run_layer
 from qkit.qat.program import Instruction, Slot, mapped
 from qkit.qat.quantizers import Quantizer, TapQuantizer, WeightQuantizer
 from qkit.quant.plan import Grid, Plan
 from qkit.quant.schemes import Scheme
 from qkit.study import Study
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class Build:
     entry: Entry
 
 
-class QatModule(nn.Module):
+class QatModule(LoopModule):
     """A network in quantization-aware training; made by :func:`qkit.qat.wrap`.
 
     An ordinary module: it goes into the user's training loop, optimizer, scheduler and multi-GPU wrapper as the model would, and
@@ -90,13 +86,16 @@ class QatModule(nn.Module):
         What the diagnosis said about the need of this training.
     schedule
         When what is frozen.
+    epoch
+        Which one it is, from 0.
+    total_epochs
+        Epochs that the training will have.
     clock
-        Which epoch it is.
+        What counts them.
     """
 
     def __init__(self, build: Build) -> None:
-        super().__init__()
-        self.model = build.model
+        super().__init__(build.model, build.schedule.total_epochs)
         self.quantizers = nn.ModuleDict({_key(name): quantizer for name, quantizer in build.quantizers.items()})
         self.schedule = build.schedule
         self.need = build.need
@@ -104,23 +103,11 @@ class QatModule(nn.Module):
         self._template = build.template
         self._origin = build.origin
         self._entry = build.entry
-        self.clock = Clock()
-        self._autocast_told = False
         self._norms = tuple({i.layer.norm: None for i in build.program if i.layer is not None and i.layer.norm is not None})
         self._inplace = tuple(path for path, m in self.model.named_modules() if getattr(m, "inplace", False) is True)
         for path in self._inplace:
             self.model.get_submodule(path).inplace = False  # type: ignore[assignment]
-        self._follow_schedule()
-
-    @property
-    def epoch(self) -> int:
-        """The epoch, from 0. Setting it ends the counting by calls of ``train()``."""
-        return self.clock.current
-
-    @epoch.setter
-    def epoch(self, epoch: int) -> None:
-        self.clock.set(epoch)
-        self._follow_schedule()
+        self._follow_epoch()
 
     @property
     def norms_frozen(self) -> bool:
@@ -132,21 +119,13 @@ class QatModule(nn.Module):
         """Whether the grids stay as they are."""
         return self.epoch >= self.schedule.freeze_ranges_at
 
-    def train(self, mode: bool = True) -> QatModule:
+    def train(self, mode: bool = True) -> Self:
         """Training or evaluation mode; begins the next epoch if a training batch was run since the last."""
-        super().train(mode)
-        if mode and self.clock.train(self.schedule.total_epochs):
-            logger.warning(
-                "train() has begun epoch %d of %d: the module takes each call of train() after a training batch for a new epoch. "
-                "If that is not what your loop means, set module.epoch at the start of every epoch.",
-                self.epoch + 1, self.schedule.total_epochs,
-            )  # fmt: skip
         for quantizer in self.quantizers.values():
             quantizer.refresh()  # type: ignore[operator]
-        self._follow_schedule()
-        return self
+        return super().train(mode)
 
-    def _follow_schedule(self) -> None:
+    def _follow_epoch(self) -> None:
         for path in self._norms:
             fetch(self.model, path).train(self.training and not self.norms_frozen)
         for quantizer in self.quantizers.values():
@@ -159,23 +138,18 @@ class QatModule(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """The epoch, from `state_dict`."""
         self.clock.restore(state.tolist())
-        self._follow_schedule()
+        self._follow_epoch()
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The network's output, computed on the grids."""
-        device = next((x.device.type for x in inputs if isinstance(x, Tensor)), "cpu")
-        if torch.is_autocast_enabled(device):
-            if not self._autocast_told:
-                self._autocast_told = True
-                logger.warning("autocast is on: quantization-aware training needs float32 and computes in it all the same.")
-            with torch.autocast(device, enabled=False):
-                return self._run(inputs, named)
-        return self._run(inputs, named)
+        tensors = (x for x in (*inputs, *named.values()) if isinstance(x, Tensor))
+        with self._float32(next((x.device.type for x in tensors), "cpu")):
+            return self._run(inputs, named)
 
     def _run(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
         if self.training:
             self.clock.batch()
-        tensors = self._tensors(inputs, named)
+        tensors = tuple(self._entry.values(batch_of_call(self._entry, self.model, inputs, named)))
         values: dict[int, Any] = {}
 
         def fill(item: Any) -> Any:
@@ -225,18 +199,6 @@ class QatModule(nn.Module):
                 "loaded (x.float(), and the normalization that the model was trained with)."
             )
         return value
-
-    def _tensors(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The tensors of a call, in the order of the graph's inputs."""
-        if self._entry.keywords:
-            return tuple(self._entry.values((dict(named),) if named else inputs))
-        try:
-            bound = inspect.signature(self.model.forward).bind(*inputs, **named)
-        except TypeError as error:
-            raise DataError(
-                f"{type(self.model).__name__} takes an input that it was not given, or one too many: {error}."
-            ) from error
-        return tuple(self._entry.values(bound.args))
 
     def _quantizer(self, name: str) -> Any:
         return self.quantizers[_key(name)]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qkit.diagnosis.result import Diagnosis
+from qkit.epochs import check_epochs
 from qkit.errors import DataError, PlanError, QkitError
 from qkit.execution.loading import batches
 from qkit.graph import Graph, assemble
@@ -87,23 +89,23 @@ def wrap(
             )
         study = study_or_model
         need = _need(study, diagnosis, anyway)
-        model, plan, leaves = study.model, study.plan if plan is None else plan, study.graph.leaf_modules
+        model, plan, leaf_modules = study.model, study.plan if plan is None else plan, study.graph.leaf_modules
         example_inputs = next(iter(batches(study.calibration))).inputs
-        origin = Origin(study.calibration, study.evaluation, study.metric, study.scheme, study.expected, leaves)
+        origin = Origin(study.calibration, study.evaluation, study.metric, study.scheme, study.expected)
     else:
         if example_inputs is None:
             raise DataError("a model alone needs example_inputs=, one batch from which shapes are taken; or pass a qkit.Study.")
         if diagnosis is not None:
             raise QkitError("a diagnosis belongs to a study: pass that study in place of the model.")
         model = study_or_model
-        leaves = (leaf_modules,) if isinstance(leaf_modules, (str, type)) else tuple(leaf_modules)
         need = (
             "Nothing was diagnosed: whether quantization-aware training is needed is not known. Make a qkit.Study of the model "
             "with its data, read study.diagnose(), and wrap the study."
         )
-        origin = Origin(scheme=scheme_of("int8" if scheme is None else scheme), leaf_modules=leaves)
+        origin = Origin(scheme=scheme_of("int8" if scheme is None else scheme))
     logger.warning("%s", need)
-    assembly = assemble(model, example_inputs, leaf_modules=leaves)
+    assembly = assemble(model, example_inputs, leaf_modules=leaf_modules)
+    origin = replace(origin, leaf_modules=assembly.graph.leaf_modules)
     template = _template(assembly.graph, scheme_of(origin.scheme)) if plan is None else _checked(plan, assembly.graph)
     trained = copy.deepcopy(arrive(model).model)
     quantizers = _quantizers(assembly.graph, template, known=plan is not None, learned=learn_steps)
@@ -117,9 +119,8 @@ def wrap(
 def _schedule(total_epochs: int, norms: int | None, ranges: int | None, learned: bool) -> Schedule:
     named = {"total_epochs": total_epochs, "freeze_norms_at": norms, "freeze_ranges_at": ranges}
     for name, value in named.items():
-        least = 1 if name == "total_epochs" else 0
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise QkitError(f"{name}={value!r} has to be a whole number of epochs, {least} or more.")
+        if value is not None:
+            check_epochs(name, value, 1 if name == "total_epochs" else 0)
     half = total_epochs // 2
     return Schedule(
         total_epochs,

@@ -25,6 +25,7 @@ from torch import Tensor
 from qkit.errors import PlanError
 from qkit.quant.grids import MAX_BOUND, MIN_SCALE, QuantSpec, fake_quantize_
 from qkit.quant.histogram import Histogram
+from qkit.quant.memory import by_channel
 from qkit.quant.plan import Grid
 
 __all__ = ["METHODS", "Method", "Observation", "activation_grid", "estimate", "weight_grid"]
@@ -222,7 +223,7 @@ def weight_grid(weight: Tensor, spec: QuantSpec, method: Method, axis: int | Non
         seen = Observation(hist, (hist.min,), (hist.max,), np.empty(0), np.empty(0))
         lo, hi = estimate(seen, spec, method, percentile)
         return Grid(spec, spec.params(lo, hi), method, weight=True)
-    rows = weight.movedim(axis, 0).flatten(1) if weight.ndim > 1 else weight[:, None]
+    rows = by_channel(weight, axis)
     low, high = (bound.double() for bound in rows.aminmax(dim=1))
     # a channel of zeros is exact on any grid, but its bias is rounded to the step of input times weight: at the scale 1 of an
     # empty range that would be coarser than any other channel's, at 16 bits too

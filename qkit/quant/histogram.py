@@ -24,7 +24,7 @@ from torch import Tensor
 from qkit.errors import DataError, PlanError
 from qkit.quant.compiled import kernels
 from qkit.quant.grids import QuantParams
-from qkit.quant.memory import channels_innermost, dense, rows
+from qkit.quant.memory import by_channel, channels_innermost, dense, rows
 from qkit.quant.sqnr import sqnr
 
 _KEYS = 1 << 16
@@ -93,6 +93,12 @@ class Histogram:
             If the tensor is empty, not float32, or holds NaN or infinity.
         """
         return observe(x, 0, name=name)[0]
+
+    @classmethod
+    def of_channels(cls, x: Tensor, axis: int | None, *, name: str = "tensor") -> list[Histogram]:
+        """One for every channel of a tensor, its channels along `axis`; of one without channels (None) a single one. See `of`."""
+        parts = [x] if axis is None else [row.contiguous() for row in by_channel(x, axis)]
+        return [cls.of(part, name=name) for part in parts]
 
     @classmethod
     def merge(cls, parts: Sequence[Histogram]) -> Histogram:
@@ -315,8 +321,7 @@ def observe(x: Tensor, axis: int, *, name: str = "tensor") -> tuple[Histogram, n
         used = torch.nonzero(count).view(-1)
         sums = torch.bincount(key, (bits & 0xFFFF).double(), minlength=_KEYS)
         tables = [(used.cpu().numpy(), count[used].cpu().numpy(), sums[used].cpu().numpy().astype(np.int64))]
-        flat = x.movedim(axis, 0).flatten(1) if x.ndim > 1 else x.reshape(-1, 1)
-        low, high = (bound.cpu().numpy() for bound in flat.aminmax(dim=1))
+        low, high = (bound.cpu().numpy() for bound in by_channel(x, axis).aminmax(dim=1))
     for keys, counts, _ in tables:
         bad = (keys & 0x7F80) == 0x7F80
         if bad.any():

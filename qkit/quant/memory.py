@@ -1,4 +1,4 @@
-"""Views of a tensor's memory: flat, or as rows with the channel innermost."""
+"""Views of a tensor: flat, as rows with the channel innermost, or with a row for every channel."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ def channels_innermost(x: Tensor, axis: int) -> Tensor:
         return x
     moved = x.movedim(axis, -1)
     return x if moved.is_contiguous() else moved.contiguous().movedim(-1, axis)
+
+
+def by_channel(x: Tensor, axis: int) -> Tensor:
+    """`x` as (C, everything else), its channels along `axis`; a tensor of one dimension or none has one number a channel."""
+    return x.movedim(axis, 0).flatten(1) if x.ndim > 1 else x.reshape(-1, 1)
 
 
 def rows(x: Tensor, axis: int) -> tuple[np.ndarray, int]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,20 +19,12 @@ from qkit import files
 from qkit.errors import PlanError
 from qkit.quant.grids import QuantParams, QuantSpec
 
+if TYPE_CHECKING:
+    from qkit.quant.plan_form import CodesForm, GridForm
+
 #: Version of the JSON form.
 FORMAT = 1
-
-
-def _check(value: Any, kind: type | tuple[type, ...], what: str) -> Any:
-    """The value, if it is of that kind; Python takes True for 1, and "false" for true."""
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise PlanError(f"its {what} is {value!r}.")
-    return value
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+_AGAIN = "calibrate and save the plan again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +57,13 @@ class Codes:
         return {"shape": list(self.tensor.shape), "int32": base64.b64encode(data.tobytes()).decode("ascii")}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], params: QuantParams) -> Codes:
-        """Inverse of `to_dict`; raises `PlanError` where the codes do not fit their shape or the grid."""
-        raw = base64.b64decode(_check(data["int32"], str, "codes"), validate=True)
-        shape = [_check(size, int, "codes' shape") for size in data["shape"]]
-        if any(size < 0 for size in shape) or 4 * math.prod(shape) != len(raw):
-            raise PlanError(f"its codes are {len(raw)} bytes, which is not shape {shape} of int32.")
-        tensor = torch.from_numpy(np.frombuffer(raw, "<i4").astype(np.int32)).view(shape)
+    def _of(cls, form: CodesForm | str, params: QuantParams) -> Codes:
+        if isinstance(form, str):
+            raise PlanError("its codes are a hash, as in a report: the file that plan.save() writes has them.")
+        raw = base64.b64decode(form.int32, validate=True)
+        if 4 * math.prod(form.shape) != len(raw):
+            raise PlanError(f"its codes are {len(raw)} bytes, which is not shape {form.shape} of int32.")
+        tensor = torch.from_numpy(np.frombuffer(raw, "<i4").astype(np.int32)).view(form.shape)
         if tensor.numel() and not params.qmin <= int(tensor.min()) <= int(tensor.max()) <= params.qmax:
             raise PlanError(f"its codes leave the grid's {params.qmin}..{params.qmax}.")
         return cls(tensor.to(params.dtype))
@@ -121,25 +113,11 @@ class Grid:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Grid:
-        """Inverse of `to_dict`; raises `PlanError` or another exception where the data is none of a grid."""
-        spec = QuantSpec(**data["spec"])
-        for rule in ("symmetric", "per_channel", "power_of_two", "narrow"):
-            _check(data["spec"].get(rule, False), bool, rule)
-        _check(spec.signed, (bool, type(None)), "signed")
-        for number in (*_listed(data["zero_point"]), data["qmin"], data["qmax"]):
-            _check(number, int, "code")
-        for number in _listed(data["scale"]):
-            _check(number, (int, float), "scale")
-        params = QuantParams(
-            torch.tensor(data["scale"], dtype=torch.float32),
-            torch.tensor(data["zero_point"], dtype=torch.int32),
-            data["qmin"],
-            data["qmax"],
-            _check(data["axis"], (int, type(None)), "axis"),
-        )
-        codes = Codes.from_dict(data["codes"], params) if "codes" in data else None
-        return cls(spec, params, _check(data["method"], str, "method"), _check(data["weight"], bool, "weight"), codes)
+    def _of(cls, form: GridForm) -> Grid:
+        scale = torch.tensor(form.scale, dtype=torch.float32)
+        params = QuantParams(scale, torch.tensor(form.zero_point, dtype=torch.int32), form.qmin, form.qmax, form.axis)
+        codes = None if form.codes is None else Codes._of(form.codes, params)
+        return cls(QuantSpec(**form.spec.model_dump()), params, form.method, form.weight, codes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,26 +284,18 @@ class Plan:
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
             raise PlanError(f"not a qkit plan of format {FORMAT} (found {found!r}): save it again with this version of qkit.")
+        from qkit.forms import checked
+        from qkit.quant.plan_form import PlanForm
+
+        form = checked(dict(data), PlanForm, error=PlanError, cure=_AGAIN)
         grids = {}
-        name = "header"
-        try:
-            for name, entry in data["grids"].items():
-                grids[name] = Grid.from_dict(entry)
-            name = "header"
-            bias_bits = _check(data["bias_bits"], (int, type(None)), "bias_bits")
-            if bias_bits is not None and not 2 <= bias_bits <= 64:
-                raise PlanError(f"its bias_bits is {bias_bits!r}, which is not 2 to 64.")
-            accumulator_bits = _check(data.get("accumulator_bits"), (int, type(None)), "accumulator_bits")
-            if accumulator_bits is not None and not 8 <= accumulator_bits <= 64:
-                raise PlanError(f"its accumulator_bits is {accumulator_bits!r}, which is not 8 to 64.")
-            corrections = {}
-            for name, values in data.get("corrections", {}).items():
-                corrections[name] = tuple(float(_check(v, (int, float), "correction")) for v in values)
-                if not all(map(math.isfinite, corrections[name])):
-                    raise PlanError("its correction is not finite.")
-            return cls(grids, bias_bits, _check(data["name"], str, "name"), corrections, accumulator_bits)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, PlanError) as error:
-            raise PlanError(f"the plan's entry {name!r} is corrupt: {error!r}. Calibrate and save the plan again.") from error
+        for name, entry in form.grids.items():
+            try:
+                grids[name] = Grid._of(entry)
+            except (PlanError, ValueError, RuntimeError) as error:
+                raise PlanError(f"grids/{name} is no grid: {str(error).rstrip('.')}; {_AGAIN}.") from error
+        corrections = {name: tuple(values) for name, values in form.corrections.items()}
+        return cls(grids, form.bias_bits, form.name, corrections, form.accumulator_bits)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON.

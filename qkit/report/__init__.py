@@ -2,7 +2,7 @@
 
 from qkit.report.comparing.comparison import Comparison, LaneChange, compare
 from qkit.report.contents.data import Report, make
-from qkit.report.reading import read
+from qkit.report.reading import read, schema
 from qkit.report.writing import check_path, write
 
-__all__ = ["Comparison", "LaneChange", "Report", "check_path", "compare", "make", "read", "write"]
+__all__ = ["Comparison", "LaneChange", "Report", "check_path", "compare", "make", "read", "schema", "write"]

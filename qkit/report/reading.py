@@ -11,12 +11,20 @@ from qkit.errors import QkitError
 from qkit.figures import tensors
 from qkit.files import read_json
 from qkit.quant.plan import Plan
-from qkit.report import schema
 from qkit.report.contents import samples
 from qkit.report.contents.data import FORMAT, Report
 
 _AGAIN = "make the report again with this version of qkit"
 _INFINITE = {"inf": float("inf"), "-inf": float("-inf")}
+
+
+def schema() -> dict[str, Any]:
+    """The form of a report's JSON as JSON Schema 2020-12, for any validator: every part, with its description and unit."""
+    from pydantic.json_schema import GenerateJsonSchema
+
+    from qkit.report.form import Document
+
+    return {"$schema": GenerateJsonSchema.schema_dialect, **Document.model_json_schema()}
 
 
 def read(path: str | Path) -> Report:
@@ -26,7 +34,7 @@ def read(path: str | Path) -> Report:
     ------
     QkitError
         If the file cannot be read, is no report, is of another format version, or a part is missing or not what
-        ``schema.json`` says; the message names the part.
+        `schema` says; the message names the part.
     """
     path = Path(path)
     data = read_json(path, "a report", cure=f"Name the .json file of a report, or {_AGAIN}.", parse_constant=_refuse)
@@ -52,9 +60,10 @@ def from_dict(data: Any) -> Report:
         raise QkitError("this is no degradation report of qkit: it has no format and no verdict.")
     if data["format"] != FORMAT:
         raise QkitError(f"the report is of format {data['format']!r}, this version reads {FORMAT}: {_AGAIN}.")
-    problem = schema.problem(data)
-    if problem:
-        raise QkitError(f"{problem}; {_AGAIN}.")
+    from qkit.forms import checked
+    from qkit.report.form import Document
+
+    checked(data, Document, cure=_AGAIN)
     _agree(data)
     layers = _frame({tap: _flat(row) for tap, row in data["layers"].items()}, "tap", two_levels=True)
     for column in layers.columns:
@@ -160,4 +169,7 @@ def _agree(data: dict[str, Any]) -> None:
             raise QkitError(f"maps/{tap} is no image of shape {entry['shape']} ({error}); {_AGAIN}.") from error
     # codes are a hash here, which no plan takes
     grids = {name: {k: v for k, v in grid.items() if k != "codes"} for name, grid in data["plan"]["grids"].items()}
-    Plan.from_dict({**data["plan"], "grids": grids})
+    try:
+        Plan.from_dict({**data["plan"], "grids": grids})
+    except QkitError as error:
+        raise QkitError(f"plan/{error}") from error

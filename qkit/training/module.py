@@ -8,21 +8,22 @@ quantization, then biases. It runs the kit's own lanes, so that in evaluation mo
 from __future__ import annotations
 
 import copy
-import inspect
-import logging
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qkit.epochs import Clock
+from qkit.epochs import LoopModule
 from qkit.errors import DataError, PlanError, QkitError
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.metrics import AnyMetric
 from qkit.execution.observing import Observations, glimpse
 from qkit.graph import Graph, build
+from qkit.graph.door.entry import batch_of_call
 from qkit.graph.running import place_inputs
+from qkit.graph.structures import map_tensors
 from qkit.ptq.side_by_side import Moments
 from qkit.quant.calibration import check_weights
 from qkit.quant.plan import Plan
@@ -36,10 +37,8 @@ from qkit.training.running import (
 )
 from qkit.training.settings import Phase, Settings
 
-logger = logging.getLogger(__name__)
 
-
-class PtqModule(nn.Module):
+class PtqModule(LoopModule):
     """A network in post-training calibration; made by :func:`qkit.training.calibrating`.
 
     Put it where the model stood in a training script, without the optimizer: forward passes in training mode calibrate, in
@@ -67,20 +66,23 @@ class PtqModule(nn.Module):
         The copy, in the user's own class; what is calibrated are its weights as they are.
     settings
         What `qkit.training.calibrating` was told.
+    total_epochs
+        Epochs until all is learnt.
+    epoch
+        Which one it is, from 0.
     clock
-        Which epoch it is.
+        What counts them.
     """
 
+    _beyond = ": calibration is done, and further batches teach nothing"
+
     def __init__(self, model: nn.Module, graph: Graph, example: tuple[Any, ...], settings: Settings) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model, settings.total_epochs)
         self.settings = settings
-        self.clock = Clock()
         self._trainable = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
         model.requires_grad_(False)
         self._example = example
         self._graph: Graph | None = graph
-        self._autocast_told = False
         self._restored = False
         self._forget()
         register: Any = self.register_load_state_dict_post_hook
@@ -93,20 +95,6 @@ class PtqModule(nn.Module):
         self._plan: Plan | None = None
         self._moments: dict[str, Moments] = {}
         self._samples: dict[str, int] = dict.fromkeys(("observers", "norms", "biases"), 0)
-
-    @property
-    def epoch(self) -> int:
-        """The epoch, from 0. Setting it ends the counting by calls of ``train()``."""
-        return self.clock.current
-
-    @epoch.setter
-    def epoch(self, epoch: int) -> None:
-        self.clock.set(epoch)
-
-    @property
-    def total_epochs(self) -> int:
-        """Epochs until all is learnt."""
-        return self.settings.total_epochs
 
     @property
     def phase(self) -> Phase:
@@ -126,18 +114,6 @@ class PtqModule(nn.Module):
             check_weights(self._graph)
         return self._graph
 
-    def train(self, mode: bool = True) -> PtqModule:
-        """Training or evaluation mode; begins the next epoch if a training batch was run since the last."""
-        super().train(mode)
-        if mode and self.clock.train(self.total_epochs):
-            logger.warning(
-                "train() has begun epoch %d of %d: calibration is done, and further batches teach nothing. The module takes each "
-                "call of train() after a training batch for a new epoch; if that is not what your loop means, set module.epoch "
-                "at the start of every epoch.",
-                self.epoch + 1, self.total_epochs,
-            )  # fmt: skip
-        return self
-
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The network's output; in training mode the batch calibrates.
 
@@ -148,30 +124,16 @@ class PtqModule(nn.Module):
         """
         if getattr(self, "_is_replica", False):
             raise QkitError("calibration runs on one device: take the module out of DataParallel.")
-        with self._float32():
+        device = next((t.device.type for t in (*self.model.parameters(), *self.model.buffers())), "cpu")
+        with self._float32(device):
             graph = self.graph
             placed = self._placed(graph, inputs, named)
             output = self._calibrate(graph, placed) if self.training else self._quantized(graph, placed)
         anchor = torch.zeros((), requires_grad=True) if self.training and torch.is_grad_enabled() else None
-        return _handed_out(output, anchor)
-
-    def _float32(self) -> torch.autocast:
-        device = next((t.device.type for t in (*self.model.parameters(), *self.model.buffers())), "cpu")
-        if torch.is_autocast_enabled(device) and not self._autocast_told:
-            self._autocast_told = True
-            logger.warning("autocast is on: calibration needs float32 and computes in it all the same.")
-        return torch.autocast(device, enabled=False)
+        return map_tensors(output, partial(_handed_out, anchor=anchor))
 
     def _placed(self, graph: Graph, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
-        try:
-            bound = inspect.signature(self.model.forward).bind(*inputs, **named)
-        except TypeError as error:
-            raise DataError(f"the batch does not fit what {graph.model_name} takes: {error}.") from error
-        if bound.kwargs:
-            raise DataError(
-                f"{', '.join(bound.kwargs)}: inputs that have to be named cannot be calibrated with; pass all in order."
-            )
-        placed = place_inputs(graph, bound.args)
+        placed = place_inputs(graph, batch_of_call(graph.entry, self.model, inputs, named))
         for op in graph.operations:
             value = None if op.argument is None else placed[op.argument]
             if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
@@ -282,7 +244,7 @@ class PtqModule(nn.Module):
             If the state is of other settings, or of something else.
         """
         if not isinstance(state, Mapping) or "settings" not in state:
-            raise PlanError("the state is none of a qkit.ptq module: load what its state_dict() gave.")
+            raise PlanError("this is not the state of a qkit.training module: load what its state_dict() gave.")
         for name, told in self.settings.told().items():
             if state["settings"].get(name) != told:
                 raise PlanError(
@@ -324,21 +286,15 @@ class _NothingToTrain(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         raise QkitError(
-            "a module of qkit.ptq has nothing to train: leave out loss.backward() and the optimizer's step, forward passes in "
-            "training mode calibrate. To train on the grids use qkit.qat.wrap()."
+            "a module of qkit.training has nothing to train: leave out loss.backward() and the optimizer's step. Forward passes "
+            "in training mode calibrate. To train on the grids use qkit.qat.wrap()."
         )
 
 
-def _handed_out(value: Any, anchor: Tensor | None) -> Any:
-    """The output as the user may use it: lanes' tensors are of inference mode."""
-    if isinstance(value, Tensor):
-        if anchor is None or not value.is_floating_point():
-            return value.clone()
-        copied: Any = _NothingToTrain.apply
-        return copied(anchor, value)
-    if isinstance(value, Mapping):
-        return {key: _handed_out(item, anchor) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        items = [_handed_out(item, anchor) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+def _handed_out(tensor: Tensor, anchor: Tensor | None) -> Tensor:
+    """A tensor of the output as the user may use it: lanes' are of inference mode."""
+    if anchor is None or not tensor.is_floating_point():
+        return tensor.clone()
+    copied: Any = _NothingToTrain.apply
+    handed: Tensor = copied(anchor, tensor)
+    return handed

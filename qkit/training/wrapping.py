@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qkit.epochs import check_epochs
 from qkit.errors import QkitError
 from qkit.graph import DEVIATION, Graph, build
+from qkit.graph.structures import map_tensors
 from qkit.quant.calibration import check_weights
 from qkit.quant.estimators import Observation
 from qkit.quant.histogram import Histogram
@@ -73,18 +75,16 @@ def calibrating(
         If the model cannot be traced, is not float32, has weights that are not finite, or the scheme or a method is unknown.
     """
     for name, epochs in (("observer_epochs", observer_epochs), ("norm_epochs", norm_epochs), ("bias_epochs", bias_epochs)):
-        least = 1 if name == "observer_epochs" else 0
-        if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < least:
-            raise QkitError(f"{name}={epochs!r} has to be a whole number of epochs, {least} or more.")
+        check_epochs(name, epochs, 1 if name == "observer_epochs" else 0)
     number = isinstance(bias_factor, (int, float)) and not isinstance(bias_factor, bool)
     if bias_factor is not None and not (number and 0.0 < bias_factor <= 1.0):
         raise QkitError(f"bias_factor={bias_factor!r} has to be above 0 and at most 1, or None for means over all samples.")
-    leaves = (leaf_modules,) if isinstance(leaf_modules, (str, type)) else tuple(leaf_modules)
+    rules = scheme_of(scheme)
+    graph = build(model, example_inputs, device=device, leaf_modules=leaf_modules)
     settings = Settings(
-        observer_epochs, norm_epochs, bias_epochs, bias_factor, scheme_of(scheme), method, weight_method, percentile,
-        None if methods is None else dict(methods), leaves,
+        observer_epochs, norm_epochs, bias_epochs, bias_factor, rules, method, weight_method, percentile,
+        None if methods is None else dict(methods), graph.leaf_modules,
     )  # fmt: skip
-    graph = build(model, example_inputs, device=device, leaf_modules=leaves)
     check_weights(graph)
     if graph.unexplained > DEVIATION:
         logger.warning(
@@ -92,7 +92,7 @@ def calibrating(
         )
     settings.plan(graph, _pretended(graph))  # refuses now what it would refuse after an epoch
     given = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    example = tuple(x.detach().cpu().clone() if isinstance(x, Tensor) else copy.deepcopy(x) for x in given)
+    example = map_tensors(given, lambda x: x.detach().cpu().clone())
     return PtqModule(copy.deepcopy(model).to(graph.device), graph, example, settings)
 
 

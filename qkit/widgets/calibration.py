@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from qkit.errors import PlanError
-from qkit.execution.editing import channel_histograms, figures
+from qkit.execution.editing import figures
 from qkit.execution.loading import batches as batches_of
 from qkit.execution.scores import Scores
 from qkit.graph import Graph
@@ -92,7 +92,6 @@ class CalibrationPanel(Panel):
     def _build(self, study: Study) -> None:
         wide = ipywidgets.Layout(width="230px")
         settings = study.methods or {"method": "mse", "weight_method": "minmax", "percentile": 99.99}
-        self._quiet = False
         self._method = ipywidgets.Dropdown(options=METHODS, value=settings["method"], description="activations", layout=wide)
         self._weight_method = ipywidgets.Dropdown(
             options=METHODS, value=settings["weight_method"], description="weights", layout=wide
@@ -192,16 +191,13 @@ class CalibrationPanel(Panel):
                 raise PlanError(f"there is no class {name!r}; the classes are {', '.join(self.class_controls)}.")
             if grain not in (None, *_GRAINS):
                 raise PlanError(f"the granularity of {name} is one of {', '.join(_GRAINS)}, not {grain!r}.")
-        self._quiet = True
-        try:
+        with self._quietly():
             for control, value in given:
                 if value is not None:
                     control.value = value
             for name, (how, grain) in (classes or {}).items():
                 self.class_controls[name][0].value = how or _SAME
                 self.class_controls[name][1].value = grain or _SCHEME
-        finally:
-            self._quiet = False
         self._recalibrate()
 
     def score(self) -> None:
@@ -228,38 +224,19 @@ class CalibrationPanel(Panel):
 
     def reset(self) -> None:
         """The choices that the study came with."""
-        self._quiet = True
-        try:
-            for control, value in self._first.items():
-                control.value = value
-        finally:
-            self._quiet = False
+        self._set(self._first)
         self.worker.abandon()
         self._take(self._origin)
 
     # the choices
 
-    def stopped(self, what: str) -> None:
-        """Cancelled: the controls go back to the plan that there is."""
-        super().stopped(what)
-        self._go_back()
+    def _without_result(self) -> None:
+        self._set(self._taken)
 
-    def show_error(self, error: Exception) -> None:
-        """Under the widget; the controls go back to the plan that there is."""
-        super().show_error(error)
-        self._go_back()
-
-    def _go_back(self) -> None:
-        self._quiet = True
-        try:
-            for control, value in self._taken.items():
+    def _set(self, values: Mapping[Any, Any]) -> None:
+        with self._quietly():
+            for control, value in values.items():
                 control.value = value
-        finally:
-            self._quiet = False
-
-    @shown
-    def _pressed(self, action: Callable[[], None]) -> None:
-        action()
 
     @shown
     def _changed_by_hand(self, _: Any) -> None:
@@ -320,9 +297,8 @@ class CalibrationPanel(Panel):
         if not grid.weight:
             return None if grid.params.axis is not None else [self._origin.observe(progress=False)[name].histogram]
         if name not in self._weights:
-            op = self._origin.graph.operation(name)
-            weight = self._origin.graph.weights[name]
-            self._weights[name] = [Histogram.of(weight)] if op.weight_axis is None else channel_histograms(weight, op.weight_axis)
+            graph = self._origin.graph
+            self._weights[name] = Histogram.of_channels(graph.weights[name], graph.operation(name).weight_axis)
         return self._weights[name] if grid.params.axis is not None else [Histogram.merge(self._weights[name])]
 
     def _figures(self, name: str, plan: Plan) -> tuple[float, float, float, float]:

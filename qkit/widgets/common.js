@@ -1,7 +1,16 @@
 // What the widgets' modules share: errors in place, colours of the theme, a canvas that keeps its resolution, axes, and
 // messages of which the last one wins.
 
-/** Runs `work`, and shows what it throws under the widget: front ends would only log it. */
+/** @import { Draw, Gesture, Model, Palette } from "./types" */
+
+/**
+ * Runs `work`, and shows what it throws under the widget: front ends would only log it.
+ * @template {unknown[]} Args
+ * @template Result
+ * @param {Element} el
+ * @param {(...args: Args) => Result} work
+ * @returns {(...args: Args) => Result | undefined}
+ */
 export function guarded(el, work) {
   return (...args) => {
     try {
@@ -21,49 +30,84 @@ export function guarded(el, work) {
   };
 }
 
-/** An element with attributes, properties that start with a dot, and children. */
+/**
+ * An element with attributes, properties that start with a dot, and children.
+ * @template {keyof HTMLElementTagNameMap} Tag
+ * @param {Tag} tag
+ * @param {Record<string, string | number | boolean>} attributes
+ * @param {...(Node | string)} children
+ */
 export function make(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith(".")) node[name.slice(1)] = value;
-    else node.setAttribute(name, value);
+    if (name.startsWith(".")) Object.assign(node, { [name.slice(1)]: value });
+    else node.setAttribute(name, String(value));
   }
   node.append(...children);
   return node;
 }
 
-/** The theme's colours as the style sheet has them for this element. */
+/**
+ * A canvas's context, to draw with.
+ * @param {HTMLCanvasElement} canvas
+ */
+export function contextOf(canvas) {
+  const context = canvas.getContext("2d");
+  if (!context) throw new Error("the browser gives no more canvases: close other pages and load this one again");
+  return context;
+}
+
+/**
+ * The theme's colours as the style sheet has them for this element.
+ * @param {Element} el
+ * @returns {Palette}
+ */
 export function palette(el) {
   const style = getComputedStyle(el);
-  const names = ["ink", "muted", "lines", "page", "wide", "narrow", "other", "bad", "good", "mark"];
-  return Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--qkit-${name}`).trim()]));
+  /** @param {keyof Palette} name */
+  const colour = (name) => style.getPropertyValue(`--qkit-${name}`).trim();
+  return {
+    ink: colour("ink"),
+    muted: colour("muted"),
+    lines: colour("lines"),
+    page: colour("page"),
+    wide: colour("wide"),
+    narrow: colour("narrow"),
+    other: colour("other"),
+    bad: colour("bad"),
+    good: colour("good"),
+    mark: colour("mark"),
+  };
 }
 
 /**
  * A canvas as wide as its parent that calls `draw(context, width, height, colours)` once a frame at most, whenever `redraw`
  * is called, its size changes, or the theme does.
+ * @param {Element} el
+ * @param {Element} parent
+ * @param {number} height
+ * @param {Draw} draw
  */
 export function surface(el, parent, height, draw) {
   const canvas = make("canvas", { role: "img" });
   canvas.style.cssText = `display:block;width:100%;height:${height}px`;
   parent.append(canvas);
   let frame = 0;
-  let size = height;
   let drawn = "";
   const paint = guarded(el, () => {
     frame = 0;
     const width = canvas.clientWidth;
     if (!width) return;
     const ratio = window.devicePixelRatio || 1;
-    const [w, h] = [Math.round(width * ratio), Math.round(size * ratio)];
+    const [w, h] = [Math.round(width * ratio), Math.round(height * ratio)];
     if (canvas.width !== w || canvas.height !== h) [canvas.width, canvas.height] = [w, h];
-    const context = canvas.getContext("2d");
+    const context = contextOf(canvas);
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    context.clearRect(0, 0, width, size);
+    context.clearRect(0, 0, width, height);
     context.font = "12px var(--jp-ui-font-family, system-ui, sans-serif)".replace(/var\([^,]*,\s*(.*)\)/, "$1");
     const colours = palette(el);
     drawn = JSON.stringify(colours);
-    draw(context, width, size, colours);
+    draw(context, width, height, colours);
   });
   const redraw = () => {
     if (!frame) frame = requestAnimationFrame(paint);
@@ -82,34 +126,42 @@ export function surface(el, parent, height, draw) {
     themed.disconnect();
     clearInterval(looking);
   };
-  const resize = (value) => {
-    size = value;
-    canvas.style.height = `${value}px`;
-    redraw();
-  };
-  return { canvas, redraw, destroy, resize };
+  return { canvas, redraw, destroy };
 }
 
-/** About `count` round numbers from `lo` to `hi`. */
+/**
+ * About `count` round numbers from `lo` to `hi`.
+ * @param {number} lo
+ * @param {number} hi
+ * @param {number} count
+ */
 export function ticks(lo, hi, count) {
   const rough = (hi - lo) / Math.max(count, 1);
   if (!(rough > 0) || !Number.isFinite(rough)) return [lo];
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].find((m) => m * power >= rough) * power;
+  const step = ([1, 2, 2.5, 5].find((m) => m * power >= rough) ?? 10) * power;
   const found = [];
   for (let i = Math.ceil(lo / step - 1e-9); i * step <= hi + step * 1e-9; i += 1) found.push(i * step);
   return found;
 }
 
-/** A tick's number with no more digits than it needs. */
+/**
+ * A tick's number with no more digits than it needs.
+ * @param {number} value
+ */
 export function label(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  const text = size >= 1e4 || size < 1e-3 ? value.toExponential(1).replace(/\.0e/, "e").replace("e+", "e") : `${+value.toPrecision(6)}`;
+  const long = size >= 1e4 || size < 1e-3;
+  const text = long ? value.toExponential(1).replace(/\.0e/, "e").replace("e+", "e") : `${+value.toPrecision(6)}`;
   return text.replaceAll("-", "−");
 }
 
-/** Powers of ten from `lo` to `hi`, at most about eight. */
+/**
+ * Powers of ten from `lo` to `hi`, at most about eight.
+ * @param {number} lo
+ * @param {number} hi
+ */
 export function decades(lo, hi) {
   const [first, last] = [Math.ceil(Math.log10(lo) - 1e-9), Math.floor(Math.log10(hi) + 1e-9)];
   const step = Math.max(1, Math.ceil((last - first) / 8));
@@ -118,26 +170,36 @@ export function decades(lo, hi) {
   return found;
 }
 
-/** A float32 array from a trait of bytes. */
+/**
+ * A float32 array from a trait of bytes.
+ * @param {DataView} view
+ */
 export function floats(view) {
-  if (!view || !view.byteLength) return new Float32Array(0);
+  if (!view?.byteLength) return new Float32Array(0);
   return new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
 }
 
-/** A number out of JSON, which has no infinities. */
+/**
+ * A number out of JSON, which has no infinities.
+ * @param {number | "inf" | "-inf" | null} value
+ */
 export function numeric(value) {
-  if (value === null || value === undefined) return NaN;
+  if (value === null) return NaN;
   return value === "inf" ? Infinity : value === "-inf" ? -Infinity : Number(value);
 }
 
 /**
  * Sends messages with a running number, at most `flying` of them unanswered; of those that wait, the last one wins. The
  * other side answers with the number. `leaving(seq)` is called for each that is sent.
+ * @param {Pick<Model<object>, "send">} model
+ * @param {(seq: number) => void} leaving
  */
 export function sender(model, leaving, flying = 4) {
   let sent = 0;
   let answered = 0;
+  /** @type {Omit<Gesture, "seq"> | null} */
   let waiting = null;
+  /** @param {Omit<Gesture, "seq">} message */
   const send = (message) => {
     if (sent - answered >= flying) {
       waiting = message;
@@ -148,7 +210,10 @@ export function sender(model, leaving, flying = 4) {
     leaving(sent);
     model.send({ ...message, seq: sent });
   };
-  /** Takes note of an answer; true if nothing newer is on its way. */
+  /**
+   * Takes note of an answer; true if nothing newer is on its way.
+   * @param {number} seq
+   */
   const answer = (seq) => {
     answered = Math.max(answered, seq);
     if (waiting) send(waiting);
@@ -157,9 +222,15 @@ export function sender(model, leaving, flying = 4) {
   return { send, answer };
 }
 
-/** A callback for every change of the named traits, with what undoes the subscription. */
+/**
+ * A callback for every change of the named traits; returns what undoes the subscription.
+ * @template Traits
+ * @param {Model<Traits>} model
+ * @param {(keyof Traits & string)[]} names
+ * @param {() => void} callback
+ */
 export function follow(model, names, callback) {
-  const events = names.map((name) => `change:${name}`);
+  const events = names.map((name) => /** @type {const} */ (`change:${name}`));
   for (const event of events) model.on(event, callback);
   return () => {
     for (const event of events) model.off(event, callback);

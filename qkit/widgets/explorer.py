@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from qkit.errors import QkitError
 from qkit.execution.capture import Capture, TapCapture
 from qkit.figures.plots import depth
+from qkit.quant.memory import by_channel
 from qkit.quant.plan import Plan
 from qkit.style import MUTED, NOTHING, decibels, is_missing, number, share
 from qkit.widgets.layers import Column, LayerTable, Line
@@ -116,17 +117,7 @@ class Explorer(Panel):
         study, plan, count = self.study, self.plan, self._batches
         self.work(_CAPTURING, lambda: study.capture(batches=count, progress=False), lambda found: self._show(found, plan))
 
-    def stopped(self, what: str) -> None:
-        """Cancelled: what was there before is shown again."""
-        super().stopped(what)
-        self._not_captured()
-
-    def show_error(self, error: Exception) -> None:
-        """Under the widget; what was there before is shown again."""
-        super().show_error(error)
-        self._not_captured()
-
-    def _not_captured(self) -> None:
+    def _without_result(self) -> None:
         if self._measuring:
             self._measuring = False
             if self.capture is not None:
@@ -257,7 +248,7 @@ class Explorer(Panel):
             self._say("This layer has no weight.")
             return
         weight = self._origin.graph.weights[op.weight]
-        flat = weight.movedim(op.weight_axis or 0, 0).flatten(1) if weight.ndim > 1 else weight[:, None]
+        flat = by_channel(weight, op.weight_axis or 0)
         low, high = (bound.double().cpu().numpy() for bound in flat.aminmax(dim=1))
         params = self.plan.params(op.weight)
         self.strip.title = f"{op.weight}: output channels"

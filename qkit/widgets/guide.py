@@ -26,7 +26,7 @@ from qkit.report.writing import check_path, write
 from qkit.widgets.composite import discard
 from qkit.widgets.guide_steps import GuideStep, guide_steps
 from qkit.widgets.numbers import change_words, facts, loss_words, score_words
-from qkit.widgets.panel import Panel, button, row, shown
+from qkit.widgets.panel import Panel, button, row
 from qkit.widgets.work import STATE
 
 if TYPE_CHECKING:
@@ -139,17 +139,8 @@ class Guide(Panel):
         self._text.value = facts([["question", "Is it quantization, where, why, and what fixes it?"]])
         self.work("diagnosing", lambda: study.diagnose(tolerance=tolerance, batches=batches, progress=False), self._take)
 
-    def stopped(self, what: str) -> None:
-        """Cancelled before there was anything to show: the diagnosis can be started again."""
-        super().stopped(what)
-        self._unanswered()
-
-    def show_error(self, error: Exception) -> None:
-        """Under the widget; the step is shown again, or the way to try once more."""
-        super().show_error(error)
-        self._unanswered()
-
-    def _unanswered(self) -> None:
+    def _without_result(self) -> None:
+        """The step is shown again, or the way to start the diagnosis once more."""
         self._asking = False
         if self.steps:
             self._present()
@@ -192,7 +183,7 @@ class Guide(Panel):
         assert study is not None
 
         if self._asking:
-            self._unanswered()
+            self._without_result()
 
         def run() -> Report:
             return make(study, diagnosis=diagnosis, tolerance=tolerance, batches=batches, progress=False)
@@ -206,10 +197,6 @@ class Guide(Panel):
         self.work("measuring for the report", run, keep)
 
     # from the front end
-
-    @shown
-    def _pressed(self, action: Callable[[], None]) -> None:
-        action()
 
     def _to(self, step: int | None) -> None:
         if step is not None and self.steps:
@@ -232,7 +219,7 @@ class Guide(Panel):
             self._check_open()
             self.history = history
             if self._asking:
-                self._unanswered()  # measuring takes the place of a diagnosis that ran
+                self._without_result()  # measuring takes the place of a diagnosis that ran
             self._update_buttons()
             self._measure()
             self.changed()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,6 +24,12 @@ from qkit.widgets.numbers import change_words, loss_words
 if TYPE_CHECKING:
     from qkit.study import Study
 
+#: The parts of a diagnosis, in its order; each confirmed cause inside quantization has a step of its own.
+StepKind = Literal["gate", "verdict", "parts", "tensors", "cause", "remedies", "training"]
+
+#: Said where nothing is wrong before quantization.
+SOUND = "Nothing is wrong before quantization: numbers are finite, two passes agree, the graph equals the model."
+
 #: Causes that are shown one by one.
 _MOST_CAUSES = 8
 _ON = "Go on: what part of it costs the score, where, and why. The cheap cures come before any training."
@@ -35,6 +41,8 @@ class GuideStep:
 
     Attributes
     ----------
+    kind
+        Which part of the diagnosis it shows.
     title
         Shown in the list of steps.
     question
@@ -51,6 +59,7 @@ class GuideStep:
         That can be applied here.
     """
 
+    kind: StepKind
     title: str
     question: str
     measured: Sequence[Sequence[str]]
@@ -98,10 +107,10 @@ def _gate(study: Study, found: Diagnosis) -> GuideStep:
     elif found.verdict.name in ("not-quantization", "both"):
         text, then = found.verdict.reason, VERDICTS[found.verdict.name].then
     else:
-        text = "Nothing is wrong before quantization: numbers are finite, two passes agree, the graph equals the model."
+        text = SOUND
         then = "Go on: compare 16 bits with 8."
     remedies = tuple(cause.remedy for cause in outside if cause.remedy.changes)
-    return GuideStep("before quantization", "Is anything wrong before quantization?", rows, text, then, remedies=remedies)
+    return GuideStep("gate", "before quantization", "Is anything wrong before quantization?", rows, text, then, remedies=remedies)
 
 
 def _fork(found: Diagnosis, narrow: str, meaning: str, then: str, tolerance: float) -> GuideStep:
@@ -111,7 +120,7 @@ def _fork(found: Diagnosis, narrow: str, meaning: str, then: str, tolerance: flo
     known = {name: loss for name, loss in losses.items() if loss is not None}
     rows += [[f"{name} loses", loss_words(loss, found.units)] for name, loss in known.items()]
     draw = partial(_bars, known, found.units, tolerance, "loss against float") if known else None
-    return GuideStep("16 bits, then fewer", "Is it quantization?", rows, meaning, then, draw, 1.7)
+    return GuideStep("verdict", "16 bits, then fewer", "Is it quantization?", rows, meaning, then, draw, 1.7)
 
 
 def _parts(found: Diagnosis, tolerance: float) -> GuideStep:
@@ -129,7 +138,9 @@ def _parts(found: Diagnosis, tolerance: float) -> GuideStep:
         text += " The ends of the ranges cost nothing: it is the steps."
     rows = [[name, loss_words(loss, found.units)] for name, loss in parts.items()]
     draw = partial(_bars, parts, found.units, tolerance, "loss against float")
-    return GuideStep("weights or activations", "What part of it costs the score?", rows, text, "Go on: which tensors.", draw, 2.0)
+    return GuideStep(
+        "parts", "weights or activations", "What part of it costs the score?", rows, text, "Go on: which tensors.", draw, 2.0
+    )
 
 
 def _where(found: Diagnosis, causes: Sequence[Cause], tolerance: float) -> GuideStep:
@@ -140,7 +151,9 @@ def _where(found: Diagnosis, causes: Sequence[Cause], tolerance: float) -> Guide
     if found.harmless:
         text += " A low signal to noise ratio is not enough to be a cause."
     draw = partial(_bars, alone, found.units, tolerance, "loss with this tensor alone quantized") if alone else None
-    return GuideStep("which tensors", "Where is it lost?", rows, text, "Go on: why there.", draw, 1.0 + 0.32 * len(alone))
+    return GuideStep(
+        "tensors", "which tensors", "Where is it lost?", rows, text, "Go on: why there.", draw, 1.0 + 0.32 * len(alone)
+    )
 
 
 def _why(study: Study, cause: Cause, number: int, units: Units) -> GuideStep:
@@ -162,7 +175,7 @@ def _why(study: Study, cause: Cause, number: int, units: Units) -> GuideStep:
     question = f"Why at {cause.layer}?" if cause.layer else "Why everywhere?"
     then = cause.remedy.text if cause.remedy.changes else f"Yours to do: {cause.remedy.text}"
     return GuideStep(
-        f"cause {number}: {cause.kind}", question, rows, CAUSES[cause.kind], then, draw, 2.5, caption, (cause.remedy,)
+        "cause", f"cause {number}: {cause.kind}", question, rows, CAUSES[cause.kind], then, draw, 2.5, caption, (cause.remedy,)
     )
 
 
@@ -172,25 +185,33 @@ def _remedies(found: Diagnosis) -> GuideStep:
     ]
     if not found.remedies:
         return GuideStep(
-            "what to do", "What is there to do?", [["remedies", "none that helps by more than chance"]], "", found.qat
+            "remedies", "what to do", "What is there to do?", [["remedies", "none that helps by more than chance"]], "", found.qat
         )
     if not any(remedy.changes for remedy in found.remedies):
         text = "What is wrong lies before quantization, in the model or its inputs: no change of a plan puts it right."
         return GuideStep(
-            "what to do", "What is there to do?", rows, text, "Put it right, then make a new study.", remedies=found.remedies
+            "remedies",
+            "what to do",
+            "What is there to do?",
+            rows,
+            text,
+            "Put it right, then make a new study.",
+            remedies=found.remedies,
         )
     text = "These were measured on the evaluation samples, the cheapest first; they are meant to be applied in this order."
     if found.best_loss is not None:
         text += f" With all of them, {loss_words(found.best_loss, found.units)} are still lost."
     then = "Apply them one by one and watch the score below; every step can be undone."
-    return GuideStep("what to do", "What is the cheapest thing that fixes it?", rows, text, then, remedies=found.remedies)
+    return GuideStep(
+        "remedies", "what to do", "What is the cheapest thing that fixes it?", rows, text, then, remedies=found.remedies
+    )
 
 
 def _end(found: Diagnosis) -> GuideStep:
     rows = [["verdict", found.verdict.name], ["samples", str(found.samples)], ["evaluations spent", str(found.evaluations)]]
     rows += [["remark", remark] for remark in found.remarks]
     then = "Write the report of the study as diagnosed, and hand it on; or diagnose again with the remedies applied."
-    return GuideStep("training and report", "Is quantization-aware training needed?", rows, found.qat, then)
+    return GuideStep("training", "training and report", "Is quantization-aware training needed?", rows, found.qat, then)
 
 
 def _drawn(draw: Callable[..., Axes], entry: dict[str, Any], ax: Axes) -> Axes:

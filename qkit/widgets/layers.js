@@ -1,21 +1,41 @@
 // Layers as a chart along the network's depth and as a table: sort, filter, choose.
-import { decades, follow, guarded, label, make, numeric, surface, ticks } from "./common.js";
+import { contextOf, decades, follow, guarded, label, make, numeric, surface, ticks } from "./common.js";
+
+/** @import { Chart, LayerTable, Line, Row, View } from "./types" */
 
 const HEIGHT = 240;
 const [LEFT, RIGHT, TOP, BOTTOM] = [58, 14, 12, 38];
+/** @type {Record<string, number>} */
+const STEPS = { ArrowUp: -1, ArrowDown: 1, PageUp: -10, PageDown: 10, Home: -1e9, End: 1e9, Enter: 0, " ": 0 };
+/** @type {Record<Line["shape"], (c: CanvasRenderingContext2D, x: number, y: number) => void>} */
 const SHAPES = {
   circle: (c, x, y) => c.arc(x, y, 3, 0, 7),
-  triangle: (c, x, y) => (c.moveTo(x, y - 4), c.lineTo(x + 4, y + 3), c.lineTo(x - 4, y + 3), c.closePath()),
+  triangle: (c, x, y) => corners(c, [x, y - 4], [x + 4, y + 3], [x - 4, y + 3]),
   square: (c, x, y) => c.rect(x - 3, y - 3, 6, 6),
-  diamond: (c, x, y) => (c.moveTo(x, y - 4), c.lineTo(x + 4, y), c.lineTo(x, y + 4), c.lineTo(x - 4, y), c.closePath()),
+  diamond: (c, x, y) => corners(c, [x, y - 4], [x + 4, y], [x, y + 4], [x - 4, y]),
 };
 
+/**
+ * @param {CanvasRenderingContext2D} c
+ * @param {...[number, number]} points
+ */
+function corners(c, ...points) {
+  for (const [x, y] of points) c.lineTo(x, y);
+  c.closePath();
+}
+
 export default {
+  /** @param {View<LayerTable>} view */
   render({ model, el }) {
     el.classList.add("qkit");
     const tools = make("div", { class: "qkit-tools" });
     const chart = make("select", { "aria-label": "figure along the depth" });
-    const filter = make("input", { type: "search", placeholder: "filter: name or kind", "aria-label": "filter by name or kind", size: "18" });
+    const filter = make("input", {
+      type: "search",
+      placeholder: "filter: name or kind",
+      "aria-label": "filter by name or kind",
+      size: "18",
+    });
     const limit = make("input", { type: "number", step: "1", "aria-label": "show only layers up to this figure" });
     limit.style.width = "5em";
     const limited = make("label", {});
@@ -28,13 +48,22 @@ export default {
     el.append(tools, legend, plot, rows);
     plot.append(tip);
 
-    const drawing = () => model.get("charts")[model.get("chart")];
+    /** The chosen chart; there is none before there are figures. */
+    const drawing = () => model.get("charts").at(model.get("chart"));
+    /**
+     * @param {Row} row
+     * @param {number} column
+     */
     const value = (row, column) => numeric(row.values[column]);
-    let visible = []; // indices of rows in the table's order
+    /** Indices of rows in the table's order. @type {number[]} */
+    let visible = [];
 
     // chart
-    const scaleOf = (height) => {
-      const at = drawing();
+    /**
+     * @param {Chart} at
+     * @param {number} height
+     */
+    const scaleOf = (at, height) => {
       const bottom = height - BOTTOM;
       let [least, most] = [Infinity, -Infinity];
       for (const row of model.get("rows"))
@@ -49,6 +78,7 @@ export default {
         most += (most - least) * 0.08 || 1;
       }
       const span = at.log ? Math.log(most / least) : most - least;
+      /** @param {number} v */
       const y = (v) => {
         if (v === Infinity) return TOP;
         const share = at.log ? Math.log(Math.max(v, least) / least) / span : (Math.max(v, least) - least) / span;
@@ -56,6 +86,10 @@ export default {
       };
       return { least, most, y, bottom };
     };
+    /**
+     * @param {number} i
+     * @param {number} width
+     */
     const x = (i, width) => LEFT + ((i + 0.5) / Math.max(model.get("rows").length, 1)) * (width - LEFT - RIGHT);
 
     let hovered = -1;
@@ -63,7 +97,7 @@ export default {
       const at = drawing();
       if (!at) return;
       const all = model.get("rows");
-      const { least, most, y, bottom } = scaleOf(height);
+      const { least, most, y, bottom } = scaleOf(at, height);
       c.textAlign = "right";
       c.textBaseline = "middle";
       for (const tick of at.log ? decades(least, most) : ticks(least, most, 5)) {
@@ -73,7 +107,10 @@ export default {
         c.fillText(label(tick), LEFT - 6, y(tick));
       }
       const selected = all.findIndex((row) => row.name === model.get("selected"));
-      for (const [i, alpha] of [[selected, 0.35], [hovered, 0.18]]) {
+      for (const [i, alpha] of [
+        [selected, 0.35],
+        [hovered, 0.18],
+      ]) {
         if (i < 0) continue;
         c.globalAlpha = alpha;
         c.fillStyle = colours.muted;
@@ -123,7 +160,8 @@ export default {
       for (const tick of ticks(1, Math.max(all.length, 1), Math.max(2, Math.floor(width / 90)))) {
         if (Number.isInteger(tick)) c.fillText(`${tick}`, x(tick - 1, width), bottom + 5);
       }
-      c.fillText(`${model.get("noun")}, in the order of execution${endless ? " (at the top edge: no error)" : ""}`, (LEFT + width - RIGHT) / 2, bottom + 21);
+      const axis = `${model.get("noun")}, in the order of execution${endless ? " (at the top edge: no error)" : ""}`;
+      c.fillText(axis, (LEFT + width - RIGHT) / 2, bottom + 21);
       c.save();
       c.translate(11, (TOP + bottom) / 2);
       c.rotate(-Math.PI / 2);
@@ -132,7 +170,7 @@ export default {
       legend.replaceChildren(
         ...at.lines.map((line) => {
           const key = make("canvas", { ".width": 26, ".height": 12 });
-          const k = key.getContext("2d");
+          const k = contextOf(key);
           k.strokeStyle = k.fillStyle = colours[line.role];
           k.setLineDash(line.dash ? [5, 3] : []);
           k.beginPath();
@@ -151,6 +189,7 @@ export default {
     });
     board.canvas.setAttribute("aria-label", "error of every layer along the network's depth; the table below has the numbers");
 
+    /** @param {MouseEvent} event */
     const near = (event) => {
       const box = board.canvas.getBoundingClientRect();
       const total = model.get("rows").length;
@@ -161,10 +200,11 @@ export default {
       "pointermove",
       guarded(el, (event) => {
         hovered = near(event);
-        tip.hidden = hovered < 0;
-        if (hovered >= 0) {
+        const at = drawing();
+        tip.hidden = !at || hovered < 0;
+        if (at && hovered >= 0) {
           const row = model.get("rows")[hovered];
-          tip.textContent = [row.name, ...drawing().lines.map((line) => `${line.label}: ${row.texts[line.column]}`)].join("\n");
+          tip.textContent = [row.name, ...at.lines.map((line) => `${line.label}: ${row.texts[line.column]}`)].join("\n");
           const box = plot.getBoundingClientRect();
           const left = event.clientX - box.left;
           tip.style.top = `${event.clientY - box.top + 12}px`;
@@ -188,9 +228,10 @@ export default {
     const body = make("tbody");
     const head = make("thead");
     rows.append(make("table", {}, head, body));
-    let lines = []; // a tr for each row of the model
+    /** One for each row of the model. @type {HTMLTableRowElement[]} */
+    let lines = [];
 
-    const choose = guarded(el, (name, reveal) => {
+    const choose = guarded(el, (/** @type {string} */ name, /** @type {boolean} */ reveal) => {
       if (name !== model.get("selected")) {
         model.set("selected", name);
         model.save_changes();
@@ -198,11 +239,12 @@ export default {
       mark(reveal);
     });
 
+    /** @param {boolean} reveal */
     const mark = (reveal) => {
       const selected = model.get("selected");
       model.get("rows").forEach((row, i) => {
         const on = row.name === selected;
-        if ((lines[i].getAttribute("aria-selected") === "true") !== on) lines[i].setAttribute("aria-selected", on);
+        if ((lines[i].getAttribute("aria-selected") === "true") !== on) lines[i].setAttribute("aria-selected", String(on));
         lines[i].tabIndex = on ? 0 : -1;
         if (on && reveal) lines[i].scrollIntoView({ block: "nearest" });
       });
@@ -215,7 +257,7 @@ export default {
       const words = model.get("filter").toLowerCase().split(/\s+/).filter(Boolean);
       const most = model.get("limit");
       const by = model.get("limit_column");
-      visible = all.map((_, i) => i).filter((i) => {
+      visible = [...all.keys()].filter((i) => {
         const text = all[i].texts.slice(0, 2).join(" ").toLowerCase();
         return words.every((word) => text.includes(word)) && (most === null || by < 0 || value(all[i], by) <= most);
       });
@@ -224,9 +266,10 @@ export default {
         const sign = model.get("descending") ? -1 : 1;
         const plain = model.get("columns")[column].words;
         visible.sort((a, b) => {
-          if (plain) return sign * all[a].texts[column].localeCompare(all[b].texts[column], undefined, { numeric: true }) || a - b;
+          if (plain)
+            return sign * all[a].texts[column].localeCompare(all[b].texts[column], undefined, { numeric: true }) || a - b;
           const [u, v] = [value(all[a], column), value(all[b], column)];
-          if (Number.isNaN(u) || Number.isNaN(v)) return Number.isNaN(u) - Number.isNaN(v) || a - b;
+          if (Number.isNaN(u) || Number.isNaN(v)) return Number(Number.isNaN(u)) - Number(Number.isNaN(v)) || a - b;
           return u === v ? a - b : sign * (u < v ? -1 : 1);
         });
       }
@@ -235,7 +278,7 @@ export default {
       for (const cell of head.querySelectorAll("th")) {
         const on = cell.dataset.head === model.get("sort_by");
         cell.setAttribute("aria-sort", on ? (model.get("descending") ? "descending" : "ascending") : "none");
-        cell.firstChild.textContent = cell.dataset.head + (on ? (model.get("descending") ? " ▾" : " ▴") : "");
+        cell.firstElementChild?.replaceChildren(`${cell.dataset.head}${on ? (model.get("descending") ? " ▾" : " ▴") : ""}`);
       }
       mark(false);
     });
@@ -266,20 +309,20 @@ export default {
       );
       lines = model.get("rows").map((row) => {
         const line = make("tr", { "aria-selected": "false" });
-        row.texts.forEach((text, k) => line.append(make("td", { class: columns[k].words ? "qkit-words" : "" }, text)));
+        line.append(...row.texts.map((text, k) => make("td", { class: columns[k].words ? "qkit-words" : "" }, text)));
         line.addEventListener("click", () => choose(row.name, false));
         return line;
       });
       const by = model.get("limit_column");
       limited.replaceChildren(...(by < 0 || !columns[by] ? [] : [`${columns[by].head} up to `, limit]));
       chart.replaceChildren(...model.get("charts").map((c, i) => make("option", { value: i }, c.name)));
-      chart.value = model.get("chart");
+      chart.value = `${model.get("chart")}`;
       order();
       requestAnimationFrame(() => el.dispatchEvent(new CustomEvent("qkit-filled", { bubbles: true, detail: lines.length })));
     });
 
     body.addEventListener("keydown", (event) => {
-      const step = { ArrowUp: -1, ArrowDown: 1, PageUp: -10, PageDown: 10, Home: -1e9, End: 1e9, Enter: 0, " ": 0 }[event.key];
+      const step = STEPS[event.key];
       if (step === undefined) return;
       event.preventDefault();
       event.stopPropagation();
@@ -312,12 +355,12 @@ export default {
       follow(model, ["sort_by", "descending", "filter", "limit"], order),
       follow(model, ["selected"], () => mark(true)),
       follow(model, ["chart"], () => {
-        chart.value = model.get("chart");
+        chart.value = `${model.get("chart")}`;
         board.redraw();
       }),
     ];
     return () => {
-      undo.forEach((stop) => stop());
+      for (const stop of undo) stop();
       board.destroy();
     };
   },

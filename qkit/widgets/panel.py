@@ -12,7 +12,7 @@ import functools
 import html
 import io
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -84,6 +84,7 @@ class Panel(Composite):
     """
 
     _given: Study | None = None
+    _quiet = False
 
     def __init__(self, *children: ipywidgets.Widget) -> None:
         self._bar = ipywidgets.FloatProgress(min=0.0, max=1.0, layout=ipywidgets.Layout(width="160px"))
@@ -154,6 +155,7 @@ class Panel(Composite):
     def stopped(self, what: str) -> None:
         """Work was cancelled before it had a result."""
         self._notice.value = f'<div class="qkit-note">{html.escape(what)}: stopped, and nothing to keep yet.</div>'
+        self._without_result()
 
     def wait(self, timeout: float = 600.0) -> None:
         """Block until the work in the background is done, as in a script or a notebook that is run as a whole."""
@@ -174,6 +176,24 @@ class Panel(Composite):
             lines = html.escape("".join(traceback.format_exception(error)))
             trace = f"<details><summary>traceback</summary><pre>{lines}</pre></details>"
         self._error.value = f'<div class="qkit-error" role="alert">{words}{trace}</div>'
+        self._without_result()
+
+    def _without_result(self) -> None:
+        """Work was cancelled or went wrong: show again what there is."""
+
+    @shown
+    def _pressed(self, action: Callable[[], None]) -> None:
+        """What a button does."""
+        action()
+
+    @contextlib.contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """Controls that are set in here are not taken for the user's hand."""
+        self._quiet = True
+        try:
+            yield
+        finally:
+            self._quiet = False
 
     def clear_error(self) -> None:
         """Nothing is wrong."""

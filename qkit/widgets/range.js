@@ -1,43 +1,64 @@
 // The range tuner's plot: histogram, integer grid, ranges of the methods, two handles, and a table of figures.
-import { decades, floats, follow, guarded, label, make, sender, surface, ticks } from "./common.js";
+import { contextOf, decades, floats, follow, guarded, label, make, sender, surface, ticks } from "./common.js";
+
+/** @import { Draw, End, Figures, Gesture, RangePlot, Reply, View } from "./types" */
 
 const HEIGHT = 300;
 const [LEFT, RIGHT, BOTTOM] = [58, 14, 58];
 const ROW = 14;
+/** @type {readonly End[]} */
+const ENDS = ["lo", "hi"];
+/** @type {Record<string, number>} */
+const STEPS = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10 };
 
 export default {
+  /** @param {View<RangePlot>} view */
   render({ model, el }) {
     el.classList.add("qkit");
     const plot = make("div", { class: "qkit-plot" });
     const figures = make("table", { class: "qkit-figures" });
     el.append(plot, figures);
 
-    let drag = null; // { end, value }: where a handle is held, ahead of the kernel
-    let live = null; // the kernel's last answer while a handle is held
-    const moved = new Map(); // when the handle was where a message says that it is
+    /** Where a handle is held, ahead of the kernel. @type {{ end: End, value: number } | null} */
+    let drag = null;
+    /** The kernel's last answer while a handle is held. @type {Figures | null} */
+    let live = null;
+    /** When the handle was where a message says that it is. @type {Map<number, number>} */
+    const moved = new Map();
     const outbox = sender(model, (seq) => moved.set(seq, performance.now()));
 
     const grid = () => (live ? live.grid : model.get("grid"));
     const view = () => model.get("view");
     const top = () => 8 + ROW * Math.max(1, model.get("mark_rows"));
+    /**
+     * @param {number} value
+     * @param {number} width
+     */
     const x = (value, width) => {
       const [lo, hi] = view();
       return LEFT + ((value - lo) / (hi - lo)) * (width - LEFT - RIGHT);
     };
+    /**
+     * @param {number} pixel
+     * @param {number} width
+     */
     const value = (pixel, width) => {
       const [lo, hi] = view();
       return lo + ((pixel - LEFT) / (width - LEFT - RIGHT)) * (hi - lo);
     };
+    /** @param {End} end */
     const held = (end) => (drag && drag.end === end ? drag.value : grid()[end]);
 
+    /** @type {Draw} */
     const drawBars = (c, width, bottom, colours) => {
       const counts = floats(model.get("counts"));
-      const peak = Math.max(counts.reduce((a, b) => Math.max(a, b), 0), 1);
+      const peak = counts.reduce((a, b) => Math.max(a, b), 1);
       const log = model.get("log");
       const height = bottom - top();
-      const y = log
-        ? (n) => bottom - (Math.log10(Math.max(n, 0.5) / 0.5) / Math.log10((peak * 2) / 0.5)) * height
-        : (n) => bottom - (n / (peak * 1.05)) * height;
+      /** @param {number} n */
+      const share = (n) => (log ? Math.log10(Math.max(n, 0.5) / 0.5) / Math.log10((peak * 2) / 0.5) : n / (peak * 1.05));
+      /** @param {number} n */
+      const y = (n) => bottom - share(n) * height;
       c.textAlign = "right";
       c.textBaseline = "middle";
       for (const n of log ? decades(1, peak * 2) : ticks(0, peak, 4)) {
@@ -58,6 +79,7 @@ export default {
       c.globalAlpha = 1;
     };
 
+    /** @type {Draw} */
     const drawClipped = (c, width, bottom, colours) => {
       const { lo, hi, scale } = grid();
       c.fillStyle = colours.bad;
@@ -68,8 +90,10 @@ export default {
       c.globalAlpha = 1;
     };
 
+    /** @type {Draw} */
     const drawGrid = (c, width, bottom, colours) => {
       const { lo, hi, scale, codes } = grid();
+      /** @param {number} p */
       const clamp = (p) => Math.min(Math.max(p, LEFT), width - RIGHT);
       c.strokeStyle = c.fillStyle = colours.narrow;
       c.fillRect(clamp(x(lo, width)), bottom + 1, Math.max(clamp(x(hi, width)) - clamp(x(lo, width)), 1), 2);
@@ -92,6 +116,7 @@ export default {
       c.fillText(every === 1 ? "grid" : `grid /${every}`, LEFT - 6, bottom + 1);
     };
 
+    /** @type {Draw} */
     const drawMarks = (c, width, bottom, colours) => {
       c.textBaseline = "alphabetic";
       for (const mark of model.get("marks")) {
@@ -135,6 +160,7 @@ export default {
     // what a drag leaves alone is drawn once, and copied from then on
     const still = document.createElement("canvas");
     let drawn = "";
+    /** @type {Draw} */
     const drawStill = (c, width, height, colours) => {
       const bottom = height - BOTTOM;
       drawBars(c, width, bottom, colours);
@@ -144,7 +170,8 @@ export default {
       c.fillStyle = colours.ink;
       c.textAlign = "center";
       c.textBaseline = "top";
-      for (const tick of ticks(...view(), Math.max(3, Math.floor(width / 110)))) c.fillText(label(tick), x(tick, width), bottom + 13);
+      for (const tick of ticks(...view(), Math.max(3, Math.floor(width / 110))))
+        c.fillText(label(tick), x(tick, width), bottom + 13);
       c.fillText(model.get("axis"), (LEFT + width - RIGHT) / 2, bottom + 31);
       c.translate(11, (top() + bottom) / 2);
       c.rotate(-Math.PI / 2);
@@ -154,7 +181,7 @@ export default {
       const key = JSON.stringify([c.canvas.width, c.canvas.height, colours]);
       if (key !== drawn) {
         [still.width, still.height] = [c.canvas.width, c.canvas.height];
-        const context = still.getContext("2d");
+        const context = contextOf(still);
         context.setTransform(c.getTransform());
         context.font = c.font;
         drawStill(context, width, height, colours);
@@ -163,13 +190,18 @@ export default {
       c.drawImage(still, 0, 0, width, height);
       drawClipped(c, width, height - BOTTOM, colours);
       drawGrid(c, width, height - BOTTOM, colours);
-      for (const end of ["lo", "hi"]) place(end, width, height - BOTTOM);
+      for (const end of ENDS) place(end, width, height - BOTTOM);
     });
     const redrawn = () => {
       drawn = "";
       board.redraw();
     };
 
+    /**
+     * @param {End} end
+     * @param {number} width
+     * @param {number} bottom
+     */
     const place = (end, width, bottom) => {
       const node = handles[end];
       const at = held(end);
@@ -177,11 +209,16 @@ export default {
       node.style.left = `${Math.min(Math.max(x(at, width), LEFT), width - RIGHT)}px`;
       node.style.top = `${top()}px`;
       node.style.height = `${bottom - top()}px`;
-      node.style.opacity = at < lo - 1e-9 * (hi - lo) || at > hi + 1e-9 * (hi - lo) ? 0.35 : 1;
-      node.setAttribute("aria-valuenow", at);
+      node.style.opacity = at < lo - 1e-9 * (hi - lo) || at > hi + 1e-9 * (hi - lo) ? "0.35" : "1";
+      node.setAttribute("aria-valuenow", `${at}`);
       node.setAttribute("aria-valuetext", label(+at.toPrecision(4)));
     };
 
+    /**
+     * @param {End} end
+     * @param {number} to
+     * @param {Gesture["event"]} event
+     */
     const move = (end, to, event) => {
       const bounded = end === "lo" ? Math.min(to, 0) : Math.max(to, 0);
       drag = { end, value: bounded };
@@ -189,12 +226,12 @@ export default {
       board.redraw();
     };
 
-    const handles = {};
-    for (const end of ["lo", "hi"]) {
+    /** @param {End} end */
+    const handle = (end) => {
       const name = end === "lo" ? "lower end of the range" : "upper end of the range";
       const node = make("div", { class: "qkit-handle", role: "slider", tabindex: "0", "aria-label": name, "data-end": end });
-      handles[end] = node;
       plot.append(node);
+      /** @param {PointerEvent} event */
       const at = (event) => value(event.clientX - plot.getBoundingClientRect().left, board.canvas.clientWidth);
       node.addEventListener("pointerdown", (event) => {
         if (event.button !== 0 || model.get("locked")) return;
@@ -211,7 +248,7 @@ export default {
           move(end, Math.min(Math.max(at(event), lo), hi), "drag");
         }),
       );
-      const let_go = guarded(el, (event) => {
+      const let_go = guarded(el, (/** @type {PointerEvent} */ event) => {
         if (!drag) return;
         if (node.hasPointerCapture(event.pointerId)) node.releasePointerCapture(event.pointerId);
         move(end, drag.value, "release");
@@ -222,13 +259,16 @@ export default {
         "keydown",
         guarded(el, (event) => {
           if (model.get("locked")) return;
-          const steps = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10 }[event.key];
-          const ends = { Home: end === "lo" ? model.get("extremes")[0] : 0, End: end === "lo" ? 0 : model.get("extremes")[1] };
-          if (steps === undefined && ends[event.key] === undefined) return;
+          const [least, most] = model.get("extremes");
+          /** @type {Record<string, number>} */
+          const ends = { Home: end === "lo" ? least : 0, End: end === "lo" ? 0 : most };
+          const stride = model.get("stride") * (event.shiftKey ? 10 : 1);
+          const steps = STEPS[event.key];
+          const to = steps === undefined ? ends[event.key] : held(end) + steps * stride;
+          if (to === undefined) return;
           event.preventDefault();
           event.stopPropagation();
-          const stride = model.get("stride") * (event.shiftKey ? 10 : 1);
-          move(end, steps === undefined ? ends[event.key] : held(end) + steps * stride, "drag");
+          move(end, to, "drag");
         }),
       );
       node.addEventListener("keyup", (event) => {
@@ -237,9 +277,11 @@ export default {
       node.addEventListener("blur", () => {
         if (drag) move(end, drag.value, "release");
       });
-    }
+      return node;
+    };
+    const handles = { lo: handle("lo"), hi: handle("hi") };
 
-    const list = guarded(el, (rows) => {
+    const list = guarded(el, (/** @type {string[][]} */ rows) => {
       const heads = ["", "now", ...(rows.some((row) => row.length > 2) ? ["before"] : [])];
       while (figures.rows.length > rows.length + 1) figures.deleteRow(-1);
       [heads, ...rows].forEach((row, i) => {
@@ -253,7 +295,7 @@ export default {
       });
     });
 
-    const answered = guarded(el, (message) => {
+    const answered = guarded(el, (/** @type {Reply} */ message) => {
       if (message.event === "refused") {
         if (outbox.answer(message.seq)) drag = live = null;
         board.redraw();

@@ -1,10 +1,15 @@
 // All channels' ranges side by side: click or arrow keys pick one.
 import { decades, floats, follow, guarded, label, make, surface, ticks } from "./common.js";
 
+/** @import { ChannelStrip, View } from "./types" */
+
 const HEIGHT = 150;
 const [LEFT, RIGHT, TOP, BOTTOM] = [58, 14, 8, 36];
+/** @type {Record<string, number>} */
+const STEPS = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -1e9, End: 1e9 };
 
 export default {
+  /** @param {View<ChannelStrip>} view */
   render({ model, el }) {
     el.classList.add("qkit");
     const tools = make("div", { class: "qkit-tools" });
@@ -15,26 +20,30 @@ export default {
     const plot = make("div", { class: "qkit-plot", role: "listbox", tabindex: "0", "aria-label": "channels" });
     el.append(tools, plot);
 
+    /** By channel its least and greatest value, its grid's ends and step, and the magnitudes of these. */
     const parts = () => {
       const all = floats(model.get("ranges"));
       const count = all.length / 5;
-      return { count, low: (i) => all[i], high: (i) => all[count + i], lo: (i) => all[2 * count + i], hi: (i) => all[3 * count + i], step: (i) => all[4 * count + i] };
+      return Array.from({ length: count }, (_, i) => {
+        const [low, high, lo, hi, step] = [0, 1, 2, 3, 4].map((row) => all[row * count + i]);
+        return { low, high, lo, hi, step, peak: Math.max(Math.abs(low), Math.abs(high)), end: Math.max(hi, -lo) };
+      });
     };
-    const peak = (p, i) => Math.max(Math.abs(p.low(i)), Math.abs(p.high(i)));
 
     const board = surface(el, plot, HEIGHT, (c, width, height, colours) => {
-      const p = parts();
+      const all = parts();
       const log = model.get("log");
       const bottom = height - BOTTOM;
-      const wide = (width - LEFT - RIGHT) / Math.max(p.count, 1);
+      const wide = (width - LEFT - RIGHT) / Math.max(all.length, 1);
       let [least, most] = [Infinity, -Infinity];
-      for (let i = 0; i < p.count; i += 1) {
-        const values = log ? [peak(p, i), Math.max(p.hi(i), -p.lo(i)), p.step(i)].filter((v) => v > 0) : [p.low(i), p.high(i), p.lo(i), p.hi(i)];
+      for (const p of all) {
+        const values = log ? [p.peak, p.end, p.step].filter((v) => v > 0) : [p.low, p.high, p.lo, p.hi];
         for (const v of values) [least, most] = [Math.min(least, v), Math.max(most, v)];
       }
       if (!(most > -Infinity)) [least, most] = log ? [0.1, 1] : [0, 1];
       if (log) [least, most] = [least / 1.6, most * 1.6];
       else [least, most] = [Math.min(least, 0), Math.max(most, 0) || 1];
+      /** @param {number} v */
       const y = (v) =>
         log
           ? bottom - (Math.log(Math.max(v, least) / least) / Math.log(most / least)) * (bottom - TOP)
@@ -53,13 +62,13 @@ export default {
       c.fillRect(LEFT + chosen * wide - 1, TOP, Math.max(wide, 3) + 2, bottom - TOP);
       c.globalAlpha = 1;
       const thick = Math.max(wide * 0.6, 1);
-      for (let i = 0; i < p.count; i += 1) {
+      for (const [i, p] of all.entries()) {
         const left = LEFT + (i + 0.5) * wide - thick / 2;
         c.fillStyle = colours.wide;
-        if (log) c.fillRect(left, y(peak(p, i)), thick, bottom - y(peak(p, i)));
-        else c.fillRect(left, y(p.high(i)), thick, Math.max(y(p.low(i)) - y(p.high(i)), 1));
+        if (log) c.fillRect(left, y(p.peak), thick, bottom - y(p.peak));
+        else c.fillRect(left, y(p.high), thick, Math.max(y(p.low) - y(p.high), 1));
         c.fillStyle = colours.narrow;
-        const lines = p.step(i) > 0 ? (log ? [Math.max(p.hi(i), -p.lo(i)), p.step(i)] : [p.lo(i), p.hi(i)]) : [];
+        const lines = p.step > 0 ? (log ? [p.end, p.step] : [p.lo, p.hi]) : [];
         for (const v of lines) c.fillRect(LEFT + i * wide, y(v) - 1, Math.max(wide, 1), 2);
       }
       c.strokeStyle = colours.muted;
@@ -67,7 +76,7 @@ export default {
       c.fillStyle = colours.ink;
       c.textAlign = "center";
       c.textBaseline = "top";
-      for (const tick of ticks(0, Math.max(p.count - 1, 0), Math.max(2, Math.floor(width / 90)))) {
+      for (const tick of ticks(0, Math.max(all.length - 1, 0), Math.max(2, Math.floor(width / 90)))) {
         if (Number.isInteger(tick)) c.fillText(`${tick}`, LEFT + (tick + 0.5) * wide, bottom + 4);
       }
       c.fillText(model.get("title"), (LEFT + width - RIGHT) / 2, bottom + 19);
@@ -76,24 +85,27 @@ export default {
       c.rotate(-Math.PI / 2);
       c.fillText(log ? "max |x| (log)" : "range", 0, -6);
       c.restore();
-      if (chosen < p.count) {
-        const grid = p.step(chosen) > 0 ? `; grid ${label(+p.lo(chosen).toPrecision(3))} to ${label(+p.hi(chosen).toPrecision(3))}, step ${label(+p.step(chosen).toPrecision(3))}` : "";
-        said.textContent = `channel ${chosen} of ${p.count}: ${label(+p.low(chosen).toPrecision(3))} to ${label(+p.high(chosen).toPrecision(3))}${grid}${log ? " (lines: the grid's end and its step)" : " (lines: the grid's ends)"}`;
+      if (chosen < all.length) {
+        const p = all[chosen];
+        const [low, high, lo, hi, step] = [p.low, p.high, p.lo, p.hi, p.step].map((v) => label(+v.toPrecision(3)));
+        const grid = p.step > 0 ? `; grid ${lo} to ${hi}, step ${step}` : "";
+        const lines = log ? "the grid's end and its step" : "the grid's ends";
+        said.textContent = `channel ${chosen} of ${all.length}: ${low} to ${high}${grid} (lines: ${lines})`;
       }
     });
 
-    const pick = guarded(el, (channel) => {
-      const last = parts().count - 1;
+    const pick = guarded(el, (/** @type {number} */ channel) => {
+      const last = parts().length - 1;
       if (last < 0) return;
       model.set("selected", Math.min(Math.max(channel, 0), last));
       model.save_changes();
     });
     board.canvas.addEventListener("pointerdown", (event) => {
       const box = board.canvas.getBoundingClientRect();
-      pick(Math.floor(((event.clientX - box.left - LEFT) / (box.width - LEFT - RIGHT)) * parts().count));
+      pick(Math.floor(((event.clientX - box.left - LEFT) / (box.width - LEFT - RIGHT)) * parts().length));
     });
     plot.addEventListener("keydown", (event) => {
-      const step = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -1e9, End: 1e9 }[event.key];
+      const step = STEPS[event.key];
       if (step === undefined) return;
       event.preventDefault();
       event.stopPropagation();

@@ -16,7 +16,6 @@ from qkit.errors import PlanError, QkitError
 from qkit.execution.editing import (
     Figures,
     History,
-    channel_histograms,
     figures,
     moved_end,
     rule_of,
@@ -92,7 +91,6 @@ class Tuner(Panel):
         self._previous: Plan | None = None
         self.batches = batches_for(study, SAMPLES) if batches is None else batches
         first = _noisiest(study) if tensor is None else tensor
-        self._quiet = False
         self._wanted: QuantSpec | None = None  # the rule that channels are being counted for
         self._build(list(study.plan.grids))
         super().__init__(
@@ -140,16 +138,16 @@ class Tuner(Panel):
         self._high = ipywidgets.FloatText(description="to", continuous_update=False, layout=wide, style=snug)
         self._methods = {method: button(method, f"The range by {method}") for method in METHODS}
         for method, knob in self._methods.items():
-            knob.on_click(lambda _, m=method: self._pressed(m))
+            knob.on_click(lambda _, m=method: self._pressed(partial(self.choose, m)))
         self._percentile = ipywidgets.BoundedFloatText(
-            99.99, min=50.01, max=100.0, op=0.01, description="percentile", layout=wide, style=snug
+            99.99, min=50.01, max=100.0, step=0.01, description="percentile", layout=wide, style=snug
         )
         self._undo = button("undo", "The plan before (not the page's undo)", icon="undo")
         self._redo = button("redo", "The plan that was undone", icon="repeat")
         self._reset = button("reset", "The plan that the study came with; can be undone", icon="refresh")
-        self._undo.on_click(lambda _: self._clicked(self.undo))
-        self._redo.on_click(lambda _: self._clicked(self.redo))
-        self._reset.on_click(lambda _: self._clicked(self.reset))
+        self._undo.on_click(lambda _: self._pressed(self.undo))
+        self._redo.on_click(lambda _: self._pressed(self.redo))
+        self._reset.on_click(lambda _: self._pressed(self.reset))
         self._compare = ipywidgets.ToggleButton(
             description="compare",
             tooltip="Show the plan before beside this one",
@@ -165,11 +163,11 @@ class Tuner(Panel):
             control.observe(lambda change: None if self._quiet else self._ruled(change), "value")
         for field in (self._low, self._high):
             field.observe(lambda change: None if self._quiet else self._typed(change), "value")
-        self._percentile.observe(lambda _: self._clicked(self._mark), "value")
-        self._counts.observe(lambda _: self._clicked(self._redrawn), "value")
-        self._zoom.observe(lambda _: self._clicked(self._redrawn), "value")
-        self._compare.observe(lambda _: self._clicked(self._compared), "value")
-        self._show_code.observe(lambda _: self._clicked(self._present), "value")
+        self._percentile.observe(lambda _: self._pressed(self._mark), "value")
+        self._counts.observe(lambda _: self._pressed(self._redrawn), "value")
+        self._zoom.observe(lambda _: self._pressed(self._redrawn), "value")
+        self._compare.observe(lambda _: self._pressed(self._compared), "value")
+        self._show_code.observe(lambda _: self._pressed(self._present), "value")
 
     @traitlets.validate("tensor")
     def _known(self, proposal: Any) -> str:
@@ -277,14 +275,6 @@ class Tuner(Panel):
         self._take(plan)
 
     # from the front end
-
-    @shown
-    def _clicked(self, action: Any) -> None:
-        action()
-
-    @shown
-    def _pressed(self, method: str) -> None:
-        self.choose(method)
 
     @shown
     def _ruled(self, _: Any) -> None:
@@ -436,14 +426,11 @@ class Tuner(Panel):
     def _show_rule(self) -> None:
         """The controls as the grid has it, without taking that for the user's hand."""
         spec, params = self._wanted or self.grid.spec, self._shown(self.grid.params)
-        self._quiet = True
-        try:
+        with self._quietly():
             self._bits.value, self._power.value = spec.bits, spec.power_of_two
             self._rule.value = "symmetric" if spec.symmetric else "affine"
             self._granularity.value = self.grid.params.axis is not None or self._wanted is not None
             self._low.value, self._high.value = (float(f"{float(end):.6g}") for end in (params.lo, params.hi))
-        finally:
-            self._quiet = False
 
     def _compared(self) -> None:
         self._present()
@@ -480,7 +467,7 @@ class Tuner(Panel):
     def _histograms(self, params: QuantParams) -> list[Histogram]:
         if self.tensor not in self._channels and self._weight:
             weight, axis = self._origin.graph.weights[self.tensor], self._axis()
-            self._channels[self.tensor] = [Histogram.of(weight)] if axis is None else channel_histograms(weight, axis)
+            self._channels[self.tensor] = Histogram.of_channels(weight, axis)
         if params.axis is not None:
             return self._channels[self.tensor]
         if self._weight:
@@ -535,19 +522,15 @@ class Tuner(Panel):
     # what it does to the network
 
     def stopped(self, what: str) -> None:
-        """A score was cancelled, by hand or because the handle moves on."""
-        if what != _SCORING:
-            super().stopped(what)
-            self._wanted = None
-            self._show_rule()
-        self._unmeasured()
+        """Cancelled, by hand or because the handle moves on: of a score that needs no notice."""
+        if what == _SCORING:
+            self._without_result()
+            return
+        super().stopped(what)
+        self._wanted = None
+        self._show_rule()
 
-    def show_error(self, error: Exception) -> None:
-        """Under the widget; a measurement that failed is none."""
-        super().show_error(error)
-        self._unmeasured()
-
-    def _unmeasured(self) -> None:
+    def _without_result(self) -> None:
         if self._measured.value == _MEASURING:
             self._measured.value = _HINT
 

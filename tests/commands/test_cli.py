@@ -13,6 +13,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
+from command_line import called
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -149,18 +150,13 @@ def test_report_in_a_process_of_its_own_is_a_page(images: Path, weights: dict[st
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(
-    arguments: list[str], message: str, images: Path, weights: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    arguments: list[str], message: str, images: Path, weights: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.chdir(tmp_path)
     places = {"IMAGES": str(images), "WEIGHTS": str(weights["pth"]), "FILE/report.html": "file/report.html"}
-    monkeypatch.setattr(sys, "argv", ["qkit", *(places.get(a, a) for a in arguments)])
-    monkeypatch.setenv("COLUMNS", "500")
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err
+    code, _, said = called(*(places.get(a, a) for a in arguments), columns=500)
+    assert code == 2
     assert message in said
     assert "Traceback" not in said
     assert not list(tmp_path.glob("*.html"))

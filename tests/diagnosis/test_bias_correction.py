@@ -54,8 +54,8 @@ def test_corrections_shift_the_biases_of_quantized_layers_only() -> None:
     assert torch.equal(outputs(study, spared, x), outputs(study, plan.without(["2.weight"]), x))
     again = qkit.Plan.from_dict(json.loads(json.dumps(corrected.to_dict())))
     assert again == corrected
-    with pytest.raises(qkit.PlanError, match="of another model"):
+    with pytest.raises(qkit.PlanError, match=r"^2\b.*\b1\b.*\b4\b"):
         outputs(study, replace(plan, corrections={"2": (1.0,)}), x)
     broken = {**corrected.to_dict(), "corrections": {"2": ["much"]}}
-    with pytest.raises(qkit.PlanError, match="corrupt"):
+    with pytest.raises(qkit.PlanError, match="'2'"):
         qkit.Plan.from_dict(broken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,10 @@ from torch import Tensor, nn
 import qkit
 from qkit import zoo
 from qkit.diagnosis import Diagnosis, cost
+from qkit.diagnosis.diagnose import QAT
 from qkit.diagnosis.experiments import Bench
+from qkit.diagnosis.result import interaction_words
+from qkit.diagnosis.verdict import amount
 from qkit.zoo.case import Case
 
 QUIET: dict[str, Any] = {"batches": 4, "progress": False}
@@ -61,7 +65,7 @@ def test_hostile_network_is_explained_and_fixed(explained: tuple[qkit.Study, Dia
     assert found.parts.activations.value < 0.02
     assert found.best_loss is not None
     assert found.best_loss.value <= 0.01
-    assert "not needed" in found.qat
+    assert found.qat == QAT["remedies-do"].format(loss=amount(found.best_loss, share=True))
     fixed = study.apply(*found.remedies)
     assert fixed.plan == found.best
     assert fixed.evaluate(("float", "int8"), progress=False).loss("int8").value < 0.02
@@ -189,7 +193,7 @@ def test_evaluation_prepared_otherwise_is_named(resnet: Case) -> None:
     assert found.causes[0].kind == "preprocessing"
     assert found.causes[0].gain is not None
     assert found.causes[0].gain.low > 0.0
-    with pytest.raises(qkit.QkitError, match="not a change of a plan"):
+    with pytest.raises(qkit.QkitError, match=r"^fix-input\b"):
         study.apply(found.causes[0].remedy)
 
 
@@ -291,10 +295,10 @@ def test_a_broken_checkpoint_is_named(resnet: Case, tensor: str) -> None:
     with torch.no_grad():
         model.state_dict()[tensor][1] = float("nan")
     study = qkit.Study(model, resnet.calibration, resnet.evaluation)
-    assert any("NaN or infinite" in remark for remark in study.remarks)
-    with pytest.raises(qkit.QkitError, match="NaN or infinite"):
+    assert any(re.match(r"layer2\.0\.conv1\b.*NaN", remark) for remark in study.remarks)
+    with pytest.raises(qkit.QkitError, match=r"^layer2\.0\.conv1\b.*NaN"):
         study.calibrate(progress=False)
-    with pytest.raises(qkit.QkitError, match="NaN or infinite"):
+    with pytest.raises(qkit.QkitError, match=r"^layer2\.0\.conv1\b.*NaN"):
         study.evaluate(("float",), progress=False)
     found = study.diagnose(**QUIET)
     assert found.verdict.name == "not-quantization"
@@ -310,7 +314,8 @@ def test_a_negative_variance_is_named_by_the_folded_layer(resnet: Case) -> None:
         model.state_dict()["layer2.0.bn1.running_var"][1] = -1.0
     found = qkit.Study(model, resnet.calibration, resnet.evaluation).diagnose(**QUIET)
     assert (found.causes[0].kind, found.causes[0].layer) == ("non-finite", "layer2.0.conv1")
-    assert "running variance" in found.causes[0].remedy.text
+    assert found.causes[0].tensor == "layer2.0.conv1.weight"
+    assert "variance" in found.causes[0].remedy.text
 
 
 class Rooted(nn.Module):
@@ -366,7 +371,9 @@ def test_tensors_that_the_plan_leaves_out_are_said(resnet: Case) -> None:
     found = study_of(resnet, scheme=scheme).diagnose(**QUIET)
     assert [(f.kind, f.layer) for f in found.findings] == [("unquantized-layer", "layer2.0.conv1")]
     found = study_of(resnet, scheme=replace(base, name="no weights", weight=None)).diagnose(**QUIET)
-    assert ["the plan leaves all weights in float." in f.evidence for f in found.findings] == [True]
+    (finding,) = found.findings
+    assert (finding.kind, finding.layer) == ("unquantized-layer", "")
+    assert "weights" in finding.evidence
 
 
 def found_alone(case: Case) -> dict[str, float]:
@@ -386,7 +393,9 @@ def test_errors_that_do_not_add_up_are_said(hostile: Case, explained: tuple[qkit
     assert found.verdict.narrow is not None
     assert found.interaction.value == pytest.approx(found.verdict.narrow.value - alone)
     beyond_chance = not found.interaction.low <= 0.0 <= found.interaction.high
-    assert ("do not add up either" in str(found)) == (beyond_chance and abs(found.interaction.value) > 0.01)
+    said = interaction_words(found.interaction, share=True)
+    assert bool(said) == (beyond_chance and abs(found.interaction.value) > 0.01)
+    assert said in str(found)
     few = study_of(hostile).diagnose(**QUIET, budget=60)
     assert few.interaction is None, "a sum over some of the tensors is none over all"
 
@@ -440,7 +449,9 @@ def test_images_prepared_wrongly_for_both_are_told_by_the_first_norm_without_an_
     found = study.diagnose(**QUIET)
     assert found.verdict.name in ("not-quantization", "both")
     assert found.causes[0].kind == "preprocessing"
-    assert "contrast times" in found.causes[0].evidence
+    contrast = re.search(r"contrast\D*(\d\.\d)", found.causes[0].evidence)
+    assert contrast is not None
+    assert float(contrast[1]) > 1.5, "it undoes the dimming"
     assert not study_of(resnet, expected=None).diagnose(**QUIET).causes
 
 
@@ -468,4 +479,5 @@ def test_a_fault_of_the_inputs_is_named_under_a_scheme_of_two_widths(resnet: Cas
     found = study_of(resnet, evaluation=dim, scheme="int4-weights").diagnose(**QUIET)
     assert found.causes[0].kind == "preprocessing"
     assert found.verdict.name in ("not-quantization", "both")
-    assert "int4 loses" in found.verdict.reason
+    assert re.search(r"\bint4\b", found.verdict.reason)
+    assert "int8" not in found.verdict.reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -64,8 +65,7 @@ def test_too_few_samples_are_said_and_counted(n: int) -> None:
     assert found.name == "inconclusive"
     assert found.samples_needed is not None
     assert found.samples_needed > n
-    assert str(found.samples_needed) in found.reason
-    assert f"{n} samples are too few" in found.reason
+    assert re.search(rf"\b{n}\b.*\b{found.samples_needed}\b", found.reason)
 
 
 def test_as_many_samples_as_asked_for_usually_tell() -> None:
@@ -94,26 +94,26 @@ def test_the_wider_the_interval_the_more_samples() -> None:
 def test_a_float_score_that_is_not_what_was_expected_comes_first() -> None:
     found = judge(scores(0.60, 0.60, 0.60), expected=0.90)
     assert found.name == "not-quantization"
-    assert "float itself scores 60.00% where 90.00% was expected" in found.reason
+    assert re.search(r"\bfloat\b.*\b60\.00%.*\b90\.00%", found.reason)
     assert judge(scores(0.60, 0.60, 0.40), expected=0.90).name == "both"
     assert judge(scores(0.90, 0.90, 0.90), expected=0.905).name == "no-degradation", "within the interval"
 
 
 def test_points_only_for_shares() -> None:
-    assert "loses 20.0 points" in judge(scores(0.9, 0.9, 0.7)).reason
+    assert "20.0 points" in judge(scores(0.9, 0.9, 0.7)).reason
     random = np.random.default_rng(0)
     base = random.normal(3.0, 0.1, 500)
     given = Scores("psnr", {"float": base, "int16": base - 1e-4, "int8": base - 0.5})
     found = judge(given)
     assert found.name == "quantization"
     assert "points" not in found.reason
-    assert "int8 loses 0.5 [" in found.reason
-    assert "where 5 was expected" in judge(given, expected=5.0).reason
+    assert re.search(r"\bint8\b.*\b0\.5 \[", found.reason)
+    assert re.search(rf"\b{given['float'].value:.4g}\b.*\b5\b", judge(given, expected=5.0).reason)
 
 
 def test_one_point_is_singular() -> None:
-    assert "a loss of 1 point from none" in judge(scores(0.9, 0.9, 0.9, n=60, wobble=0.05)).reason
-    assert "a loss of 2 points from none" in judge(scores(0.9, 0.9, 0.9, n=30, wobble=0.05), tolerance=0.02).reason
+    assert re.search(r"\b1 point\b", judge(scores(0.9, 0.9, 0.9, n=60, wobble=0.05)).reason)
+    assert re.search(r"\b2 points\b", judge(scores(0.9, 0.9, 0.9, n=30, wobble=0.05), tolerance=0.02).reason)
 
 
 def test_as_plain_data() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import READS, Mixed, fake_quantized, mixed_network, plain_layer, quantized_bias
+from small_networks import READS, Mixed, fake_quantized, minmax_study, mixed_network, plain_layer, quantized_bias
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -53,11 +53,7 @@ class Engine:
 
 @pytest.fixture(scope="module")
 def study() -> qkit.Study:
-    torch.manual_seed(0)
-    data = [torch.randn(16, 3, 16, 16) for _ in range(2)]
-    study = qkit.Study(mixed_network(), data, metric="agreement", scheme="int8")
-    study.calibrate("minmax", progress=False)
-    return study
+    return minmax_study()
 
 
 def compared(study: qkit.Study, **layers: Layer) -> Comparison:

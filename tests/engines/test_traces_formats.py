@@ -226,32 +226,44 @@ def test_a_manifest_both_ways(tmp_path: Path) -> None:
     assert entry.step == (2.0, 4.0)
     assert entry.byte_order == "big"
     assert (made.bits, made.samples, made.name) == (8, (3, 1), "board")
+    (entry,) = Manifest.from_dict(manifest(byte_order=None, subgraph=3)).tensors
+    assert (entry.byte_order, entry.subgraph) == ("little", "3")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dtpye": "int8"}, "unknown keys dtpye"),
-        ({"dtype": "int64"}, "dtype 'int64' is none of"),
-        ({"file": "../a.bin"}, "leads out of the folder"),
-        ({"file": "/etc/passwd"}, "leads out of the folder"),
-        ({"scale": 0}, "not finite and greater than 0"),
-        ({"scale": float("nan")}, "not finite"),
-        ({"scale": True}, "not a number"),
-        ({"scale": [0.5, 0.5], "zero_point": [1, 2, 3]}, "2 scales and 3 zero points"),
-        ({"shape": [1, 0]}, "not a list of sizes"),
-        ({"shape": [1, 2, 3], "layout": "NCHW"}, "layout NCHW has 4 axes"),
-        ({"layout": "CNHW"}, "no order of axes"),
-        ({"layout": "NCCW"}, "no order of axes"),
-        ({"convention": "times"}, "'multiply'"),
-        ({"byte_order": "middle"}, "'little' or 'big'"),
-        ({"zero_point": 1.5}, "not a code"),
-        ({"tap": 3}, "not a text"),
+        ({"dtpye": "int8"}, "/dtpye should not be there; a tensor's keys are file, member"),
+        ({"dtype": "int64"}, '/dtype is "int64", but should match .*int8|uint8'),
+        ({"file": "../a.bin"}, r'/file is "\.\./a\.bin", but should not lead out of the folder'),
+        ({"file": "/etc/passwd"}, '/file is "/etc/passwd", but should not lead out of the folder'),
+        ({"scale": 0}, "/scale is 0, but should be greater than 0"),
+        ({"scale": float("nan")}, "/scale is NaN, but should be a finite number"),
+        ({"scale": True}, "/scale is true, but should be a valid number"),
+        ({"scale": []}, r"/scale is \[\], but"),
+        ({"scale": [0.5, 0.5], "zero_point": [1, 2, 3]}, " has 2 scales and 3 zero points"),
+        ({"shape": [1, 0]}, "/shape/1 is 0, but should be greater than or equal to 1"),
+        ({"shape": []}, r"/shape is \[\], but"),
+        ({"shape": 3}, "/shape is 3, but should be a valid tuple"),
+        ({"shape": [1, 2, 3], "layout": "NCHW"}, " layout NCHW has 4 axes"),
+        ({"layout": "CNHW"}, '/layout is "CNHW", but should match'),
+        ({"layout": "NCCW"}, '/layout is "NCCW", but should have each once'),
+        ({"convention": "times"}, "/convention is \"times\", but should be 'multiply' or 'divide'"),
+        ({"byte_order": "middle"}, "/byte_order is \"middle\", but should be 'little' or 'big'"),
+        ({"zero_point": 1.5}, r"/zero_point is 1\.5, but should be a valid integer"),
+        ({"tap": 3}, "/tap is 3, but should be a valid string"),
+        ({"tap": ""}, '/tap is "", but should'),
+        ({"data_id": -1}, "/data_id is -1, but should be greater than or equal to 0"),
     ],
 )
 def test_a_wrong_manifest_is_an_error_that_says_what(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(TraceError, match=message):
+    with pytest.raises(TraceError, match=f"^the manifest: tensors/0.*{message}"):
         Manifest.from_dict(manifest(**changes))
+
+
+def test_a_wrong_default_is_named_where_it_stands():
+    with pytest.raises(TraceError, match=r"^the manifest: defaults/dtype is "):
+        Manifest.from_dict({**manifest(), "defaults": {"dtype": "int64"}})
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import weakref
 from collections.abc import Iterator
 from functools import cache
@@ -210,7 +211,7 @@ def test_kept_tensors_are_all_batches_in_memory_or_in_files(tmp_path: Path) -> N
     assert len(files) == 2 * 3
     with safe_open(files[0], framework="pt") as stored:
         assert stored.metadata()["tap"] in {"stem", ":add"}
-    with pytest.raises(QkitError, match="name a folder="):
+    with pytest.raises(QkitError, match=r"\bstem\b.*folder="):
         capture(graph, batches, two, limit=None, keep=["stem"], memory_budget=0, progress=False)
 
 
@@ -257,7 +258,7 @@ def test_one_element_that_is_not_finite_is_refused_by_name(bad: float, place: tu
     _, graph, plans = network()
     x = images(4)[0].clone()
     x[place] = bad
-    with pytest.raises(DataError, match="input: the float lane holds NaN or infinity"):
+    with pytest.raises(DataError, match=r"^input\b.*\bfloat\b.*NaN"):
         capture(graph, [x], {"int8": plans["int8"]}, progress=False)
 
 
@@ -278,7 +279,7 @@ def test_nan_that_arises_inside_is_refused_by_name(act: nn.Module) -> None:
     plan = make_plan(graph, observe(graph, [torch.rand(2, 1, 5, 5)], progress=False), PRESETS["int8"])
     x = torch.rand(2, 1, 5, 5)
     x[1, 0, 4, 4] = -1.0
-    with pytest.raises(DataError, match=r":sqrt: the float lane holds NaN"):
+    with pytest.raises(DataError, match=r"^:sqrt\b.*\bfloat\b.*NaN"):
         capture(graph, [x], {"int8": plan}, progress=False)
 
 
@@ -296,11 +297,11 @@ def test_huge_finite_values_are_no_false_alarm() -> None:
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (torch.zeros(2, 3, 16, 16, dtype=torch.float64), "torch.float64; the model takes torch.float32"),
-        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "torch.uint8"),
-        (torch.zeros(2, 4, 16, 16), r"shape \(2, 4, 16, 16\)"),
-        (torch.zeros(3, 16, 16), r"shape \(3, 16, 16\)"),
-        (torch.zeros(0, 3, 16, 16), "empty"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.float64), r"input\b.*torch\.float64.*torch\.float32"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), r"input\b.*torch\.uint8.*torch\.float32"),
+        (torch.zeros(2, 4, 16, 16), r"input\b.*\(2, 4, 16, 16\)"),
+        (torch.zeros(3, 16, 16), r"input\b.*\(3, 16, 16\)"),
+        (torch.zeros(0, 3, 16, 16), r"input\b.*empty.*\(0, 3, 16, 16\)"),
     ],
 )
 def test_batches_that_do_not_fit(batch: Tensor, message: str) -> None:
@@ -311,17 +312,17 @@ def test_batches_that_do_not_fit(batch: Tensor, message: str) -> None:
 
 def test_an_empty_loader_and_names_that_are_not_there() -> None:
     _, graph, plans = network()
-    with pytest.raises(DataError, match="no batch"):
+    with pytest.raises(DataError, match="batch"):
         capture(graph, [], plans, progress=False)
-    with pytest.raises(GraphError, match="there is no tap 'stems'"):
+    with pytest.raises(GraphError, match="'stems'"):
         capture(graph, images(1), plans, keep=["stems"], progress=False)
-    with pytest.raises(QkitError, match="do not name a plan 'float'"):
+    with pytest.raises(QkitError, match="'float'"):
         capture(graph, images(1), {"float": plans["int8"]}, progress=False)
     with pytest.raises(QkitError, match="'int4'"):
         captured()["stem"]["int4"]
     with pytest.raises(AttributeError, match="int4"):
         _ = captured()["stem"].int4
-    with pytest.raises(GraphError, match="there is no tap"):
+    with pytest.raises(GraphError, match="'nothing'"):
         captured().per_channel("nothing")
 
 
@@ -394,7 +395,7 @@ def test_results_are_plain_data_and_show_themselves() -> None:
     back = json.loads(text)
     assert list(back["taps"]) == list(READS)
     assert back["taps"]["stem"]["int8"]["sqnr"] == captured().table().loc["stem", ("int8", "sqnr")]
-    assert repr(captured()) == f"Capture(9 taps, lanes float, {', '.join(SCHEMES)}, 12 samples)"
+    assert re.match(rf"Capture\(9\b.*float, {', '.join(SCHEMES)},.*\b12\b", repr(captured()))
     assert captured()._repr_html_().startswith("<table")
-    assert repr(captured()["stem"]).startswith("TapCapture(stem: float, int8")
-    assert "torch.int8 codes" in repr(captured()["stem"].int8)
+    assert re.match(r"TapCapture\(stem\b.*float, int8", repr(captured()["stem"]))
+    assert "torch.int8" in repr(captured()["stem"].int8)

@@ -52,14 +52,14 @@ def test_everything_on_the_cpu_by_name(device: Any) -> None:
 def test_a_model_on_several_devices_is_refused_by_both_names() -> None:
     model = mixed_network()
     model.classify.to("meta")
-    with pytest.raises(DataError, match=r"Mixed lies on several devices \(cpu, meta\): move it to one, or pass device="):
+    with pytest.raises(DataError, match=r"Mixed\b.*\bcpu, meta\b.*device="):
         build(model, batches()[0][0])
 
 
 def test_a_buffer_elsewhere_counts_too() -> None:
     model = mixed_network()
     model.stem_norm.running_mean = model.stem_norm.running_mean.to("meta")
-    with pytest.raises(DataError, match="lies on several devices"):
+    with pytest.raises(DataError, match=r"Mixed\b.*\bcpu, meta\b.*device="):
         build(model, batches()[0][0])
 
 
@@ -67,7 +67,7 @@ def test_a_buffer_elsewhere_counts_too() -> None:
 def test_a_model_without_numbers_is_refused_by_tensor(device: str | None) -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Conv2d(3, 4, 3))
-    with pytest.raises(DataError, match=r"0\.weight is on the meta device and holds no numbers: load the checkpoint"):
+    with pytest.raises(DataError, match=r"\b0\.weight\b.*\bmeta\b.*checkpoint"):
         build(model, batches()[0][0], device=device)
 
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_networks import READS, mixed_network
+from small_networks import READS, mixed_network, rounded_by_torch
+from strategies import rules
 from torch import Tensor, nn
 
 from qkit import FLOAT, PRESETS, GraphError, PlanError, QuantParams, QuantSpec, Scheme, Study, quantize
 from qkit.execution.editing import (
     Figures,
     History,
-    channel_histograms,
     channel_params,
     codes_used,
     figures,
@@ -150,15 +150,7 @@ def executed(history: History) -> Plan:
     return names["plan"]
 
 
-specs = st.builds(
-    QuantSpec,
-    bits=st.integers(2, 16),
-    symmetric=st.booleans(),
-    signed=st.sampled_from([None, True, False]),
-    per_channel=st.booleans(),
-    power_of_two=st.booleans(),
-    narrow=st.booleans(),
-)
+specs = rules(per_channel=st.booleans())
 #: Any float32 that a tensor may hold. Near 2**126 the ends of an affine grid pass the greatest bound, and are cut.
 bounds = st.floats(-(2.0**120), 2.0**120, width=32) | st.floats(-10.0, 10.0) | st.sampled_from([0.0, -0.0, 1e-40, -1e-40, 6.0])
 
@@ -245,7 +237,7 @@ def test_the_code_says_what_it_leaves_out() -> None:
     a, b = plans(2)
     for other in (replace(b, bias_bits=16), replace(b, corrections={"tap": (1.0,)})):
         code = History((a,)).then(other).code()
-        assert "# biases were changed by a remedy" in code
+        assert re.search(r"^#.*bias", code, re.MULTILINE)
         exec(code, names := {"study": Holder(a)})
         assert names["plan"] == b  # type: ignore[comparison-overlap]
     assert "#" not in History((a,)).then(b).code()
@@ -305,17 +297,16 @@ KINDS = ["normal", "relu", "relu6", "laplace", "shifted", "tiny"]
 def measured(rows: list[Tensor], params: QuantParams) -> Figures:
     """The figures of the tensor itself by torch's fake quantization and float64 sums; `rows` are its channels."""
     flat = torch.stack(rows)
-    if params.axis is None:
-        y = torch.fake_quantize_per_tensor_affine(flat, params.scale, params.zero_point, params.qmin, params.qmax)
-        scale, zero = params.scale, params.zero_point
-    else:
-        y = torch.fake_quantize_per_channel_affine(flat, params.scale, params.zero_point, 0, params.qmin, params.qmax)
-        scale, zero = params.scale[:, None], params.zero_point[:, None]
+    params = replace(params, axis=None if params.axis is None else 0)
+    y = rounded_by_torch(flat, params)
+    scale, zero = params.scale, params.zero_point
+    if params.axis is not None:
+        scale, zero = scale[:, None], zero[:, None]
     x = flat.double()
     squared = (y.double() - x).square()
     low, high = (params.qmin - zero - 0.5) * scale.double(), (params.qmax - zero + 0.5) * scale.double()
     beyond = (x < low) | (x > high)
-    codes = quantize(flat, replace(params, axis=None if params.axis is None else 0)).int()
+    codes = quantize(flat, params).int()
     used = max(int(row.max() - row.min()) + 1 for row in (codes if params.axis is not None else [codes]))
     noise, signal = float(squared.sum()), float(x.square().sum())
     return Figures(
@@ -419,7 +410,7 @@ def test_as_many_histograms_as_grids_are_needed(channels: int | None, given: int
     one = Histogram.of(torch.ones(3))
     spec = QuantSpec(8, per_channel=channels is not None)
     params = spec.params(-1.0, 1.0) if channels is None else spec.params(-torch.ones(channels), torch.ones(channels), axis=0)
-    with pytest.raises(PlanError, match=rf"figures of {channels or 1} grids need as many histograms, not {given}"):
+    with pytest.raises(PlanError, match=rf"\b{channels or 1} grids.* {given}\b"):
         figures([one] * given, params)
 
 
@@ -474,7 +465,7 @@ def test_the_rule_with_changes() -> None:
     assert affine == replace(spec, symmetric=False, narrow=False)
     assert rule_of(replace(grid, spec=affine), symmetric=True) == replace(spec, narrow=False)
     assert grid.spec is spec
-    with pytest.raises(PlanError, match="2 to 16 bits"):
+    with pytest.raises(PlanError, match=r"bits=17\b.*\b2\b.*\b16\b"):
         rule_of(grid, bits=17)
     with pytest.raises(TypeError):
         rule_of(grid, bitz=8)
@@ -631,7 +622,7 @@ def test_methods_that_are_not_defined_are_left_out() -> None:
         assert list(found) == ["minmax", "mse"]
         for method, grid in found.items():
             assert grid == calibrated("int8", "minmax", weight_method=method)[weight]
-    with pytest.raises(PlanError, match="minmax or mse"):
+    with pytest.raises(PlanError, match=r"minmax.*mse.*percentile.*weight_method="):
         calibrated("int8", "minmax", weight_method="percentile")
     wide = suggestions(studied(), "stem", QuantSpec(16, symmetric=False))
     assert list(wide) == [m for m in METHODS if m != "entropy"], "entropy is defined up to 8 bits"
@@ -641,7 +632,7 @@ def test_methods_that_are_not_defined_are_left_out() -> None:
 
 
 def test_no_suggestions_for_what_is_not_there() -> None:
-    with pytest.raises(GraphError, match="no tap 'nowhere'"):
+    with pytest.raises(GraphError, match="'nowhere'"):
         suggestions(studied(), "nowhere", AFFINE)
 
 
@@ -651,7 +642,7 @@ def test_no_suggestions_for_what_is_not_there() -> None:
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_channel_histograms_are_of_the_channels(name: str) -> None:
     weight = studied().graph.weights[name]
-    found = channel_histograms(weight, 0)
+    found = Histogram.of_channels(weight, 0)
     assert len(found) == weight.shape[0]
     same([row for row in weight], found)  # noqa: C416
 
@@ -664,7 +655,7 @@ def test_channel_histograms_along_any_axis(shape: tuple[int, ...], memory: str) 
         weight = weight.movedim(1, -1).contiguous().movedim(-1, 1)
     before = weight.clone()
     for axis in range(len(shape)):
-        found = channel_histograms(weight, axis)
+        found = Histogram.of_channels(weight, axis)
         assert len(found) == shape[axis]
         same([weight.select(axis, i) for i in range(shape[axis])], found)
     assert torch.equal(weight, before)

@@ -332,11 +332,11 @@ def test_no_gradients_and_weights_untouched() -> None:
 
 BAD_INPUTS = {
     "another dtype": ((torch.zeros(1, 3, 16, 16, dtype=torch.uint8),), r"torch\.uint8.*float"),
-    "another rank": ((torch.zeros(3, 16, 16),), r"shape \(3, 16, 16\).*\(4, 3, 16, 16\)"),
-    "other channels": ((torch.zeros(1, 1, 16, 16),), r"shape \(1, 1, 16, 16\)"),
+    "another rank": ((torch.zeros(3, 16, 16),), r"\(3, 16, 16\).*\(4, 3, 16, 16\)"),
+    "other channels": ((torch.zeros(1, 1, 16, 16),), r"\(1, 1, 16, 16\)"),
     "an empty batch": ((torch.zeros(0, 3, 16, 16),), "empty"),
-    "no tensor": (([1.0],), "is a list"),
-    "nothing": ((), "batch of 0 does not have"),
+    "no tensor": (([1.0],), r"input\b.*\blist\b"),
+    "nothing": ((), r"\bbatch\b.*\b0\b"),
 }
 
 
@@ -348,14 +348,14 @@ def test_inputs_that_do_not_fit(case: str) -> None:
 
 
 def test_two_lanes_of_one_name() -> None:
-    with pytest.raises(PlanError, match="lane names have to differ: a, a"):
+    with pytest.raises(PlanError, match=r"\ba, a\b"):
         run_lanes(setting()[1], [Lane("a"), Lane("a", plan_of("int8"))], (setting()[2],))
 
 
 def test_a_plan_of_another_model_is_refused_by_the_weight_it_does_not_fit() -> None:
     plan = plan_of("int8")
     wrong = plan.with_grid("stem.weight", plan.grids["side.weight"])
-    with pytest.raises(PlanError, match=r"stem\.weight: the plan's grid has 4 channels.*\(8, 3, 3, 3\)"):
+    with pytest.raises(PlanError, match=r"^stem\.weight\b.*\b4 channels.*\(8, 3, 3, 3\)"):
         run_lanes(setting()[1], [Lane("a", wrong)], (setting()[2],))
 
 
@@ -381,7 +381,7 @@ def test_codes_are_what_the_lane_computes_with() -> None:
     assert not torch.equal(seen["codes"]["project"], seen["nearest"]["project"])
     assert float(steps_apart(seen["codes"]["project"], expected, plan, "project").abs().max()) <= 1
     assert rounded.with_range("project.weight", -1.0, 1.0).codes("project.weight") is None
-    with pytest.raises(PlanError, match=r"codes of shape \(2,\) for a weight of shape \(8, 8, 1, 1\)"):
+    with pytest.raises(PlanError, match=r"codes.*\(2,\).*\(8, 8, 1, 1\)"):
         run_lanes(graph, [Lane("bad", plan.with_grid("project.weight", replace(grid, codes=Codes(torch.ones(2)))))], (x,))
 
 

@@ -80,24 +80,24 @@ def test_two_tensors_are_inputs_and_targets() -> None:
         (3, "int"),
         ("images", "str"),
         (np.zeros((2, 3)), "ndarray"),
-        ((), "tuple of 0"),
-        ([], "list of 0"),
-        ((IMAGES, LABELS, LABELS), "tuple of 3"),
-        ((np.zeros(3), LABELS), "tuple of 2"),
-        (([], LABELS), "tuple of 2"),
-        (([np.zeros(3)], LABELS), "tuple of 2"),
-        ({}, "dict of 0"),
-        ({"label": LABELS}, "dict of 1"),
-        ({"picture": "a.png", "label": LABELS}, "dict of 2"),
-        ({"image": IMAGES, "label": LABELS, "y": LABELS}, "dict of 3"),
-        ({"image": "a.png"}, "dict of 1"),
+        ((), r"tuple\b.*\b0"),
+        ([], r"list\b.*\b0"),
+        ((IMAGES, LABELS, LABELS), r"tuple\b.*\b3"),
+        ((np.zeros(3), LABELS), r"tuple\b.*\b2"),
+        (([], LABELS), r"tuple\b.*\b2"),
+        (([np.zeros(3)], LABELS), r"tuple\b.*\b2"),
+        ({}, r"dict\b.*\b0"),
+        ({"label": LABELS}, r"dict\b.*\b1"),
+        ({"picture": "a.png", "label": LABELS}, r"dict\b.*\b2"),
+        ({"image": IMAGES, "label": LABELS, "y": LABELS}, r"dict\b.*\b3"),
+        ({"image": "a.png"}, r"dict\b.*\b1"),
     ],
     ids=repr,
 )
 def test_other_batches_are_refused_with_what_was_found(item: Any, found: str) -> None:
-    with pytest.raises(DataError, match=f"not a {found}"):
+    with pytest.raises(DataError, match=rf"\b{found}\b"):
         as_batch(item)
-    with pytest.raises(DataError, match=f"not a {found}"):
+    with pytest.raises(DataError, match=rf"\b{found}\b"):
         list(batches([IMAGES, item]))
 
 
@@ -107,12 +107,12 @@ def numbers() -> Iterator[Tensor]:
 
 @pytest.mark.parametrize("loader", [numbers(), iter([IMAGES]), map(abs, [IMAGES]), zip([IMAGES], [LABELS], strict=True)])
 def test_what_can_be_consumed_once_is_refused_unconsumed(loader: Iterator[Any]) -> None:
-    with pytest.raises(DataError, match="consumed once only"):
+    with pytest.raises(DataError, match=r"once.*DataLoader"):
         batches(loader)
     assert next(loader) is not None
 
 
-@pytest.mark.parametrize(("loader", "message"), [(IMAGES, "this is one tensor"), (3, "not a int"), (None, "not a NoneType")])
+@pytest.mark.parametrize(("loader", "message"), [(IMAGES, r"\btensor\b"), (3, r"\bint\b"), (None, r"\bNoneType\b")])
 def test_what_is_no_loader_is_refused(loader: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         batches(loader)
@@ -120,7 +120,7 @@ def test_what_is_no_loader_is_refused(loader: Any, message: str) -> None:
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_no_batches_at_all_is_refused(limit: int) -> None:
-    with pytest.raises(DataError, match="at least one batch"):
+    with pytest.raises(DataError, match=rf"batch.* {limit}\b"):
         batches([IMAGES], limit)
 
 
@@ -258,10 +258,10 @@ def test_a_failing_loader_gives_the_random_state_back() -> None:
     class Failing(Augmented):
         def __getitem__(self, index: int) -> Tensor:
             torch.rand(1), random.random(), np.random.rand()
-            raise OSError("the disk is gone")
+            raise OSError("gone")
 
     before = global_state()
-    with pytest.raises(OSError, match="the disk is gone"):
+    with pytest.raises(OSError, match=r"^gone$"):
         list(batches(DataLoader(Failing(), batch_size=2, shuffle=True)))
     assert global_state() == before
 
@@ -286,5 +286,5 @@ def test_targets_are_class_indices(targets: Any) -> None:
     "targets", [[1.0, 2.0], torch.eye(2), [1], [[1], [2]], ["cat", "dog"], None, {"a": 1}, [1, None], 3, torch.ones(2).cfloat()]
 )
 def test_other_targets_are_refused(targets: Any) -> None:
-    with pytest.raises(DataError, match="one class index for each of 2 samples"):
+    with pytest.raises(DataError, match=r"class\b.*\b2 samples"):
         targets_tensor(targets, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -119,33 +120,33 @@ def test_scores_of_lanes_on_the_same_samples() -> None:
     assert list(table.index) == ["float", "int8"]
     assert table.loc["int8", "loss"] == 0.5
     assert json.loads(json.dumps(scores.to_dict(), allow_nan=False))["lanes"]["int8"]["loss"]["value"] == 0.5
-    assert repr(scores).startswith("Scores(top1 on 4 samples: float 0.7500 [")
+    assert re.match(r"Scores\(top1\b.*\b4\b.*\bfloat 0\.7500 \[", repr(scores))
     assert "<table" in scores._repr_html_()
-    with pytest.raises(QkitError, match="lane 'int4' was not evaluated; there are float, int8"):
+    with pytest.raises(QkitError, match=r"'int4'.*float, int8"):
         scores["int4"]
 
 
 def test_metrics_that_do_not_fit() -> None:
     scores, targets = outputs(6)
-    with pytest.raises(QkitError, match="there is no metric 'top3'"):
+    with pytest.raises(QkitError, match=f"'top3'.*{', '.join(NAMED)}"):
         batch("top3", scores, targets, None, 6)
-    with pytest.raises(DataError, match="needs targets"):
+    with pytest.raises(DataError, match=r"'top1'.*targets"):
         batch("top1", scores, None, None, 6)
-    with pytest.raises(DataError, match=r"shape \(\) for 6 samples"):
+    with pytest.raises(DataError, match=r"shape \(\).*\b6\b"):
         batch(lambda o, t: (o.argmax(1) == t).float().mean(), scores, targets, None, 6)
-    with pytest.raises(DataError, match="NaN or infinity for 1 of 6"):
+    with pytest.raises(DataError, match=r"NaN.*\b1\b.*\b6\b"):
         batch(lambda _o, _t: torch.tensor([1.0, math.nan, 1, 1, 1, 1]), scores, targets, None, 6)
-    with pytest.raises(DataError, match="one class index for each of 6"):
+    with pytest.raises(DataError, match=r"class\b.*\b6\b.*float32 \(6,\)"):
         batch("top1", scores, torch.randn(6), None, 6)
-    with pytest.raises(DataError, match=r"shape \(6, 2, 3\), not targets of shape \(6,\)"):
+    with pytest.raises(DataError, match=r"\(6, 2, 3\).*targets.*\(6,\)"):
         batch("top1", torch.randn(6, 4, 2, 3), torch.zeros(6).long(), None, 6)
-    with pytest.raises(QkitError, match="two classes at least"):
+    with pytest.raises(QkitError, match=r"dict.*metric="):
         batch("top1", {"boxes": scores, "scores": scores}, targets, None, 6)
     assert np.array_equal(batch("top1", {"logits": scores, "loss": scores.mean()}, targets, None, 6),
                           batch("top1", scores, targets, None, 6))  # fmt: skip
-    with pytest.raises(DataError, match="same samples"):
+    with pytest.raises(DataError, match=r"\b3\b.*\b4\b"):
         paired_interval(np.zeros(3), np.zeros(4))
-    with pytest.raises(DataError, match="no scores"):
+    with pytest.raises(DataError, match="scores"):
         mean_interval(np.zeros(0))
 
 

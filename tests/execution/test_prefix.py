@@ -105,7 +105,7 @@ def test_a_kept_prefix_serves_every_later_edit(data: st.DataObject) -> None:
 
 def test_a_prefix_does_not_go_back() -> None:
     graph, plan, batches = setting()
-    with pytest.raises(QkitError, match="at operation 3 cannot go back to operation 2"):
+    with pytest.raises(QkitError, match=r"\b3\b.*\b2\b"):
         prefix(graph, batches, plan, 3, margin).advanced(2)
 
 
@@ -200,7 +200,7 @@ def test_study_scores_edits_in_any_order() -> None:
 
 def test_an_empty_loader_is_an_error() -> None:
     graph, plan, _ = setting()
-    with pytest.raises(DataError, match="gave no batch"):
+    with pytest.raises(DataError, match=r"evaluation.*batch"):
         prefix(graph, [], plan, 3, margin)
 
 
@@ -498,9 +498,9 @@ def test_a_layer_used_twice_is_edited_from_its_first_use_on() -> None:
 @pytest.mark.parametrize("name", ["pool", ":flatten", "output"])
 def test_no_effect_at_what_has_no_grid_of_its_own(name: str) -> None:
     study = fresh_study()
-    with pytest.raises(QkitError, match=f"^{name} has no grid of its own"):
+    with pytest.raises(QkitError, match=rf"^{name}\b.*grid"):
         study.effect(name)
-    with pytest.raises(QkitError, match="no tap 'nowhere'"):
+    with pytest.raises(QkitError, match="'nowhere'"):
         study.effect("nowhere")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from functools import cache
 from typing import Any
@@ -190,21 +191,21 @@ def test_agreement_is_with_the_float_lane(mode: Any) -> None:
 
 def test_errors() -> None:
     graph, plan, batches = setting()
-    with pytest.raises(QkitError, match=r"mode is 'only'.*not 'without'"):
+    with pytest.raises(QkitError, match=r"'only'.*'except'.*'without'"):
         sweep(Evaluator(graph, batches, margin), plan, "without", progress=False)  # type: ignore[arg-type]
-    with pytest.raises(QkitError, match="no tap 'stam'"):
+    with pytest.raises(QkitError, match="'stam'"):
         sweep(Evaluator(graph, batches, margin), plan, "only", layers=["stam"], progress=False)
-    with pytest.raises(QkitError, match="no grid for side: nothing to switch"):
+    with pytest.raises(QkitError, match=r"grid\b.*\bside\b"):
         sweep(Evaluator(graph, batches, margin), plan.without(["side", "side.weight"]), "only", layers=["side"], progress=False)
-    with pytest.raises(QkitError, match="no layer to sweep: the plan quantizes nothing"):
+    with pytest.raises(QkitError, match=r"sweep.*\bplan\b"):
         sweep(Evaluator(graph, batches, margin), FLOAT, "only", progress=False)
-    with pytest.raises(QkitError, match="no layer to sweep: layers= names none"):
+    with pytest.raises(QkitError, match=r"sweep.*layers="):
         sweep(Evaluator(graph, batches, margin), plan, "only", layers=[], progress=False)
-    with pytest.raises(DataError, match="gave no batch"):
+    with pytest.raises(DataError, match=r"evaluation.*batch"):
         sweep(Evaluator(graph, [], margin), plan, "only", progress=False)
-    with pytest.raises(DataError, match="needs targets"):
+    with pytest.raises(DataError, match=r"'top1'.*targets"):
         sweep(Evaluator(graph, [x for x, _ in batches], "top1"), plan, "only", progress=False)
-    with pytest.raises(DataError, match="NaN or infinity for 4 of 4"):
+    with pytest.raises(DataError, match=r"NaN.*\b4\b.*\b4\b"):
         sweep(Evaluator(graph, batches, lambda o, t: o[:, 0] * torch.nan), plan, "only", progress=False)
 
 
@@ -225,7 +226,8 @@ def test_effects_are_losses_and_gains() -> None:
     plain = json.loads(json.dumps(only.to_dict()))
     assert plain["layers"]["side"]["effect"]["value"] == 1.0
     assert plain["base"]["value"] == 2.5
-    assert "2 layers, each quantized alone" in repr(only)
+    assert re.match(r"Sensitivity\(2\b.*margin.*\b4\b.*\b2\.5", repr(only))
+    assert repr(only) != repr(spared)
     assert "side" in only._repr_html_()
 
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from small_networks import rounded_by_torch
 from torch import Tensor
 
 from qkit.execution import tensor_errors as module
@@ -30,7 +31,7 @@ def grid(bits: int = 8) -> QuantParams:
 
 def naive(y: Tensor, f: Tensor, p: QuantParams, act: tuple[float, float], axis: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
     v = y.clamp(*act)
-    q = torch.fake_quantize_per_tensor_affine(v, p.scale, p.zero_point, p.qmin, p.qmax)
+    q = rounded_by_torch(v, p)
     codes = torch.round(v * (1 / p.scale)) + p.zero_point
     beyond = ((codes < p.qmin) | (codes > p.qmax)).double()
 
@@ -78,7 +79,7 @@ def test_a_grid_per_channel_and_none() -> None:
     spec = QuantSpec(8, symmetric=True, per_channel=True)
     p = spec.params(torch.tensor([-1.0, -0.5, -2.0]), torch.tensor([1.0, 0.4, 1.0]), axis=1)
     value, sums, _ = measure(y.clone(), f, p, ACTS[0], 1)
-    expected = torch.fake_quantize_per_channel_affine(y, p.scale, p.zero_point, 1, p.qmin, p.qmax)
+    expected = rounded_by_torch(y, p)
     assert torch.equal(value, expected)
     np.testing.assert_allclose(sums[0], (expected - f).double().square().sum((0, 2, 3)), rtol=1e-6)
     value, sums, _ = measure(y.clone(), f, None, ACTS[1], 1)

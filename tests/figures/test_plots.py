@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -47,7 +49,7 @@ def test_sensitivity_shows_the_strongest_first(study: Study) -> None:
     table = found.table().head(3)
     assert list(bars(picture)) == list(table.index)
     assert list(bars(picture).values()) == pytest.approx(100 * table["loss"].to_numpy())
-    assert "strongest 3 of" in repr(picture)
+    assert re.search(rf"\b3\b.*\b{len(found.table())}\b", repr(picture))
 
 
 def test_intervals_mark_what_is_no_chance() -> None:
@@ -101,12 +103,12 @@ def test_ranges_and_channels(study: Study) -> None:
         str(line.get_label()).partition(":")[0]: line.get_xdata()[0] for line in ax.get_lines() if ":" in str(line.get_label())
     }
     assert ends == pytest.approx({name: float(plan["depthwise"].params.hi) for name, plan in plans.items()})
-    with pytest.raises(QkitError, match=r"depthwise\.weight was not observed"):
+    with pytest.raises(QkitError, match=r"^depthwise\.weight\b"):
         plots.ranges(study, "depthwise.weight", plans, ax=Figure().add_subplot())
     ax = plots.channels(study, "depthwise.weight", ax=Figure().add_subplot())
     peaks = study.graph.weights["depthwise.weight"].abs().flatten(1).amax(1).sort(descending=True).values
     np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), peaks, rtol=1e-6)
-    with pytest.raises(QkitError, match="is no weight"):
+    with pytest.raises(QkitError, match=r"^average\b.*weight"):
         plots.channels(study, "average", ax=Figure().add_subplot())
 
 
@@ -125,7 +127,7 @@ def test_a_picture_is_shown_and_saved(study: Study, tmp_path) -> None:
     picture = study.evaluate(progress=False).plot()
     bundle = picture._repr_mimebundle_()
     assert bundle["image/png"][:8] == b"\x89PNG\r\n\x1a\n"
-    assert bundle["text/plain"] == "Picture(top1 of float, int16, int8)"
+    assert re.search(r"\btop1\b.*float, int16, int8", bundle["text/plain"])
     picture.save(tmp_path / "scores.svg")
     assert "<svg" in (tmp_path / "scores.svg").read_text()
     assert dict(mpl.rcParams) == before

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_networks import Parts
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
@@ -21,24 +22,11 @@ from qkit.graph import Graph, build
 IMAGE, SIGNAL, VOLUME, ROWS, TOKENS = (2, 4, 8, 8), (2, 4, 9), (2, 4, 4, 5, 6), (3, 4), (2, 5, 4)
 
 
-class Net(nn.Module):
-    """A forward function with parts: modules, parameters, buffers."""
-
-    def __init__(self, function: Callable[[Any, Tensor], Tensor], **parts: Any) -> None:
-        super().__init__()
-        self.function = function
-        numbers = torch.Generator().manual_seed(7)
-        for name in ("mean", "weight", "bias"):
-            self.register_buffer(name, torch.randn(6, generator=numbers))
-        self.register_buffer("variance", torch.rand(6, generator=numbers) * 2 + 0.3)
-        for name, part in parts.items():
-            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
-                self.register_buffer(name, part)
-            else:
-                setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
+def net(function: Callable[[Any, Tensor], Tensor], **parts: Any) -> Parts:
+    """A forward function with parts, and with the four numbers of a norm of six channels as buffers."""
+    numbers = torch.Generator().manual_seed(7)
+    buffers = {name: torch.randn(6, generator=numbers) for name in ("mean", "weight", "bias")}
+    return Parts(function, **{**buffers, "variance": torch.rand(6, generator=numbers) * 2 + 0.3, **parts})
 
 
 @torch.no_grad()
@@ -315,7 +303,7 @@ def outline(graph: Graph) -> tuple[str, ...]:
 @pytest.mark.parametrize("name", CASES)
 def test_steps_and_values(name: str) -> None:
     case = CASES[name]
-    model = Net(case.function, **case.parts()).eval()
+    model = net(case.function, **case.parts()).eval()
     graph = build(model, torch.randn(*case.shape))
     assert outline(graph) == case.operations
     x = torch.randn(5, *case.shape[1:])
@@ -339,7 +327,7 @@ def test_decomposed_programs_fold_like_all_others() -> None:
 
 def test_a_shared_layer_with_its_norm_has_one_weight() -> None:
     case = CASES["a layer and its norm, called twice"]
-    model = Net(case.function, **case.parts()).eval()
+    model = net(case.function, **case.parts()).eval()
     graph = build(model, torch.randn(*case.shape))
     assert list(graph.weights) == ["c.weight"]
     weight, bias = fuse_conv_bn_weights(
@@ -357,7 +345,7 @@ def test_a_shared_layer_with_its_norm_has_one_weight() -> None:
 
 def test_statistics_of_the_batch_are_said() -> None:
     case = CASES["statistics of the batch"]
-    graph = build(Net(case.function, **case.parts()).eval(), torch.randn(*case.shape))
+    graph = build(net(case.function, **case.parts()).eval(), torch.randn(*case.shape))
     assert "norm" in graph.notes
 
 

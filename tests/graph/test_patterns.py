@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_networks import Parts
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,25 +17,9 @@ from qkit.graph import Graph, build
 from qkit.graph.normal_form.patterns import attention_weights
 
 
-class Net(nn.Module):
-    """A forward function with parts."""
-
-    def __init__(self, function: Callable[[Any, Tensor], Tensor], **parts: Any) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
-                self.register_buffer(name, part)
-            else:
-                setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
-
-
 def checked(function: Callable[[Any, Tensor], Tensor], shape: tuple[int, ...], tolerance: float = 1e-6, **parts: Any) -> Graph:
     """The graph, which gives what the network gives, at another batch and with values three times as large."""
-    model = Net(function, **parts).eval()
+    model = Parts(function, **parts).eval()
     graph = build(model, torch.randn(2, *shape))
     x = 3 * torch.randn(3, *shape)
     with torch.no_grad():

@@ -10,67 +10,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from untraceable import (
+    Asserting,
+    AssertingOverLines,
+    Branching,
+    CallingInt,
+    Iterating,
+    Looping,
+    Measuring,
+    Outer,
+    Ranging,
+    line_of,
+)
 
 from qkit.errors import GraphError
 from qkit.graph import build, run_float
 from qkit.graph.fronts.tracing import trace
 
 
-class Asserting(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        assert x.shape[1] == 3  # BLAME
-        return x + 1
-
-
-class AssertingOverLines(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        assert (  # BLAME
-            x.shape[1] == 3
-        ), "three channels, please"
-        return x + 1
-
-
-class BranchingOnData(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        y = x + 1
-        if y.sum() > 0:  # BLAME
-            return y
-        return x
-
-
-class LoopingWhile(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        while x.abs().max() > 1:  # BLAME
-            x = x / 2
-        return x
-
-
-class IteratingOverAProxy(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([row * 2 for row in x])  # BLAME
-
-
 class UnpackingAProxy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         first, *_ = x  # BLAME
         return first
-
-
-class Measuring(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * len(x)  # BLAME
-
-
-class CallingInt(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * int(x.shape[0])  # BLAME
-
-
-class CallingRange(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        for _ in range(x.shape[0]):  # BLAME
-            x = x + 1
-        return x
 
 
 class CallingNumpy(nn.Module):
@@ -91,7 +52,7 @@ class WritingAnElement(nn.Module):
 
 
 def helper(x: Tensor) -> Tensor:
-    return x if x.mean() > 0 else -x  # BLAME in helper
+    return x if x.mean() > 0 else -x  # BLAME
 
 
 class CallingAHelper(nn.Module):
@@ -99,46 +60,30 @@ class CallingAHelper(nn.Module):
         return helper(x)
 
 
-class Outer(nn.Module):
-    """The trouble sits two modules down."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 3, 1)
-        self.body = nn.Sequential(nn.ReLU(), inner)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(self.stem(x))
-
-
 UNTRACEABLE = {
     Asserting: "an assert on a traced value",
     AssertingOverLines: "an assert on a traced value",
-    BranchingOnData: "branch or loop that depends on a tensor's data",
-    LoopingWhile: "branch or loop that depends on a tensor's data",
-    IteratingOverAProxy: "iterated or unpacked",
+    Branching: "branch or loop that depends on a tensor's data",
+    Looping: "branch or loop that depends on a tensor's data",
+    Iterating: "iterated or unpacked",
     UnpackingAProxy: "iterated or unpacked",
     Measuring: "len() of a traced value",
     CallingInt: "a call that takes concrete values only",
-    CallingRange: "a call that takes concrete values only",
+    Ranging: "a call that takes concrete values only",
     CallingNumpy: "",
     CallingTheStandardLibrary: "",
     WritingAnElement: "does not support item assignment",
 }
 
 
-def line_to_blame(thing: object) -> int:
-    """Line number in this file of the line marked with BLAME inside a class or function."""
-    lines, first = inspect.getsourcelines(thing)  # type: ignore[arg-type]
-    return first + next(i for i, line in enumerate(lines) if "# BLAME" in line)
-
-
 @pytest.mark.parametrize("kind", UNTRACEABLE, ids=lambda kind: kind.__name__)
 def test_error_points_at_the_users_line(kind: type[nn.Module]) -> None:
     with pytest.raises(GraphError) as caught:
         trace(kind())
-    assert (caught.value.file, caught.value.line) == (__file__, line_to_blame(kind))
-    assert f"{__file__}:{line_to_blame(kind)}" in str(caught.value)
+    # of a statement over several lines, that of the expression at which the trace ends
+    file, line = inspect.getfile(kind), line_of(kind, "ENDS" if kind is AssertingOverLines else "BLAME")
+    assert (caught.value.file, caught.value.line) == (file, line)
+    assert f"{file}:{line}" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", UNTRACEABLE, ids=lambda kind: kind.__name__)
@@ -156,42 +101,42 @@ def test_error_says_why_and_what_to_do(kind: type[nn.Module]) -> None:
 def test_error_points_into_a_helper_function() -> None:
     with pytest.raises(GraphError) as caught:
         trace(CallingAHelper())
-    assert caught.value.line == line_to_blame(helper)
+    assert caught.value.line == line_of(helper)
 
 
 def test_error_points_into_a_nested_module() -> None:
     with pytest.raises(GraphError) as caught:
-        build(Outer(BranchingOnData()), torch.randn(1, 3, 4, 4))
-    assert caught.value.line == line_to_blame(BranchingOnData)
+        build(Outer(Branching()), torch.randn(1, 3, 4, 4))
+    assert caught.value.line == line_of(Branching)
 
 
-@pytest.mark.parametrize("leaf", [BranchingOnData, "body.1"], ids=["by type", "by path"])
+@pytest.mark.parametrize("leaf", [Branching, "body.1"], ids=["by type", "by path"])
 def test_leaf_module_is_left_out_of_the_trace_and_said_to_stay_float(leaf: type[nn.Module] | str) -> None:
-    model, x = Outer(BranchingOnData()).eval(), torch.randn(2, 3, 4, 4)
+    model, x = Outer(Branching()).eval(), torch.randn(2, 3, 4, 4)
     graph = build(model, x, leaf_modules=[leaf])
     assert graph.deviation < 1e-6
     assert graph.taps == ("input", "stem")
     assert list(graph.notes) == ["body.1"]
-    assert "BranchingOnData has no integer form" in graph.notes["body.1"]
+    assert "Branching has no integer form" in graph.notes["body.1"]
     assert "runs in float" in graph.notes["body.1"]
 
 
 def test_leaf_by_type_takes_subclasses() -> None:
-    class Special(BranchingOnData):
+    class Special(Branching):
         pass
 
-    graph = build(Outer(Special()), torch.randn(2, 3, 4, 4), leaf_modules=[BranchingOnData])
+    graph = build(Outer(Special()), torch.randn(2, 3, 4, 4), leaf_modules=[Branching])
     assert "Special" in graph.notes["body.1"]
 
 
 def test_leaf_path_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(GraphError, match=r"leaf_modules names 'body.7'.*body\.1"):
-        build(Outer(BranchingOnData()), torch.randn(2, 3, 4, 4), leaf_modules=["body.7"])
+        build(Outer(Branching()), torch.randn(2, 3, 4, 4), leaf_modules=["body.7"])
 
 
 def test_leaf_that_is_neither_class_nor_path_is_an_error() -> None:
     with pytest.raises(GraphError, match="give module classes or module paths"):
-        build(Outer(BranchingOnData()), torch.randn(2, 3, 4, 4), leaf_modules=[BranchingOnData()])  # type: ignore[list-item]
+        build(Outer(Branching()), torch.randn(2, 3, 4, 4), leaf_modules=[Branching()])  # type: ignore[list-item]
 
 
 def test_nodes_know_the_module_they_come_from() -> None:
@@ -239,7 +184,7 @@ def test_torch_fx_wrap_cures_an_assert_and_a_branch() -> None:
             torch.testing.assert_close(run_float(graph, (x,)), model(x), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [Asserting, BranchingOnData, LoopingWhile, Measuring, CallingInt], ids=lambda k: k.__name__)
+@pytest.mark.parametrize("kind", [Asserting, Branching, Looping, Measuring, CallingInt], ids=lambda k: k.__name__)
 def test_leaf_modules_cure_whatever_cannot_be_traced(kind: type[nn.Module]) -> None:
     model, x = Outer(kind()).eval(), torch.randn(2, 3, 4, 4)
     graph = build(model, x, leaf_modules=[kind])
@@ -255,7 +200,7 @@ def test_leaf_that_holds_layers_takes_them_out_of_the_plan() -> None:
 
 
 def test_a_failed_trace_leaves_the_model_and_later_traces_alone() -> None:
-    model = Outer(BranchingOnData())
+    model = Outer(Branching())
     modes = [m.training for m in model.modules()]
     for _ in range(2):
         with pytest.raises(GraphError):
@@ -284,4 +229,4 @@ def test_error_of_a_users_own_exception() -> None:
 
     with pytest.raises(GraphError, match="ValueError: not today") as caught:
         trace(Raising())
-    assert caught.value.line == line_to_blame(Raising)
+    assert caught.value.line == line_of(Raising)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import called
 from typer.testing import CliRunner
 
 from qkit import cli
@@ -82,15 +82,11 @@ def test_errors_are_exit_code_1_and_json_is_json(factory: str, tmp_path: Path) -
     ],
 )
 def test_bad_use_is_one_line_and_exit_code_2(
-    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["qkit", "lint", *arguments])
-    monkeypatch.setenv("COLUMNS", "500")
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err
+    code, _, said = called("lint", *arguments, columns=500)
+    assert code == 2
     assert message in said
     assert "Traceback" not in said

@@ -7,8 +7,8 @@ from types import ModuleType
 import lint_cases as cases
 import pytest
 import torch
-from lint_cases import line_of
 from torch import nn, optim
+from untraceable import line_of
 
 import qkit
 from qkit import zoo

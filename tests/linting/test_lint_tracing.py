@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import lint_cases as cases
 import pytest
 import torch
-from lint_cases import REFUSED, UNTRACEABLE, line_of
+from lint_cases import REFUSED, UNTRACEABLE
 from torch import Tensor, nn
+from untraceable import Outer, line_of
 
 import qkit
 from qkit.errors import GraphError
 from qkit.graph import build
 from qkit.graph.fronts.tracing import trace
 
-FILE = cases.__file__
 X = torch.rand(2, 3, 6, 6)
 
 
@@ -23,16 +24,6 @@ def tracing(result: qkit.Lint) -> list[tuple[str, str, int | None]]:
     """Severity, rule and line of what is not a guideline."""
     rules = {"assert", "data-dependent-control-flow", "untraceable-call", "item-assignment", "frozen-control-flow", "side-effect"}
     return [(f.severity, f.rule, f.line) for f in result if f.rule in rules | {"data-dependent-shape", "different-result"}]
-
-
-class Outer(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 3, 1)
-        self.body = nn.Sequential(nn.ReLU(), inner)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(self.stem(x))
 
 
 @pytest.mark.parametrize("kind", UNTRACEABLE, ids=lambda kind: kind.__name__)
@@ -43,7 +34,7 @@ def test_each_is_found_with_file_and_line(kind: type[nn.Module]) -> None:
     severity = "error" if kind in REFUSED else "note"
     assert tracing(result) == [(severity, UNTRACEABLE[kind], line_of(kind))]
     found = next(f for f in result if f.rule == UNTRACEABLE[kind])
-    assert (found.file, found.layer) == (FILE, "body.1")
+    assert (found.file, found.layer) == (inspect.getfile(kind), "body.1")
     assert kind.__name__ in found.message
     assert "torch.fx.wrap" in found.cure
     assert 'leaf_modules=["body.1"]' in found.cure
@@ -59,7 +50,7 @@ def test_errors_are_what_a_study_refuses(kind: type[nn.Module]) -> None:
         return
     with pytest.raises(GraphError) as refused:
         build(Outer(kind()).eval(), X)
-    assert (refused.value.file, refused.value.line) == (FILE, line_of(kind))
+    assert (refused.value.file, refused.value.line) == (inspect.getfile(kind), line_of(kind))
     assert "leaf_modules" in str(refused.value)
 
 

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from small_networks import mixed_network
+from small_networks import conv_with_norm, mixed_network, rounded_by_torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -73,8 +73,7 @@ def test_one_linear_layer_equals_the_formula() -> None:
     study = qkit.Study(nn.Sequential(layer), [x], metric="agreement", scheme=LOW)
     plan = study.plan.weights_only()
     corrected = correct_biases(study.graph, plan, list(batches([x])), progress=False)
-    p = plan["0.weight"].params
-    error = torch.fake_quantize_per_tensor_affine(layer.weight, p.scale, p.zero_point, p.qmin, p.qmax) - layer.weight
+    error = rounded_by_torch(layer.weight, plan["0.weight"].params) - layer.weight
     expected = -(error.double() @ x.double().mean(0))  # Nagel et al. 2019, equation 16
     torch.testing.assert_close(torch.tensor(corrected.corrections["0"], dtype=torch.float64), expected, atol=1e-5, rtol=1e-4)
 
@@ -92,14 +91,7 @@ def test_a_bias_is_what_the_lane_computes_with(study: qkit.Study) -> None:
 
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_norms_are_what_torch_estimates_anew(per_channel: bool) -> None:
-    torch.manual_seed(3)
-    conv, norm = nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6)
-    x = torch.randn(64, 4, 10, 10) + 1.0
-    with torch.no_grad():
-        norm.weight.uniform_(0.5, 1.5)
-        norm.bias.normal_()
-    norm.momentum = None  # cumulative: the statistics of all that was seen
-    norm.train()(conv(x))
+    conv, norm, x = conv_with_norm()
     model = nn.Sequential(conv, norm).eval()
     graph = build(model, x)
     spec = QuantSpec(bits=3 if per_channel else 4, symmetric=True, signed=True, per_channel=per_channel, narrow=True)
@@ -107,12 +99,7 @@ def test_norms_are_what_torch_estimates_anew(per_channel: bool) -> None:
     anew = reestimate_norms(graph, plan, list(batches([x])), progress=False)
     (name,) = plan.grids
     p = plan[name].params
-    folded = graph.weights[name]
-    quantized = (
-        torch.fake_quantize_per_channel_affine(folded, p.scale, p.zero_point, 0, p.qmin, p.qmax)
-        if per_channel
-        else torch.fake_quantize_per_tensor_affine(folded, p.scale, p.zero_point, p.qmin, p.qmax)
-    )
+    quantized = rounded_by_torch(graph.weights[name], p)
     # torch's way: the quantized convolution, a fresh norm behind it that sees the same images, then its affine part
     fresh = copy.deepcopy(norm)
     fresh.reset_running_stats()

@@ -16,13 +16,10 @@ from qkit.execution.statistics import paired_interval
 
 
 @pytest.fixture(autouse=True)
-def quiet():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def quiet(one_thread: None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-    torch.set_num_threads(threads)
 
 
 def subject(name) -> Subject:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import Mixed, mixed_network
 from torch import Tensor
 
 from qkit.execution.observing import observe
@@ -19,7 +18,7 @@ from qkit.quant.schemes import Scheme, scheme_of
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
+def quiet(one_thread: None) -> Iterator[None]:
     """What is said of a model that was not diagnosed does not belong into every test's output."""
     logger = logging.getLogger("qkit.qat.wrapping")
     before = logger.level
@@ -28,23 +27,9 @@ def quiet() -> Iterator[None]:
     logger.setLevel(before)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On networks so small, handing work to other threads costs more than it saves."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def mixed() -> Mixed:
-    return mixed_network()
 
 
 @pytest.fixture

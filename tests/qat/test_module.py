@@ -6,6 +6,7 @@ import copy
 import io
 import logging
 import pickle
+import re
 import socket
 from datetime import timedelta
 
@@ -160,8 +161,8 @@ def test_more_epochs_than_planned_are_remarked_on_once(mixed: Mixed, images: Ten
         for _ in range(5):
             module.train()
             module(images)
-    assert caplog.text.count("epoch 3 of 2") == 1
-    assert "module.epoch" in caplog.text
+    (said,) = (text for record in caplog.records if "module.epoch" in (text := record.getMessage()))
+    assert re.findall(r"\d+", said) == ["3", "2"]
 
 
 def test_an_epoch_that_is_set_counts_alone(module: QatModule, images: Tensor) -> None:
@@ -307,23 +308,40 @@ def test_double_moves_and_gradient_free_training_mode(module: QatModule, images:
     module.to("cpu").train()
     with torch.no_grad():
         assert not module(images).requires_grad
-    assert "epoch 0 of 6" in repr(module)
+    assert re.search(r"epoch\D+0\D+6\b", repr(module))
 
 
 def test_inputs_of_another_kind_are_errors(module: QatModule, images: Tensor) -> None:
     module.eval()
-    with pytest.raises(DataError, match=r"input is torch.float16.*x.float"):
+    with pytest.raises(DataError, match=r"^input\b.*torch\.float16.*x\.float"):
         module(images.half())
-    with pytest.raises(DataError, match="argument: 'x'"):
+    with pytest.raises(DataError, match=r"Mixed.*'x'"):
         module()
     assert torch.equal(module(x=images), module(images))
 
 
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, *, scale: float = 1.0) -> Tensor:
+        return self.layer(x) * scale
+
+
+def test_an_input_that_the_trace_does_not_have_is_an_error() -> None:
+    x = torch.randn(8, 4)
+    module = wrap(Scaled(), x, total_epochs=2)
+    assert module(x).shape == (8, 3)
+    with pytest.raises(DataError, match="scale"):
+        module(x, scale=2.0)
+
+
 def test_evaluation_before_any_range_is_an_error(mixed: Mixed, images: Tensor) -> None:
     module = wrap(mixed, images, total_epochs=2).eval()
-    with pytest.raises(DataError, match=r"input has no range yet.*training"):
+    with pytest.raises(DataError, match=r"^input\b.*train\(\)"):
         module(images)
-    with pytest.raises(DataError, match="no range yet"):
+    with pytest.raises(DataError, match=r"^input\b"):
         module.plan()
     with pytest.raises(DataError, match="calibration="):
         module.study()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import rounded_by_torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,12 +42,6 @@ def numbers(params: QuantParams, ndim: int) -> tuple[Tensor, Tensor, Tensor]:
     return scale, low, high
 
 
-def native(x: Tensor, p: QuantParams) -> Tensor:
-    if p.axis is None:
-        return torch.fake_quantize_per_tensor_affine(x, p.scale, p.zero_point, p.qmin, p.qmax)
-    return torch.fake_quantize_per_channel_affine(x, p.scale, p.zero_point, p.axis, p.qmin, p.qmax)
-
-
 def with_gradient(function, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     x = x.clone().requires_grad_()
     y = function(x)
@@ -64,7 +59,7 @@ def test_values_and_gradients_are_those_of_torch_per_tensor(
     p = spec.params(covered * float(x.min().clamp(max=0)), covered * float(x.max()))
     grad = tensor(seed + 1)
     ours = with_gradient(lambda v: round_to_grid(v, *numbers(p, 4)), x, grad)
-    truth = with_gradient(lambda v: native(v, p), x, grad)
+    truth = with_gradient(lambda v: rounded_by_torch(v, p), x, grad)
     assert torch.equal(ours[0], truth[0])
     assert torch.equal(ours[1], truth[1])
     assert torch.equal(ours[0], fake_quantize(x, p))
@@ -78,7 +73,7 @@ def test_values_and_gradients_are_those_of_torch_per_channel(spec: QuantSpec, se
     p = spec.params(covered * rows.amin(1).clamp(max=0), covered * rows.amax(1), axis=axis)
     grad = tensor(seed + 1)
     ours = with_gradient(lambda v: round_to_grid(v, *numbers(p, 4)), x, grad)
-    truth = with_gradient(lambda v: native(v, p), x, grad)
+    truth = with_gradient(lambda v: rounded_by_torch(v, p), x, grad)
     assert torch.equal(ours[0], truth[0])
     assert torch.equal(ours[1], truth[1])
 
@@ -101,7 +96,7 @@ def test_a_fused_activation_is_torchs_activation_and_then_its_rounding(
     if on_the_device:  # as one-element tensors, which is how grids are kept off the host elsewhere than on the CPU
         scale, low, high = (v.view(1, 1, 1, 1) for v in (scale, low, high))
     ours = with_gradient(lambda v: round_to_grid(v, scale, low, high, act), x, grad)
-    truth = with_gradient(lambda v: native(function(v), p), x, grad)
+    truth = with_gradient(lambda v: rounded_by_torch(function(v), p), x, grad)
     assert torch.equal(ours[0], truth[0])
     assert torch.equal(ours[1], truth[1])
 
@@ -115,28 +110,47 @@ def test_rounding_keeps_its_input_and_needs_no_gradient(act: tuple[float, float]
     assert torch.equal(x, before)
 
 
+def learnable(x: Tensor, p: QuantParams, grad: Tensor, gain: float) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Value, and gradients of input and scale, by the kit and by torch's learnable operator."""
+    scale, x = p.scale.clone().requires_grad_(), x.clone().requires_grad_()
+    _, low, high = numbers(p, x.ndim)
+    y = round_learned(x, scale, low, high, torch.tensor(gain))
+    s = p.scale.clone().view(1).requires_grad_()
+    # a zero point shifts the codes; torch adds it before it rounds, which moves ties, so that the codes are shifted beforehand
+    z = torch.zeros(1, requires_grad=True)
+    t = torch._fake_quantize_learnable_per_tensor_affine(x, s, z, int(low), int(high), gain)
+    return (y, *torch.autograd.grad(y, (x, scale), grad)), (t, *torch.autograd.grad(t, (x, s), grad))
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10_000), st.floats(0.1, 1.2), st.sampled_from([4, 8]), st.booleans(), st.floats(1e-4, 1.0))
-def test_learned_steps_have_the_gradient_of_torchs_learnable_operator(
+def test_learned_steps_round_as_torchs_learnable_operator(
     seed: int, covered: float, bits: int, symmetric: bool, gain: float
 ) -> None:
     x = tensor(seed, (6, 5, 7))
     p = QuantSpec(bits=bits, symmetric=symmetric).params(covered * float(x.min()), covered * float(x.max()))
     grad = tensor(seed + 1, (6, 5, 7))
-    scale = p.scale.clone().requires_grad_()
-    ours_x = x.clone().requires_grad_()
-    _, low, high = numbers(p, 3)
-    y = round_learned(ours_x, scale, low, high, torch.tensor(gain))
-    by_x, by_scale = torch.autograd.grad(y, (ours_x, scale), grad)
-    s = p.scale.clone().view(1).requires_grad_()
-    # a zero point shifts the codes; torch adds it before it rounds, which moves ties, so that the codes are shifted beforehand
-    z = torch.zeros(1, requires_grad=True)
-    true_x = x.clone().requires_grad_()
-    t = torch._fake_quantize_learnable_per_tensor_affine(true_x, s, z, int(low), int(high), gain)
-    truth_x, truth_scale = torch.autograd.grad(t, (true_x, s), grad)
-    assert torch.equal(y, t)
-    assert torch.equal(by_x, truth_x)
-    torch.testing.assert_close(by_scale, truth_scale.view(()), rtol=1e-4, atol=1e-5 * gain)
+    ours, truth = learnable(x, p, grad, gain)
+    assert torch.equal(ours[0], truth[0])
+    assert torch.equal(ours[1], truth[1])
+    # a sum in another order differs by no more than float32 rounds off its terms, which reach the range's ends
+    ends = max(abs(p.qmin - int(p.zero_point)), abs(p.qmax - int(p.zero_point)))
+    rounded_off = x.numel() * 2.0**-23 * gain * ends * float(grad.abs().sum())
+    assert abs(float(ours[2]) - float(truth[2])) <= rounded_off
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.floats(0.1, 1.2), st.sampled_from([4, 8]), st.booleans(), st.integers(0, 13))
+def test_learned_steps_have_the_gradient_of_torchs_learnable_operator(
+    seed: int, covered: float, bits: int, symmetric: bool, halvings: int
+) -> None:
+    """On numbers whose sums float32 holds exactly, in any order: elements are 16ths of a step that is a power of two."""
+    x = tensor(seed, (6, 5, 7))
+    spec = QuantSpec(bits=bits, symmetric=symmetric, power_of_two=True)
+    p = spec.params(covered * float(x.min()), covered * float(x.max()))
+    x, grad = torch.round(x / p.scale * 16) / 16 * p.scale, torch.round(tensor(seed + 1, (6, 5, 7)) * 4) / 4
+    ours, truth = learnable(x, p, grad, 2.0**-halvings)
+    assert all(torch.equal(a, b.view(a.shape)) for a, b in zip(ours, truth, strict=True))
 
 
 def test_learned_steps_per_channel() -> None:

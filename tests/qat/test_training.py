@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 
 import numpy as np
 import pytest
@@ -146,7 +147,8 @@ def test_an_interrupt_keeps_what_was_learnt(module: QatModule, data: TensorDatas
         result = fit(module, loader_of(data), lr=0.01)
     assert len(result.losses) == 1
     assert result.planned == 3
-    assert "interrupted after 1 of 3 epochs" in caplog.text
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert re.findall(r"\d+", said) == ["1", "3"]
     assert set(ticks) == {("training", 9)}
     assert not torch.equal(module.model.side.weight, before)
     assert not module.training
@@ -154,21 +156,21 @@ def test_an_interrupt_keeps_what_was_learnt(module: QatModule, data: TensorDatas
 
 def test_bad_input(module: QatModule, mixed: Mixed, data: TensorDataset) -> None:
     loader = loader_of(data)
-    with pytest.raises(QkitError, match=r"qkit.qat.wrap\(\) returns, not a Mixed"):
+    with pytest.raises(QkitError, match=r"qkit\.qat\.wrap.*Mixed"):
         fit(mixed, loader)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="gave no batch"):
+    with pytest.raises(DataError, match="batch"):
         fit(module, [], progress=False)
-    with pytest.raises(DataError, match="needs targets"):
+    with pytest.raises(DataError, match="targets"):
         fit(module, [data.tensors[0][:4]], progress=False)
-    with pytest.raises(DataError, match="consumed once"):
+    with pytest.raises(DataError, match="once"):
         fit(module, iter(loader), progress=False)
-    with pytest.raises(QkitError, match="at least one"):
+    with pytest.raises(QkitError, match="epochs=0"):
         fit(module, loader, epochs=0)
     module.model.requires_grad_(False)
-    with pytest.raises(QkitError, match="nothing to train"):
+    with pytest.raises(QkitError, match="requires_grad"):
         fit(module, loader, progress=False)
     module.model.requires_grad_(True)
-    with pytest.raises(QkitError, match="belongs to an optimizer"):
+    with pytest.raises(QkitError, match="optimizer"):
         fit(module, loader, schedule=object())
-    with pytest.raises(DataError, match=r"loss is nan in epoch 0.*smaller learning rate"):
+    with pytest.raises(DataError, match=r"\bnan\b.*epoch 0"):
         fit(module, loader, loss=lambda a, b: F.cross_entropy(a, b) * float("nan"), progress=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 
 import pytest
@@ -37,7 +38,7 @@ def heard(caplog) -> None:
 @pytest.mark.parametrize("verdict", ["quantization", "both", "inconclusive", "no-degradation"])
 def test_the_diagnosis_need_is_said_first(study: qkit.Study, caplog, verdict: str) -> None:
     module = wrap(study, total_epochs=2, diagnosis=diagnosis_of(verdict))
-    assert module.need == f"The diagnosis says {verdict}: the reason. Quantization-aware training: what it is worth."
+    assert all(part in module.need for part in (verdict, "the reason.", "Quantization-aware training: what it is worth."))
     assert module.need in caplog.text
     assert module.plan() == study.plan
 
@@ -51,7 +52,7 @@ def test_without_a_diagnosis_one_is_made(study: qkit.Study, caplog) -> None:
 
 
 def test_what_is_not_quantization_is_refused(study: qkit.Study) -> None:
-    with pytest.raises(QkitError, match=r"not-quantization: the reason.*anyway=True"):
+    with pytest.raises(QkitError, match=r"not-quantization.*the reason.*anyway=True"):
         wrap(study, total_epochs=2, diagnosis=diagnosis_of("not-quantization"))
     module = wrap(study, total_epochs=2, diagnosis=diagnosis_of("not-quantization"), anyway=True)
     assert "not-quantization" in module.need
@@ -61,7 +62,7 @@ def test_a_refusal_names_what_was_found(mixed: Mixed, images: Tensor) -> None:
     """A float score far from the expected one: no grid is to blame."""
     wrong = (mixed(images).argmax(1) + 1) % 5
     study = qkit.Study(mixed, [images], [(images, wrong)] * 8, metric="top1", expected=0.95)
-    with pytest.raises(QkitError, match="float itself scores"):
+    with pytest.raises(QkitError, match=r"not-quantization.*\b0\.00.*\b95\.00"):
         wrap(study, total_epochs=2)
 
 
@@ -80,7 +81,6 @@ def test_the_way_back_has_the_studys_data(study: qkit.Study) -> None:
 
 def test_a_model_alone_says_that_nothing_was_diagnosed(mixed: Mixed, images: Tensor, caplog) -> None:
     module = wrap(mixed, images, total_epochs=2)
-    assert "Nothing was diagnosed" in module.need
     assert "study.diagnose()" in module.need
     assert module.need in caplog.text
 
@@ -101,10 +101,8 @@ def test_what_of_a_plan_is_not_used_is_said(mixed: Mixed, images: Tensor, plan_f
     coded = plan.with_grid("side.weight", replace(grid, codes=Codes(torch.zeros(4, 8, 3, 3, dtype=torch.int8))))
     coded = replace(coded, corrections={"side": (0.1,) * 4})
     module = wrap(mixed, images, total_epochs=2, plan=coded)
-    said = [r.getMessage() for r in caplog.records if "training does not start from" in r.getMessage()]
-    assert len(said) == 1
-    assert "corrections of 1 layers" in said[0]
-    assert "codes of 1 weights" in said[0]
+    (said,) = (text for record in caplog.records if (text := record.getMessage()) != module.need)
+    assert re.search(r"corrections\D+1\b.*codes\D+1\b", said)
     assert module.plan() == plan
 
 
@@ -141,8 +139,9 @@ class Odd(nn.Module):
 
 def test_leaf_modules_stay_float(images: Tensor) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Odd(), nn.Conv2d(4, 2, 3))
-    with pytest.raises(GraphError, match="cannot be traced"):
+    with pytest.raises(GraphError) as refused:
         wrap(model, images, total_epochs=2)
+    assert refused.value.file == __file__
     module = wrap(model, images, total_epochs=2, leaf_modules=[Odd]).train()
     module(images).sum().backward()
     assert module.study([images], metric="agreement").graph.notes.keys() == {"1"}
@@ -158,16 +157,16 @@ def test_layers_without_bias(images: Tensor) -> None:
 
 
 BAD = {
-    "half precision": (lambda m, x: wrap(m.half(), x, total_epochs=2), DataError, r"stem.weight is torch.float16.*model.float"),
+    "half precision": (lambda m, x: wrap(m.half(), x, total_epochs=2), DataError, r"stem\.weight.*torch\.float16.*model\.float"),
     "no example": (lambda m, x: wrap(m, total_epochs=2), DataError, "example_inputs="),
-    "a batch that does not fit": (lambda m, x: wrap(m, x[:, :2], total_epochs=2), DataError, "does not run on the batch"),
-    "no model": (lambda m, x: wrap("model", x, total_epochs=2), GraphError, r"torch.nn.Module is needed, not str"),
+    "a batch that does not fit": (lambda m, x: wrap(m, x[:, :2], total_epochs=2), DataError, r"Mixed.*\(8, 2, 16, 16\)"),
+    "no model": (lambda m, x: wrap("model", x, total_epochs=2), GraphError, r"torch\.nn\.Module.*\bstr\b"),
     "no epochs": (lambda m, x: wrap(m, x, total_epochs=0), QkitError, "total_epochs=0"),
     "half an epoch": (lambda m, x: wrap(m, x, total_epochs=2.5), QkitError, "total_epochs=2.5"),
     "frozen before the start": (lambda m, x: wrap(m, x, total_epochs=2, freeze_norms_at=-1), QkitError, "freeze_norms_at=-1"),
-    "unknown scheme": (lambda m, x: wrap(m, x, total_epochs=2, scheme="int9"), PlanError, "no scheme 'int9'"),
+    "unknown scheme": (lambda m, x: wrap(m, x, total_epochs=2, scheme="int9"), PlanError, "int9"),
     "foreign diagnosis": (
-        lambda m, x: wrap(m, x, total_epochs=2, diagnosis=diagnosis_of("quantization")), QkitError, "belongs to a study",
+        lambda m, x: wrap(m, x, total_epochs=2, diagnosis=diagnosis_of("quantization")), QkitError, "diagnosis.*study",
     ),
 }  # fmt: skip
 
@@ -182,10 +181,10 @@ def test_bad_input(mixed: Mixed, images: Tensor, case: str) -> None:
 def test_bad_arguments_with_a_study(study: qkit.Study, images: Tensor) -> None:
     with pytest.raises(QkitError, match="with_scheme"):
         wrap(study, total_epochs=2, scheme="int8")
-    with pytest.raises(QkitError, match=r"study.diagnose\(\) returned, not a str"):
+    with pytest.raises(QkitError, match=r"study\.diagnose.*\bstr\b"):
         wrap(study, total_epochs=2, diagnosis="fine")  # type: ignore[arg-type]
 
 
 def test_a_plan_of_another_network(images: Tensor, mixed: Mixed, plan_for) -> None:
-    with pytest.raises(PlanError, match="another network"):
+    with pytest.raises(PlanError, match=r"stem.*Bare"):
         wrap(Bare(), images, total_epochs=2, plan=plan_for(mixed, "int8"))

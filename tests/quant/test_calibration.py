@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from qkit.errors import DataError, GraphError, PlanError
 from qkit.execution import observing
 from qkit.execution.lanes import Lane, run_lanes
-from qkit.execution.observing import Observing, observe, observe_channels
+from qkit.execution.observing import Observations, observe, observe_channels
 from qkit.execution.plan_checks import saturations
 from qkit.graph import Graph, build
 from qkit.quant.calibration import check_weights, make_plan
-from qkit.quant.estimators import Observation
+from qkit.quant.estimators import METHODS, Observation
 from qkit.quant.grids import QuantSpec
 from qkit.quant.histogram import Histogram
 from qkit.quant.schemes import PRESETS, Scheme
@@ -190,10 +191,10 @@ class Interrupted:
 @pytest.mark.parametrize("after", [0, 1, 2, 9, 17])
 def test_an_interrupt_between_batches_goes_up_and_the_pass_goes_on_from_there(graph: Graph, after: int) -> None:
     many = [torch.randn(1, 3, 8, 8) for _ in range(20)]
-    work = Observing(graph)
+    work = Observations()
     with pytest.raises(KeyboardInterrupt):
-        work.run(Interrupted(many, after), progress=False)
-    same(work.run(many, progress=False), observe(graph, many, progress=False))
+        work.run(graph, Interrupted(many, after), progress=False)
+    same(work.run(graph, many, progress=False), observe(graph, many, progress=False))
 
 
 @pytest.mark.parametrize("done", [0, 1, 7, 8, 9, 16])
@@ -214,22 +215,22 @@ def test_an_interrupt_within_a_batch_counts_that_batch_once(
 
     original = observing.observe_tensor
     monkeypatch.setattr(observing, "observe_tensor", counting)
-    work = Observing(graph)
+    work = Observations()
     with pytest.raises(KeyboardInterrupt):
-        work.run(many, progress=False)
-    same(work.run(many, progress=False), expected)
+        work.run(graph, many, progress=False)
+    same(work.run(graph, many, progress=False), expected)
     assert calls == 20 * len(graph.taps) + taps + 1, "finished batches are not run again"
 
 
 def test_an_empty_loader_is_an_error(graph: Graph) -> None:
-    with pytest.raises(DataError, match="the calibration loader gave no batch"):
+    with pytest.raises(DataError, match=r"calibration.*batch"):
         observe(graph, [], progress=False)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_non_finite_input_is_named(graph: Graph, images: list[Tensor], bad: float) -> None:
     images[2][1, 2, 3, 4] = bad
-    with pytest.raises(DataError, match=r"input: 1 of 2304 elements are NaN or infinite"):
+    with pytest.raises(DataError, match=r"^input\b.*\b1\b.*\b2304\b.*NaN"):
         observe(graph, images, progress=False)
 
 
@@ -237,15 +238,15 @@ def test_the_first_non_finite_tap_is_named(model: Small, images: list[Tensor]) -
     with torch.no_grad():
         model.project.weight.fill_(3e38)
     graph = build(model, images[0])
-    with pytest.raises(DataError, match=r"^project: \d+ of 8192 elements are NaN or infinite"):
+    with pytest.raises(DataError, match=r"^project\b.*\b8192\b.*NaN"):
         observe(graph, images, progress=False)
 
 
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (torch.randn(2, 4, 16, 16), "shape"),
-        (torch.randn(3, 16, 16), "shape"),
+        (torch.randn(2, 4, 16, 16), r"\(2, 4, 16, 16\)"),
+        (torch.randn(3, 16, 16), r"\(3, 16, 16\)"),
         (torch.randn(2, 3, 16, 16).double(), "float64"),
         (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "uint8"),
         (torch.empty(0, 3, 16, 16), "empty"),
@@ -312,15 +313,15 @@ def test_unknown_methods_and_names_are_refused(graph: Graph, images: list[Tensor
     seen = observe(graph, images[:1], progress=False)
     scheme = PRESETS["int8"]
     for wrong in ({"method": "best"}, {"weight_method": "best"}, {"methods": {"conv": "best"}}):
-        with pytest.raises(PlanError, match="no calibration method 'best'"):
+        with pytest.raises(PlanError, match=f"'best'.*{', '.join(METHODS)}"):
             make_plan(graph, seen, scheme, **wrong)
-    with pytest.raises(GraphError, match=r"no tap 'con'.*conv"):
+    with pytest.raises(GraphError, match=r"'con'.*\bconv\b"):
         make_plan(graph, seen, scheme, methods={"con": "mse"})
-    with pytest.raises(GraphError, match="no tap 'tail'"):
+    with pytest.raises(GraphError, match="'tail'"):
         make_plan(graph, seen, Scheme("mine", None, QuantSpec(8), overrides={"tail": None}))
     kept = [op.name for op in graph.operations if not op.quantized and op.kind == "keep"]
     for name in kept:
-        with pytest.raises(PlanError, match=f"{name} was given a rule or a method, and has no grid of its own"):
+        with pytest.raises(PlanError, match=rf"^{name}\b.*method.*grid"):
             make_plan(graph, seen, scheme, methods={name: "mse"})
     assert kept, "the flatten shares the pool's grid"
 
@@ -330,7 +331,7 @@ def test_a_broken_checkpoint_is_named(model: Small, images: list[Tensor], place:
     model.state_dict()[place].view(-1)[0] = float("nan")
     graph = build(model, images[0])
     layer = {"norm.running_var": "conv"}.get(place, place.split(".", maxsplit=1)[0])
-    with pytest.raises(DataError, match=rf"{layer}.*NaN or infinite"):
+    with pytest.raises(DataError, match=rf"^{layer}\b.*NaN"):
         check_weights(graph)
 
 
@@ -349,7 +350,7 @@ def test_biases_that_saturate_are_said(caplog: pytest.LogCaptureFixture) -> None
     with caplog.at_level("WARNING"):
         plan = study.calibrate("minmax", progress=False)
     assert saturations(study.graph, plan) == {"0": 1}
-    assert study.remarks[-1] == "Biases saturate at 32 bits in 0: 1 in all."
+    assert re.search(r"[Bb]ias.*\b32\b.*\b0: 1\b", study.remarks[-1])
     assert study.remarks[-1] in caplog.text
     assert not saturations(study.graph, study.lane("int16")), "64 bits hold it"
 
@@ -441,12 +442,12 @@ def test_only_the_steps_up_to_the_tap_are_computed_for_its_channels(images: list
 
 
 def test_no_channels_without_batches_or_of_no_tap(images: list[Tensor], graph: Graph) -> None:
-    with pytest.raises(DataError, match="the calibration loader gave no batch"):
+    with pytest.raises(DataError, match=r"calibration.*batch"):
         observe_channels(graph, [], "conv", progress=False)
-    with pytest.raises(GraphError, match="no tap 'nowhere'"):
+    with pytest.raises(GraphError, match="'nowhere'"):
         observe_channels(graph, images, "nowhere", progress=False)
     images[1][0, 0, 0, 0] = float("nan")
-    with pytest.raises(DataError, match="input: 1 of 1024 elements are NaN"):
+    with pytest.raises(DataError, match=r"^input\b.*\b1\b.*\b1024\b.*NaN"):
         observe_channels(graph, images, "input", progress=False)
 
 

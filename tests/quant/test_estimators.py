@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import cache
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import rounded_by_torch
 from strategies import specs
 
 from qkit.errors import PlanError
@@ -62,10 +64,7 @@ def seen_of(*batches: np.ndarray) -> Observation:
 
 def raw_error(x: np.ndarray, params: QuantParams) -> float:
     """Mean squared error by torch's operator, in float64."""
-    y = torch.fake_quantize_per_tensor_affine(
-        torch.from_numpy(x), float(params.scale), int(params.zero_point), params.qmin, params.qmax
-    )
-    return float((y.numpy().astype(np.float64) - x).__pow__(2).mean())
+    return float((rounded_by_torch(torch.from_numpy(x), params).numpy().astype(np.float64) - x).__pow__(2).mean())
 
 
 def test_methods_by_name() -> None:
@@ -73,7 +72,7 @@ def test_methods_by_name() -> None:
     for method in METHODS:
         assert check_method(method) == method
     for wrong in ("MSE", "max", "", None, 3):
-        with pytest.raises(PlanError, match="the methods are minmax, moving-average, percentile, mse, entropy"):
+        with pytest.raises(PlanError, match=re.escape(repr(wrong)) + ".*" + ", ".join(METHODS)):
             check_method(wrong)
 
 
@@ -111,7 +110,7 @@ def test_percentile_is_numpys(kind: str, percentile: float) -> None:
 
 @pytest.mark.parametrize("percentile", [50.0, 0.0, 100.1, -3.0, math.nan])
 def test_impossible_percentiles_are_refused(percentile: float) -> None:
-    with pytest.raises(PlanError, match="above 50 and at most 100"):
+    with pytest.raises(PlanError, match=rf"percentile={percentile}\b.*\b50\b.*\b100\b"):
         estimate(seen_of(data("normal")), QuantSpec(8), "percentile", percentile)
 
 
@@ -222,7 +221,7 @@ def test_entropy_above_8_bits_is_minmax_and_says_so() -> None:
     x = data("outliers")
     grid = activation_grid(seen_of(x), QuantSpec(16, symmetric=False), "entropy", 1)
     assert grid.params == QuantSpec(16, symmetric=False).params(float(x.min()), float(x.max()))
-    assert grid.method == "minmax (entropy is defined up to 8 bits)"
+    assert re.match(r"minmax\b.*entropy.*\b8\b", grid.method)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -249,7 +248,7 @@ def test_activations_per_channel_take_the_extremes_and_say_so() -> None:
     spec = QuantSpec(8, symmetric=False, per_channel=True)
     grid = activation_grid(seen, spec, "mse", 1)
     assert grid.params == spec.params(torch.tensor([-1.0, -3.0]), torch.tensor([2.0, 4.0]), axis=1)
-    assert grid.method == "minmax per channel (not mse)"
+    assert re.match(r"minmax\b.*channel.*mse", grid.method)
     assert activation_grid(seen, spec, "minmax", 1).method == "minmax"
 
 
@@ -308,7 +307,7 @@ def test_weights_without_a_channel_axis_get_one_grid() -> None:
 
 @pytest.mark.parametrize("method", ["percentile", "moving-average", "entropy"])
 def test_other_methods_per_channel_are_refused(method: str) -> None:
-    with pytest.raises(PlanError, match=f"minmax or mse, not {method}"):
+    with pytest.raises(PlanError, match=f"minmax.*mse.*{method}.*weight_method="):
         weight_grid(torch.randn(3, 4), QuantSpec(8, per_channel=True), method, 0)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import rounded_by_torch
 from strategies import specs
 from torch import Tensor
 
@@ -73,7 +74,7 @@ def within_torch(x: Tensor, params: QuantParams) -> Tensor:
 def test_equals_torch_per_tensor(spec: QuantSpec, span: tuple[float, float], seed: int) -> None:
     params = spec.params(*span)
     x = within_torch(samples(params, seed, (257,)), params)
-    expected = torch.fake_quantize_per_tensor_affine(x, float(params.scale), int(params.zero_point), params.qmin, params.qmax)
+    expected = rounded_by_torch(x, params)
     assert torch.equal(bits_of(fake_quantize(x, params)), bits_of(expected))
     assert torch.equal(bits_of(dequantize(quantize(x, params), params)), bits_of(expected))
 
@@ -86,7 +87,7 @@ def test_equals_torch_per_channel(spec: QuantSpec, spans: list[tuple[float, floa
     shape = [3, 2, 4, 3]
     shape[axis] = len(spans)
     x = within_torch(samples(params, seed, tuple(shape)), params)
-    expected = torch.fake_quantize_per_channel_affine(x, params.scale, params.zero_point, axis % 4, params.qmin, params.qmax)
+    expected = rounded_by_torch(x, params)
     assert torch.equal(bits_of(fake_quantize(x, params)), bits_of(expected))
     assert torch.equal(bits_of(dequantize(quantize(x, params), params)), bits_of(expected))
 
@@ -113,20 +114,13 @@ def test_any_memory_layout(layout: str, axis: int | None) -> None:
         "empty": x[:0],
     }[layout]
     if axis is not None and x.ndim == 0:
-        with pytest.raises(PlanError, match="does not fit"):
+        with pytest.raises(PlanError, match=r"\b3 channels.*axis 1\b.*\(\)"):
             fake_quantize(x, QuantSpec().params(torch.zeros(3), torch.ones(3), axis=1))
         return
     before = x.clone()
     low, high = (-2.0, 2.0) if axis is None else (torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([1.0, 2.0, 0.5]))
     params = QuantSpec(symmetric=False).params(low, high, axis=axis)
-    if axis is None:
-        expected = torch.fake_quantize_per_tensor_affine(
-            x.contiguous(), float(params.scale), int(params.zero_point), params.qmin, params.qmax
-        )
-    else:
-        expected = torch.fake_quantize_per_channel_affine(
-            x.contiguous(), params.scale, params.zero_point, axis, params.qmin, params.qmax
-        )
+    expected = rounded_by_torch(x.contiguous(), params)
     assert torch.equal(fake_quantize(x, params), expected)
     assert torch.equal(x, before)
     assert quantize(x, params).shape == x.shape
@@ -276,9 +270,9 @@ def test_non_finite_input_names_the_tensor(bad: float, position: int, operation)
     x = torch.randn(1001)
     x[position] = bad
     params = QuantSpec().params(-1.0, 1.0)
-    with pytest.raises(DataError, match=r"features\.3\.conv: 1 of 1001 elements are NaN or infinite"):
+    with pytest.raises(DataError, match=r"^features\.3\.conv\b.*\b1\b.*\b1001\b.*NaN"):
         operation(x, params, name="features.3.conv")
-    with pytest.raises(DataError, match=r"features\.3\.conv"):
+    with pytest.raises(DataError, match=r"^features\.3\.conv\b.*\b1001\b.*NaN"):
         require_finite(x, "features.3.conv")
 
 
@@ -292,29 +286,29 @@ def test_finite_and_integer_tensors_pass_the_check() -> None:
 def test_other_dtypes_are_refused_by_name(dtype: torch.dtype) -> None:
     x = torch.ones(3).to(dtype)
     for operation in (quantize, fake_quantize):
-        with pytest.raises(DataError, match="head is torch"):
+        with pytest.raises(DataError, match=rf"^head\b.*{dtype}.*torch\.float32"):
             operation(x, QuantSpec().params(-1.0, 1.0), name="head")
 
 
 @pytest.mark.parametrize("bits", [1, 17, 0, -8, 8.0, "8", None])
 def test_widths_outside_2_to_16_are_refused(bits) -> None:
-    with pytest.raises(PlanError, match="2 to 16 bits"):
+    with pytest.raises(PlanError, match=rf"bits={bits!r}\W.*\b2\b.*\b16\b"):
         QuantSpec(bits=bits)
 
 
 @pytest.mark.parametrize(
     ("low", "high", "axis", "message"),
     [
-        (math.nan, 1.0, None, "not finite"),
-        (0.0, math.inf, None, "not finite"),
-        (-math.inf, 0.0, None, "not finite"),
-        (1.0, 0.5, None, "lower bound exceeds"),
-        (torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0]), 0, "lower bound exceeds"),
-        (torch.tensor([0.0, math.nan]), torch.tensor([1.0, 1.0]), 0, "not finite"),
+        (math.nan, 1.0, None, "nan, 1.*finite"),
+        (0.0, math.inf, None, "0, inf.*finite"),
+        (-math.inf, 0.0, None, "-inf, 0.*finite"),
+        (1.0, 0.5, None, r"1, 0\.5.*empty"),
+        (torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0]), 0, "empty"),
+        (torch.tensor([0.0, math.nan]), torch.tensor([1.0, 1.0]), 0, "finite"),
         (torch.zeros(2), torch.ones(3), 0, "shapes"),
         (torch.zeros(2, 2), torch.ones(2, 2), 0, "shapes"),
-        (torch.zeros(2), torch.ones(2), None, "needs its channel axis"),
-        (0.0, 1.0, 0, "per tensor has none"),
+        (torch.zeros(2), torch.ones(2), None, "axis"),
+        (0.0, 1.0, 0, "axis"),
     ],
 )
 def test_impossible_ranges_are_refused(low, high, axis: int | None, message: str) -> None:
@@ -325,11 +319,11 @@ def test_impossible_ranges_are_refused(low, high, axis: int | None, message: str
 def test_impossible_grids_are_refused() -> None:
     zero = torch.tensor(0, dtype=torch.int32)
     for scale in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(PlanError, match="scale has to be finite"):
+        with pytest.raises(PlanError, match=r"scale.*finite"):
             QuantParams(torch.tensor(scale), zero, -128, 127)
-    with pytest.raises(PlanError, match="equal shapes"):
+    with pytest.raises(PlanError, match=r"scale.*zero point.*shapes"):
         QuantParams(torch.ones(2), zero, -128, 127, axis=0)
-    with pytest.raises(PlanError, match="equal shapes"):
+    with pytest.raises(PlanError, match=r"scale.*zero point.*shapes"):
         QuantParams(torch.ones(2), torch.zeros(2, dtype=torch.int32), -128, 127)
 
 
@@ -337,7 +331,7 @@ def test_impossible_grids_are_refused() -> None:
 def test_a_grid_of_other_channels_is_refused(axis: int) -> None:
     params = QuantSpec().params(-torch.ones(3), torch.ones(3), axis=axis)
     for operation in (fake_quantize, quantize):
-        with pytest.raises(PlanError, match="does not fit a tensor of shape"):
+        with pytest.raises(PlanError, match=rf"\b3 channels.*axis {axis}\b.*\(2, 4, 3, 3\)"):
             operation(torch.zeros(2, 4, 3, 3), params)
 
 

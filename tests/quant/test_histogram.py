@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from functools import cache, reduce
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import rounded_by_torch
 
 from qkit.errors import DataError, PlanError
 from qkit.quant.grids import QuantSpec
@@ -45,9 +47,7 @@ KINDS = ["normal", "tiny normal", "laplace", "relu", "relu6", "outliers", "one-s
 
 def measured(x: np.ndarray, params) -> tuple[float, float, float]:
     """Rounding and clipping error and share clipped of the raw tensor, by torch's operator and float64."""
-    y = torch.fake_quantize_per_tensor_affine(
-        torch.from_numpy(x), float(params.scale), int(params.zero_point), params.qmin, params.qmax
-    ).numpy()
+    y = rounded_by_torch(torch.from_numpy(x), params).numpy()
     error = (y.astype(np.float64) - x) ** 2
     with np.errstate(over="ignore"):  # all of a negative tensor on an unsigned grid lies infinitely far out
         steps = np.rint(x * np.float32(1 / np.float32(params.scale))) + int(params.zero_point)
@@ -112,7 +112,7 @@ def test_no_error_has_infinite_sqnr() -> None:
 
 
 def test_a_grid_per_channel_is_refused() -> None:
-    with pytest.raises(PlanError, match="nothing of channels"):
+    with pytest.raises(PlanError, match="channels"):
         Histogram.of(torch.ones(3)).error(QuantSpec(8).params(torch.zeros(3), torch.ones(3), axis=0))
 
 
@@ -210,7 +210,7 @@ def test_quantiles_are_numpys_to_a_bin(kind: str, share: float) -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
 def test_a_quantile_beyond_0_to_1_is_refused(share: float) -> None:
-    with pytest.raises(PlanError, match="between 0 and 1"):
+    with pytest.raises(PlanError, match=rf"\b0\b.*\b1\b.*{share}"):
         Histogram.of(torch.ones(3)).quantile(share)
 
 
@@ -278,7 +278,7 @@ def test_non_finite_input_names_the_tensor(bad: float, shape: tuple[int, ...]) -
     for place in (0, -1):
         x = torch.randn(shape)
         x.view(-1)[place] = bad
-        with pytest.raises(DataError, match=rf"layer4\.relu: 1 of {x.numel()} elements are NaN or infinite"):
+        with pytest.raises(DataError, match=rf"^layer4\.relu\b.*\b1\b.*\b{x.numel()}\b.*NaN"):
             observe(x, 0, name="layer4.relu")
     # and the next tensor's counts are its own
     clean = torch.ones(shape)
@@ -288,13 +288,13 @@ def test_non_finite_input_names_the_tensor(bad: float, shape: tuple[int, ...]) -
 def test_a_negative_nan_among_ordinary_numbers() -> None:
     x = np.ones(1000, np.float32)
     x.view(np.uint32)[[3, 500]] = 0xFFC00001, 0x7F800001
-    with pytest.raises(DataError, match="2 of 1000"):
+    with pytest.raises(DataError, match=r"^x\b.*\b2\b.*\b1000\b.*NaN"):
         Histogram.of(torch.from_numpy(x), name="x")
 
 
 @pytest.mark.parametrize("x", [torch.empty(0), torch.ones(3).double(), torch.ones(3).half(), torch.tensor([1, 2])])
 def test_other_tensors_are_refused_by_name(x: torch.Tensor) -> None:
-    with pytest.raises(DataError, match=r"stem: a histogram needs a non-empty torch.float32 tensor"):
+    with pytest.raises(DataError, match=rf"^stem\b.*torch\.float32.*{x.dtype}.*{re.escape(str(tuple(x.shape)))}"):
         Histogram.of(x, name="stem")
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import rounded_by_torch
 
 from qkit.graph.table import UNBOUNDED
 from qkit.quant import kernels
@@ -42,10 +43,7 @@ def normal(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 def quantized(y: np.ndarray, params: QuantParams, act: tuple[float, float]) -> np.ndarray:
     """By torch's own operator."""
-    clamped = torch.from_numpy(y).clamp(*act)
-    return torch.fake_quantize_per_tensor_affine(
-        clamped, float(params.scale), int(params.zero_point), params.qmin, params.qmax
-    ).numpy()
+    return rounded_by_torch(torch.from_numpy(y).clamp(*act), params).numpy()
 
 
 def sums_of(y: np.ndarray, f: np.ndarray, params: QuantParams, act: tuple[float, float]) -> dict[str, np.ndarray]:
@@ -104,7 +102,7 @@ def test_quantize_rows_equals_torch_per_channel(shape: tuple[int, int], symmetri
     before = y.copy()
     x = torch.from_numpy(y)
     params = QuantSpec(8, symmetric).params(x.amin(1) * 0.8, (x.amax(1) * 0.8).clamp(min=1e-6).maximum(x.amin(1) * 0.8), axis=0)
-    expected = torch.fake_quantize_per_channel_affine(x, params.scale, params.zero_point, 0, params.qmin, params.qmax)
+    expected = rounded_by_torch(x, params)
     out = np.full_like(y, np.nan)
     low, high = ((code - params.zero_point).float().numpy() for code in (params.qmin, params.qmax))
     kernels.quantize_rows(y, out, (1.0 / params.scale).numpy(), params.scale.numpy(), low, high)
@@ -197,17 +195,13 @@ def test_observe_counts_exactly(shape: tuple[int, int], threads: int) -> None:
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4])
+@pytest.mark.usefixtures("one_thread")
 def test_observe_counts_more_equal_elements_than_an_entry_holds(width: int) -> None:
     """24 bits of a packed entry count, one of them the sign: short rows put all elements of a bin into one table."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        count = (1 << 23) // width + 5
-        value = np.array(1.0, np.float32).view(np.uint32) | np.uint32(0xFFFF)
-        f = np.full((count, width), value, np.uint32).view(np.float32)
-        parts = kernels.observe(f)
-    finally:
-        torch.set_num_threads(before)
+    count = (1 << 23) // width + 5
+    value = np.array(1.0, np.float32).view(np.uint32) | np.uint32(0xFFFF)
+    f = np.full((count, width), value, np.uint32).view(np.float32)
+    parts = kernels.observe(f)
     assert sum(part.counts.sum() for part in parts) == count * width
     assert sum(part.lows.sum() for part in parts) == count * width * 0xFFFF
 

@@ -97,7 +97,7 @@ def test_at_bits_leaves_what_is_float_in_float() -> None:
     assert wide.bias_bits is None
     assert wide.overrides == {"a": None, "b": QuantSpec(16, per_channel=True)}
     assert scheme.overrides == {"a": None, "b": own}
-    with pytest.raises(PlanError, match="2 to 16 bits"):
+    with pytest.raises(PlanError, match=r"bits=17\b.*\b2\b.*\b16\b"):
         scheme.at_bits(17)
 
 
@@ -116,7 +116,7 @@ def test_by_name_or_as_it_is() -> None:
     assert scheme_of("int8") is PRESETS["int8"]
     assert repr(own) == "Scheme('mine')"
     for wrong in ("int9", "", "INT8", None, 8):
-        with pytest.raises(PlanError, match=r"the presets are int8, int8-per-tensor.*pass a qkit\.Scheme"):
+        with pytest.raises(PlanError, match=rf"{wrong!r}.*{', '.join(PRESETS)}.*qkit\.Scheme"):
             scheme_of(wrong)
 
 
@@ -136,5 +136,5 @@ def test_an_accumulator_keeps_its_headroom_at_another_width() -> None:
     assert scheme.at_bits(8).accumulator_bits == 20
     assert PRESETS["int8"].at_bits(16).accumulator_bits is None
     assert replace(PRESETS["int4-weights"], accumulator_bits=20).at_bits(16).accumulator_bits == 40
-    with pytest.raises(PlanError, match="8 to 64"):
+    with pytest.raises(PlanError, match=r"accumulator_bits=4\b.*\b8\b.*\b64\b"):
         replace(scheme, accumulator_bits=4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from qkit import QkitError, Study
 from qkit.execution.scores import Scores
 from qkit.execution.statistics import Interval, paired_interval
 from qkit.report import Comparison, Report, compare, make, write
+from qkit.report.comparing.comparison import CHANGES, UNPAIRED, judged
 
 
 def scored(report: Report, *, misses: int, fingerprint: str | None = "a", wide: int = 0, n: int = 200, **changes) -> Report:
@@ -49,8 +51,7 @@ def test_the_same_report_has_not_changed(report):
     assert (found.layers, found.grids, found.appeared, found.gone, found.differences) == ((), (), (), (), ())
     assert [lane.change.value for lane in found.lanes] == [0.0, 0.0, 0.0]
     assert not found.exceeds(0.0)
-    assert "No grid changed." in found.lines()
-    assert "the same images" in found.how
+    assert not any(why in found.how for why in UNPAIRED.values())
 
 
 def test_paired_figures(report):
@@ -68,21 +69,21 @@ def test_paired_figures(report):
     table = found.table()
     assert table.loc["int8", "change"] == pytest.approx(-0.04)
     assert np.isnan(table.loc["float", "growth"])
-    assert any("95.00 % → 91.00 %, −4.00 points" in line and "worse" in line for line in found.lines())
+    assert any("95.00 % → 91.00 %, −4.00 points" in line and CHANGES["worse"] in line for line in found.lines())
 
 
 def test_unpaired_figures_are_wider(report):
     old, new = scored(report, misses=10), scored(report, misses=18)
     paired = compare(old, new).judged
     for other, why in (
-        (scored(report, misses=18, fingerprint="b"), "different images"),
-        (scored(report, misses=18, fingerprint=None), "not both reports say which images"),
-        (dataclasses.replace(new, per_sample=None), "the scores of every sample"),
-        (scored(report, misses=18, n=201), "numbers of samples differ"),
+        (scored(report, misses=18, fingerprint="b"), "other-images"),
+        (scored(report, misses=18, fingerprint=None), "unknown-images"),
+        (dataclasses.replace(new, per_sample=None), "no-samples"),
+        (scored(report, misses=18, n=201), "other-number"),
     ):
         found = compare(old, other)
         assert not found.paired
-        assert why in found.how
+        assert UNPAIRED[why] in found.how
         assert found.judged.change.low < paired.change.low
         assert found.judged.change.high > paired.change.high
         assert found.judged.change.value == pytest.approx(paired.change.value, abs=1e-3)
@@ -93,19 +94,20 @@ def test_unpaired_figures_are_wider(report):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "n", "words"),
+    ("old", "new", "n", "word"),
     [
-        (10, 10, 1000, "the same within the tolerance"),
+        (10, 10, 1000, "same"),
         (60, 10, 1000, "better"),
         (10, 60, 1000, "worse"),
-        (1, 1, 40, "within the tolerance, but too uncertain"),
-        (1, 2, 40, "too uncertain to tell"),
+        (1, 1, 40, "perhaps-same"),
+        (1, 2, 40, "unclear"),
     ],
 )
-def test_changes_in_words(report, old, new, n, words):
+def test_changes_in_words(report, old, new, n, word):
     found = compare(scored(report, misses=old, n=n), scored(report, misses=new, n=n))
+    assert judged(found.judged.change, found.tolerance) == word
     line = next(line for line in found.lines() if line.startswith("int8:"))
-    assert line.partition("; its loss")[0].rpartition("]: ")[2].startswith(words)
+    assert line.partition(";")[0].rpartition("]: ")[2] == CHANGES[word]
 
 
 def test_guard(report):
@@ -125,13 +127,16 @@ def test_guard_fails_where_nothing_can_be_read(report):
     metric = dataclasses.replace(other, metric={**other.metric, "name": "top5"})
     found = compare(old, metric)
     assert found.exceeds(1.0)
-    assert "cannot be compared" in found.lines()[1]
+    assert re.search(r"\btop1\b.*\btop5\b", found.unreadable)
+    assert found.unreadable in found.lines()[1]
     assert not found.paired
     scores = other.scores.copy()
     scores.loc["int8", "loss"] = float("nan")
     found = compare(old, dataclasses.replace(other, scores=scores))
     assert found.exceeds(1.0)
-    assert "new report's loss is no number" in " ".join(found.lines())
+    assert re.search(r"\bnew\b", found.unreadable)
+    assert not re.search(r"\bold\b", found.unreadable)
+    assert found.unreadable in found.lines()[1]
 
 
 @pytest.mark.parametrize("tolerance", [0.0, -1.0, float("nan")])
@@ -145,8 +150,8 @@ def test_an_edited_range_shows(report, edited):
     assert found.paired
     assert found.alike
     assert [grid.tensor for grid in found.grids] == ["second"]
-    assert "by mse" in found.grids[0].old
-    assert "by manual" in found.grids[0].new
+    assert re.search(r"\bmse\b", found.grids[0].old)
+    assert re.search(r"\bmanual\b", found.grids[0].new)
     first = found.layers[0]
     assert first.tap == "second"
     assert first.old_local == report.layers.loc["second", ("int8", "local sqnr")]
@@ -154,7 +159,7 @@ def test_an_edited_range_shows(report, edited):
     unchanged = {change.tap for change in found.layers}
     assert not unchanged & {"input", "first.0"}, "nothing changed before the edited layer"
     assert found.causes_new is None
-    assert "not both reports have a diagnosis" in " ".join(found.lines())
+    assert any("diagnosis" in line for line in found.lines())
 
 
 def test_settings_that_differ_are_said():
@@ -164,7 +169,8 @@ def test_settings_that_differ_are_said():
     assert not found.alike
     assert found.judged.lane == "int8 → int4"
     assert {"scheme", "judged lane", "weights"} <= {d.what for d in found.differences if d.matters}
-    assert "Not like for like:" in found.lines()
+    first = [line.strip() for line in found.lines() if any(line.strip() == str(d) for d in found.differences)]
+    assert first == [str(d) for d in found.differences if d.matters]
     less = make(Study(Small(), image_batches(), image_batches(3)), batches=1, worst=0, sensitivity=False, progress=False)
     found = compare(base, less)
     said = {d.what: d for d in found.differences}
@@ -198,15 +204,17 @@ def test_causes_come_and_go(report):
     assert found.causes_new == (("insufficient-bits", ""),)
     assert found.causes_gone == (("weight-outlier", "a"),)
     said = " ".join(found.lines())
-    assert "Causes that came: insufficient-bits at the whole network." in said
-    assert "Causes that went: weight-outlier at a." in said
-    assert "The causes are the same." in compare(old, old).lines()
+    assert re.search(r"\binsufficient-bits\b.*\bweight-outlier\b.*\ba\.", said), "those that came stand first"
+    assert "bias-shift" not in said
+    same = compare(old, old)
+    assert (same.causes_new, same.causes_gone) == ((), ())
+    assert not any("diagnosis" in line or "bias-shift" in line for line in same.lines())
 
 
 def test_verdicts(report):
     worse = dataclasses.replace(report, verdict={**report.verdict, "verdict": "quantization"})
     assert compare(report, worse).verdicts == ("inconclusive", "quantization")
-    assert "Verdict: inconclusive → quantization." in compare(report, worse).lines()
+    assert any("inconclusive → quantization" in line for line in compare(report, worse).lines())
 
 
 def test_files_are_compared_like_reports(report, edited, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import torch
 from report_cases import tiny_study
 
 from qkit.diagnosis import Cause, Diagnosis, Remedy, Verdict
+from qkit.diagnosis.result import interaction_words
 from qkit.execution.statistics import Interval
 from qkit.report import make, write
+from qkit.report.text.captions import NO_CAUSE
 
 
 def found(*causes: Cause) -> Diagnosis:
@@ -38,14 +41,14 @@ def test_section_is_in_every_form(causes: tuple[Cause, ...], tmp_path: Path) -> 
     for form in (page, text):
         assert "No training needed." in form
         assert "Stopped early." in form
-        assert ("No cause was confirmed" in form) is (not causes)
+        assert (NO_CAUSE in form) is (not causes)
         assert ("12.50 points [10.00, 15.00]" in form) is bool(causes)
     assert "<b>a" not in page
     if causes:
         assert "It clips &amp; clips." in page
         assert "a.&lt;b&gt;" in page
     assert len(json.loads(data)["diagnosis"]["causes"]) == len(causes)
-    assert "on 64 samples" in made.reproduce
+    assert re.search(r"#.*\b64\b", made.reproduce)
 
 
 def test_what_the_gate_found_and_errors_that_do_not_add_up_are_said(tmp_path: Path) -> None:
@@ -58,9 +61,10 @@ def test_what_the_gate_found_and_errors_that_do_not_add_up_are_said(tmp_path: Pa
     assert made.verdict["verdict"] == "both", "the lanes alone do not see what the gate has found"
     text = write(made, tmp_path / "report.md").read_text()
     assert "something is wrong before quantization." in text
-    assert "-30.0 points [-40.0, -20.0] apart: their errors overlap" in text
-    chance = replace(base, interaction=Interval(-0.3, -0.7, 0.1, 64))
-    assert "add up" not in str(chance)
+    assert re.search(r"-30\.0 points \[-40\.0, -20\.0\].*\boverlap\b", text)
+    chance = Interval(-0.3, -0.7, 0.1, 64)
+    assert interaction_words(chance, share=True) == ""
+    assert "-30.0" not in str(replace(base, interaction=chance))
 
 
 def test_without_a_diagnosis_there_is_no_section(tmp_path: Path) -> None:

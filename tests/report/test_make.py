@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import re
 
 import numpy as np
 import pytest
@@ -120,8 +121,8 @@ def test_environment_settings_and_reproduction(study, report):
     assert report.environment["machine"] == platform.machine()
     assert report.environment["threads"] == torch.get_num_threads()
     assert report.settings["scheme"] == "int8-per-tensor"
-    assert "by mse" in report.settings["activations"]
-    assert "by minmax" in report.settings["weights"]
+    assert re.search(r"\bmse\b", report.settings["activations"])
+    assert re.search(r"\bminmax\b", report.settings["weights"])
     # the snippet is Python that makes the same report
     namespace = {"qkit": qkit, "model": None, "calibration": None, "evaluation": None}
     calls = []
@@ -149,7 +150,7 @@ def test_fingerprint_follows_the_plan(study, report):
     edited = study.with_plan(study.plan.with_range("second", -0.1, 0.1))
     other = make(edited, sensitivity=False, worst=0, progress=False)
     assert other.settings["plan fingerprint"] != report.settings["plan fingerprint"]
-    assert any("second is edited by hand" in remark for remark in other.remarks)
+    assert any(re.match(r"second\b.*plan\.save", remark) for remark in other.remarks)
 
 
 def test_batches_bound_everything():
@@ -213,6 +214,6 @@ def test_the_lane_that_is_judged_is_the_studys_own():
     made = make(study, sensitivity=True, worst=1, progress=False)
     assert (made.lanes, made.narrow) == (("int16", "int4"), "int4")
     assert "int4" in made.verdict["reason"]
-    assert "int4 lane" in made.settings["sensitivity"]
+    assert re.search(r"\bint4\b", made.settings["sensitivity"])
     assert made.worst[0]["tap"] in made.layers.index
     assert study.lane("int4") == study.plan

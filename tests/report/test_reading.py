@@ -93,7 +93,7 @@ CHANGES = {
     'scores/int8/score is "high"': lambda d: d["scores"]["int8"].update(score="high"),
     "layers/second/int8/sqnr is true": lambda d: d["layers"]["second"]["int8"].update(sqnr=True),
     "layers/second/int8/scale is missing": lambda d: d["layers"]["second"]["int8"].pop("scale"),
-    "metric/samples is 0, less than 1": lambda d: d["metric"].update(samples=0),
+    "metric/samples is 0, but should be greater than or equal to 1": lambda d: d["metric"].update(samples=0),
     "surprise should not be there": lambda d: d.update(surprise=1),
     "per_sample/int8 has 31 scores": lambda d: d["per_sample"].update(int8=d["per_sample"]["int8"][1:]),
     'per_sample/int8 is "2': lambda d: d["per_sample"].update(int8="2" + d["per_sample"]["int8"][1:]),
@@ -117,7 +117,7 @@ def test_damage_is_named(path, said):
 def test_plan_and_maps_are_checked_too(full):
     data = full.to_dict()
     data["plan"]["grids"]["second"]["scale"] = -1.0
-    with pytest.raises(QkitError, match="entry 'second' is corrupt"):
+    with pytest.raises(QkitError, match="plan/grids/second is no grid"):
         from_dict(data)
     data = full.to_dict()
     tap = next(iter(data["maps"]))

@@ -6,12 +6,13 @@ import copy
 import io
 import logging
 import pickle
-from collections.abc import Iterator
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from small_networks import Mixed, mixed_network, plain_run
+from small_networks import Mixed, conv_with_norm, mixed_network, plain_run, rounded_by_torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -29,24 +30,12 @@ LOW = Scheme(
     "low", QuantSpec(bits=4, symmetric=True, signed=True, per_channel=False, narrow=True), QuantSpec(bits=6), bias_bits=None
 )
 WEIGHTS = Scheme("weights", LOW.weight, None, bias_bits=None)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def mixed() -> Mixed:
-    return mixed_network()
 
 
 def epoch(module: nn.Module, loader: Any) -> None:
@@ -131,8 +120,7 @@ def test_one_linear_layer_is_corrected_by_the_mean_over_all_samples(images: Tens
     module = calibrating(nn.Sequential(layer), x, scheme=WEIGHTS)
     epoch(module, loader)
     epoch(module, loader)
-    p = module.plan()["0.weight"].params
-    error = torch.fake_quantize_per_tensor_affine(layer.weight.detach(), p.scale, p.zero_point, p.qmin, p.qmax) - layer.weight
+    error = rounded_by_torch(layer.weight.detach(), module.plan()["0.weight"].params) - layer.weight
     expected = -(error.double() @ x.double().mean(0)).detach()  # Nagel et al. 2019, equation 16
     found = torch.tensor(module.plan().corrections["0"], dtype=torch.float64)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
@@ -144,8 +132,7 @@ def test_a_factor_makes_an_exponential_mean() -> None:
     layer, x = nn.Linear(12, 5), torch.randn(40, 12) + 1.0
     module = calibrating(nn.Sequential(layer), x, scheme=WEIGHTS, bias_factor=0.25, bias_epochs=2)
     epoch(module, [x])
-    p = module.plan()["0.weight"].params
-    error = torch.fake_quantize_per_tensor_affine(layer.weight.detach(), p.scale, p.zero_point, p.qmin, p.qmax) - layer.weight
+    error = rounded_by_torch(layer.weight.detach(), module.plan()["0.weight"].params) - layer.weight
     expected = torch.zeros(5, dtype=torch.float64)
     for _ in range(2):
         epoch(module, x.split(8))
@@ -190,21 +177,12 @@ def test_norms_of_one_batch_are_reestimated_as_a_studys(mixed: Mixed, images: Te
 
 
 def test_norms_over_batches_are_what_torch_estimates_anew() -> None:
-    torch.manual_seed(3)
-    conv, norm = nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6)
-    x = torch.randn(64, 4, 10, 10) + 1.0
-    with torch.no_grad():
-        norm.weight.uniform_(0.5, 1.5)
-        norm.bias.normal_()
-        norm.momentum = None  # cumulative: the statistics of all that was seen
-        norm.train()(conv(x))
+    conv, norm, x = conv_with_norm()
     scheme = Scheme("3", QuantSpec(bits=3, symmetric=True, signed=True, per_channel=True, narrow=True), None)
     module = calibrating(nn.Sequential(conv, norm).eval(), x, scheme=scheme, norm_epochs=1, bias_epochs=0)
     epoch(module, x.split(10))
-    p = module.plan()["0.weight"].params
-    folded = module.graph.weights["0.weight"]
+    quantized = rounded_by_torch(module.graph.weights["0.weight"], module.plan()["0.weight"].params)
     epoch(module, x.split(10))
-    quantized = torch.fake_quantize_per_channel_affine(folded, p.scale, p.zero_point, 0, p.qmin, p.qmax)
     fresh = copy.deepcopy(norm)
     fresh.reset_running_stats()
     with torch.no_grad():
@@ -235,8 +213,9 @@ def test_epochs_come_in_their_order(mixed: Mixed, images: Tensor, caplog) -> Non
     assert not plans[1].diff(plans[2])
     assert plans[1].corrections.keys() < plans[2].corrections.keys()
     assert plans[3] == plans[4] == plans[5]
-    assert caplog.text.count("epoch 5 of 4") == 1
-    assert "epoch 5 of 4 (done), samples: observers 20, norms 20, biases 40" in repr(module)
+    (said,) = (text for record in caplog.records if "module.epoch" in (text := record.getMessage()))
+    assert re.findall(r"\d+", said) == ["5", "4"]
+    assert re.search(r"epoch\D+5\D+4\b.*done.*observers 20\D+norms 20\D+biases 40\b", repr(module))
 
 
 def test_batches_before_the_first_call_of_train_count(mixed: Mixed, images: Tensor) -> None:
@@ -261,7 +240,7 @@ def test_an_epoch_that_is_set_counts_alone(mixed: Mixed, images: Tensor) -> None
             module.epoch = wrong
     late = calibrating(mixed, images)
     late.epoch = 1
-    with pytest.raises(DataError, match=r"epoch 1 teaches biases.*epoch 0 first"):
+    with pytest.raises(DataError, match=r"epoch 1\b.*biases.*epoch 0\b"):
         late(images)
 
 
@@ -322,7 +301,7 @@ def test_states_of_something_else_are_refused(mixed: Mixed, images: Tensor) -> N
     for options in ({"scheme": "int8-symmetric"}, {"method": "minmax"}, {"bias_epochs": 3}, {"bias_factor": 0.01}):
         with pytest.raises(PlanError, match=next(iter(options))):
             calibrating(mixed, images, **options).load_state_dict(module.state_dict())
-    with pytest.raises(PlanError, match="none of a qkit"):
+    with pytest.raises(PlanError, match=r"qkit\.training.*state_dict"):
         module.load_state_dict({**module.state_dict(), "_extra_state": torch.zeros(2)})
 
 
@@ -331,7 +310,7 @@ def test_other_weights_alone_undo_the_calibration(mixed: Mixed, images: Tensor) 
     epoch(module, [images])
     other = mixed_network(5)
     module.load_state_dict({f"model.{name}": value for name, value in other.state_dict().items()}, strict=False)
-    with pytest.raises(DataError, match="nothing is calibrated"):
+    with pytest.raises(DataError, match="calibrated"):
         module.plan()
     module.epoch = 0
     epoch(module, [images])
@@ -400,7 +379,7 @@ def test_a_study_goes_on_from_it(mixed: Mixed, images: Tensor) -> None:
     assert study.methods["method"] == "minmax"
     hits = (module.eval()(images).argmax(1) == targets).double().mean().item()
     assert study.evaluate({"int8": study.plan}, progress=False)["int8"].value == hits
-    with pytest.raises(DataError, match="nothing is calibrated"):
+    with pytest.raises(DataError, match="calibrated"):
         calibrating(mixed, images).study([images], metric="agreement")
 
 
@@ -412,7 +391,7 @@ def test_there_is_nothing_to_train(mixed: Mixed, images: Tensor) -> None:
     for _ in range(3):
         module.train()
         loss = F.cross_entropy(module(images), targets)
-        with pytest.raises(QkitError, match=r"nothing to train.*qkit\.qat\.wrap"):
+        with pytest.raises(QkitError, match=r"qkit\.training.*qkit\.qat\.wrap"):
             loss.backward()
         optimizer.step()
     assert all(torch.equal(value, before[name]) for name, value in module.model.state_dict().items())
@@ -467,10 +446,39 @@ def test_inputs_by_name_shared_layers_and_nested_outputs(images: Tensor) -> None
     assert torch.equal(a["map"], b["map"])
     assert torch.equal(a["parts"][0], b["parts"][0])
     assert isinstance(a["parts"], tuple)
-    with pytest.raises(DataError, match=r"Several takes.*'y'"):
+    with pytest.raises(DataError, match=r"Several.*'y'"):
         module(images)
-    with pytest.raises(DataError, match="Several takes"):
+    with pytest.raises(DataError, match="Several"):
         module(images, y, y)
+
+
+@dataclass
+class Answer:
+    score: Tensor
+    best: Tensor
+
+
+class Answering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, *, scale: float = 1.0) -> Answer:
+        y = self.layer(x)
+        return Answer(y * scale, y.argmax(1))
+
+
+def test_outputs_come_in_the_models_own_class() -> None:
+    x = torch.randn(8, 4)
+    module = calibrating(Answering(), x)
+    for mode in (True, False):
+        answer = module.train(mode)(x)
+        assert type(answer) is Answer
+        assert answer.score.requires_grad == mode
+        answer.score.detach().add_(1.0)  # an ordinary tensor, none of inference mode
+        assert not answer.best.is_inference()
+    with pytest.raises(DataError, match="scale"):
+        module(x, scale=2.0)
 
 
 def test_layers_without_bias_get_one(images: Tensor) -> None:
@@ -494,13 +502,13 @@ def test_bad_batches_are_refused_and_change_nothing(mixed: Mixed, images: Tensor
         for mode in (True, False):
             if module.training != mode:
                 module.eval()
-            with pytest.raises(DataError, match=r"input: 16 of 30720 elements are NaN"):
+            with pytest.raises(DataError, match=r"^input\b.*\b16\b.*\b30720\b.*NaN"):
                 module(bad)
             for batch, words in (
-                (images.half(), "torch.float16.*x.float"),
-                (images[:, :1], "has shape .*the graph was built for"),
-                (images[:0], "is empty"),
-                (images.numpy(), "is a ndarray"),
+                (images.half(), r"^input\b.*torch\.float16.*x\.float"),
+                (images[:, :1], r"^input\b.*\(40, 1, 16, 16\).*\(40, 3, 16, 16\)"),
+                (images[:0], r"^input\b.*\(0, 3, 16, 16\)"),
+                (images.numpy(), r"^input\b.*ndarray"),
             ):
                 with pytest.raises(DataError, match=words):
                     module(batch)
@@ -523,25 +531,25 @@ def test_what_becomes_infinite_inside_is_named() -> None:
     good = torch.rand(8, 4) + 0.5
     module = calibrating(Logarithm(), good, scheme=WEIGHTS)
     module.train()
-    with pytest.raises(DataError, match=r"^(:log|last): .*NaN or infinite"):
+    with pytest.raises(DataError, match=r"^(:log|last)\b.*NaN"):
         module(-good)
     module(good)
     module.train()
-    with pytest.raises(DataError, match=r"last: .*NaN or infinite"):
+    with pytest.raises(DataError, match=r"last\b.*NaN"):
         module(-good)
     assert not module.plan().corrections
 
 
 def test_nothing_is_scored_before_calibration(mixed: Mixed, images: Tensor) -> None:
     module = calibrating(mixed, images).eval()
-    with pytest.raises(DataError, match=r"nothing is calibrated.*training mode"):
+    with pytest.raises(DataError, match="calibrated"):
         module(images)
-    with pytest.raises(DataError, match=r"nothing is calibrated.*training mode"):
+    with pytest.raises(DataError, match="calibrated"):
         module.plan()
 
 
 def test_models_and_options_that_make_no_sense(mixed: Mixed, images: Tensor) -> None:
-    with pytest.raises(DataError, match=r"torch\.float16.*model\.float"):
+    with pytest.raises(DataError, match=r"stem\.weight.*torch\.float16.*model\.float"):
         calibrating(mixed_network().half(), images)
     broken = mixed_network()
     with torch.no_grad():
@@ -550,9 +558,9 @@ def test_models_and_options_that_make_no_sense(mixed: Mixed, images: Tensor) -> 
         calibrating(broken, images)
     with pytest.raises(GraphError):
         calibrating(lambda x: x, images)
-    with pytest.raises(PlanError, match="no calibration method 'max'"):
+    with pytest.raises(PlanError, match="'max'"):
         calibrating(mixed, images, method="max")
-    with pytest.raises(PlanError, match="no calibration method 'max'"):
+    with pytest.raises(PlanError, match="'max'"):
         calibrating(mixed, images, weight_method="max")
     with pytest.raises(PlanError, match="int9"):
         calibrating(mixed, images, scheme="int9")

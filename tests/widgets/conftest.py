@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,6 +30,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
     if report.when == "call":
         item.stash[FAILED] = report.failed
     return report
+
+
+@pytest.fixture(autouse=True)
+def settled() -> Iterator[None]:
+    """Widgets that the test has opened are closed after it."""
+    yield
+    if "studies" in sys.modules:
+        sys.modules["studies"].settle()
 
 
 def missing() -> str:

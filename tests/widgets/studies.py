@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from small_networks import mixed_network
@@ -14,8 +14,31 @@ from torch import Tensor, nn
 from qkit import Study
 from qkit.diagnosis.result import Diagnosis
 from qkit.widgets import Tuner, work
+from qkit.widgets.panel import Panel
 
 Batches = list[tuple[Tensor, Tensor]]
+P = TypeVar("P", bound=Panel)
+
+
+#: Widgets that a test has opened.
+_open: list[Any] = []
+
+
+def kept(panel: P) -> P:
+    """The panel, which is closed when the test is over."""
+    _open.append(panel)
+    return panel
+
+
+def settle() -> None:
+    """No work is left running for the next test."""
+    for each in _open:
+        for panel in (each, getattr(each, "_tuner", None)):
+            if panel is not None:
+                panel.cancel()
+                panel.wait()
+                panel.close()
+    _open.clear()
 
 
 @cache

@@ -24,6 +24,7 @@ from studies import small_study
 
 from qkit.widgets.canvas import es_module
 from qkit.widgets.code import CodeBox
+from qkit.widgets.layers import Column, LayerTable
 from qkit.widgets.maps import FeatureMaps
 from qkit.widgets.panel import Frame
 
@@ -75,9 +76,9 @@ def drag(page: Page, end: str, by: float, *, release: bool = True) -> None:
         page.mouse.up()
 
 
-def figure(page: Page, name: str) -> str:
-    """A figure of the tuner as the page shows it."""
-    return page.locator(".qkit-figures tr", has=page.get_by_text(name, exact=True)).locator("td").first.inner_text()
+def figure(page: Page, at: int) -> str:
+    """A figure of the tuner as the page shows it, by its place among `qkit.widgets.numbers.figure_rows`."""
+    return page.locator(".qkit-figures tr:has(td)").nth(at).locator("td").first.inner_text()
 
 
 def cells(page: Page, column: int) -> list[str]:
@@ -100,14 +101,14 @@ def test_tuner(notebook: Open) -> None:
     assert 0 < tuned < 0.8 * high
     handle = page.locator(".qkit-handle[data-end=hi]")
     assert float(handle.get_attribute("aria-valuenow") or "nan") == pytest.approx(tuned)
-    assert figure(page, "SQNR of this range") == f"{value(book, 'tuner.figures.sqnr'):.1f} dB"
-    assert figure(page, "steps used") == "256 of 256"
+    assert figure(page, 0) == f"{value(book, 'tuner.figures.sqnr'):.1f} dB"
+    assert figure(page, 4) == "256 of 256"
     # the score after the release is that of a whole evaluation
     assert value(book, "float(tuner.effect.scores.mean())") == value(
         book, "study.evaluate({'plan': tuner.plan}, batches=tuner.batches, progress=False)['plan'].value"
     )
     expect(page.locator(".qkit-facts")).to_contain_text("top1")
-    expect(page.locator(".qkit-panel")).to_contain_text("paired, on 256 evaluation samples")
+    expect(page.locator(".qkit-facts + .qkit-note").filter(has_text=re.compile(r"\b256\b"))).to_be_visible()
 
     page.get_by_role("button", name="undo").click()
     book.until("tuner.history.at == 0")
@@ -160,14 +161,14 @@ def test_errors_show_in_place(notebook: Open) -> None:
     lower = page.get_by_role("spinbutton", name="from")
     lower.fill("30")
     lower.press("Enter")
-    expect(page.get_by_role("alert")).to_contain_text("its lower bound exceeds its upper bound")
+    expect(page.get_by_role("alert")).to_contain_text(re.compile(r"\[30, .*\bempty\b"))
     expect(lower).to_have_value("0")
     assert value(book, "tuner.plan == study.plan")
     page.get_by_role("button", name="minmax").click()
     expect(page.get_by_role("alert")).to_have_count(0)
     # JavaScript's: what the plot cannot draw
     book.kernel("setattr(tuner.plot, 'marks', [None])")
-    expect(page.get_by_role("alert").filter(has_text="drawing failed")).to_be_visible()
+    expect(page.get_by_role("alert")).to_be_visible()
     assert book.errors
     book.errors.clear()
 
@@ -202,7 +203,11 @@ def test_explorer(notebook: Open) -> None:
 
     page.get_by_role("button", name="weights per channel").click()
     book.until("len(explorer.strip.ranges) > 0")
-    expect(page.locator(".qkit-panel")).to_contain_text("widest by narrowest channel")
+    weight = value(book, "study.graph.operation(explorer.selected).weight")
+    peaks = f"p := study.graph.weights[{weight!r}].abs().flatten(1).amax(1)"
+    number = "__import__('qkit.style', fromlist=['number']).number"
+    spread = value(book, f"({peaks}, {number}(float(p.max() / p[p > 0].min()), 3))[1]")
+    expect(page.locator(".qkit-facts").filter(has_text=weight)).to_contain_text(spread)
 
     page.get_by_role("button", name="feature maps").click()
     book.until("explorer.maps.maps is not None and not explorer.worker.busy")
@@ -228,7 +233,8 @@ def test_calibration_panel(notebook: Open) -> None:
     page.get_by_label("activations", exact=True).select_option("entropy")
     book.until("panel.plan != study.plan and not panel.worker.busy")
     assert value(book, "panel.plan == study.with_calibration(method='entropy').plan")
-    expect(page.locator(".qkit-panel")).to_contain_text("ranges differ from the plan as opened")
+    many = value(book, "(len(study.plan.diff(panel.plan)), len(study.plan.grids))")
+    expect(page.locator(".qkit-panel")).to_contain_text("{} of {}".format(*many))
     page.get_by_role("button", name="score", exact=False).first.click()
     book.until("panel.scores is not None and not panel.worker.busy")
     page.get_by_role("button", name="compare methods").click()
@@ -244,27 +250,30 @@ def test_guide(notebook: Open) -> None:
     book = notebook(STUDY, "guide = study.guide(batches=4)\nguide", height=1000)
     page = book.page
     book.until("guide.diagnosis is not None and not guide.worker.busy", timeout=120)
-    expect(page.get_by_role("heading", name="Is anything wrong before quantization?")).to_be_visible()
+    expect(page.get_by_role("heading", name=value(book, "guide.steps[0].question"))).to_be_visible()
     page.get_by_role("button", name="next").click()
-    expect(page.get_by_role("heading", name="Is it quantization?")).to_be_visible()
+    expect(page.get_by_role("heading", name=value(book, "guide.steps[1].question"))).to_be_visible()
     expect(page.locator(".qkit-picture svg")).to_be_visible()
     pictured(book, "guide")
     steps = value(book, "len(guide.steps)")
-    titles = value(book, "[s.title for s in guide.steps]")
-    page.locator(".qkit-panel select").first.select_option(index=titles.index("what to do"))
-    book.until(f"guide.step == {titles.index('what to do')}")
+    kinds = value(book, "[s.kind for s in guide.steps]")
+    page.locator(".qkit-panel select").first.select_option(index=kinds.index("remedies"))
+    book.until(f"guide.step == {kinds.index('remedies')}")
 
     before = value(book, "guide.scores['now'].value")
     page.get_by_role("button", name="apply").first.click()
     book.until("len(guide.applied) == 1 and not guide.worker.busy")
     assert value(book, "guide.scores['now'].value") > before + 0.3
-    expect(page.locator(".qkit-panel")).to_contain_text("The last step: +")
+    numbers = "__import__('qkit.widgets.numbers', fromlist=['change_words'])"
+    gain = value(book, f"{numbers}.change_words(guide.scores.loss('before', against='now'), guide.scores.metric)")
+    assert gain.startswith("+")
+    expect(page.locator(".qkit-panel")).to_contain_text(gain)
     pictured(book, "guide-applied")
     page.get_by_role("button", name="undo").click()
     book.until("not guide.applied and not guide.worker.busy and guide.plan == study.plan")
     assert value(book, "guide.scores['now'].value") == before
 
-    for _ in range(steps - 1 - titles.index("what to do")):
+    for _ in range(steps - 1 - kinds.index("remedies")):
         page.get_by_role("button", name="next").click()
     page.get_by_role("button", name="write the report").click()
     book.until("__import__('pathlib').Path('degradation.html').exists()", timeout=120)
@@ -399,6 +408,27 @@ def test_views_clean_up_after_themselves(browser: Browser) -> None:
     maps.close()
 
 
+#: One view of a module with a model that only holds its state.
+_SHOWING = """async ([source, state]) => {
+    const url = URL.createObjectURL(new Blob([source], { type: 'text/javascript' }));
+    const model = { get: (name) => state[name], set() {}, save_changes() {}, send() {}, on() {}, off() {} };
+    (await import(url)).default.render({ model, el: document.body });
+}"""
+
+
+def test_before_the_figures_come_there_is_nothing_to_point_at(browser: Browser) -> None:
+    table = LayerTable()
+    table.show([Column("layer", words=True)], {"stem": ("stem",), "head": ("head",)}, {})
+    page = browser.new_page()
+    page.evaluate(_SHOWING, [es_module("layers"), {key: v for key, v in table.get_state().items() if key != "layout"}])
+    expect(page.locator(".qkit-rows tbody tr")).to_have_count(2)
+    page.locator(".qkit-plot canvas").hover()
+    page.locator(".qkit-rows tbody tr").first.hover()
+    expect(page.locator(".qkit-error")).to_have_count(0)
+    expect(page.locator(".qkit-tip")).to_be_hidden()
+    page.close()
+
+
 @pytest.mark.slow
 def test_a_saved_notebook(notebook: Open, lab: Server, browser: Browser) -> None:
     book = notebook(STUDY, f"tuner = study.tune({TAP!r})\ntuner", height=1100)
@@ -444,7 +474,7 @@ def test_nbconvert_shows_picture_and_table(notebook: Open) -> None:
     book.save()
     page, _ = HTMLExporter().from_filename(str(book.path))
     assert len(re.findall(r"<img[^>]*data:image/png", page)) == 1
-    assert "SQNR of this range" in page
+    assert re.search(r"<th[^>]*>SQNR\b[^<]*</th>\s*<td>-?[\d.]+ dB", page)
 
 
 @pytest.mark.slow

@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 from small_networks import READS
-from studies import fresh_study, nothing_runs, small_study
+from studies import fresh_study, kept, nothing_runs, small_study
 
 from qkit import GraphError, QkitError, Study
 from qkit.execution.capture import Capture
 from qkit.style import decibels, plain, share
 from qkit.widgets import Explorer
-
-open_explorers: list[Explorer] = []
-
-
-@pytest.fixture(autouse=True)
-def settled() -> Iterator[None]:
-    """No work is left running for the next test."""
-    yield
-    for each in open_explorers:
-        for panel in (each, each._tuner):
-            if panel is not None:
-                panel.cancel()
-                panel.wait()
-                panel.close()
-    open_explorers.clear()
 
 
 @cache
@@ -39,8 +24,7 @@ def captured() -> Capture:
 
 
 def explorer(study: Study | None = None, **options: Any) -> Explorer:
-    open_explorers.append(Explorer(small_study() if study is None else study, **options))
-    return open_explorers[-1]
+    return kept(Explorer(small_study() if study is None else study, **options))
 
 
 def shown() -> Explorer:
@@ -107,14 +91,16 @@ def test_captures_in_the_background_by_itself() -> None:
     assert [row["name"] for row in made.table.rows] == list(READS), "the structure is known at once"
     assert [each["head"] for each in made.table.columns] == ["layer", "kind", "shape"]
     assert made.table.charts == []
-    assert "come with the capture" in made._note.value
+    waiting = made._note.value
+    assert not re.search(r"\d", waiting)
     assert made._again.layout.display == "none", "nothing was edited"
     made.wait()
     assert made.error == ""
     assert made.capture is not None
     assert made.capture.table().equals(captured().table())
     assert column(made, "int8 SQNR") == [plain(value) for value in captured().table()["int8", "sqnr"]]
-    assert "8 evaluation samples" in made._note.value
+    assert re.search(r"\b8\b", made._note.value)
+    assert made._note.value != waiting
     assert made.selected == shown().selected
     twice = explorer(study, batches=2)
     twice.wait()
@@ -176,7 +162,7 @@ def test_layers_that_are_not_there_are_refused() -> None:
         made.select("nowhere")
     assert made.selected == before
     made.table.rows = made.table.rows[1:]
-    with pytest.raises(QkitError, match="input was not captured"):
+    with pytest.raises(QkitError, match=r"^input\b.*capture"):
         made.select("input")
     assert made.error == ""
     made.table.selected = "nowhere"  # as no page should do
@@ -224,12 +210,13 @@ def test_what_a_layer_does_not_have_is_said() -> None:
     study = study.with_plan(study.plan.without(["side", "side.weight"]))
     made = explorer(study, capture=study.capture(progress=False))
     made.select("side")
-    assert "no grid of its own" in words(made)
+    assert re.search(r"\boutput\b.*\bgrid\b", words(made))
     made._view.value = "weights per channel"
-    assert "stays in float" in made._weight_facts.value
+    assert re.search(r"\bfloat\b", made._weight_facts.value)
     assert made._tune_weight.disabled
     made.select(":add")
-    assert "no weight" in words(made)
+    assert re.search(r"\bweight\b", words(made))
+    assert "grid" not in words(made)
     made.select("stem")
     assert not made._tune_weight.disabled
     assert made.error == ""
@@ -282,7 +269,7 @@ def test_maps_wait_for_the_capture() -> None:
     with nothing_runs():
         made.select("stem")
         made._view.value = "feature maps"
-        assert "come with the capture" in words(made)
+        assert re.search(r"\bcapture\b", words(made))
     made.wait()
     assert made._detail.children == (made.maps,)
     assert made.error == ""
@@ -353,12 +340,12 @@ def test_a_failing_capture_is_said_and_the_structure_stays(monkeypatch: pytest.M
     study = fresh_study()
 
     def broken(*_: Any, **__: Any) -> None:
-        raise QkitError("no <images> left")
+        raise QkitError("no <images>")
 
     monkeypatch.setattr(study, "capture", broken)
     made = explorer(study)
     made.wait()
-    assert "no &lt;images&gt; left" in made.error
+    assert "no &lt;images&gt;" in made.error
     assert made.capture is None
     assert len(made.table.rows) == len(READS)
     made.select("stem")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,32 +16,22 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from small_networks import mixed_network
-from studies import Dropping, images, nothing_runs, ruined_diagnosis, ruined_study, sound_study
+from studies import Dropping, images, kept, nothing_runs, ruined_diagnosis, ruined_study, sound_study
 
 from qkit import FLOAT, QkitError, Study
+from qkit.diagnosis.diagnose import QAT
 from qkit.diagnosis.experiments import Bench
 from qkit.diagnosis.remedies import Remedy
+from qkit.report.text.terms import CAUSES
 from qkit.widgets import Guide, guide
-from qkit.widgets.numbers import change_words, score_words
-
-open_guides: list[Guide] = []
-
-
-@pytest.fixture(autouse=True)
-def settled() -> Iterator[None]:
-    """No work is left running for the next test."""
-    yield
-    for each in open_guides:
-        each.cancel()
-        each.wait()
-        each.close()
-    open_guides.clear()
+from qkit.widgets.guide_steps import SOUND
+from qkit.widgets.numbers import change_words, loss_words, score_words
 
 
 def opened(study: Study, *given: Any, **options: Any) -> Guide:
-    open_guides.append(Guide(study, *given, **options))
-    open_guides[-1].wait()
-    return open_guides[-1]
+    made = kept(Guide(study, *given, **options))
+    made.wait()
+    return made
 
 
 def ruined(**options: Any) -> Guide:
@@ -78,35 +68,40 @@ def measured(made: Guide, step: int) -> dict[str, str]:
 
 def test_steps_in_the_order_in_which_the_diagnosis_asks() -> None:
     made, found = ruined(), ruined_diagnosis()
-    assert [step.title for step in made.steps] == [
-        "before quantization", "16 bits, then fewer", "weights or activations", "which tensors",
-        "cause 1: range-too-narrow", "cause 2: range-too-narrow", "what to do", "training and report",
+    assert [step.kind for step in made.steps] == [
+        "gate", "verdict", "parts", "tensors", "cause", "cause", "remedies", "training",
     ]  # fmt: skip
+    assert all("range-too-narrow" in step.title for step in made.steps if step.kind == "cause")
+    assert len({step.title for step in made.steps}) == 8
     assert all(step.question.endswith("?") for step in made.steps)
     assert made.step == 0
     assert made.diagnosis is found
     assert [label for label, _ in made._list.options] == [f"{i}. {step.title}" for i, step in enumerate(made.steps, 1)]
-    assert "Nothing is wrong before quantization" in made.steps[0].meaning
-    assert "Go on" in made.steps[0].then
+    assert made.steps[0].meaning == SOUND
+    assert made.steps[0].then
     assert measured(made, 1)["verdict"] == "quantization"
-    assert measured(made, 1)["because"] == found.verdict.reason
-    assert {"int16 loses", "int8 loses"} <= set(measured(made, 1))
-    assert "81.25 points" in measured(made, 1)["int8 loses"]
-    assert "Most is lost by the activations" in made.steps[2].meaning
-    assert "ends of the ranges" in made.steps[2].meaning
-    assert set(measured(made, 2)) == {"weights alone", "activations alone", "the same ranges, 16-bit steps"}
+    assert found.verdict.reason in measured(made, 1).values()
+    losses = {name.split()[0]: words for name, words in measured(made, 1).items() if name.startswith("int")}
+    assert list(losses) == ["int16", "int8"]
+    assert "81.25 points" in losses["int8"]
+    assert re.search(r"\bactivations\b", made.steps[2].meaning)
+    assert "weights" not in made.steps[2].meaning
+    assert found.parts is not None
+    parts = (found.parts.weights, found.parts.activations, found.parts.clipping)
+    assert list(measured(made, 2).values()) == [loss_words(part, found.metric) for part in parts]
     assert {"average", "depthwise"} <= set(measured(made, 3))
-    assert all("costs nothing" in measured(made, 3)[tensor] for tensor, _ in found.harmless)
+    assert all(f"{sqnr:.0f} dB" in measured(made, 3)[tensor] for tensor, sqnr in found.harmless)
     for number, cause in enumerate(found.causes, 4):
         rows = measured(made, number)
         assert (rows["cause"], rows["where"], rows["evidence"]) == (cause.kind, cause.tensor, cause.evidence)
         assert made.steps[number].remedies == (cause.remedy,)
         assert made.steps[number].then == cause.remedy.text
     assert made.steps[6].remedies == found.remedies
-    assert measured(made, 6)["1"].startswith("widen-range everywhere")
+    assert measured(made, 6)["1"].startswith("widen-range")
+    assert found.remedies[0].text in measured(made, 6)["1"]
     assert found.qat in made.steps[7].meaning
     assert measured(made, 7)["samples"] == "160"
-    assert measured(made, 7)["evaluations spent"] == str(found.evaluations)
+    assert str(found.evaluations) in measured(made, 7).values()
 
 
 def test_walking() -> None:
@@ -135,7 +130,7 @@ def test_pictures_of_the_causes_are_their_tensors() -> None:
     made = ruined()
     for at in (4, 5):
         assert made.steps[at].draw is not None
-        assert "histogram" in made.steps[at].caption.lower() or "calibration data" in made.steps[at].caption
+        assert re.search("histogram|calibration", made.steps[at].caption.lower())
         ax = Figure().add_subplot()
         made.steps[at].draw(ax)
         assert ax.patches or ax.collections or ax.lines
@@ -154,8 +149,7 @@ def test_what_is_known_from_the_start_is_shown_at_once() -> None:
         np.testing.assert_array_equal(made.scores.lanes[lane], scores.lanes["now"])
     assert score_words(scores["float"], "top1") in made._effect.value
     assert score_words(scores["now"], "top1") in made._effect.value
-    assert "Still lost against float: 81.25 points" in made._effect.value
-    assert "160 evaluation samples" in made._effect.value
+    assert re.search(r"\b81\.25 points\b.*\b160\b", made._effect.value)
 
 
 def test_nothing_to_find_gives_a_guide_without_remedies() -> None:
@@ -163,28 +157,26 @@ def test_nothing_to_find_gives_a_guide_without_remedies() -> None:
     assert made.error == ""
     assert made.diagnosis is not None
     assert made.diagnosis.verdict.name == "no-degradation"
-    assert [step.title for step in made.steps] == [
-        "before quantization", "16 bits, then fewer", "what to do", "training and report",
-    ]  # fmt: skip
+    assert [step.kind for step in made.steps] == ["gate", "verdict", "remedies", "training"]
     assert all(step.remedies == () for step in made.steps)
-    assert "not needed" in made.steps[-1].meaning
+    assert made.steps[-1].meaning == QAT["nothing-lost"]
     for at in range(len(made.steps)):
         made.step = at
         assert made._buttons.children == ()
-    assert repr(made) == "Guide(no-degradation, 4 steps, 0 remedies applied)"
+    assert re.match(r"Guide\(no-degradation\b.*\b4\b.*\b0\b", repr(made))
 
 
 def test_a_cause_outside_quantization_is_named_in_the_first_step() -> None:
     made = opened(shifted_study())
     first = made.steps[0]
     assert "preprocessing" in measured(made, 0)
-    assert "channel means" in measured(made, 0)["preprocessing"]
-    assert "Nothing is wrong" not in first.meaning
     assert made.diagnosis is not None
+    assert made.diagnosis.causes[0].evidence in measured(made, 0)["preprocessing"]
+    assert first.meaning == CAUSES["preprocessing"]
     assert made.diagnosis.causes[0].remedy.text in first.then
     assert first.remedies == ()
     assert "preprocessing" in made._text.value
-    assert not any(step.title.startswith("cause") for step in made.steps)
+    assert not any(step.kind == "cause" for step in made.steps)
     assert measured(made, 1)["verdict"] == "not-quantization"
 
 
@@ -195,7 +187,7 @@ def test_a_pass_that_does_not_repeat_is_named_in_the_first_step() -> None:
     made = opened(study)
     assert made.error == ""
     assert "train-mode" in measured(made, 0)
-    assert "unquantized-layer, said and not measured" in measured(made, 0)
+    assert any(name.startswith("unquantized-layer") for name in measured(made, 0))
     remarks = [row[1] for row in made.steps[0].measured if row[0] == "remark"]
     assert remarks == list(study.remarks)
 
@@ -207,8 +199,8 @@ def test_a_score_that_nobody_expected_is_wrong_before_quantization() -> None:
     made = opened(study)
     assert made.diagnosis is not None
     assert made.diagnosis.verdict.name == "not-quantization"
-    assert measured(made, 0)["expected of float"] == "50.00 %"
-    assert "Nothing is wrong before quantization" not in made.steps[0].meaning
+    assert "50.00 %" in measured(made, 0).values()
+    assert made.steps[0].meaning == made.diagnosis.verdict.reason
 
 
 def test_a_checkpoint_that_is_broken_is_guided_through_too() -> None:
@@ -237,7 +229,7 @@ def test_the_shaded_band_is_the_tolerance_that_was_given(tolerance: float) -> No
         draw = made.steps[at].draw
         assert draw is not None
         draw(ax)
-        assert "within the tolerance" in ax.get_xlabel()
+        assert "tolerance" in ax.get_xlabel()
         assert band(ax) == pytest.approx(100 * tolerance)
 
 
@@ -272,7 +264,7 @@ def test_a_remedy_is_applied_and_measured() -> None:
     np.testing.assert_array_equal(made.scores.lanes["as opened"], expected.lanes["before"])
     assert expected["now"].value > expected["before"].value + 0.5
     assert score_words(expected["now"], "top1") in made._effect.value
-    assert f"The last step: {change_words(expected.loss('before', against='now'), 'top1')}." in made._effect.value
+    assert change_words(expected.loss("before", against="now"), "top1") in made._effect.value
     assert "widen-range" in made._effect.value
     assert study.plan is before, "the study itself is untouched"
 
@@ -289,7 +281,7 @@ def test_remedies_one_by_one_undone_and_redone() -> None:
     both = second.plan(first.plan(base))
     assert made.plan == both
     assert made.applied == (first, second)
-    assert "widen-range at average; widen-range at depthwise" in made._effect.value
+    assert re.search(r"\bwiden-range\b[^<]*\baverage\b[^<]*\bwiden-range\b[^<]*\bdepthwise\b", made._effect.value)
     assert made.scores is not None
     expected = evaluated(before=first.plan(base), now=both)
     np.testing.assert_array_equal(made.scores.lanes["before"], expected.lanes["before"])
@@ -319,7 +311,7 @@ def test_a_remedy_is_applied_once() -> None:
     made = ruined()
     remedy = widen("average")
     made.apply(remedy)
-    with pytest.raises(QkitError, match="widen-range at average is applied already"):
+    with pytest.raises(QkitError, match=r"^widen-range\b.*\baverage\b"):
         made.apply(remedy)
     assert made.applied == (remedy,)
     made.undo()
@@ -350,18 +342,18 @@ def test_the_buttons_apply() -> None:
 
 def test_remedies_that_change_no_plan_cannot_be_applied() -> None:
     made = opened(shifted_study())
-    at = next(i for i, step in enumerate(made.steps) if step.title == "what to do")
+    at = next(i for i, step in enumerate(made.steps) if step.kind == "remedies")
     made.step = at
     ((remedy, knob),) = made._apply
     assert remedy.kind == "fix-input"
     assert knob.disabled
     plan = made.plan
-    with pytest.raises(QkitError, match="fix-input is not a change of a plan"):
+    with pytest.raises(QkitError, match=r"^fix-input\b"):
         made.apply(remedy)
     assert made.plan is plan
     assert made.applied == ()
     knob.click()
-    assert "not a change of a plan" in made.error
+    assert "fix-input" in made.error
 
 
 # diagnosing in the background
@@ -370,12 +362,12 @@ def test_remedies_that_change_no_plan_cannot_be_applied() -> None:
 def test_diagnoses_by_itself() -> None:
     with nothing_runs():
         made = Guide(ruined_study())
-        open_guides.append(made)
+        kept(made)
         assert made.diagnosis is None
         assert made.steps == ()
-        assert repr(made) == "Guide(not diagnosed yet)"
+        assert re.fullmatch(r"Guide\([^\d]*\)", repr(made))
         assert made._walk.layout.display == "none"
-        with pytest.raises(QkitError, match="no diagnosis yet"):
+        with pytest.raises(QkitError, match=r"\bdiagnosis\b"):
             made.report("early.html")
     made.wait()
     assert made.error == ""
@@ -415,7 +407,7 @@ def test_diagnosing_again_takes_the_remedies_along() -> None:
 def test_cancelled_before_anything_is_found_it_can_be_started_again() -> None:
     with nothing_runs():
         made = Guide(ruined_study())
-        open_guides.append(made)
+        kept(made)
         made._cancel.click()
         made.wait()
     assert made.diagnosis is None
@@ -444,7 +436,7 @@ def test_cancelled_on_its_way_it_keeps_what_was_found(monkeypatch: pytest.Monkey
     known = ruined_study()
     # on a list of its own, of which nothing has been measured
     made = Guide(known.with_data(evaluation=list(known.evaluation)))
-    open_guides.append(made)
+    kept(made)
     assert entered.wait(20)
     made.cancel()
     go.set()
@@ -541,15 +533,15 @@ def test_the_report_is_of_the_study_as_diagnosed(tmp_path: Path, monkeypatch: py
 
 def test_a_report_that_cannot_be_written_is_said_before_anything_is_measured(tmp_path: Path) -> None:
     made = ruined()
-    with pytest.raises(QkitError, match=r"'found.docx' has the suffix '.docx'"):
+    with pytest.raises(QkitError, match=r"'found\.docx'.*'\.docx'"):
         made.report(tmp_path / "found.docx")
     assert not made.worker.busy
     made._file.value = str(tmp_path / "found")
     made._write.click()
-    assert "has no suffix" in made.error
+    assert re.search(r"\bfound\b.*\bsuffix\b", made.error)
     assert not made.worker.busy
     (tmp_path / "folder.html").mkdir()
-    with pytest.raises(QkitError, match="is a folder"):
+    with pytest.raises(QkitError, match=r"\bfolder\.html\b.*\bfolder\b"):
         made.report(tmp_path / "folder.html")
     assert list(tmp_path.iterdir()) == [tmp_path / "folder.html"]
 
@@ -559,4 +551,4 @@ def test_the_summary_has_all_steps() -> None:
     frame = made.summary()
     assert list(frame["question"]) == [step.question for step in made.steps]
     assert list(frame["meaning"]) == [step.meaning for step in made.steps]
-    assert "verdict: quantization; because: " in frame["measured"][1]
+    assert re.match(r"verdict: quantization\b", frame["measured"][1])

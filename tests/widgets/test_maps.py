@@ -109,7 +109,7 @@ def test_channels_without_noise_come_last_and_without_signal_first() -> None:
 
 @pytest.mark.parametrize("image", [-1, 8, 100])
 def test_an_image_that_was_not_captured_is_refused(image: int) -> None:
-    with pytest.raises(QkitError, match=f"image {image} was not captured: there are 0 to 7"):
+    with pytest.raises(QkitError, match=rf"image {image}\b.*\b0\b.*\b7\b"):
         image_maps(captured()["stem"], image, 1)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import html
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from small_networks import READS
-from studies import fresh_study, gesture, images, nothing_runs, small_study
+from studies import fresh_study, gesture, images, kept, nothing_runs, small_study
 from torch import nn
 
 import qkit
@@ -24,23 +25,10 @@ from qkit.widgets.numbers import figure_rows, score_words
 from qkit.widgets.tuner import batches_for
 
 BATCHES = 2
-open_tuners: list[Tuner] = []
-
-
-@pytest.fixture(autouse=True)
-def settled() -> Iterator[None]:
-    """No work is left running for the next test."""
-    yield
-    for each in open_tuners:
-        each.cancel()
-        each.wait()
-        each.close()
-    open_tuners.clear()
 
 
 def tuner(tensor: str | None = "depthwise", study: Study | None = None) -> Tuner:
-    open_tuners.append(Tuner(small_study() if study is None else study, tensor, batches=BATCHES))
-    return open_tuners[-1]
+    return kept(Tuner(small_study() if study is None else study, tensor, batches=BATCHES))
 
 
 def ends(made: Tuner) -> tuple[float, float]:
@@ -138,7 +126,7 @@ def test_both_ends_of_a_symmetric_grid_move() -> None:
 def test_a_malformed_gesture_is_said_in_place(message: dict[str, Any]) -> None:
     made = tuner()
     made._gesture(made.plot, message, [])
-    assert "the page sent a gesture that is none" in made.error
+    assert re.search(rf"\bgesture\b.*{re.escape(html.escape(repr(message)[1:-1]))}", made.error)
     assert made.plan == small_study().plan
     gesture(made, "drag", "hi", 1.0)
     assert made.error == ""
@@ -218,7 +206,7 @@ def test_typing_sets_the_range_and_an_impossible_one_goes_back() -> None:
     shown = made._low.value, made._high.value
     assert shown == pytest.approx(ends(made), rel=1e-5)
     made._low.value = shown[1] + 1.0
-    assert "is empty" in made.error
+    assert re.search(r"\bside\b.*\bempty\b", made.error)
     assert (made._low.value, made._high.value) == shown
     assert made.plan == small_study().plan
     made._high.value = float("inf")
@@ -285,7 +273,7 @@ def test_set_rule_keeps_the_range_and_the_other_rules() -> None:
     made.set_rule(symmetric=False, bits=8)
     assert made.grid.spec == qkit.QuantSpec(8, symmetric=False, signed=True)
     assert (made._rule.value, made._bits.value) == ("affine", 8)
-    with pytest.raises(PlanError, match="2 to 16 bits"):
+    with pytest.raises(PlanError, match=r"bits=17\b.*\b2\b.*\b16\b"):
         made.set_rule(bits=17)
 
 
@@ -511,15 +499,20 @@ def test_a_method_gives_every_channel_of_a_weight_its_range(method: str) -> None
 def test_methods_that_are_not_defined_cannot_be_chosen() -> None:
     made = tuner("side.weight", small_study("int8"))
     assert [name for name, knob in made._methods.items() if not knob.disabled] == ["minmax", "mse"]
-    assert "not defined" in made._methods["entropy"].tooltip
-    with pytest.raises(PlanError, match=r"entropy is not defined for the grid of side.weight; there are minmax, mse"):
+    tips = {name: knob.tooltip for name, knob in made._methods.items()}
+    assert tips["minmax"].replace("minmax", "entropy") == tips["mse"].replace("mse", "entropy") != tips["entropy"]
+    with pytest.raises(PlanError, match=r"^entropy\b.*\bside\.weight\b.*\bminmax, mse\b"):
         made.choose("entropy")
     made._methods["entropy"].click()
-    assert "entropy is not defined" in made.error
+    assert re.search(r"\bentropy\b.*\bside\.weight\b.*\bminmax, mse\b", made.error)
     made.tensor = "side"
     assert not any(knob.disabled for knob in made._methods.values())
     made.set_rule(bits=9)
     assert [name for name, knob in made._methods.items() if knob.disabled] == ["entropy"]
+
+
+def test_the_field_of_the_percentile_goes_by_hundredths() -> None:
+    assert tuner()._percentile.step == 0.01
 
 
 def test_the_percentile_is_that_of_the_field() -> None:
@@ -569,8 +562,7 @@ def test_the_score_is_shown_against_the_plan_as_opened() -> None:
     words = made._measured.value
     for scores in (made.effect.scores, base.scores):
         assert score_words(mean_interval(scores), "top1") in words
-    assert "as opened" in words
-    assert f"paired, on {8 * BATCHES} evaluation samples" in words
+    assert re.search(rf"</table>.*\b{8 * BATCHES}\b", words)
     loss = 100 * (base.scores.mean() - made.effect.scores.mean())
     assert loss > 0
     assert f"−{loss:.2f} points" in words
@@ -698,9 +690,9 @@ def test_the_noisiest_activation_is_opened_unless_another_is_named() -> None:
 
 
 def test_an_unknown_tensor_is_refused_with_what_is_near() -> None:
-    with pytest.raises(PlanError, match=r"no grid for 'depth'; did you mean .*depthwise"):
+    with pytest.raises(PlanError, match=r"'depth'.*\bdepthwise\b"):
         Tuner(small_study(), "depth")
-    with pytest.raises(PlanError, match="no grid for 'side'"):
+    with pytest.raises(PlanError, match=r"grid.*'side'"):
         Tuner(small_study().with_plan(small_study().plan.without(["side"])), "side")
 
 
@@ -713,9 +705,9 @@ def test_a_tensor_that_is_not_there_leaves_the_tuner_where_it_is() -> None:
 
 
 def test_a_plan_without_grids_is_refused() -> None:
-    with pytest.raises(PlanError, match="quantizes nothing"):
+    with pytest.raises(PlanError, match=r"plan.*scheme"):
         Tuner(small_study().with_plan(FLOAT))
-    with pytest.raises(PlanError, match="no grid for 'stem'"):
+    with pytest.raises(PlanError, match=r"grid.*'stem'"):
         Tuner(small_study().with_plan(FLOAT), "stem")
 
 
@@ -762,7 +754,7 @@ def test_the_summary_has_range_and_figures() -> None:
     column = made.summary()["side"]
     lo, hi = ends(made)
     assert (column["from"], column["to"], column["bits"]) == (f"{lo:.6g}", f"{hi:.6g}", "8")
-    assert column["SQNR of this range"] == figure_rows(made.figures)[0][1]
+    assert all(column[name] == shown for name, shown in figure_rows(made.figures))
 
 
 def test_scores_are_on_about_256_samples_unless_told_otherwise() -> None:

@@ -203,11 +203,11 @@ def test_exceptions_go_to_fail() -> None:
     assert not said.worker.busy
 
     def refuse(result: Any) -> None:
-        raise QkitError(f"{result} is of no use")
+        raise QkitError(f"{result} refused")
 
     said.worker.start("work", lambda: "this", refuse)
     said.worker.wait(SOON)
-    assert str(said.failures[-1]) == "this is of no use"
+    assert str(said.failures[-1]) == "this refused"
     assert not said.worker.busy
     assert set(said.threads) == {threading.get_ident()}
 
@@ -235,8 +235,8 @@ def test_progress_is_reported_now_and_then_only(monkeypatch: pytest.MonkeyPatch)
 
 def test_waiting_ends_with_an_error_that_names_the_work() -> None:
     said, gate = Said(), Gate("late")
-    said.start(gate, "counting the stars")
-    with pytest.raises(QkitError, match="counting the stars was not done after 0 s"):
+    said.start(gate, "counting")
+    with pytest.raises(QkitError, match=r"^counting\b.*\b0 s"):
         said.worker.wait(0.0)
     assert said.worker.busy
     gate.go.set()

@@ -15,6 +15,7 @@ from qkit.graph.operation import Operation
 from qkit.quant.estimators import Observation, activation_grid, weight_grid
 from qkit.quant.grids import QuantSpec
 from qkit.quant.histogram import Histogram
+from qkit.quant.memory import by_channel
 from qkit.quant.plan import Grid, Plan
 
 #: Kinds of operations that hand the greatest values of an input on, more or less as they are.
@@ -92,8 +93,7 @@ class Subject:
     @property
     def weight_rows(self) -> Tensor:
         """The weight as (C, everything else); a standing norm's has one number a channel."""
-        rows = self.weight.movedim(self.op.weight_axis or 0, 0)
-        return rows.reshape(len(rows), -1)
+        return by_channel(self.weight, self.op.weight_axis or 0)
 
     @property
     def lineage(self) -> tuple[Operation, ...]:

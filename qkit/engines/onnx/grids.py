@@ -15,6 +15,7 @@ from qkit.graph.onnx_file import OnnxGrid, OnnxNetwork
 from qkit.graph.operation import Operation
 from qkit.graph.weighted import grouped
 from qkit.quant.grids import QuantParams
+from qkit.quant.memory import by_channel
 from qkit.quant.plan import Grid, Plan
 
 
@@ -75,7 +76,7 @@ def _of_weight(graph: Graph, op: Operation, network: OnnxNetwork) -> QuantParams
 
 def _scaled(params: QuantParams, raw: Tensor, own: Tensor, axis: int) -> QuantParams | None:
     """The grid of `own`, which is `raw` times a factor for each channel; None if it is not, or the grid has other channels."""
-    flat, other = raw.movedim(axis, 0).flatten(1), own.movedim(axis, 0).flatten(1)
+    flat, other = by_channel(raw, axis), by_channel(own, axis)
     norms = flat.square().sum(1)
     factors = torch.where(norms > 0, (flat * other).sum(1) / norms.clamp(min=1e-300), 1.0)
     if not torch.allclose(flat * factors[:, None], other, rtol=1e-4, atol=1e-6 * float(other.abs().max())):

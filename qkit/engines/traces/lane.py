@@ -285,7 +285,7 @@ def read(
         if frames < 1:
             raise DataError(f"at least one frame has to be taken, not {frames}.")
         trace = Trace(trace.tensors, min(frames, trace.frames), trace.manifest, trace.kind, trace.notes)
-    told = trace.manifest.samples if samples is None else check_samples(list(samples), "samples=")
+    told = trace.manifest.samples if samples is None else check_samples(list(samples))
     if told is not None and len(told) < trace.frames:
         raise TraceError(f"samples names {len(told)} samples, the trace has {trace.frames} frames.")
     alignment = align(

@@ -12,21 +12,21 @@ two in width still yields numbers.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qkit import files
-from qkit.engines.traces.formats import DTYPES, TraceError, file_size
+from qkit.engines.traces.formats import TraceError, file_size
+
+if TYPE_CHECKING:
+    from qkit.engines.traces.manifest_form import ManifestForm
 
 #: Name of the file that is looked for in a trace's folder.
 FILE = "trace.json"
 FORMAT, VERSION = "qkit-trace", 1
 _MAX_BYTES = 64 << 20
-_LAYOUT = re.compile(r"^N?[A-MO-Z]+$|^N$")
 
 
 @dataclass(frozen=True)
@@ -92,42 +92,6 @@ class Entry:
                 found[item.name] = value
         return found
 
-    @classmethod
-    def from_dict(cls, data: Any, where: str) -> Entry:
-        """Inverse of `to_dict`; every value is checked, `where` begins the messages."""
-        if not isinstance(data, Mapping):
-            raise TraceError(f"{where} is a {type(data).__name__}, not an object.")
-        unknown = sorted(set(data) - {item.name for item in fields(cls)})
-        if unknown:
-            raise TraceError(
-                f"{where} has unknown keys {', '.join(unknown)}; there are {', '.join(f.name for f in fields(cls))}."
-            )
-        made: dict[str, Any] = {}
-        for key, value in data.items():
-            if value is not None:
-                made[key] = _CHECKS.get(key, _text)(value, f"{where}, {key}")
-        entry = cls(**made)
-        entry._check(where)
-        return entry
-
-    def _check(self, where: str) -> None:
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise TraceError(f"{where}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}.")
-        if self.byte_order not in ("little", "big"):
-            raise TraceError(f"{where}: byte_order is {self.byte_order!r}; it is 'little' or 'big'.")
-        if self.convention not in ("multiply", "divide"):
-            raise TraceError(f"{where}: convention is {self.convention!r}; it is 'multiply' (q × scale) or 'divide' (q / scale).")
-        if self.file is not None and (self.file.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", self.file)):
-            raise TraceError(f"{where}: file {self.file!r} leads out of the folder; paths are relative to it.")
-        if self.layout is not None and (not _LAYOUT.match(self.layout) or len(set(self.layout)) != len(self.layout)):
-            raise TraceError(f"{where}: layout {self.layout!r} is no order of axes such as NCHW, with N first where it is there.")
-        if self.layout is not None and self.shape is not None and len(self.layout) != len(self.shape):
-            raise TraceError(f"{where}: layout {self.layout} has {len(self.layout)} axes, shape {self.shape} {len(self.shape)}.")
-        if self.scale is not None and not all(math.isfinite(s) and s > 0 for s in self.scale):
-            raise TraceError(f"{where}: its scale is not finite and greater than 0.")
-        if self.scale is not None and len(self.zero_point) not in (1, len(self.scale)):
-            raise TraceError(f"{where}: it has {len(self.scale)} scales and {len(self.zero_point)} zero points.")
-
 
 @dataclass(frozen=True)
 class Manifest:
@@ -187,30 +151,13 @@ class Manifest:
             raise TraceError(
                 f'{where} is no manifest of version {VERSION}: it begins with "format": "{FORMAT}", "version": {VERSION}.'
             )
-        unknown = sorted(set(data) - {"format", "version", "name", "bits", "samples", "defaults", "tensors"})
-        if unknown:
-            raise TraceError(f"{where} has unknown keys {', '.join(map(str, unknown))}.")
-        defaults = data.get("defaults", {})
-        entries = data.get("tensors", [])
-        if not isinstance(entries, list):
-            raise TraceError(f"{where}: tensors is a {type(entries).__name__}, not a list.")
-        base = Entry.from_dict(defaults, f"{where}, defaults")
-        tensors = tuple(
-            Entry.from_dict({**defaults, **entry} if isinstance(entry, Mapping) else entry, f"{where}, tensor {number}")
-            for number, entry in enumerate(entries)
-        )
-        bits = data.get("bits")
-        if bits is not None and not (_is_int(bits) and 2 <= bits <= 32):
-            raise TraceError(f"{where}: bits is {bits!r}; it is a number from 2 to 32.")
-        name = data.get("name")
-        samples = data.get("samples")
-        return cls(
-            tensors,
-            base,
-            None if name is None else _text(name, f"{where}, name"),
-            bits,
-            None if samples is None else check_samples(samples, where),
-        )
+        told = {key: value for key, value in data.items() if key not in ("format", "version")}
+        defaults = told.get("defaults", {})
+        if isinstance(defaults, Mapping) and isinstance(told.get("tensors"), list):
+            told["tensors"] = [{**defaults, **entry} if isinstance(entry, Mapping) else entry for entry in told["tensors"]]
+        form = _checked(told, f"{where}: ", f"a tensor's keys are {', '.join(item.name for item in fields(Entry))}")
+        base, *tensors = (Entry(**entry.model_dump(exclude_none=True)) for entry in (form.defaults, *form.tensors))
+        return cls(tuple(tensors), base, form.name, form.bits, form.samples)
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
@@ -225,57 +172,13 @@ class Manifest:
         return cls.from_dict(data, file.name)
 
 
-def check_samples(value: Any, where: str) -> tuple[int, ...]:
-    """Sample numbers, each once."""
-    if not isinstance(value, (list, tuple)) or not all(_is_int(v) and v >= 0 for v in value) or len(set(value)) != len(value):
-        raise TraceError(f"{where}: samples is a list of sample numbers from 0, each once.")
-    return tuple(value)
+def check_samples(samples: Any) -> tuple[int, ...] | None:
+    """Sample numbers from 0, each once."""
+    return _checked({"samples": samples}, "", "give sample numbers from 0, each once").samples
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _checked(data: Any, where: str, cure: str) -> ManifestForm:
+    from qkit.engines.traces.manifest_form import ManifestForm
+    from qkit.forms import checked
 
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise TraceError(f"{where} is {value!r}, not a text.")
-    return value
-
-
-def _integer(value: Any, where: str) -> int:
-    if not _is_int(value) or not 0 <= value < 2**31:
-        raise TraceError(f"{where} is {value!r}, not a number from 0.")
-    return int(value)
-
-
-def _subgraph(value: Any, where: str) -> str:
-    return str(value) if _is_int(value) else _text(value, where)
-
-
-def _shape(value: Any, where: str) -> tuple[int, ...]:
-    if not isinstance(value, (list, tuple)) or not value or not all(_is_int(v) and 1 <= v < 2**31 for v in value):
-        raise TraceError(f"{where} is {value!r}, not a list of sizes.")
-    return tuple(value)
-
-
-def _numbers(value: Any, where: str) -> tuple[float, ...]:
-    values = value if isinstance(value, (list, tuple)) else [value]
-    if not values or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-        raise TraceError(f"{where} is {value!r}, not a number or one a channel.")
-    return tuple(float(v) for v in values)
-
-
-def _integers(value: Any, where: str) -> tuple[int, ...]:
-    values = value if isinstance(value, (list, tuple)) else [value]
-    if not values or not all(_is_int(v) and -(2**15) <= v < 2**16 for v in values):
-        raise TraceError(f"{where} is {value!r}, not a code or one a channel.")
-    return tuple(values)
-
-
-_CHECKS = {
-    "data_id": _integer,
-    "subgraph": _subgraph,
-    "shape": _shape,
-    "scale": _numbers,
-    "zero_point": _integers,
-}
+    return checked(data, ManifestForm, error=TraceError, where=where, cure=cure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -82,6 +83,27 @@ def entry_of(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Entry, list[Lea
     found, specs = leaves(args, kwargs, model)
     outlines = tuple(replace(leaf, value=leaf.value.to("meta")) if leaf.is_tensor else leaf for leaf in found)
     return Entry(str(getattr(model, "file_name", type(model).__name__)), outlines, bool(kwargs) and not args, specs), found
+
+
+def batch_of_call(entry: Entry, model: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The arguments of ``model(*inputs, **named)`` as a batch for the entry.
+
+    Raises
+    ------
+    DataError
+        If the model cannot be called so, or an input goes by name alone.
+    """
+    if entry.keywords:
+        return (dict(named),) if named else inputs
+    try:
+        bound = inspect.signature(model.forward).bind(*inputs, **named)
+    except TypeError as error:
+        raise DataError(f"the batch does not fit what {entry.model} takes: {error}.") from error
+    if bound.kwargs:
+        raise DataError(
+            f"{', '.join(bound.kwargs)}: the network is analysed without inputs that go by name alone. Leave them out."
+        )
+    return bound.args
 
 
 def call(entry: Entry, model: nn.Module, values: list[Any]) -> Any:

@@ -10,6 +10,11 @@ from torch import nn
 from qkit.errors import GraphError
 
 
+def as_leaves(leaf_modules: Iterable[type[nn.Module] | str]) -> tuple[type[nn.Module] | str, ...]:
+    """What a user gave as `leaf_modules`; a class or a path alone will do."""
+    return (leaf_modules,) if isinstance(leaf_modules, (str, type)) else tuple(leaf_modules)
+
+
 def leaf_paths(model: nn.Module, leaf_modules: Iterable[type[nn.Module] | str]) -> frozenset[str]:
     """Paths of the modules that `leaf_modules` names by class or by path.
 

@@ -202,7 +202,8 @@ class _Copier:
             return new
         if node.op == "call_module" or name in _CHECKS:
             return None
-        args, kwargs = (self._mapped(part, copied) for part in (node.args, node.kwargs))
+        args: Any = fx.map_arg(node.args, copied.__getitem__)
+        kwargs: Any = fx.map_arg(node.kwargs, copied.__getitem__)
         if name in _INLINED:
             position = next(i for i, part in enumerate(args) if isinstance(part, fx.GraphModule))
             if name == "wrap_with_autocast" and args[2]:  # device, type, whether it is on
@@ -238,17 +239,6 @@ class _Copier:
         if isinstance(value, Tensor):
             memory = StorageWeakRef(value.untyped_storage())
             new.meta["memory"] = self.memories.setdefault(memory, len(self.memories))
-
-    def _mapped(self, value: Any, copied: Mapping[fx.Node, Any]) -> Any:
-        if isinstance(value, fx.Node):
-            return copied[value]
-        if isinstance(value, (tuple, list)):
-            return type(value)(self._mapped(part, copied) for part in value)
-        if isinstance(value, dict):
-            return {key: self._mapped(part, copied) for key, part in value.items()}
-        if isinstance(value, slice):
-            return slice(*(self._mapped(part, copied) for part in (value.start, value.stop, value.step)))
-        return value
 
     def _module(self, node: fx.Node) -> dict[str, str]:
         """Path of the innermost module that the node is in, a key of that module's call, and the module's class."""

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from qkit.errors import GraphError
 from qkit.graph.door.explaining import reason_of
-from qkit.graph.door.leaves import leaf_paths
+from qkit.graph.door.leaves import as_leaves, leaf_paths
 
 
 class PathTracer(fx.Tracer):
@@ -48,7 +48,7 @@ def trace(model: nn.Module, leaf_modules: Iterable[type[nn.Module] | str] = ()) 
         With the user's file and line, the reason, and the cure, if the model cannot be traced; or if `leaf_modules` names
         what is not there.
     """
-    tracer = PathTracer(leaf_paths(model, (leaf_modules,) if isinstance(leaf_modules, (str, type)) else leaf_modules))
+    tracer = PathTracer(leaf_paths(model, as_leaves(leaf_modules)))
     _check_names(model)
     try:
         graph = tracer.trace(model)

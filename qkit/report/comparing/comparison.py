@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,7 @@ class Comparison:
         found.append(self.how)
         for lane in self.lanes:
             text = f"{lane.lane}: {units.score(lane.old.value)} → {units.score(lane.new.value)}"
-            text += f", {_signed(units, lane.change)}: {judged(lane.change, self.tolerance)}"
+            text += f", {_signed(units, lane.change)}: {CHANGES[judged(lane.change, self.tolerance)]}"
             if lane.growth is not None:
                 text += f"; its loss against float went from {_loss(units, lane.old_loss)} to {_loss(units, lane.new_loss)}"
                 text += f", {_signed(units, lane.growth)}"
@@ -301,7 +302,7 @@ def compare(old: Report | str | Path, new: Report | str | Path, *, tolerance: fl
     lanes = _lanes(old, new, paired=not why_not)
     how = "Scores are compared sample by sample: both reports were scored on the same images."
     if why_not:
-        how = f"Scores are compared as those of independent samples, with wider intervals: {why_not}."
+        how = f"Scores are compared as those of independent samples, with wider intervals: {UNPAIRED[why_not]}."
     taps = [set(map(str, report.layers.index)) for report in (old, new)]
     causes_new, causes_gone = single_causes(old, new)
     return Comparison(
@@ -325,31 +326,51 @@ def compare(old: Report | str | Path, new: Report | str | Path, *, tolerance: fl
     )
 
 
+#: What a change of a score is, by a word each.
+CHANGES: Mapping[str, str] = {
+    "unreadable": "not to be compared",
+    "better": "better",
+    "worse": "worse",
+    "unclear": "too uncertain to tell",
+    "same": "the same within the tolerance",
+    "perhaps-same": "within the tolerance, but too uncertain to tell",
+}
+
+#: Why samples do not make pairs, by a word each.
+UNPAIRED: Mapping[str, str] = {
+    "other-metric": "the metrics differ",
+    "unknown-images": "not both reports say which images they were scored on",
+    "other-images": "they were scored on different images",
+    "no-samples": "not both reports carry the scores of every sample",
+    "other-number": "the numbers of samples differ",
+}
+
+
 def judged(change: Interval, tolerance: float) -> str:
-    """A change of a score in words: better, worse, the same, or not to be told from its interval."""
+    """A change of a score as a word of `CHANGES`: better, worse, the same, or not to be told from its interval."""
     if math.isnan(change.value):
-        return "not to be compared"
+        return "unreadable"
     if abs(change.value) > tolerance:
         if change.low <= 0.0 <= change.high:
-            return "too uncertain to tell"
+            return "unclear"
         return "better" if change.value > 0 else "worse"
     sure = -2 * tolerance <= change.low and change.high <= 2 * tolerance
-    return "the same within the tolerance" if sure else "within the tolerance, but too uncertain to tell"
+    return "same" if sure else "perhaps-same"
 
 
 def _unpaired(old: Report, new: Report) -> str:
-    """Why the samples do not make pairs; empty where they do."""
+    """Why the samples do not make pairs, as a word of `UNPAIRED`; empty where they do."""
     if old.metric["name"] != new.metric["name"]:
-        return "the metrics differ"
+        return "other-metric"
     prints = [report.data["evaluation"]["fingerprint"] for report in (old, new)]
     if None in prints:
-        return "not both reports say which images they were scored on"
+        return "unknown-images"
     if prints[0] != prints[1]:
-        return "they were scored on different images"
+        return "other-images"
     if old.per_sample is None or new.per_sample is None:
-        return "not both reports carry the scores of every sample"
+        return "no-samples"
     if len({len(scores) for report in (old, new) for scores in (report.per_sample or {}).values()}) != 1:
-        return "the numbers of samples differ"
+        return "other-number"
     return ""
 
 

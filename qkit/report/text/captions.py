@@ -11,6 +11,9 @@ from qkit.report.text import sections
 from qkit.report.text.terms import MOST_BARS
 from qkit.style import units_of
 
+#: Said where a diagnosis found none.
+NO_CAUSE = "No cause was confirmed."
+
 
 def sentences(report: Report) -> dict[str, str]:
     """A sentence or two for each section; the empty string where there is nothing to say."""
@@ -68,7 +71,7 @@ def _diagnosis(report: Report) -> str:
             "on the same samples as the losses."
         )
     else:
-        text += "No cause was confirmed."
+        text += NO_CAUSE
     if found["interaction"] is not None:
         together = interaction_words(Interval(**found["interaction"]), units_of(report.metric), report.metric["tolerance"])
         text += f" {together}" if together else ""

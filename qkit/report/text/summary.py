@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from qkit.report.text.terms import CAUSES, REMEDIES
@@ -15,6 +16,13 @@ QUESTIONS = {
     "remedy": "Remedy",
     "gain": "Measured gain",
     "qat": "Is training needed?",
+}
+#: Whether to train where nothing was diagnosed, by verdict.
+TRAINING: Mapping[str, str] = {
+    "no-degradation": "No: nothing is lost.",
+    "not-quantization": "No: quantization is not what costs the score.",
+    "inconclusive": "Not to be decided before there are samples enough to tell a loss from none.",
+    "both": "Not to be decided before what is not quantization is settled.",
 }
 _ASK = "pass diagnosis=True, which puts causes and remedies to the test"
 
@@ -118,9 +126,4 @@ def _qat(verdict: dict[str, Any], diagnosis: dict[str, Any] | None) -> str:
     if diagnosis is not None:
         said = str(diagnosis["qat"]).removeprefix("Quantization-aware training: ")
         return said[:1].upper() + said[1:]
-    return {
-        "no-degradation": "No: nothing is lost.",
-        "not-quantization": "No: quantization is not what costs the score.",
-        "inconclusive": "Not to be decided before there are samples enough to tell a loss from none.",
-        "both": "Not to be decided before what is not quantization is settled.",
-    }.get(verdict["verdict"], f"Not decided: cheaper remedies come first, and were not tried here; {_ASK}.")
+    return TRAINING.get(verdict["verdict"], f"Not decided: cheaper remedies come first, and were not tried here; {_ASK}.")
