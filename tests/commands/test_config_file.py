@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import tomllib
 from pathlib import Path
@@ -62,29 +63,29 @@ def test_a_run_is_repeated_from_the_configuration_that_it_wrote(data: Run, folde
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[lint]\nmodle = 'x'", "[lint] has no option 'modle'; did you mean 'model'?"),
-        ("[defaults]\nsheme = 'int8'", "[defaults] has no option 'sheme'; did you mean 'scheme'?"),
-        ("[lint]\nscheme = 'int8'", "[lint] has no option 'scheme'"),
-        ("[lnt]\nmodel = 'x'", "[lnt], which is no command; did you mean 'lint'?"),
-        ("[diagnose]\nbatches = 0", "[diagnose] batches = 0 is not at least 1"),
-        ("[diagnose]\nbatches = '4'", "batches = '4' is not a whole number"),
-        ("[diagnose]\nbatches = true", "batches = True is not a whole number"),
-        ("[diagnose]\ntolerance = 'small'", "is not a number"),
-        ("[report]\nsensitivity = 'no'", "is not true or false"),
-        ("[report]\nout = ['a.html', 3]", "is not a text, or a list of such"),
-        ("[report]\ncompare = ['a.json']", "is not a list of 2"),
-        ("[demo]\nnetwork = 'resnet81'", "network = 'resnet81' is none of mobilenet_v2_hostile"),
-        ("[lint]\nmodel = ['a', 'b']", "is not a text"),
-        ("[lint]\nconfig = 'other.toml'", "[lint] has no option 'config'"),
-        ("model = 'x'", "stands in no table"),
-        ("[lint", "is no TOML"),
+        ("[lint]\nmodle = 'x'", r"\[lint\] .*'modle'.*'model'"),
+        ("[defaults]\nsheme = 'int8'", r"\[defaults\] .*'sheme'.*'scheme'"),
+        ("[lint]\nscheme = 'int8'", r"\[lint\] .*\boption 'scheme'"),
+        ("[lnt]\nmodel = 'x'", r"\[lnt\].*\bcommand\b.*'lint'"),
+        ("[diagnose]\nbatches = 0", r"\[diagnose\] batches = 0 .*\b1\b"),
+        ("[diagnose]\nbatches = '4'", r"batches = '4' .*\bnumber\b"),
+        ("[diagnose]\nbatches = true", r"batches = True .*\bnumber\b"),
+        ("[diagnose]\ntolerance = 'small'", r"tolerance = 'small' .*\bnumber\b"),
+        ("[report]\nsensitivity = 'no'", r"sensitivity = 'no' .*\btrue\b.*\bfalse\b"),
+        ("[report]\nout = ['a.html', 3]", r"out = \['a\.html', 3\] .*\btext\b.*\blist\b"),
+        ("[report]\ncompare = ['a.json']", r"compare = \['a\.json'\] .*\blist\b.*\b2\b"),
+        ("[demo]\nnetwork = 'resnet81'", r"network = 'resnet81' .*\bmobilenet_v2_hostile\b"),
+        ("[lint]\nmodel = ['a', 'b']", r"model = \['a', 'b'\] .*\btext\b(?!.*\blist\b)"),
+        ("[lint]\nconfig = 'other.toml'", r"\[lint\] .*\boption 'config'"),
+        ("model = 'x'", r"\bmodel\b.*\btable\b"),
+        ("[lint", r"\bTOML\b"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_one_line(text: str, said: str, run: Run, folder: Path) -> None:
     (folder / "qkit.toml").write_text(text)
     code, out, warned = run("lint", "--config", "qkit.toml")
     assert (code, out) == (2, "")
-    assert said in " ".join(warned.split())
+    assert re.search(said, " ".join(warned.split()))
     assert "qkit.toml" in warned
     assert "Traceback" not in warned
 
@@ -92,14 +93,14 @@ def test_what_is_wrong_in_a_file_is_one_line(text: str, said: str, run: Run, fol
 def test_a_file_that_is_not_there(run: Run) -> None:
     code, _, warned = run("lint", "--config", "nowhere.toml")
     assert code == 2
-    assert "nowhere.toml cannot be read: there is no such file" in warned
+    assert "nowhere.toml" in warned
 
 
 def test_a_file_of_somebody_else_is_not_written_over(run: Run, folder: Path) -> None:
     (folder / "pyproject.toml").write_text("[project]\n")
     code, _, warned = run("lint", "--model", "usernet:make", "--input-size", "1x3x8x8", "--write-config", "pyproject.toml")
     assert code == 2
-    assert "was not written by qkit" in warned
+    assert re.search(r"\bpyproject\.toml\b.*\bqkit\b", warned)
     assert (folder / "pyproject.toml").read_text() == "[project]\n"
 
 
