@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -33,17 +34,17 @@ def test_bundled_network_brings_its_size() -> None:
     assert code == 0
     assert "features.3.conv.1.0" in said
     assert "depthwise-spread" in said
-    assert "6 more; --all lists them" in said
+    assert re.search(r"\b6\b.*--all\b", said)
     assert "MobileNetV2: 0 errors, 11 warnings" in said
     assert "random" not in said
-    assert "--all lists them" not in run("--all")[1]
+    assert "--all" not in run("--all")[1]
 
 
 def test_torchvision_network_with_random_weights() -> None:
     code, said = run("--model", "squeezenet1_0", "--input-size", "1x3x64x64")
     assert code == 0
     assert "features.3.squeeze" in said
-    assert "The weights are random" in said
+    assert "random" in said
 
 
 @pytest.mark.slow
