@@ -36,7 +36,7 @@ def test_long_lists_are_counted_in_text_and_whole_in_the_table() -> None:
     model = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 1), nn.SiLU()) for _ in range(9)), nn.Flatten(), nn.Linear(768, 2))
     result = qkit.lint(model, X)
     assert re.search(r"warning: … 4 .*\breplaceable-activation\b", str(result))
-    assert re.search(r"… 4 .*\breplaceable-activation\b", result._repr_html_())
+    assert re.search(r"\b4 [^<]*\breplaceable-activation\b", result._repr_html_())
     assert (result.table()["rule"] == "replaceable-activation").sum() == 9
 
 
@@ -97,7 +97,7 @@ def test_nothing_of_the_users_is_touched() -> None:
         (nn.Conv2d(3, 3, 1), (), DataError, r"\bempty tuple\b"),
         (nn.Conv2d(3, 3, 1), [], DataError, r"\blist\b"),
         (nn.Conv2d(3, 3, 1), None, DataError, r"\bNoneType\b"),
-        (nn.Conv2d(3, 3, 1), [X], DataError, r"^Conv2d .*\(2, 3, 16, 16\)"),
+        (nn.Conv2d(3, 3, 1), [X], DataError, r"^Conv2d .*\(list\)"),
         (nn.Conv2d(3, 3, 1, device="meta"), (), DataError, r"\bempty tuple\b"),
         ("net.bin", X, GraphError, r"\.onnx and \.pt2"),
         (nn.LazyConv2d(3, 1), X, GraphError, "lazy"),
