@@ -137,7 +137,7 @@ def test_report_in_a_process_of_its_own_is_a_page(images: Path, weights: dict[st
     [
         (["report", "--model", "resnet18", "--weights", "nowhere.pth", "--data", "IMAGES"], "nowhere.pth"),
         (["report", "--model", "resnet18", "--weights", "WEIGHTS", "--data", "nowhere"], "nowhere"),
-        (["report", "--model", "resnet81", "--weights", "WEIGHTS", "--data", "IMAGES"], "no classification model 'resnet81'"),
+        (["report", "--model", "resnet81", "--weights", "WEIGHTS", "--data", "IMAGES"], "'resnet81'"),
         (["report", "--model", "mobilenet_v2", "--weights", "WEIGHTS", "--data", "IMAGES"], "resnet18.pth"),
         (["report", "--model", "resnet18", "--weights", "WEIGHTS", "--data", "IMAGES", "--classes", "a,b,c"], "class folders"),
         (["report", "--model", "resnet18", "--weights", "WEIGHTS", "--data", "IMAGES", "--classes", "a,b"], "3 outputs"),

@@ -73,13 +73,13 @@ def test_errors_are_exit_code_1_and_json_is_json(factory: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "resnet81"], "no classification model 'resnet81'"),
-        (["--model", "nowhere:Net"], "cannot be imported"),
-        (["--input-size", "3,32,32"], "'3,32,32' is no size"),
-        (["--input-size", "1x4x32x32"], "does not run on the batch"),
+        (["--model", "resnet81"], r"\bclassification\b.*'resnet81'"),
+        (["--model", "nowhere:Net"], r"\bnowhere:Net .*'nowhere'"),
+        (["--input-size", "3,32,32"], r"'3,32,32'.*\bsize\b"),
+        (["--input-size", "1x4x32x32"], r"\(1, 4, 32, 32\)"),
         (["--model", "resnet18", "--weights", "nowhere.pth"], "nowhere.pth"),
-        (["--weights", "nowhere.pth"], "--weights goes with --model"),
-        (["--out", "file/lint.json"], "cannot be written"),
+        (["--weights", "nowhere.pth"], r"--weights .*--model\b"),
+        (["--out", "file/lint.json"], r"\bfile/lint\.json\b"),
     ],
 )
 def test_bad_use_is_one_line_and_exit_code_2(
@@ -93,5 +93,5 @@ def test_bad_use_is_one_line_and_exit_code_2(
         cli.main()
     assert stopped.value.code == 2
     said = capsys.readouterr().err
-    assert message in said
+    assert re.search(message, said)
     assert "Traceback" not in said

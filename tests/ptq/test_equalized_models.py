@@ -292,27 +292,27 @@ def between(operation: nn.Module | Any) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("operation", "says"),
+    ("operation", "said"),
     [
-        (nn.ReLU6(), "clamped to 0..6"),
-        (nn.Hardtanh(-2.0, 1000.0), "clamped to -2..1000"),
-        (lambda x: x.clamp_min(-1e3), "not positively homogeneous"),
+        (nn.ReLU6(), r"\b0\.\.6\b"),
+        (nn.Hardtanh(-2.0, 1000.0), r" -2\.\.1000\b"),
+        (lambda x: x.clamp_min(-1e3), r"\bhomogeneous\b"),
         (nn.SiLU(), "qkit.surgery.lite"),
-        (lambda x: x * x, "lets no factors through"),
-        (lambda x: x + 1.0, "a hook or a subclass"),
-        (lambda x: x.softmax(1), "not positively homogeneous"),
-        (lambda x: x + x.mean(1, keepdim=True), "lets no factors through"),
-        (lambda x: x.expand_as(x) * x.sigmoid(), "not positively homogeneous"),
-        (lambda x: x + x.argmax(1, keepdim=True), "depends on its values"),
-        (lambda x: F.layer_norm(x, x.shape[1:]), "takes no factors"),
-        (lambda x: x.transpose(1, 2).contiguous()[:, :4], "along another axis"),
+        (lambda x: x * x, r" :mul\b.*\bfactors\b"),
+        (lambda x: x + 1.0, r"\bhook\b"),
+        (lambda x: x.softmax(1), r"\bhomogeneous\b"),
+        (lambda x: x + x.mean(1, keepdim=True), r" :mean\b.*\bfactors\b"),
+        (lambda x: x.expand_as(x) * x.sigmoid(), r"\bhomogeneous\b"),
+        (lambda x: x + x.argmax(1, keepdim=True), r"\bargmax\b.*\bvalues\b"),
+        (lambda x: F.layer_norm(x, x.shape[1:]), r"\(\w+\).*\bfactors\b"),
+        (lambda x: x.transpose(1, 2).contiguous()[:, :4], r"\baxis\b"),
     ],
 )  # fmt: skip
-def test_what_lets_no_factors_through(operation: Any, says: str) -> None:
+def test_what_lets_no_factors_through(operation: Any, said: str) -> None:
     model = between(operation)
     result, _ = checked(model, torch.randn(2, 3, 4, 4))
     assert result.factors == {}
-    assert says in result.skipped["a"]
+    assert re.search(said, result.skipped["a"])
     for (name, a), b in zip(model.state_dict().items(), result.model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 
