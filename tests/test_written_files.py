@@ -32,7 +32,7 @@ from qkit.engines.traces import Manifest
 from qkit.engines.traces.names import layer_infos
 from qkit.execution.capture import capture
 from qkit.figures.drawing import Picture
-from qkit.graph.door.files import load_program
+from qkit.graph.door.model_files import load_program
 from qkit.progress import listening
 from qkit.quant.plan import Plan
 from qkit.report import read as read_report

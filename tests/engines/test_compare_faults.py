@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import qkit
-from qkit.diagnosis.engine import causes, departure_of
+from qkit.diagnosis.engine_parting import causes, departure_of
 from qkit.engines.compare import compare
-from qkit.engines.comparison import Comparison
 from qkit.engines.lane import EngineBatch, EngineTensor
+from qkit.engines.tap_comparison import Comparison
 from qkit.errors import DataError
 from qkit.execution.loading import batches
 from qkit.quant.grids import QuantParams

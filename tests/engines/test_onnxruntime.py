@@ -575,7 +575,7 @@ def test_weights_in_other_files_are_not_opened(file, tmp_path):
 
 
 def test_too_large_files_are_not_read(file):
-    from qkit.engines.onnx.files import read
+    from qkit.engines.onnx.onnx_files import read
 
     with pytest.raises(QkitError, match=rf"{re.escape(file.name)} .*\b{file.stat().st_size} bytes\b.*\b100\b"):
         read(file, most_bytes=100)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from trace_cases import at, kinds, read, study, written
 
-from qkit.diagnosis.engine import causes_of_alignment
+from qkit.diagnosis.engine_parting import causes_of_alignment
 from qkit.engines import traces
 from qkit.engines.traces import MisalignedTraceError
 from qkit.engines.traces.matching import channel_order, correlation, frame_correlations, frame_order

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from trace_cases import at, kinds, read, study, written
 
 import qkit
-from qkit.diagnosis.engine import causes_of_alignment
+from qkit.diagnosis.engine_parting import causes_of_alignment
 from qkit.engines import traces
 from qkit.engines.lane import EngineLane
 from qkit.engines.traces import Entry, Manifest, TraceError
-from qkit.engines.traces.folders import scan
 from qkit.engines.traces.names import Names, TidlName
+from qkit.engines.traces.trace_folders import scan
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.quant.grids import quantize
 

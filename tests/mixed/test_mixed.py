@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import qkit
-import qkit.mixed.finding as finding
+import qkit.mixed.search as finding
 from qkit.errors import QkitError
 from qkit.execution.evaluator import Budget, Evaluator, OutOfBudgetError, relative_errors
 from qkit.figures.front import draw
 from qkit.mixed import Mixed, search
-from qkit.mixed.finding import Trials
-from qkit.mixed.result import Network, network
+from qkit.mixed.search import Trials
+from qkit.mixed.settings import Network, network
 from qkit.progress import listening
 from qkit.quant.schemes import PRESETS
 from qkit.study import Study
