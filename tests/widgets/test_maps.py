@@ -16,6 +16,7 @@ from qkit import QkitError
 from qkit.execution.capture import Capture, LaneTensor, TapCapture
 from qkit.execution.feature_maps import image_maps
 from qkit.style import decibels
+from qkit.widgets import map_view
 from qkit.widgets.map_view import FeatureMaps
 
 LANES = ("float", "int16", "int4")
