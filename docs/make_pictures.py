@@ -33,7 +33,7 @@ from benchmarks.faults.plants import BY_NAME  # noqa: E402
 from benchmarks.faults.setup import Setup, halves  # noqa: E402
 from qkit import FLOAT, Histogram, Plan, Study, zoo  # noqa: E402
 from qkit.diagnosis import Cause, Diagnosis  # noqa: E402
-from qkit.diagnosis.engine import departure, shares  # noqa: E402
+from qkit.diagnosis.engine_parting import departure, shares  # noqa: E402
 from qkit.engines import traces  # noqa: E402
 from qkit.engines.lane import EngineBatch, EngineTensor  # noqa: E402
 from qkit.execution.editing import channel_params  # noqa: E402

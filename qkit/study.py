@@ -25,7 +25,7 @@ from qkit.execution.sensitivity import Mode, Sensitivity, sweep
 from qkit.execution.statistics import Interval, mean_interval
 from qkit.graph import DEVIATION, Graph, build
 from qkit.graph.door.arrival import arrive
-from qkit.graph.door.files import network, origin_of
+from qkit.graph.door.model_files import network, origin_of
 from qkit.graph.share import Share, share_of
 from qkit.graph.structures import map_tensors
 from qkit.listing import few
@@ -35,11 +35,11 @@ from qkit.quant.plan import FLOAT, Plan
 from qkit.quant.schemes import PRESETS, Scheme, scheme_of
 
 if TYPE_CHECKING:
+    from qkit.diagnosis.answer import Diagnosis
     from qkit.diagnosis.remedies import Remedy
-    from qkit.diagnosis.result import Diagnosis
-    from qkit.engines.comparison import Comparison as EngineComparison
     from qkit.engines.lane import EngineLane
     from qkit.engines.onnx.exporting import Exported
+    from qkit.engines.tap_comparison import Comparison as EngineComparison
     from qkit.mixed import Mixed
     from qkit.ptq import Treatment
     from qkit.report import Report
@@ -224,7 +224,7 @@ class Study:
                 f"The quantizer left out activations that grids from 0 on stand for; they are here again, as "
                 f"{' and '.join(sorted(set(origin.rectified.values())))}: {few(origin.rectified)}."
             )
-        from qkit.engines.onnx.grids import grids_left_out, plan_of_file, preset_of
+        from qkit.engines.onnx.file_grids import grids_left_out, plan_of_file, preset_of
 
         plan = plan_of_file(self.graph, origin) if grids else None
         if plan is None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -31,7 +32,7 @@ from qkit.engines.traces import Manifest
 from qkit.engines.traces.names import layer_infos
 from qkit.execution.capture import capture
 from qkit.figures.drawing import Picture
-from qkit.graph.door.files import load_program
+from qkit.graph.door.model_files import load_program
 from qkit.progress import listening
 from qkit.quant.plan import Plan
 from qkit.report import read as read_report
@@ -52,6 +53,24 @@ def study() -> Study:
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Everything below the folder, hidden files too."""
     return {p.relative_to(folder).as_posix(): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+#: What the system says of a disk, or of a file, that can take no more.
+FULL = {errno.ENOSPC, errno.EFBIG}
+
+
+def number(refused: pytest.ExceptionInfo[QkitError]) -> int | None:
+    """The system's error that an error of the kit tells of."""
+    failure = refused.value.__cause__
+    while failure is not None and not isinstance(failure, OSError):
+        failure = failure.__cause__
+    # libraries in other languages leave the number out
+    return errno.ENOENT if isinstance(failure, FileNotFoundError) else failure and failure.errno
+
+
+def explanation(code: int) -> str:
+    """What the kit says of an error of the system, and what to do."""
+    return files.reason(OSError(code, os.strerror(code)))
 
 
 @contextlib.contextmanager
@@ -127,8 +146,9 @@ def test_a_write_that_fails_leaves_the_earlier_file(kind: str, fault: Any, tmp_p
     WRITERS[kind](folder)
     before = tree(folder)
     assert before
-    with fault(), pytest.raises(QkitError, match=r"folder.* cannot be written.*(larger|space)"):
+    with fault(), pytest.raises(QkitError, match="folder") as refused:
         WRITERS[kind](folder)
+    assert number(refused) in FULL
     assert tree(folder) == before
     WRITERS[kind](folder)
 
@@ -138,12 +158,15 @@ def test_a_write_that_fails_leaves_the_earlier_file(kind: str, fault: Any, tmp_p
 @pytest.mark.parametrize("kind", ["npy", "npz", "raw", "tidl", "reference"])
 def test_a_trace_that_fails_leaves_nothing(kind: Any, fault: Any, tmp_path: Path) -> None:
     inputs = [torch.randn(2, 3, 8, 8)]
-    with fault(), pytest.raises(traces.TraceError, match="trace cannot be written"):
+    with fault(), pytest.raises(traces.TraceError, match="trace") as refused:
         traces.write(study(), tmp_path / "trace", kind=kind, lane="int8", inputs=inputs, frames=2)
+    assert number(refused) in FULL
     assert tree(tmp_path) == {}
     traces.write(study(), tmp_path / "trace", kind=kind, lane="int8", inputs=inputs, frames=2)
     before = tree(tmp_path)
-    with pytest.raises(traces.TraceError, match=r"not empty.*name another folder"):
+    with pytest.raises(
+        traces.TraceError, match=rf"{re.escape(str(tmp_path / 'trace'))} .*\b{next((tmp_path / 'trace').iterdir()).name}\b"
+    ):
         traces.write(study(), tmp_path / "trace", kind=kind, inputs=inputs, frames=1)
     assert tree(tmp_path) == before
 
@@ -159,8 +182,9 @@ def _kept(folder: Path, batches: int = 2) -> Any:
 @posix
 @pytest.mark.parametrize("fault", [full_disk, no_rename])
 def test_kept_tensors_that_cannot_be_written(fault: Any, tmp_path: Path) -> None:
-    with fault(), pytest.raises(QkitError, match=r"safetensors cannot be written.*(larger|space)"):
+    with fault(), pytest.raises(QkitError, match=r"kept.*\.safetensors ") as refused:
         _kept(tmp_path / "kept")
+    assert number(refused) in FULL
     assert not list((tmp_path / "kept").iterdir())
     _kept(tmp_path / "kept")
 
@@ -179,18 +203,19 @@ def test_two_captures_do_not_share_a_folder(tmp_path: Path) -> None:
     first = _kept(tmp_path)
     tap = study().graph.taps[0]
     before, values = tree(tmp_path), first[tap].float.values.clone()
-    with pytest.raises(QkitError, match=r"safetensors: name another folder, or remove"):
+    with pytest.raises(QkitError, match=rf"{re.escape(str(tmp_path))} .*\.safetensors"):
         _kept(tmp_path, batches=3)
     assert tree(tmp_path) == before
     assert torch.equal(first[tap].float.values, values)
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(QkitError, match=r"capture it again"):
+    with pytest.raises(QkitError, match=rf"{re.escape(str(tmp_path))}\S+\.safetensors "):
         first[tap]
     for path in tmp_path.iterdir():
         path.unlink()
-    with pytest.raises(QkitError, match=r"cannot be read: there is no such file"):
+    with pytest.raises(QkitError, match=rf"{re.escape(str(tmp_path))}\S+\.safetensors ") as refused:
         first[tap]
+    assert number(refused) == errno.ENOENT
 
 
 def test_a_capture_that_comes_between_is_refused_too(tmp_path: Path) -> None:
@@ -201,8 +226,9 @@ def test_a_capture_that_comes_between_is_refused_too(tmp_path: Path) -> None:
             _kept(tmp_path)
             yield torch.ones(2, 3, 8, 8)
 
-    with pytest.raises(QkitError, match="in the way"):
+    with pytest.raises(QkitError, match=rf"{re.escape(str(tmp_path))}\S+\.safetensors ") as refused:
         capture(study().graph, Meanwhile(), {"int8": study().plan}, keep="all", folder=tmp_path, memory_budget=0, progress=False)
+    assert number(refused) == errno.EEXIST
     assert len(list(tmp_path.iterdir())) == 2 * len(study().graph.taps)
 
 
@@ -213,7 +239,7 @@ def test_force_replaces_what_the_capture_lists_and_nothing_else(tmp_path: Path) 
     _capture(tmp_path, "t")
     (tmp_path / "t" / "int8" / "notes.txt").write_text("mine")
     before = tree(tmp_path)
-    with pytest.raises(QkitError, match=r"not empty.*--force"):
+    with pytest.raises(QkitError, match=r"\bt .*--force"):
         _capture(tmp_path, "t", force=False)
     assert tree(tmp_path) == before
     _capture(tmp_path, "t")
@@ -225,7 +251,7 @@ def test_force_replaces_what_the_capture_lists_and_nothing_else(tmp_path: Path) 
     listed["files"].remove("int8/0.npy")
     index.write_text(json.dumps(listed))
     before = tree(tmp_path)
-    with pytest.raises(QkitError, match=r"0\.npy.*name another folder"):
+    with pytest.raises(QkitError, match=r"int8.0\.npy "):
         _capture(tmp_path, "t")
     assert tree(tmp_path) == before
 
@@ -243,8 +269,9 @@ def test_a_move_that_fails_half_way_is_undone(moves: int, tmp_path: Path, monkey
         plain(*arguments, **options)
 
     monkeypatch.setattr(os, "replace", failing)
-    with pytest.raises(QkitError, match="t cannot be written: Input/output error"):
+    with pytest.raises(QkitError, match=re.escape(str(tmp_path / "t"))) as refused:
         _capture(tmp_path, "t")
+    assert number(refused) == errno.EIO
     assert count > moves or moves == 1
     assert tree(tmp_path) == before
 
@@ -254,15 +281,15 @@ def test_force_and_archives(tmp_path: Path) -> None:
     (tmp_path / "u.npz").write_text("mine")
     before = tree(tmp_path)
     for name in ("t.npz", "u.npz"):
-        for force, why in ((False, "there already"), (True, "no earlier capture")):
-            with pytest.raises(QkitError, match=why):
+        for force, said in ((False, ".*--force"), (True, "(?!.*--force)")):
+            with pytest.raises(QkitError, match=rf"{re.escape(str(tmp_path / name[0]))}\.\S+ {said}"):
                 _capture(tmp_path, name, force=force)
     assert tree(tmp_path) == before
     (tmp_path / "t.errors.csv").unlink()
     _capture(tmp_path, "t.npz")
     (tmp_path / "t.npz").rename(tmp_path / "v.npz")
     (tmp_path / "v.errors.csv").write_text("mine")
-    with pytest.raises(QkitError, match=r"v\.errors\.csv is not of the capture in v\.npz"):
+    with pytest.raises(QkitError, match=r"v\.errors\.csv .*\bv\.npz\b"):
         _capture(tmp_path, "v.npz")
     (tmp_path / "v.errors.csv").unlink()
     _capture(tmp_path, "v.npz")
@@ -275,7 +302,7 @@ def test_a_capture_does_not_leave_its_folder_by_links(tmp_path: Path) -> None:
     (tmp_path / "t" / "int8").rename(elsewhere)
     (tmp_path / "t" / "int8").symlink_to(elsewhere)
     before = tree(tmp_path)
-    with pytest.raises(QkitError, match="name another folder"):
+    with pytest.raises(QkitError, match=r"int8.\S+ "):
         _capture(tmp_path, "t")
     assert tree(tmp_path) == before
 
@@ -311,8 +338,9 @@ def test_links_stay(tmp_path: Path) -> None:
     files.write_text(tmp_path / "dangling.json", "new")
     assert (deep / "real.json").read_text() == (deep / "later.json").read_text() == "new"
     assert all((tmp_path / name).is_symlink() for name in ("link.json", "dangling.json"))
-    with pytest.raises(QkitError, match="leads back to itself"):
+    with pytest.raises(QkitError, match=r"loop\.json") as refused:
         files.write_text(tmp_path / "loop.json", "new")
+    assert number(refused) == errno.ELOOP
     assert (tmp_path / "loop.json").is_symlink()
     _capture(tmp_path, "deep/t.npz")
     (tmp_path / "t.npz").symlink_to("deep/t.npz")
@@ -328,8 +356,9 @@ def test_devices_and_pipes_are_written_to(tmp_path: Path) -> None:
     assert os.read(reading, 100) == b"through"
     os.close(reading)
     if Path("/dev/full").exists():
-        with pytest.raises(PlanError, match=r"/dev/full cannot be written: no space"):
+        with pytest.raises(PlanError, match="/dev/full ") as refused:
             study().plan.save("/dev/full")
+        assert number(refused) == errno.ENOSPC
         assert Path("/dev/full").is_char_device()
 
 
@@ -357,22 +386,24 @@ def test_whatever_ends_the_block_leaves_the_file(stop: type[BaseException], tmp_
 
 
 @pytest.mark.parametrize(
-    ("name", "cure"),
+    ("name", "code"),
     [
-        ("nowhere/a.json", "Make its folder"),
-        ("file/a.json", "part of its path is a file"),
-        ("folder", "it is a folder. Name a file"),
-        ("x" * 300, "Choose a shorter one"),
+        ("nowhere/a.json", errno.ENOENT),
+        ("file/a.json", errno.ENOTDIR),
+        ("folder", errno.EISDIR),
+        ("x" * 300, errno.ENAMETOOLONG),
     ],
 )
-def test_paths_that_cannot_be_written(name: str, cure: str, tmp_path: Path) -> None:
+def test_paths_that_cannot_be_written(name: str, code: int, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     for write in (
         lambda path: files.write_text(path, "x"), lambda path: files.prepare(path, parents=False), study().plan.save,
     ):  # fmt: skip
-        with pytest.raises(QkitError, match=f"{name[:9]}.* cannot be written: .*{cure}"):
+        with pytest.raises(QkitError, match=re.escape(str(tmp_path / name))) as refused:
             write(tmp_path / name)
+        assert number(refused) == code
+        assert explanation(code) in str(refused.value)
     assert set(tree(tmp_path)) == {"file", "folder"}
 
 
@@ -383,8 +414,10 @@ def test_what_the_system_says_when_a_file_is_made(code: int, tmp_path: Path, mon
 
     monkeypatch.setattr(os, "open", broken)
     for write in (lambda path: files.write_text(path, "x"), files.prepare):
-        with pytest.raises(QkitError, match=r"a\.txt cannot be written: .*\. (Choose|Free)"):
+        with pytest.raises(QkitError, match=r"a\.txt ") as refused:
             write(tmp_path / "a.txt")
+        assert number(refused) == code
+        assert explanation(code) in str(refused.value)
 
 
 @contextlib.contextmanager
@@ -414,15 +447,18 @@ def test_what_one_may_not_write_or_read() -> None:
     with somebody() as folder:
         for path in (folder / "read-only.txt", folder / "closed" / "a.json", folder / "closed" / "deeper" / "new.json"):
             for write in (lambda path: files.write_text(path, "new", parents=True), files.prepare):
-                with pytest.raises(QkitError, match="cannot be written: permission denied"):
+                with pytest.raises(QkitError, match=re.escape(str(path))) as refused:
                     write(path)
+                assert number(refused) == errno.EACCES
         assert (folder / "read-only.txt").read_text() == "old"
         for target in ("t", "t.npz"):
-            with pytest.raises(QkitError, match="cannot be written"):
+            with pytest.raises(QkitError, match=re.escape(str(folder / "closed"))) as refused:
                 tensorfiles.check_target(folder / "closed" / target, force=False)
+            assert number(refused) == errno.EACCES
         for read in READERS.values():
-            with pytest.raises(QkitError, match="cannot be read: permission denied"):
+            with pytest.raises(QkitError, match=re.escape(str(folder / "closed"))) as refused:
                 read(folder / "closed" / "a.json")
+            assert number(refused) == errno.EACCES
 
 
 def test_pictures_of_no_format(tmp_path: Path) -> None:

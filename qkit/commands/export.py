@@ -100,7 +100,7 @@ def export(
         raise QkitError("--ptc calibrates anew: --plan does not go with it.")
     if "onnx" in formats:
         # before the calibration, which is not to be lost for want of a package
-        from qkit.engines.onnx.program import require
+        from qkit.engines.onnx.file_program import require
 
         require("onnx", "onnxscript")
     source.use_threads(machine)

@@ -37,7 +37,7 @@ def model_and_batch(
         If there is no such model, or if `input_size` is no size.
     """
     from qkit import zoo
-    from qkit.graph.door.files import network as opened
+    from qkit.graph.door.model_files import network as opened
     from qkit.zoo.programfile import program_path
     from qkit.zoo.usermodel import categories, is_torchvision, user_model
 

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from qkit.diagnosis.answer import Decomposition, Diagnosis
 from qkit.diagnosis.candidates import Candidate, Cause
 from qkit.diagnosis.causes import Subject, candidates
 from qkit.diagnosis.chance import explained, steady_gain
-from qkit.diagnosis.engine import causes as mismatch
-from qkit.diagnosis.engine import causes_of_alignment, plan_at
+from qkit.diagnosis.engine_parting import causes as mismatch
+from qkit.diagnosis.engine_parting import causes_of_alignment, plan_at
 from qkit.diagnosis.experiments import Bench
 from qkit.diagnosis.finite import non_finite
 from qkit.diagnosis.gate import gate
 from qkit.diagnosis.localize import Place, noise, places, subjects, suspects
 from qkit.diagnosis.remedies import Remedy
-from qkit.diagnosis.result import Decomposition, Diagnosis
 from qkit.diagnosis.verdict import Verdict, amount, judge
 from qkit.diagnosis.widths import accumulator_overflow, bias_width
 from qkit.engines.lane import EngineLane

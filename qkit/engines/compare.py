@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from qkit.engines.comparison import Comparison, Explanation, TapSums
 from qkit.engines.equal_inputs import along, placed, walk
 from qkit.engines.explain import Explanations
 from qkit.engines.lane import EngineBatch, EngineLane
+from qkit.engines.tap_comparison import Comparison, Explanation, TapSums
 from qkit.errors import DataError, QkitError
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches as batches_of

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import torch
 
-from qkit.engines.comparison import Explanation, Steps, TapSums
 from qkit.engines.equal_inputs import Visit
 from qkit.engines.faults import Fault, hypotheses
+from qkit.engines.tap_comparison import Explanation, Steps, TapSums
 from qkit.graph.running import execution
 
 #: A fault is named if it brings this share of the elements within a step, and their mean distance below this part of what the

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from qkit.style import BAD, NARROW_COLOUR, WIDE_COLOUR, short
 
 if TYPE_CHECKING:
-    from qkit.engines.comparison import Comparison
+    from qkit.engines.tap_comparison import Comparison
 
 _MOST_NAMES = 80
 

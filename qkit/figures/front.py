@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from qkit.style import BAD, INK, LINES, MUTED, NARROW_COLOUR, STYLE, WIDE_COLOUR, short
 
 if TYPE_CHECKING:
-    from qkit.mixed.result import Mixed, Setting
+    from qkit.mixed.settings import Mixed, Setting
 
 _LINES = 4
 

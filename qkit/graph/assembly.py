@@ -22,8 +22,8 @@ from qkit.graph.door.arrival import arrive
 from qkit.graph.door.copying import copy_of
 from qkit.graph.door.entry import Entry, call, entry_of
 from qkit.graph.door.explaining import explained
-from qkit.graph.door.files import network, origin_of
 from qkit.graph.door.leaves import as_leaves, leaf_paths
+from qkit.graph.door.model_files import network, origin_of
 from qkit.graph.door.refusals import check_tensors
 from qkit.graph.fronts.export import export, form_of_module, is_exported
 from qkit.graph.fronts.fx import Traced

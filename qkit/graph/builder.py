@@ -17,8 +17,8 @@ from qkit.graph.fronts.opaque import OpaqueCall
 from qkit.graph.macs import macs_of_products
 from qkit.graph.normal_form.batch import shape_at
 from qkit.graph.normal_form.constants import RANDOM
+from qkit.graph.normal_form.fixed_norms import Fold, folds_of, moved_axis, norm_of, together
 from qkit.graph.normal_form.form import NormalForm, Outline, called, is_float, name_of, operands, outlines, shape_of, sole_reader
-from qkit.graph.normal_form.norms import Fold, folds_of, moved_axis, norm_of, together
 from qkit.graph.operation import QUANTIZED, Operation
 from qkit.graph.weighted import Weighted, grouped, weighted
 

@@ -55,7 +55,7 @@ class Operation:
     computed
         Whether weight or bias are computed from parameters, not parameters as they stand.
     folded
-        What is folded into them, in order: `qkit.graph.normal_form.norms.Recipe.how`.
+        What is folded into them, in order: `qkit.graph.normal_form.fixed_norms.Recipe.how`.
     divisor
         Index of the operation whose value it divides by, None where there is none or it is kept from zero.
     groups

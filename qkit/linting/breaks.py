@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from qkit.errors import GraphError
-from qkit.graph.door.source import statement_at, text_at
+from qkit.graph.door.user_source import statement_at, text_at
 from qkit.linting.finding import Finding
 from qkit.linting.probe_notes import Break, Site, Traced
 

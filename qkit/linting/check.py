@@ -19,8 +19,8 @@ from qkit.graph.door.arguments import call_arguments, does_not_run
 from qkit.graph.door.arrival import arrive
 from qkit.graph.door.copying import copy_of
 from qkit.graph.door.explaining import REASONS, UserCode, place_of
-from qkit.graph.door.files import network, origin_of
 from qkit.graph.door.leaves import as_leaves, leaf_paths
+from qkit.graph.door.model_files import network, origin_of
 from qkit.graph.door.refusals import check_tensors, refuse_what_is_no_model
 from qkit.graph.fronts.export import is_exported
 from qkit.graph.structures import flatten, float_tensors, fresh, map_tensors

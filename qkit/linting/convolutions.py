@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qkit.graph import table
-from qkit.graph.normal_form.norms import Norm
+from qkit.graph.normal_form.fixed_norms import Norm
 from qkit.linting.finding import Finding, moved
 from qkit.linting.net import Net
 

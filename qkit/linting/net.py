@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 
 from qkit.graph import table
 from qkit.graph.assembly import Assembly
+from qkit.graph.normal_form.fixed_norms import recipe_of
 from qkit.graph.normal_form.form import Outline
-from qkit.graph.normal_form.norms import recipe_of
 from qkit.graph.operation import Operation
 from qkit.linting.probe_notes import Site
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qkit.graph.buffers import watched
 from qkit.graph.door.copying import copy_of
-from qkit.graph.door.source import function_at
+from qkit.graph.door.user_source import function_at
 from qkit.graph.structures import float_tensors
 from qkit.linting.finding import Finding, Severity
 from qkit.linting.probe_notes import Site

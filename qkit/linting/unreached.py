@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from qkit.graph.door.explaining import UserCode
-from qkit.graph.door.source import function_at
+from qkit.graph.door.user_source import function_at
 from qkit.linting.finding import Finding
 from qkit.linting.probe_notes import Site, Traced
 

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qkit.graph.normal_form.norms import Norm, Recipe, together
+from qkit.graph.normal_form.fixed_norms import Norm, Recipe, together
 from qkit.graph.table import module_operation
 from qkit.graph.weighted import grouped
 from qkit.qat.quantizers import TapQuantizer, WeightQuantizer
-from qkit.qat.rounding import straight_through
+from qkit.qat.straight_through import straight_through
 from qkit.quant.grids import quantize_bias, wrap_around
 
 #: Scales of batch norm nearer to zero than this have no weight that could be scaled back.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qkit.errors import DataError
 from qkit.graph.table import UNBOUNDED, Bounds
-from qkit.qat.rounding import grid_of, power_of_two, round_learned, round_to_grid
+from qkit.qat.straight_through import grid_of, power_of_two, round_learned, round_to_grid
 from qkit.quant.estimators import MOMENTUM
 from qkit.quant.grids import MIN_SCALE, QuantParams, QuantSpec
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from qkit.errors import DataError, QkitError
 from qkit.execution.loading import as_batch, batches, seeded, targets_tensor
 from qkit.progress import Bar
-from qkit.qat.module import QatModule
+from qkit.qat.qat_module import QatModule
 
 logger = logging.getLogger(__name__)
 

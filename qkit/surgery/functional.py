@@ -12,11 +12,11 @@ from torch import Tensor, fx, nn
 
 from qkit.graph import table
 from qkit.graph.door.explaining import UserCode
-from qkit.graph.door.source import function_at, text_at
+from qkit.graph.door.user_source import function_at, text_at
 from qkit.graph.fronts.tracing import PathTracer
 from qkit.surgery import convolutions, pools
 from qkit.surgery.blocks import is_gate
-from qkit.surgery.result import Unchanged
+from qkit.surgery.changes import Unchanged
 
 #: Function's plain name -> rule.
 CALLS = {

@@ -12,7 +12,7 @@ from torch import fx, nn
 from qkit.errors import QkitError
 from qkit.surgery import blocks, convolutions, functional, pools
 from qkit.surgery.aliases import Copy, written_to
-from qkit.surgery.result import Change, Surgery, Unchanged
+from qkit.surgery.changes import Change, Surgery, Unchanged
 from qkit.surgery.rule import Outcome, Refused, Replacement, Rule
 
 

@@ -10,7 +10,7 @@ try:
 except ImportError as error:
     raise MissingExtra("qkit's widgets need anywidget and ipywidgets: pip install anywidget ipywidgets.") from error
 
-from qkit.widgets.calibration import CalibrationPanel
+from qkit.widgets.calibration_panel import CalibrationPanel
 from qkit.widgets.explorer import Explorer
 from qkit.widgets.guide import Guide
 from qkit.widgets.tuner import Tuner

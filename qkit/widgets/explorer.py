@@ -17,8 +17,8 @@ from qkit.figures.plots import depth
 from qkit.quant.memory import by_channel
 from qkit.quant.plan import Plan
 from qkit.style import MUTED, NOTHING, decibels, is_missing, number, share
-from qkit.widgets.layers import Column, LayerTable, Line
-from qkit.widgets.maps import FeatureMaps
+from qkit.widgets.layer_chart import Column, LayerTable, Line
+from qkit.widgets.map_view import FeatureMaps
 from qkit.widgets.numbers import facts
 from qkit.widgets.panel import Panel, button, row, shown
 from qkit.widgets.strip import ChannelStrip

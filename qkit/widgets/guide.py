@@ -14,8 +14,8 @@ import traitlets
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from qkit.diagnosis.answer import Diagnosis
 from qkit.diagnosis.remedies import Remedy
-from qkit.diagnosis.result import Diagnosis
 from qkit.errors import DataError, QkitError
 from qkit.execution.editing import History
 from qkit.execution.scores import Scores

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from qkit import style
+from qkit.diagnosis.answer import Diagnosis
 from qkit.diagnosis.candidates import OUTSIDE, Cause
 from qkit.diagnosis.remedies import Remedy
-from qkit.diagnosis.result import Diagnosis
 from qkit.execution.statistics import Interval
 from qkit.figures import tensors
 from qkit.figures.entries import describe

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from qkit.errors import DataError, QkitError
 from qkit.files import explained
-from qkit.graph.door.files import network as opened
+from qkit.graph.door.model_files import network as opened
 from qkit.vision import load_torchvision
 from qkit.zoo.case import Case
 from qkit.zoo.classes import map_folders, read_classes

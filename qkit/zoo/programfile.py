@@ -129,7 +129,7 @@ def shown(shape: Shape) -> str:
 
 
 def _onnx(path: Path) -> Signature:
-    from qkit.engines.onnx.program import require
+    from qkit.engines.onnx.file_program import require
 
     require("onnx")
     import onnx

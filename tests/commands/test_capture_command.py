@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,7 +115,7 @@ def test_what_is_there_stays(run: Run, data: Run, folder: Path) -> None:
     Path("t/int8/notes.txt").write_text("mine")
     code, said, warned = run(*one, "--out", "t")
     assert (code, said) == (2, "")
-    assert "t is not empty" in warned
+    assert re.search(r"\bt .*--force", warned)
     assert data("capture", *OWN, "--tap", "head", "--samples", "1", "--out", "t", "--force", "--lane", "int4")[0] == 0
     left = {path.relative_to("t").as_posix() for path in Path("t").rglob("*") if path.is_file()}
     assert "int8/notes.txt" in left
@@ -122,32 +123,32 @@ def test_what_is_there_stays(run: Run, data: Run, folder: Path) -> None:
     for name in ("theirs", "hostile"):
         Path(name).mkdir()
         Path(name, "keep.txt").write_text("mine")
-    assert "no earlier capture" in run(*one, "--out", "theirs", "--force")[2]
+    assert "theirs" in run(*one, "--out", "theirs", "--force")[2]
     Path("hostile/index.json").write_text(
         json.dumps({"format": tensorfiles.FORMAT, "files": ["../theirs/keep.txt"], "lanes": [".."]})
     )
     assert run(*one, "--out", "hostile", "--force")[0] == 0
     assert Path("theirs/keep.txt").read_text() == "mine", "nothing outside the folder is removed"
     Path("x.npz").write_text("mine")
-    assert "x.npz is there already" in run(*one, "--out", "x.npz")[2]
+    assert re.search(r"x\.npz .*--force", run(*one, "--out", "x.npz")[2])
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--tap", "hed"], "no tap of Net is 'hed'; there are head"),
-        (["--tap", "z*"], "no tap of Net is 'z*'"),
-        (["--lane", "int9000x"], "there is no lane 'int9000x'"),
-        (["--max-mib", "0.001"], "more than --max-mib 0.001: choose fewer"),
-        (["--out", "usernet.py"], "usernet.py is a file"),
-        (["--out", "usernet.py/t"], "cannot be written"),
-        (["--samples", "0"], "Invalid value for '--samples'"),
+        (["--tap", "hed"], r"\btap .*\bNet .*'hed'.*\bhead\b"),
+        (["--tap", "z*"], r"\btap .*\bNet .*'z\*'"),
+        (["--lane", "int9000x"], r"\blane 'int9000x'"),
+        (["--max-mib", "0.001"], r"--max-mib 0\.001\b"),
+        (["--out", "usernet.py"], r"\busernet\.py .*\bfile\b"),
+        (["--out", "usernet.py/t"], r"usernet\.py/t\b"),
+        (["--samples", "0"], "'--samples'"),
     ],
 )
 def test_bad_use_writes_nothing(arguments: list[str], said: str, run: Run, folder: Path) -> None:
     code, out, warned = run("capture", *OWN, *arguments)
     assert (code, out) == (2, "")
-    assert said in " ".join(warned.split())
+    assert re.search(said, " ".join(warned.split()))
     assert {path.name for path in folder.iterdir()} <= {"usernet.py", "__pycache__"}
 
 
@@ -230,5 +231,5 @@ def test_two_taps_of_one_file_name_do_not_meet(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(QkitError, match="cannot be written"):
+    with pytest.raises(QkitError, match=re.escape(str(tmp_path / "file" / "t"))):
         tensorfiles.check_target(tmp_path / "file" / "t", force=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import tomllib
 from pathlib import Path
@@ -62,29 +63,29 @@ def test_a_run_is_repeated_from_the_configuration_that_it_wrote(data: Run, folde
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[lint]\nmodle = 'x'", ["[lint] has no option 'modle'; did you mean 'model'?"]),
-        ("[defaults]\nsheme = 'int8'", ["[defaults] has no option 'sheme'; did you mean 'scheme'?"]),
-        ("[lint]\nscheme = 'int8'", ["[lint] has no option 'scheme'"]),
-        ("[lnt]\nmodel = 'x'", ["[lnt], which is no command; did you mean 'lint'?"]),
-        ("[diagnose]\nbatches = 0", ["[diagnose] batches = 0", "greater than or equal to 1"]),
-        ("[lab]\nport = 70000", ["[lab] port = 70000", "less than or equal to 65535"]),
-        ("[diagnose]\nbatches = '4'", ["[diagnose] batches = '4'", "a valid integer"]),
-        ("[diagnose]\nbatches = true", ["[diagnose] batches = True", "a valid integer"]),
-        ("[diagnose]\nbatches = 4.0", ["[diagnose] batches = 4.0", "a valid integer"]),
-        ("[diagnose]\ntolerance = 'small'", ["[diagnose] tolerance = 'small'", "a valid number"]),
-        ("[diagnose]\ntolerance = true", ["[diagnose] tolerance = True", "a valid number"]),
+        ("[lint]\nmodle = 'x'", ["[lint]", "option 'modle'", "'model'"]),
+        ("[defaults]\nsheme = 'int8'", ["[defaults]", "option 'sheme'", "'scheme'"]),
+        ("[lint]\nscheme = 'int8'", ["[lint]", "option 'scheme'"]),
+        ("[lnt]\nmodel = 'x'", ["[lnt]", "command", "'lint'"]),
+        ("[diagnose]\nbatches = 0", ["[diagnose] batches = 0", "equal to 1"]),
+        ("[lab]\nport = 70000", ["[lab] port = 70000", "65535"]),
+        ("[diagnose]\nbatches = '4'", ["[diagnose] batches = '4'", "integer"]),
+        ("[diagnose]\nbatches = true", ["[diagnose] batches = True", "integer"]),
+        ("[diagnose]\nbatches = 4.0", ["[diagnose] batches = 4.0", "integer"]),
+        ("[diagnose]\ntolerance = 'small'", ["[diagnose] tolerance = 'small'", "number"]),
+        ("[diagnose]\ntolerance = true", ["[diagnose] tolerance = True", "number"]),
         ("[diagnose]\ntolerance = nan", ["[diagnose] tolerance = nan", "equal to"]),
-        ("[report]\nsensitivity = 'no'", ["[report] sensitivity = 'no'", "a valid boolean"]),
-        ("[report]\nsensitivity = 1", ["[report] sensitivity = 1", "a valid boolean"]),
-        ("[report]\nout = ['a.html', 3]", ["[report] out = ['a.html', 3]", "a valid string (value 2)"]),
-        ("[report]\ncompare = ['a.json']", ["[report] compare = ['a.json']", "required (value 2); it takes OLD NEW"]),
-        ("[report]\ncompare = ['a', 'b', 'c']", ["[report] compare = ['a', 'b', 'c']", "at most 2 items", "it takes OLD NEW"]),
-        ("[report]\ntitle = 2026-01-31", ["[report] title = datetime.date(2026, 1, 31)", "a valid string"]),
+        ("[report]\nsensitivity = 'no'", ["[report] sensitivity = 'no'", "boolean"]),
+        ("[report]\nsensitivity = 1", ["[report] sensitivity = 1", "boolean"]),
+        ("[report]\nout = ['a.html', 3]", ["[report] out = ['a.html', 3]", "string", "(value 2)"]),
+        ("[report]\ncompare = ['a.json']", ["[report] compare = ['a.json']", "(value 2)", "OLD NEW"]),
+        ("[report]\ncompare = ['a', 'b', 'c']", ["[report] compare = ['a', 'b', 'c']", "2 items", "OLD NEW"]),
+        ("[report]\ntitle = 2026-01-31", ["[report] title = datetime.date(2026, 1, 31)", "string"]),
         ("[demo]\nnetwork = 'resnet81'", ["[demo] network = 'resnet81'", "'mobilenet_v2_hostile'", "'inception_small'"]),
-        ("[lint]\nmodel = ['a', 'b']", ["[lint] model = ['a', 'b']", "a valid string"]),
-        ("[lint]\nconfig = 'other.toml'", ["[lint] has no option 'config'"]),
-        ("model = 'x'", ["stands in no table"]),
-        ("[lint", ["is no TOML"]),
+        ("[lint]\nmodel = ['a', 'b']", ["[lint] model = ['a', 'b']", "string"]),
+        ("[lint]\nconfig = 'other.toml'", ["[lint]", "option 'config'"]),
+        ("model = 'x'", ["table"]),
+        ("[lint", ["TOML"]),
     ],
 )
 def test_what_is_wrong_in_a_file_is_one_line(text: str, said: list[str], run: Run, folder: Path) -> None:
@@ -107,14 +108,14 @@ def test_an_option_that_can_be_repeated_takes_one_value_too(folder: Path) -> Non
 def test_a_file_that_is_not_there(run: Run) -> None:
     code, _, warned = run("lint", "--config", "nowhere.toml")
     assert code == 2
-    assert "nowhere.toml cannot be read: there is no such file" in warned
+    assert "nowhere.toml" in warned
 
 
 def test_a_file_of_somebody_else_is_not_written_over(run: Run, folder: Path) -> None:
     (folder / "pyproject.toml").write_text("[project]\n")
     code, _, warned = run("lint", "--model", "usernet:make", "--input-size", "1x3x8x8", "--write-config", "pyproject.toml")
     assert code == 2
-    assert "was not written by qkit" in warned
+    assert re.search(r"\bpyproject\.toml\b.*\bqkit\b", warned)
     assert (folder / "pyproject.toml").read_text() == "[project]\n"
 
 

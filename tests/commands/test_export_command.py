@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def test_the_onnx_file_runs_elsewhere_and_agrees(data: Run, folder: Path, monkey
     pytest.importorskip("onnxscript")
     code, told = data("export", *OWN, "--out", "net.onnx")
     assert code == 0
-    assert "agrees with the simulation" in told["written"][0]["checked"]
+    assert re.search(r"\b6 taps\b.*\b100\.000 ?%", told["written"][0]["checked"])
     monkeypatch.syspath_prepend(folder)
     import usernet
 
@@ -78,23 +79,23 @@ def test_the_format_follows_from_the_name(name: str, given: object, expected: st
 
 
 def test_a_name_that_says_nothing_or_something_else() -> None:
-    with pytest.raises(QkitError, match=r"'a\.json' does not say what to write: add --format onnx\|tidl"):
+    with pytest.raises(QkitError, match=r"'a\.json' .*--format onnx\|tidl"):
         format_of(Path("a.json"), None)
-    with pytest.raises(QkitError, match=r"'a\.onnx' is the name of onnx, --format says plan"):
+    with pytest.raises(QkitError, match=r"'a\.onnx' .*\bonnx\b.*--format .*\bplan\b"):
         format_of(Path("a.onnx"), "plan")
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--out", "a.json"], "does not say what to write"),
-        (["--out", "a.prototxt"], "--format prototxt and --prototxt FILE, which TIDL wrote, go together"),
-        (["--out", "a.plan.json", "--ptc"], "--ptc may change weights"),
+        (["--out", "a.json"], r"'a\.json' .*--format onnx\|tidl"),
+        (["--out", "a.prototxt"], r"--format prototxt\b.*--prototxt FILE\b"),
+        (["--out", "a.plan.json", "--ptc"], r"--ptc\b.*\bweights\b"),
         (["--out", "a.plan.json", "--plan", "nowhere.json"], "nowhere.json"),
-        (["--out", "a.encodings", "--names", "usernet.py"], "usernet.py cannot be read as names by tap"),
-        (["--out", "usernet.py/a.onnx"], "cannot be written"),
+        (["--out", "a.encodings", "--names", "usernet.py"], r"\busernet\.py\b.*\btap\b"),
+        (["--out", "usernet.py/a.onnx"], r"usernet\.py/a\.onnx\b"),
         (["--out", "a.onnx", "--opset", "11"], "opset=11"),
-        (["--out", "a.tidl.json", "--scheme", "int4-weights"], "TIDL has 8 and 16"),
+        (["--out", "a.tidl.json", "--scheme", "int4-weights"], r"\bTIDL .*\b8\b.*\b16\b"),
     ],
 )
 def test_bad_use_is_one_line(arguments: list[str], said: str, run: Run, folder: Path) -> None:
@@ -102,6 +103,6 @@ def test_bad_use_is_one_line(arguments: list[str], said: str, run: Run, folder: 
         pytest.importorskip("onnxscript")
     code, out, warned = run("export", *OWN, *arguments)
     assert (code, out) == (2, "")
-    assert said in " ".join(warned.split())
+    assert re.search(said, " ".join(warned.split()))
     assert "Traceback" not in warned
     assert not [path for path in folder.iterdir() if path.name.startswith("a.")]

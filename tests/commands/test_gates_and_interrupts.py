@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import termios
@@ -44,19 +45,19 @@ def test_two_reports_guard_a_pipeline(run: Run, data: Run, folder: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--compare", "old.json"], "requires 2 arguments"),
+        (["--compare", "old.json"], r"--compare\b.*\b2\b"),
         (["--compare", "nowhere.json", "nowhere.json"], "nowhere.json"),
         (["--compare", "usernet.py", "usernet.py"], "usernet.py"),
-        (["--compare", "a.json", "b.json", "--out", "c.html"], "a comparison is written as .md or .json"),
-        (["--compare", "a.json", "b.json", *OWN], "--compare measures nothing"),
-        (["--max-loss", "1"], "--max-loss goes with --compare OLD NEW"),
-        ([*OWN, "--out", "report.pdf"], ".pdf"),
+        (["--compare", "a.json", "b.json", "--out", "c.html"], r"\.md\b.*\.json\b"),
+        (["--compare", "a.json", "b.json", *OWN], r"--compare\b.*--(model|data)\b"),
+        (["--max-loss", "1"], r"--max-loss\b.*--compare OLD NEW"),
+        ([*OWN, "--out", "report.pdf"], r"\.pdf\b"),
     ],
 )
 def test_bad_use_of_report_is_exit_code_2(arguments: list[str], said: str, run: Run) -> None:
     code, out, warned = run("report", *arguments)
     assert (code, out) == (2, "")
-    assert said in " ".join(warned.split())
+    assert re.search(said, " ".join(warned.split()))
     assert "Traceback" not in warned
 
 
@@ -67,7 +68,7 @@ def test_a_loss_beyond_what_is_allowed_is_exit_code_1(data: Run, run: Run, folde
     assert run("diagnose", *OWN, "--scheme", "int4-weights", "--budget", "12", "--fail-on-loss", f"{lost + 1}")[0] == 0
     code, said, _ = run("diagnose", *OWN, "--scheme", "int4-weights", "--budget", "12", "--fail-on-loss", "0")
     assert code == (1 if lost > 0 else 0)
-    assert "up to 0 points were allowed" in said
+    assert re.search(r"\b0 points\b", said)
 
 
 def test_an_interrupted_evaluation_writes_no_report(run: Run, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -74,17 +75,17 @@ def test_links_are_not_followed(source: Path, tmp_path: Path) -> None:
     target.mkdir()
     (target / "01_one.ipynb").symlink_to(outside / "made.ipynb")
     (target / "pictures").symlink_to(outside)
-    with pytest.raises(QkitError, match=r"01_one\.ipynb is a link"):
+    with pytest.raises(QkitError, match=r"01_one\.ipynb .*\blink\b"):
         notebooks.copy(target, source=source, overwrite=True)
     (target / "01_one.ipynb").unlink()
-    with pytest.raises(QkitError, match=r"a\.png is a link, or lies behind one"):
+    with pytest.raises(QkitError, match=r"a\.png .*\blink\b"):
         notebooks.copy(target, source=source)
     assert not list(outside.iterdir())
 
 
 def test_the_kits_own_folder_is_no_copy(source: Path) -> None:
     for target in (source, source / "inside"):
-        with pytest.raises(QkitError, match="name another folder"):
+        with pytest.raises(QkitError, match=re.escape(str(target))):
             notebooks.copy(target, source=source)
 
 
@@ -92,16 +93,16 @@ def test_copy_only_says_what_it_did(run: Run, data: Run, source: Path, folder: P
     monkeypatch.setattr(notebooks, "SOURCES", (folder / "nowhere", source))
     code, said, _ = run("lab", "--copy-only")
     assert code == 0
-    assert "copied: 01_one.ipynb, 02_two.ipynb" in said
+    assert ": 01_one.ipynb, 02_two.ipynb" in said
     (folder / "qkit-notebooks" / "01_one.ipynb").write_text("mine")
     code, said, _ = run("lab", "--copy-only")
-    assert "kept as you changed them (--overwrite takes the kit's): 01_one.ipynb" in said
+    assert re.search(r"--overwrite.*: 01_one\.ipynb$", said, re.MULTILINE)
     code, told = data("lab", "elsewhere", "--copy-only")
     assert (code, told["folder"], told["new"][0]) == (0, "elsewhere", "01_one.ipynb")
     monkeypatch.setattr(notebooks, "SOURCES", (folder / "nowhere",))
     code, _, warned = run("lab", "--copy-only")
     assert code == 2
-    assert "the notebooks are not in" in warned
+    assert "nowhere" in warned
 
 
 def test_what_is_missing_is_named_with_its_extra(run: Run, source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +110,7 @@ def test_what_is_missing_is_named_with_its_extra(run: Run, source: Path, folder:
     monkeypatch.setattr(lab, "_NEEDED", ("jupyterlab_of_mars", "json"))
     code, _, warned = run("lab")
     assert code == 2
-    assert "jupyterlab_of_mars, which is not installed: " in warned
+    assert "jupyterlab_of_mars" in warned
     assert "'.[lab]'" in warned
     assert not (folder / "qkit-notebooks").exists()
 
@@ -135,7 +136,7 @@ def test_jupyterlab_is_started_on_the_copy(run: Run, source: Path, folder: Path,
     assert {f"--ServerApp.root_dir={folder / 'mine'}", "--no-browser", "--port=9321"} <= set(started[0])
     code, _, warned = run("lab", "mine")
     assert code == 2
-    assert "JupyterLab ended with code 3" in warned
+    assert re.search(r"\bJupyterLab\b.*\b3\b", warned)
     assert "--no-browser" not in started[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -99,17 +100,17 @@ def test_all_options_go_into_the_configuration_and_the_line(images: Path, run: R
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--size", "9"), "net.pt2 takes ? x 3 x 8 x 8 (nchw), and size (--size) says 9 x 9"),
-        (("--mean", "0.5"), "mean and std (--mean, --std) go together"),
-        (("--mean", "127", "--std", "58"), "add --range 255"),
-        (("--channels", "gray"), "net.pt2 takes 3 channels"),
-        (("--weights", "w.pth"), "--weights does not go with net.pt2"),
+        (("--size", "9"), r"net\.pt2 .*\? x 3 x 8 x 8 \(nchw\).*--size.* 9 x 9"),
+        (("--mean", "0.5"), r"\(--mean, --std\).*--mean 0 "),
+        (("--mean", "127", "--std", "58"), r"\b127\b.*\b58\b.*--range 255 \(pixel_range=255\)"),
+        (("--channels", "gray"), r"net\.pt2 .*\b3 channels\b.*--channels.* gray"),
+        (("--weights", "w.pth"), r"--weights .*\bnet\.pt2\b"),
     ],
 )
 def test_what_contradicts_the_file_is_one_line(options: tuple[str, ...], said: str, images: Path, run: Run) -> None:
     code, out, warned = run("capture", "--model", "net.pt2", "--data", "images", *options, "--out", "t")
     assert (code, out) == (2, "")
-    assert said in " ".join(warned.split())
+    assert re.search(said, " ".join(warned.split()))
 
 
 def test_lint_takes_the_size_of_the_file(images: Path) -> None:

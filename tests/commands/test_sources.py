@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,8 +34,8 @@ def test_arguments_go_to_the_function(data: Run, run: Run) -> None:
     code, told = data("capture", *OWN, "--argument", "width=10", "--samples", "2", "--out", "t", "--lane", "float")
     assert code == 0
     assert told["errors"]["taps"]["a.0"]["tap"]["shape"] == "10x8x8"
-    assert "'width' is not NAME=VALUE" in run("capture", *OWN, "--argument", "width", *SMALL, "--force")[2]
-    assert "failed: TypeError" in run("capture", *OWN, "--argument", "depth=1", *SMALL, "--force")[2]
+    assert "--argument 'width'" in run("capture", *OWN, "--argument", "width", *SMALL, "--force")[2]
+    assert re.search(r"usernet:make .*TypeError: .*'depth'", run("capture", *OWN, "--argument", "depth=1", *SMALL, "--force")[2])
 
 
 def test_weights_go_into_the_users_module(data: Run, folder: Path) -> None:
@@ -60,7 +61,7 @@ def test_a_file_that_runs_code_when_unpickled_does_not_run_it(bare: bool, run: R
     assert (code, said) == (2, "")
     assert not Path("hacked").exists()
     assert "net.pth" in warned
-    assert "whose code is not run" in " ".join(warned.split())
+    assert "Python objects" in " ".join(warned.split())
     assert "weights_only" not in warned
     assert "Traceback" not in warned
     # that it would have run
@@ -74,7 +75,7 @@ def test_a_whole_pickled_module_is_refused_with_what_to_do(run: Run, folder: Pat
     code, _, warned = run("capture", *OWN, "--weights", "whole.pth", *SMALL)
     assert code == 2
     said = " ".join(warned.split())
-    assert "holds Python objects of torch.nn.modules.container.Sequential (a whole module)" in said
+    assert re.search(r"whole\.pth .*torch\.nn\.modules\.container\.Sequential \(", said)
     assert "torch.save(model.state_dict(), path)" in said
     assert "weights_only" not in said
 
@@ -82,31 +83,31 @@ def test_a_whole_pickled_module_is_refused_with_what_to_do(run: Run, folder: Pat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model", "net.pth"], "does not say what network they belong to: name that with --model"),
-        (["--model", "model.safetensors"], "the file with --weights model.safetensors"),
-        (["--model", "net.pt2"], "The network net.pt2 does not exist"),
-        (["--model", "net.tflite"], "net.tflite is a TFLite file, which is not read: convert it to ONNX"),
-        (["--model", "net.ts"], "net.ts is a TorchScript program, which is not read: give the module that it was made of"),
-        (["--model", "empty.onnx", "--weights", "w.pth"], "--weights does not go with empty.onnx: the file is a network"),
-        (["--model", "empty.onnx", "--argument", "a=1"], "--argument does not go with empty.onnx"),
-        (["--model", "empty.onnx"], "empty.onnx needs data"),
-        (["--model", "usernet:make", "--data", "usernet:loaders", "--weights-key", "ema"], "give that with --weights"),
-        (["--model", "vgg_small", "--weights-key", "ema"], "--weights-key goes with --weights"),
-        (["--model", "vgg_small", "--range", "255"], "--range goes with --data"),
-        (["--model", "usernet:make", "--data", "usernet:loaders", "--size", "8"], "--size goes with a folder of images"),
-        (["--data", "images"], "--data goes with --model"),
-        (["--weights", "net.pth"], "--weights goes with --model"),
-        (["--model", "resnet18"], "resnet18 needs data: name a folder of images per class with --data"),
-        (["--model", "resnet18", "--data", "usernet:loaders"], "Give the weights file of resnet18"),
-        (["--model", "usernet:nothing", "--data", "usernet:loaders"], "usernet:nothing cannot be imported"),
-        (["--model", "usernet:make", "--data", "usernet:nothing"], "the data's function usernet:nothing cannot be imported"),
-        (["--model", "usernet:make", "--data", "usernet:wrong"], "usernet:wrong returned a int: it returns (calibration loader"),
-        (["--model", "usernet:make", "--data", "usernet:failing"], "failed: RuntimeError: no such disk"),
-        (["--model", "usernet:wrong", "--data", "usernet:loaders"], "returned a int, not a torch.nn.Module"),
-        (["--model", "usernet:make", "--data", "usernet:loaders", "--classes", "a,b"], "--classes goes with a folder of images"),
-        (["--model", "vgg_small", "--classes", "a,b"], "--classes goes with --data"),
-        (["--model", "vgg_small", "--argument", "a=1"], "--argument goes with a network of your own"),
-        (["--model", "broken:make", "--data", "usernet:loaders"], "broken:make cannot be imported: invalid syntax"),
+        (["--model", "net.pth"], r"\bnet\.pth\b.*--model\b.*--weights net\.pth"),
+        (["--model", "model.safetensors"], r"--model\b.*--weights model\.safetensors"),
+        (["--model", "net.pt2"], r"\bnet\.pt2\b"),
+        (["--model", "net.tflite"], r"net\.tflite .*\bTFLite\b.*\bONNX\b"),
+        (["--model", "net.ts"], r"net\.ts .*\bTorchScript\b.*\bONNX\b"),
+        (["--model", "empty.onnx", "--weights", "w.pth"], r"--weights .*\bempty\.onnx\b"),
+        (["--model", "empty.onnx", "--argument", "a=1"], r"--argument .*\bempty\.onnx\b"),
+        (["--model", "empty.onnx"], r"empty\.onnx .*--data\b"),
+        (["--model", "usernet:make", "--data", "usernet:loaders", "--weights-key", "ema"], r"--weights-key\b.*--weights(?!-)"),
+        (["--model", "vgg_small", "--weights-key", "ema"], r"--weights-key .*--weights(?!-)"),
+        (["--model", "vgg_small", "--range", "255"], r"--range .*--data\b"),
+        (["--model", "usernet:make", "--data", "usernet:loaders", "--size", "8"], r"--size .*\bfolder\b"),
+        (["--data", "images"], r"--data .*--model\b"),
+        (["--weights", "net.pth"], r"--weights .*--model\b"),
+        (["--model", "resnet18"], r"\bresnet18 .*\bfolder\b.*--data\b"),
+        (["--model", "resnet18", "--data", "usernet:loaders"], r"\bweights .*\bresnet18: "),
+        (["--model", "usernet:nothing", "--data", "usernet:loaders"], r"\bmodel\b.*\busernet:nothing .*'nothing'"),
+        (["--model", "usernet:make", "--data", "usernet:nothing"], r"\bdata\b.*\busernet:nothing .*'nothing'"),
+        (["--model", "usernet:make", "--data", "usernet:wrong"], r"usernet:wrong .*\bint\b.*\(calibration\b"),
+        (["--model", "usernet:make", "--data", "usernet:failing"], r"usernet:failing .*RuntimeError: no such disk"),
+        (["--model", "usernet:wrong", "--data", "usernet:loaders"], r"usernet:wrong .*\bint\b.*torch\.nn\.Module"),
+        (["--model", "usernet:make", "--data", "usernet:loaders", "--classes", "a,b"], r"--classes .*\bfolder\b"),
+        (["--model", "vgg_small", "--classes", "a,b"], r"--classes .*--data\b"),
+        (["--model", "vgg_small", "--argument", "a=1"], r"--argument .*\bnetwork\b"),
+        (["--model", "broken:make", "--data", "usernet:loaders"], r"broken:make .*invalid syntax"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(arguments: list[str], said: str, run: Run, folder: Path) -> None:
@@ -114,7 +115,7 @@ def test_what_does_not_go_together_is_one_line(arguments: list[str], said: str, 
     Path("empty.onnx").touch()
     code, out, warned = run("capture", *arguments, *SMALL)
     assert (code, out) == (2, "")
-    assert said in " ".join(warned.split())
+    assert re.search(said, " ".join(warned.split()))
     assert "Traceback" not in warned
     assert not Path("t").exists()
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import qkit
 from qkit import zoo
 from qkit.diagnosis import Diagnosis, cost
+from qkit.diagnosis.answer import interaction_words
 from qkit.diagnosis.diagnose import QAT
 from qkit.diagnosis.experiments import Bench
-from qkit.diagnosis.result import interaction_words
 from qkit.diagnosis.verdict import amount
 from qkit.zoo.case import Case
 

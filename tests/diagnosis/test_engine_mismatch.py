@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import qkit
-from qkit.diagnosis.engine import causes, departure, shares, side_by_side
+from qkit.diagnosis.engine_parting import causes, departure, shares, side_by_side
 from qkit.engines.lane import EngineBatch, EngineTensor
 from qkit.errors import DataError
 from qkit.execution.loading import batches

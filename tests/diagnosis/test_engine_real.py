@@ -10,7 +10,7 @@ import pytest
 
 import qkit
 from qkit import zoo
-from qkit.diagnosis.engine import departure, side_by_side
+from qkit.diagnosis.engine_parting import departure, side_by_side
 
 pytest.importorskip("onnxruntime", reason="ONNX RUNTIME'S TESTS LEFT OUT: pip install '.[onnx]'")
 

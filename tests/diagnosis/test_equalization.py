@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import qkit
-from qkit.diagnosis.equalization import equalized, next_layer
+from qkit.diagnosis.equalized_grids import equalized, next_layer
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.graph import build
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -154,7 +156,7 @@ def test_grids_of_fewer_bits_are_cut_and_that_is_said(tmp_path):
     four = dataclasses.replace(study.plan["stem"].spec, bits=4)
     plan = study.plan.with_range("stem", 0.0, 3.0, spec=four)
     done = export(study, plan, tmp_path / "four.onnx")
-    assert any("cut by a Clip" in note and "stem" in note for note in done.notes)
+    assert any("Clip" in note and "stem" in note for note in done.notes)
     weights = arrays(done.path)["project.weight/codes"]
     assert weights.dtype == np.int8
     assert np.abs(weights).max() <= 7
@@ -176,10 +178,10 @@ def test_biases_that_do_not_fit_keep_their_values_exactly(tmp_path):
     stored = arrays(done.path)
     values = stored["0/bias/codes"].astype(np.float32) * stored["0/bias/scale"]
     np.testing.assert_array_equal(values, model[0].bias.detach().numpy())
-    assert any("scales of their own" in note for note in done.notes)
+    assert any(re.search(r"\bbiases\b.*\b1\b.*\bscales\b.*: 0$", note) for note in done.notes)
     plain = export(study, None, tmp_path / "plain.onnx", guard_biases=False)
     assert "0/bias/codes" not in arrays(plain.path)
-    assert any("stay float" in note for note in plain.notes)
+    assert any(re.search(r"\bbiases\b.*\b1\b.*\bfloat: 0$", note) for note in plain.notes)
 
 
 class Structured(nn.Module):
@@ -227,11 +229,11 @@ def test_what_onnx_cannot_carry_is_refused_by_name(study, tmp_path):
         export(study, plan, tmp_path / "m.onnx")
     with pytest.raises(PlanError, match=r"16 bits.*opset 21"):
         export(study, study.lane("int16"), tmp_path / "m.onnx", opset=19)
-    with pytest.raises(QkitError, match="from opset 18 on"):
+    with pytest.raises(QkitError, match=r"^opset=17: .*\bopset 18\b"):
         export(study, study.plan, tmp_path / "m.onnx", opset=17)
-    with pytest.raises(PlanError, match="another model"):
+    with pytest.raises(PlanError, match="'nowhere'"):
         export(study, study.plan.with_grid("nowhere", study.plan["stem"]), tmp_path / "m.onnx")
-    with pytest.raises(PlanError, match="no plan of its own"):
+    with pytest.raises(PlanError, match=r"\bplan\b.*qkit\.FLOAT"):
         export(study.graph, None, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -248,10 +250,10 @@ def test_paths_that_cannot_be_written(study, tmp_path, name):
 def test_a_write_that_fails_leaves_the_earlier_file(study, tmp_path, monkeypatch, call):
     """A full disk, in the middle of the file and at the rename."""
     path = tmp_path / "m.onnx"
-    path.write_text("the old one")
+    path.write_text("old")
 
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def half(self: Path, data: bytes) -> None:
         with self.open("wb") as file:
@@ -259,10 +261,12 @@ def test_a_write_that_fails_leaves_the_earlier_file(study, tmp_path, monkeypatch
         full()
 
     monkeypatch.setattr(*((Path, "write_bytes", half) if call == "write" else (os, "replace", full)))
-    with pytest.raises(QkitError, match=r"m\.onnx cannot be written: no space"):
+    with pytest.raises(QkitError, match=r"m\.onnx ") as refused:
         export(study, None, path)
+    assert isinstance(refused.value.__cause__, OSError)
+    assert refused.value.__cause__.errno == errno.ENOSPC
     monkeypatch.undo()
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("m.onnx", "the old one")]
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("m.onnx", "old")]
 
 
 def test_a_missing_extra_is_named(study, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import re
 import warnings
 import weakref
 from pathlib import Path
@@ -93,7 +94,7 @@ def test_int8_runs_in_integer_kernels_and_the_taps_change_nothing(study, lane, f
     assert {lane.kernel(tap) for tap in ("stem", "depthwise", "side")} == {"QLinearConv"}
     assert lane.deviation(study.evaluation) == 0.0
     assert next(bare.run(study.evaluation)).taps == {}
-    assert not any("yielding the taps" in note for note in lane.notes)
+    assert not any("taps=None" in note for note in lane.notes)
 
 
 @pytest.mark.slow
@@ -107,7 +108,7 @@ def test_codes_agree_within_one_step_on_equal_inputs(study, scheme, tmp_path):
     assert not found.missing
     assert float(table["equal inputs"]["more"].max()) <= 0.001
     assert lane.bits == {"int16": 16}.get(scheme, lane.bits)
-    assert any("run in float between" in note for note in lane.notes) == (scheme in {"int16", "mixed"})
+    assert any("dequantizing" in note for note in lane.notes) == (scheme in {"int16", "mixed"})
     scores = score(study, lane, progress=False)
     assert scores.loss(lane.name, "simulated").low <= 0.0 <= scores.loss(lane.name, "simulated").high
 
@@ -162,9 +163,9 @@ def test_the_optimizers_fault_with_biases_is_shown_named_and_avoided(tmp_path):
         exported(study, "int16", tmp_path),
     ):
         assert compare(study, spared, progress=False).first is None
-        assert not any("do not fit, in" in note for note in spared.notes)
+        assert not any("int32" in note for note in spared.notes)
     assert any(
-        note.endswith("all, without WeightBiasQuantization")
+        re.search(r"\ball\b.*\bWeightBiasQuantization$", note)
         for note in onnxruntime.lane(path, disable=("WeightBiasQuantization",)).notes
     )
 
@@ -341,7 +342,7 @@ def test_a_softmax_that_overflows_is_named(attention, code):
 
     found = compare(attention, Shuffled(attention, overflow), progress=False)
     assert found.first == ":softmax"
-    assert "overflows in its softmax over 36" in found.reasons[":softmax"]
+    assert re.search(r"\bsoftmax\b.*\b36\b", found.reasons[":softmax"])
     assert ("least" if code == 0 else "greatest") in found.reasons[":softmax"]
 
 
@@ -379,9 +380,9 @@ def test_taps_that_an_engine_does_not_yield_are_computed_from_those_it_does(stud
     found = compare(study, Shuffled(study, lambda taps: taps | {"stem": None, "project": None}), progress=False)
     assert found.missing == ("stem", "project")
     assert found.agrees
-    with pytest.raises(QkitError, match="none of the network's taps"):
+    with pytest.raises(QkitError, match=r"\btaps\b.*\bwhat\b"):
         compare(study, Shuffled(study, lambda taps: {"what": taps["stem"]}), progress=False)
-    with pytest.raises(DataError, match=r"stem has shape .* another network"):
+    with pytest.raises(DataError, match=r"^stem .*\(1, 2\)"):
         compare(study, Shuffled(study, lambda taps: taps | {"stem": EngineTensor(torch.zeros(1, 2))}), progress=False)
 
 
@@ -479,9 +480,9 @@ def test_channels_last_files_and_fixed_batches(tmp_path):
 
     assert _order((5, 6, 5, 4), (1, 4, 6, 5), "0") == (0, 3, 1, 2)
     assert _order((5, 4, 6, 5), (1, 4, 6, 5), "0") is None
-    with pytest.raises(DataError, match="layout cannot be told"):
+    with pytest.raises(DataError, match=r"^0 .*\(5, 5, 6, 4\).*\(1, 4, 6, 5\).*\blayout\b"):
         _order((5, 5, 6, 4), (1, 4, 6, 5), "0")
-    with pytest.raises(DataError, match="another network"):
+    with pytest.raises(DataError, match=r"^0 .*\(5, 4, 6, 6\).*\(1, 4, 6, 5\)(?!.*\blayout\b)"):
         _order((5, 4, 6, 6), (1, 4, 6, 5), "0")
 
 
@@ -492,9 +493,9 @@ def test_truncated_and_corrupt_files_are_errors_that_name_the_file(file, tmp_pat
         broken.write_bytes(data)
         with pytest.raises(QkitError, match=r"broken\.onnx"):
             onnxruntime.lane(broken)
-    with pytest.raises(QkitError, match="cannot be read"):
+    with pytest.raises(QkitError, match=r"missing\.onnx "):
         onnxruntime.lane(tmp_path / "missing.onnx")
-    with pytest.raises(QkitError, match="no file"):
+    with pytest.raises(QkitError, match=rf"{re.escape(str(tmp_path))} .*\.onnx\b"):
         onnxruntime.lane(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["broken.onnx"]
 
@@ -525,14 +526,14 @@ def _edited(file: Path, path: Path, **entries: object) -> Path:
 @pytest.mark.parametrize(
     ("entries", "words"),
     [
-        ({"plan": "{"}, "corrupt"),
-        ({"plan": "[" * 100_000}, "corrupt"),
-        ({"plan": {"format": 99}}, "not a qkit plan"),
+        ({"plan": "{"}, "metadata 'qkit.plan' "),
+        ({"plan": "[" * 100_000}, "metadata 'qkit.plan' "),
+        ({"plan": {"format": 99}}, r"\bplan\b.*\b99\b"),
         ({"format": 99}, "format 99"),
-        ({"taps": {"stem": {"tensor": "no/such", "offset": 0, "integer": True}}}, "no tensor"),
-        ({"taps": {"stem": {"tensor": 3, "offset": 0, "integer": True}}}, "corrupt"),
-        ({"taps": {"stem": {"tensor": "stem/values", "offset": 0, "integer": True}}}, "not quantized"),
-        ({"taps": []}, "corrupt"),
+        ({"taps": {"stem": {"tensor": "no/such", "offset": 0, "integer": True}}}, "'no/such'.*'stem'"),
+        ({"taps": {"stem": {"tensor": 3, "offset": 0, "integer": True}}}, r"\btap 'stem'"),
+        ({"taps": {"stem": {"tensor": "stem/values", "offset": 0, "integer": True}}}, r"'stem/values'.*'stem'.*\bquantized\b"),
+        ({"taps": []}, r"\btaps\b"),
     ],
 )
 def test_metadata_that_do_not_fit_are_errors(file, tmp_path, entries, words):
@@ -553,9 +554,9 @@ def test_a_grid_that_was_edited_in_the_file_is_taken_and_said(study, file, tmp_p
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(0.125, np.float32), tensor.name))
     onnx.save(model, tmp_path / "edited.onnx")
     lane = onnxruntime.lane(tmp_path / "edited.onnx", graph=study.graph)
-    assert any("depthwise is on another grid" in note for note in lane.notes)
+    assert any(note.startswith("depthwise ") and "grid" in note for note in lane.notes)
     found = compare(study, lane, progress=False)
-    assert any("its own are taken: depthwise" in note for note in found.notes)
+    assert any(note.endswith(": depthwise") for note in found.notes)
     assert float(found.plan["depthwise"].params.scale) == 0.125
     # its bias still is at the old scale further on, which equal inputs show where it is
     assert found.taps["depthwise"].agrees
@@ -569,14 +570,14 @@ def test_weights_in_other_files_are_not_opened(file, tmp_path):
     tensor.external_data.add(key="location", value="../../../etc/passwd")
     path = tmp_path / "outside.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(QkitError, match="other files"):
+    with pytest.raises(QkitError, match=r"outside\.onnx .*\b1 weights\b"):
         onnxruntime.lane(path)
 
 
 def test_too_large_files_are_not_read(file):
-    from qkit.engines.onnx.files import read
+    from qkit.engines.onnx.onnx_files import read
 
-    with pytest.raises(QkitError, match="more than the 100"):
+    with pytest.raises(QkitError, match=rf"{re.escape(file.name)} .*\b{file.stat().st_size} bytes\b.*\b100\b"):
         read(file, most_bytes=100)
 
 
@@ -593,9 +594,9 @@ def test_unknown_operators_and_wrong_batches(study, file, lane, tmp_path):
 
 
 def test_unknown_settings_are_errors(file):
-    with pytest.raises(QkitError, match="none, basic, extended, all"):
+    with pytest.raises(QkitError, match=r"none, basic, extended, all.*'most'"):
         onnxruntime.lane(file, optimization="most")
-    with pytest.raises(QkitError, match="no tap 'stemm'"):
+    with pytest.raises(QkitError, match=r"'stemm'.*\bstem\b"):
         onnxruntime.lane(file, taps=["stemm"])
     with pytest.raises(QkitError, match="threads"):
         onnxruntime.lane(file, threads=0)

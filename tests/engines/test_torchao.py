@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import copy
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -184,7 +185,7 @@ def test_batch_norms_that_no_convolution_takes_up(caplog: pytest.LogCaptureFixtu
         program = engine.converted(study)
     _, within, output, _ = shares(study, study.plan, program, torch.randn(8, 3, 16, 16))
     # their scales are in the model as the lane has them, their offsets are not rounded
-    assert "batch norm of its own" in caplog.text
+    assert re.search(r"\bbatch norm\b.*: \w", caplog.text)
     assert within > 0.99
     assert output > 0.9
     # torchao folds the repeated one into its convolution, which the kit does not
@@ -226,7 +227,7 @@ def test_biases_that_32_bits_do_not_hold_stay_float() -> None:
     quantizer = engine.quantizer(study.plan, study)
     program = torch.export.export(copy.deepcopy(study.model), (torch.randn(8, 3, 16, 16),)).module()
     pt2e.prepare_pt2e(program, quantizer)
-    assert any("bias left in float" in note and "classify" in note for note in quantizer.notes)
+    assert any("bias" in note and "32 bits" in note and "classify" in note for note in quantizer.notes)
 
 
 def treated(study: qkit.Study) -> Plan:
@@ -257,7 +258,7 @@ def test_observers_that_cannot_carry_a_plan_refuse() -> None:
     study = study_of(mixed_network())
     with pytest.raises(PlanError, match=r"codes .* for (side|stem)\.weight.*torchao\.model"):
         own_flow(study, replace(treated(study), corrections={}))
-    with pytest.raises(PlanError, match=r"corrected bias for side.*torchao\.model"):
+    with pytest.raises(PlanError, match=r"\bbias\b.* side\b.*torchao\.model"):
         own_flow(study, replace(study.plan, corrections={"side": (0.5, 0.0, 0.0, 0.0)}))
 
 
@@ -337,7 +338,7 @@ def test_a_program_of_one_batch_size_says_so() -> None:
     study = study_of(OneSize())
     lane = engine.lane(engine.converted(study), study)
     assert next(lane.run([torch.randn(8, 3, 16, 16)])).outputs.shape == (8, 4, 16, 16)
-    with pytest.raises(DataError, match=r"\(3, 3, 16, 16\).*one batch size"):
+    with pytest.raises(DataError, match=r"\(3, 3, 16, 16\).*\bbatch size\b"):
         next(lane.run([torch.randn(3, 3, 16, 16)]))
 
 
@@ -438,7 +439,7 @@ class ReadLater(nn.Module):
 
 def test_a_tensor_that_is_overwritten_and_read_again_is_refused() -> None:
     study = study_of(ReadLater().eval())
-    with pytest.raises(GraphError, match="overwritten in place"):
+    with pytest.raises(GraphError, match=r"^conv .*\brelu_\b.*inplace=False"):
         own_flow(study)
 
 
@@ -447,12 +448,12 @@ def test_what_is_no_converted_program() -> None:
     with pytest.raises(GraphError, match="GraphModule"):
         engine.lane(study.model, study)
     program = torch.export.export(study.model, (torch.randn(8, 3, 16, 16),)).module()
-    with pytest.raises(GraphError, match="no quantize operation"):
+    with pytest.raises(GraphError, match="convert_pt2e"):
         engine.lane(program, study)
     other = study_of(Everything())
     with pytest.raises(PlanError, match="another model"):
         engine.quantizer(other.plan, study)
-    with pytest.raises(GraphError, match=r"not found in the exported program"):
+    with pytest.raises(GraphError, match=r"torch\.export\.export\(model, inputs\)"):
         pt2e.prepare_pt2e(program, engine.quantizer(other.plan, other))
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def test_garbage_is_an_error_that_names_the_file(tmp_path: Path, garbage: bytes,
 
 def test_float32_is_not_read_as_float64(tmp_path: Path) -> None:
     np.ones((1, 4, 3, 3), "<f4").tofile(tmp_path / "a.bin")
-    with pytest.raises(TraceError, match=r"It would fit int32 or float32"):
+    with pytest.raises(TraceError, match=r"a\.bin .*\b144\b.*\(1, 4, 3, 3\).*float64.*\b288\b.*int32 .*float32"):
         formats.raw(tmp_path / "a.bin", np.dtype("<f8"), (1, 4, 3, 3))
 
 
@@ -118,7 +119,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["complex64", "int64", "bool", "U3", [("a", "f4")]])
 def test_other_numbers_are_refused(tmp_path: Path, dtype: object) -> None:
     np.save(tmp_path / "a.npy", np.zeros(3, dtype))
-    with pytest.raises(TraceError, match="a trace's numbers are"):
+    with pytest.raises(TraceError, match=rf"a\.npy .*{re.escape(str(np.dtype(dtype)))}.*int8, uint8, .*float64"):
         formats.npy(tmp_path / "a.npy")
 
 
@@ -132,7 +133,7 @@ def test_zip_slip(tmp_path: Path, name: str) -> None:
         info = zipfile.ZipInfo()
         info.filename = name
         archive.writestr(info, inside.getvalue())
-    with pytest.raises(TraceError, match="leads out of the archive"):
+    with pytest.raises(TraceError, match=rf"a\.npz:{re.escape(repr(name))} .*\barchive\b"):
         formats.npz(folder / "a.npz")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.npz", "folder"]
 
@@ -140,24 +141,25 @@ def test_zip_slip(tmp_path: Path, name: str) -> None:
 def test_zip_bomb_is_refused_before_it_is_read(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", a=np.zeros(30_000_000, np.float32))
     assert (tmp_path / "a.npz").stat().st_size < 200_000
-    with pytest.raises(TraceError, match="beyond the limit of 1000000"):
+    with pytest.raises(TraceError, match=r"a\.npz:'a\.npy' .*\b120000128\b.*\b1000000\b.*max_bytes="):
         formats.npz(tmp_path / "a.npz", max_bytes=1_000_000)
 
 
 def test_many_small_members_are_a_bomb_too(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", **{f"a{i}": np.zeros(100_000, np.float32) for i in range(5)})
-    with pytest.raises(TraceError, match="beyond the limit"):
+    with pytest.raises(TraceError, match=r"a\.npz:'a2\.npy' .*\b1200384\b.*\b1000000\b.*max_bytes="):
         formats.npz(tmp_path / "a.npz", max_bytes=1_000_000)
 
 
 def test_a_header_that_lies_about_the_size(tmp_path: Path) -> None:
     header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 1000000000), }"
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 64)
-    with pytest.raises(TraceError, match="64 bytes behind its header"):
+    said = r".*\b64 bytes\b.*\(1000000000, 1000000000\).*float32.*\b4000000000000000000 bytes"
+    with pytest.raises(TraceError, match=rf"a\.npy {said}"):
         formats.npy(tmp_path / "a.npy")
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.write(tmp_path / "a.npy")
-    with pytest.raises(TraceError, match="64 bytes behind its header"):
+    with pytest.raises(TraceError, match=rf"a\.npz:\S+ {said}"):
         formats.npz(tmp_path / "a.npz")
 
 
@@ -174,7 +176,7 @@ def test_a_file_that_shrinks_after_it_was_checked(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones(1000))
     stored = formats.npy(tmp_path / "a.npy")
     os.truncate(tmp_path / "a.npy", 500)
-    with pytest.raises(TraceError, match="can no longer be read"):
+    with pytest.raises(TraceError, match=r"a\.npy "):
         stored.read()
 
 
@@ -186,21 +188,21 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
     (inside / "b.npy").symlink_to(inside / "deep" / "a.npy")
     assert [p.name for p in formats.files_in(inside)] == ["b.npy", "a.npy"]
     (inside / "c.npy").symlink_to(outside)
-    with pytest.raises(TraceError, match=r"c.npy is a link out of the folder"):
+    with pytest.raises(TraceError, match=r"c\.npy .*\blink\b"):
         formats.files_in(inside)
-    with pytest.raises(TraceError, match="is no folder"):
+    with pytest.raises(TraceError, match=r"out\.npy .*\bfolder\b"):
         formats.files_in(outside)
 
 
 def test_too_large_empty_or_no_file(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones(1000))
-    with pytest.raises(TraceError, match="beyond the limit of 100"):
+    with pytest.raises(TraceError, match=r"a\.npy .*\b8128 bytes\b.*\b100\b.*max_bytes="):
         formats.npy(tmp_path / "a.npy", max_bytes=100)
     (tmp_path / "b.npy").touch()
-    with pytest.raises(TraceError, match=r"b.npy is empty"):
+    with pytest.raises(TraceError, match=r"b\.npy .*\bempty\b"):
         formats.npy(tmp_path / "b.npy")
     os.mkfifo(tmp_path / "c.npy")
-    with pytest.raises(TraceError, match="no ordinary file"):
+    with pytest.raises(TraceError, match=r"c\.npy (?!.*\bempty\b)"):
         formats.npy(tmp_path / "c.npy")
 
 
@@ -233,27 +235,27 @@ def test_a_manifest_both_ways(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dtpye": "int8"}, "/dtpye should not be there; a tensor's keys are file, member"),
-        ({"dtype": "int64"}, '/dtype is "int64", but should match .*int8|uint8'),
-        ({"file": "../a.bin"}, r'/file is "\.\./a\.bin", but should not lead out of the folder'),
-        ({"file": "/etc/passwd"}, '/file is "/etc/passwd", but should not lead out of the folder'),
-        ({"scale": 0}, "/scale is 0, but should be greater than 0"),
-        ({"scale": float("nan")}, "/scale is NaN, but should be a finite number"),
-        ({"scale": True}, "/scale is true, but should be a valid number"),
-        ({"scale": []}, r"/scale is \[\], but"),
+        ({"dtpye": "int8"}, r"/dtpye .*\bdtype\b"),
+        ({"dtype": "int64"}, r'/dtype .*"int64".*int8\|uint8'),
+        ({"file": "../a.bin"}, r'/file .*"\.\./a\.bin".*\bfolder\b'),
+        ({"file": "/etc/passwd"}, r'/file .*"/etc/passwd".*\bfolder\b'),
+        ({"scale": 0}, r"/scale .*\b0\b.*\b0\b"),
+        ({"scale": float("nan")}, r"/scale .*\bNaN\b.*\bfinite\b"),
+        ({"scale": True}, r"/scale .*\btrue\b.*\bnumber\b"),
+        ({"scale": []}, r"/scale .*\[\]"),
         ({"scale": [0.5, 0.5], "zero_point": [1, 2, 3]}, " has 2 scales and 3 zero points"),
-        ({"shape": [1, 0]}, "/shape/1 is 0, but should be greater than or equal to 1"),
-        ({"shape": []}, r"/shape is \[\], but"),
-        ({"shape": 3}, "/shape is 3, but should be a valid tuple"),
+        ({"shape": [1, 0]}, r"/shape/1 .*\b0\b.*\b1\b"),
+        ({"shape": []}, r"/shape .*\[\]"),
+        ({"shape": 3}, r"/shape .*\b3\b.*\btuple\b"),
         ({"shape": [1, 2, 3], "layout": "NCHW"}, " layout NCHW has 4 axes"),
-        ({"layout": "CNHW"}, '/layout is "CNHW", but should match'),
-        ({"layout": "NCCW"}, '/layout is "NCCW", but should have each once'),
-        ({"convention": "times"}, "/convention is \"times\", but should be 'multiply' or 'divide'"),
-        ({"byte_order": "middle"}, "/byte_order is \"middle\", but should be 'little' or 'big'"),
-        ({"zero_point": 1.5}, r"/zero_point is 1\.5, but should be a valid integer"),
-        ({"tap": 3}, "/tap is 3, but should be a valid string"),
-        ({"tap": ""}, '/tap is "", but should'),
-        ({"data_id": -1}, "/data_id is -1, but should be greater than or equal to 0"),
+        ({"layout": "CNHW"}, '/layout .*"CNHW"'),
+        ({"layout": "NCCW"}, '/layout .*"NCCW".*once'),
+        ({"convention": "times"}, "/convention .*\"times\".*'multiply'.*'divide'"),
+        ({"byte_order": "middle"}, "/byte_order .*\"middle\".*'little'.*'big'"),
+        ({"zero_point": 1.5}, r"/zero_point .*\b1\.5.*\binteger\b"),
+        ({"tap": 3}, r"/tap .*\b3\b.*\bstring\b"),
+        ({"tap": ""}, '/tap .*""'),
+        ({"data_id": -1}, r"/data_id .*-1\b.*\b0\b"),
     ],
 )
 def test_a_wrong_manifest_is_an_error_that_says_what(changes: dict[str, object], message: str) -> None:
@@ -287,5 +289,5 @@ def test_what_is_no_manifest(data: object, tmp_path: Path) -> None:
 
 def test_no_json(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text("[" * 100_000)
-    with pytest.raises(TraceError, match=r"m.json cannot be read"):
+    with pytest.raises(TraceError, match=r"m\.json .*\bmanifest\b"):
         Manifest.load(tmp_path / "m.json")

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from trace_cases import at, kinds, read, study, written
 
 import qkit
-from qkit.diagnosis.engine import causes_of_alignment
+from qkit.diagnosis.engine_parting import causes_of_alignment
 from qkit.engines import traces
 from qkit.engines.lane import EngineLane
 from qkit.engines.traces import Entry, Manifest, TraceError
-from qkit.engines.traces.folders import scan
 from qkit.engines.traces.names import Names, TidlName
+from qkit.engines.traces.trace_folders import scan
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.quant.grids import quantize
 
@@ -113,7 +113,7 @@ def test_dumps_under_layer_names(tmp_path: Path) -> None:
     values, _ = truth("int8", 3)
     for tap in found.taps:
         torch.testing.assert_close(found.tensor(tap).values, values[tap].contiguous(), rtol=0, atol=0)
-    with pytest.raises(TraceError, match="nothing in the folder says what its files hold"):
+    with pytest.raises(TraceError, match=r"\b93 files\b.*trace\.json .*kind='reference'"):
         read(folder)
 
 
@@ -146,7 +146,7 @@ def test_codes_alone_need_a_dtype_and_get_a_scale(tmp_path: Path) -> None:
     (folder / "trace.json").unlink()
     for path in folder.rglob("*_float.bin"):
         path.unlink()
-    with pytest.raises(TraceError, match="int8 or uint8; nothing says which"):
+    with pytest.raises(TraceError, match=r"^input: .*\.y .*int8 .*uint8\b.*trace\.json.*\"data_id\": 1"):
         read(folder)
     grids = study("resnet_small").plan
     dtype = str(grids.params("conv1").dtype).removeprefix("torch.")  # type: ignore[union-attr]
@@ -159,7 +159,7 @@ def test_codes_alone_need_a_dtype_and_get_a_scale(tmp_path: Path) -> None:
         assert own is not None
         assert float(own.scale) == pytest.approx(float(expected.scale), rel=0.03), tap
         assert abs(int(own.zero_point) - int(expected.zero_point)) <= 3, tap
-    assert "wrong scale cannot be seen" in " ".join(found.notes)
+    assert re.search(r"input: .*\bscale\b.*\b30\b", " ".join(found.notes))
 
 
 def test_frames_and_samples(tmp_path: Path) -> None:
@@ -177,9 +177,9 @@ def test_frames_and_samples(tmp_path: Path) -> None:
     values, _ = truth("float", 12)
     torch.testing.assert_close(torch.cat([b.taps["layer2.0:add"].values for b in got]), values["layer2.0:add"].contiguous())
     assert [b.batch.size for b in found.run(loader, limit=1)] == [5]
-    with pytest.raises(TraceError, match="names 3 samples, the trace has 12"):
+    with pytest.raises(TraceError, match=r"\bsamples .*\b3 samples\b.*\b12 frames"):
         read(folder, samples=[0, 1, 2])
-    with pytest.raises(TraceError, match="each once"):
+    with pytest.raises(TraceError, match=r"^samples="):
         read(folder, samples=[0] * 12)
 
 
@@ -202,7 +202,7 @@ def test_without_inputs_only_names_and_shapes_are_compared(tmp_path: Path) -> No
     found = traces.read(written(tmp_path, frames=2), graph, progress=False)
     assert found.alignment.ok
     assert found.alignment.checked == 0
-    assert "contents were not" in found.notes[0]
+    assert "shapes" in found.notes[0]
     assert found.alignment.table()["correlation"].isna().all()
 
 
@@ -249,7 +249,7 @@ def test_codes_of_two_cores_may_be_of_either_width(tmp_path: Path) -> None:
         rows = array[:, :, 2 * core : 2 * core + 2]
         (tmp_path / TidlName(1, 2, 4, 3, False, core=core).format()).write_bytes(rows.tobytes())
     names = Names(study("resnet_small").graph)
-    with pytest.raises(TraceError, match="in 8 bits or in 16"):
+    with pytest.raises(TraceError, match=r"C7x_0_\S+\.y: .*\b8 bits\b.*\b16\b.*trace\.json"):
         scan(tmp_path, names)
     (tensor,) = scan(tmp_path, names, manifest=Manifest(defaults=Entry(dtype="int16"))).tensors
     np.testing.assert_array_equal(tensor.take([0])[0], array.reshape(-1))
@@ -259,7 +259,7 @@ def test_a_cores_missing_file(tmp_path: Path) -> None:
     folder = written(tmp_path, kind="tidl", cores=3, frames=1)
     victim = next(folder.rglob("C7x_2_*subgraph_0_0002*"))
     victim.unlink()
-    with pytest.raises(TraceError, match=r"cores' files are \[1, 3\]"):
+    with pytest.raises(TraceError, match=r"C7x_1_\S+\.bin: .*\[1, 3\]"):
         read(folder)
 
 
@@ -276,7 +276,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, kind: str) -> None:
 def test_a_missing_frame_is_an_error(tmp_path: Path, kind: str) -> None:
     folder = written(tmp_path, kind=kind, frames=3)
     next((folder / "frame_0001").glob("*conv1*" if kind != "tidl" else "*_0002_*")).unlink()
-    with pytest.raises(TraceError, match=r"has 2 frames, others have 3|no file for frame 1"):
+    with pytest.raises(TraceError, match=r"conv1 .*\b2 frames\b.*\b3\b|conv1: .*\bframe 1 .*conv1\.bin.* 0 to 2"):
         read(folder)
 
 
@@ -284,32 +284,32 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     folder = written(tmp_path, kind="tidl", frames=1)
     file = next(folder.rglob("*_0002_*_float.bin"))
     file.with_name(file.name.replace("00032x", "0032x")).write_bytes(file.read_bytes())
-    with pytest.raises(TraceError, match="keep one of the runs"):
+    with pytest.raises(TraceError, match=r"_00012_0032x00032_float\.bin .*_00012_00032x00032_float\.bin "):
         read(folder)
 
 
 def test_a_raw_file_without_a_dtype_is_an_error(tmp_path: Path) -> None:
     np.zeros((1, 3, 32, 32), "<f4").tofile(tmp_path / "in.bin")
     for entry, message in [
-        (Entry(file="in.bin", tap="input", shape=(1, 3, 32, 32)), "gives no dtype for in.bin"),
-        (Entry(file="in.bin", tap="input", dtype="float32"), "gives no shape"),
+        (Entry(file="in.bin", tap="input", shape=(1, 3, 32, 32)), r"\bdtype .*in\.bin \(input\)"),
+        (Entry(file="in.bin", tap="input", dtype="float32"), r"\bshape .*in\.bin \(input\)"),
         (
             Entry(file="in.bin", tap="input", dtype="float64", shape=(1, 3, 32, 32)),
-            r"takes 24576\. It would fit int32 or float32",
+            r"in\.bin .*\b12288\b.*float64.*\b24576\b.*int32 .*float32",
         ),
-        (Entry(file="no.bin", tap="input", dtype="float32", shape=(1, 3, 32, 32)), "is not in the folder"),
-        (Entry(file="{frame}.bin", tap="input", dtype="float32", shape=(1, 3, 32, 32)), "no file fits"),
+        (Entry(file="no.bin", tap="input", dtype="float32", shape=(1, 3, 32, 32)), r"'no\.bin' .*\binput\b"),
+        (Entry(file="{frame}.bin", tap="input", dtype="float32", shape=(1, 3, 32, 32)), r"'\{frame\}\.bin'.*\binput\b"),
     ]:
         with pytest.raises(TraceError, match=message):
             read(tmp_path, manifest=Manifest((entry,)))
-    with pytest.raises(TraceError, match="nothing in the folder says"):
+    with pytest.raises(TraceError, match=r"\b1 files\b.*\bin\.bin\b.*trace\.json .*kind='reference'"):
         read(tmp_path)
 
 
 def test_nothing_is_written_outside(tmp_path: Path) -> None:
     (tmp_path / "trace").mkdir()
     (tmp_path / "trace" / "theirs").touch()
-    with pytest.raises(TraceError, match="is not empty"):
+    with pytest.raises(TraceError, match=r"trace .*\btheirs\b"):
         written(tmp_path)
     assert [p.name for p in (tmp_path / "trace").iterdir()] == ["theirs"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,8 +174,13 @@ def test_names_of_another_file(graph: Graph, tmp_path: Path) -> None:
     assert encodings.read(tmp_path / "e.json", graph, names=names) == plan
     ranges.write(plan, tmp_path / "r.json", names=names)
     assert ranges.read(tmp_path / "r.json", graph, names=names) == plan
-    for wrong in ({"stem": "a", "input": "a"}, {"nothing": "a"}, {"stem": ""}, {"stem": "input"}):
-        with pytest.raises(PlanError, match=r"names=|would both be"):
+    for wrong, message in (
+        ({"stem": "a", "input": "a"}, r"\bstem .*\binput .*'a'"),
+        ({"nothing": "a"}, r"^names= .*'nothing'"),
+        ({"stem": ""}, r"^names= .*\bstem .*''"),
+        ({"stem": "input"}, r"\bstem .*\binput .*'input'"),
+    ):
+        with pytest.raises(PlanError, match=message):
             encodings.write(plan, tmp_path / "e.json", names=wrong)
 
 
@@ -198,18 +204,18 @@ def entry_of(**changes: Any) -> dict[str, Any]:
     ("entry", "message"),
     [
         (entry_of(name="nobody"), "nobody"),
-        (entry_of(name=3), "name"),
+        (entry_of(name=3), r"entry 0: .*'name' .*'3'"),
         (entry_of(scale=...), "scale"),
         (entry_of(scale=[0.0]), "scale"),
         (entry_of(scale=[-1.0]), "scale"),
-        (entry_of(scale=[1e200]), "too large"),
+        (entry_of(scale=[1e200]), r"input: .*\blarge\b"),
         (entry_of(scale=["0.1"]), "scale"),
         (entry_of(scale=[True]), "scale"),
         (entry_of(scale=[]), "scale"),
         (entry_of(scale=[0.1, 0.1]), "2 scales"),
         (entry_of(offset=[0.5]), "offset"),
         (entry_of(offset=[10]), "zero point"),
-        (entry_of(offset=[-(2**40)]), "too large"),
+        (entry_of(offset=[-(2**40)]), r"input: .*\blarge\b"),
         (entry_of(bw=32), "32 bits"),
         (entry_of(bw=True), "bw"),
         (entry_of(is_sym="False"), "is_sym"),
@@ -217,7 +223,7 @@ def entry_of(**changes: Any) -> dict[str, Any]:
         (entry_of(enc_type="PER_BLOCK"), "PER_BLOCK"),
         (entry_of(enc_type="PER_CHANNEL"), "per channel"),
         (entry_of(name="stem.weight", enc_type="PER_CHANNEL", scale=[0.1] * 3, offset=[-7] * 3), "3 channels"),
-        (7, "no encoding"),
+        (7, r"activation_encodings: .*\bentry 0\b.*\bencoding\b"),
     ],
 )
 def test_corrupt_encodings(graph: Graph, tmp_path: Path, entry: Any, message: str) -> None:
@@ -240,7 +246,7 @@ def test_files_that_are_none(graph: Graph, tmp_path: Path, read: Any, text: str)
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(PlanError, match=r"x\.json"):
         read(path, graph)
-    with pytest.raises(PlanError, match="cannot be read"):
+    with pytest.raises(PlanError, match=r"missing\.json "):
         read(tmp_path / "missing.json", graph)
 
 
@@ -256,7 +262,7 @@ def test_contradicting_old_encodings(graph: Graph, tmp_path: Path) -> None:
     for change in ({"max": 5.0}, {"min": -1.0}, {"offset": 3}, {"scale": 0.0}, {"scale": -0.01}, {"max": "2.54"}):
         with pytest.raises(PlanError):
             read({**good, **change})
-    with pytest.raises(PlanError, match="list of encodings"):
+    with pytest.raises(PlanError, match=r"o\.json, activation_encodings, input: .*\blist\b"):
         read()
     with pytest.raises(PlanError, match="per channel"):
         read(good, good)
@@ -319,17 +325,17 @@ def test_ranges_by_hand(graph: Graph, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"min": 0}, "max"),
-        ({"min": 2, "max": 1}, "empty"),
-        ({"min": 0, "max": 1, "bits": 40}, "2 to 16"),
-        ({"min": 0, "max": 1, "bits": 7.5}, "bits"),
-        ({"min": 0, "max": 1, "symetric": True}, "unknown 'symetric'"),
-        ({"min": 0, "max": 1, "symmetric": 1}, "symmetric"),
-        ({"min": [0, 0], "max": [1, 1]}, "no axis"),
-        ({"min": [0, 0], "max": [1], "axis": 0}, "2 least"),
-        ({"min": [0] * 3, "max": [1] * 3, "axis": 1}, "shape|3 channels"),
-        ({"min": [0], "max": [1], "axis": 9}, "axis 9"),
-        ({"min": 0, "max": 1, "weight": True}, "weight"),
+        ({"min": 0}, r"stem: .*'max'"),
+        ({"min": 2, "max": 1}, r"stem: .*\[2, 1\]"),
+        ({"min": 0, "max": 1, "bits": 40}, r"stem: .*\bbits=40\b"),
+        ({"min": 0, "max": 1, "bits": 7.5}, r"stem: .*'bits'"),
+        ({"min": 0, "max": 1, "symetric": True}, r"stem: .*'symetric'.*\bsymmetric\b"),
+        ({"min": 0, "max": 1, "symmetric": 1}, r"stem: .*'symmetric' .*'1'"),
+        ({"min": [0, 0], "max": [1, 1]}, r"stem: .*\baxis\b"),
+        ({"min": [0, 0], "max": [1], "axis": 0}, r"stem: .*\b2 .*\b1 "),
+        ({"min": [0] * 3, "max": [1] * 3, "axis": 1}, r"stem: .*\b3 channels\b.*\b1\b.*\(4, 8, 16, 16\)"),
+        ({"min": [0], "max": [1], "axis": 9}, r"stem: .*\baxis 9\b.*\(4, 8, 16, 16\)"),
+        ({"min": 0, "max": 1, "weight": True}, r"stem: .*\bweight\b"),
     ],
 )
 def test_corrupt_ranges(graph: Graph, tmp_path: Path, entry: dict[str, Any], message: str) -> None:
@@ -341,7 +347,7 @@ def test_corrupt_ranges(graph: Graph, tmp_path: Path, entry: dict[str, Any], mes
 def test_a_grid_that_no_rule_makes(graph: Graph, tmp_path: Path) -> None:
     odd = QuantParams(torch.tensor(0.1), torch.tensor(3, dtype=torch.int32), 0, 100)
     plan = Plan({"stem": Grid(QuantSpec(8, symmetric=False), odd, "manual")})
-    with pytest.raises(PlanError, match=r"stem has codes 0\.\.100"):
+    with pytest.raises(PlanError, match=r"^stem .*\b0\.\.100\b.*plan\.save"):
         ranges.write(plan, tmp_path / "r.json")
     encodings.write(plan, tmp_path / "e.json")
     assert encodings.read(tmp_path / "e.json", graph) == plan
@@ -417,41 +423,42 @@ def test_what_tidl_does_otherwise(graph: Graph, caplog: pytest.LogCaptureFixture
     def notes(plan: Plan, **options: Any) -> str:
         return "\n".join(tidl.not_carried(plan, graph, **options))
 
-    assert "no ranges" in notes(plan_of(graph, "int8-symmetric"))
+    assert "with_ranges" in notes(plan_of(graph, "int8-symmetric"))
     assert notes(plan_of(graph, "int8-symmetric"), quant_params="x") == ""
-    assert "16 bits of weights too" in notes(plan_of(graph, "int8-weights-int16-activations"))
-    assert "scale per channel, the plan has one" in notes(plan_of(graph, "int8-per-tensor"))
-    assert "symmetric grids alone for these, which are affine in the plan: input" in notes(plan_of(graph, "int8"))
-    assert "float in the plan and need deny_list:layer_name: stem" in notes(plan_of(graph, "int8").without(["stem"]))
+    assert re.search(r"16 bits .*\bweights\b.*: \w", notes(plan_of(graph, "int8-weights-int16-activations")))
+    assert re.search(r"\basymmetric .*\bper channel\b.*: \w", notes(plan_of(graph, "int8-per-tensor")))
+    assert re.search(r"\bsymmetric .*\baffine\b.*: input, average", notes(plan_of(graph, "int8")))
+    assert "deny_list:layer_name: stem" in notes(plan_of(graph, "int8").without(["stem"]))
     assert "accuracy_level 0" in notes(plan_of(graph, "int8-symmetric"), accuracy_level=0)
     wide = make_plan(graph, observe(graph, IMAGES, progress=False), scheme_of("int16"))
-    assert "width of their neighbours: :cat" in notes(plan_of(graph, "int8").with_grids({":cat": wide[":cat"]}))
+    assert re.search(r"\bwidth\b.*: :cat", notes(plan_of(graph, "int8").with_grids({":cat": wide[":cat"]})))
     corrected = replace(plan_of(graph, "int8"), corrections={"side": (0.0,) * 4})
-    assert "corrected biases" in notes(corrected)
+    assert "biases" in notes(corrected)
+    assert "biases" not in notes(plan_of(graph, "int8"))
     with caplog.at_level(logging.WARNING):
         tidl.compile_options(corrected, graph)
-    assert "corrected biases" in caplog.text
+    assert "biases" in caplog.text
 
 
 def test_grids_that_tidl_has_none_of(graph: Graph) -> None:
     plan = plan_of(graph, "int8")
-    with pytest.raises(PlanError, match=r"weight has 4 bits"):
+    with pytest.raises(PlanError, match=r"stem\.weight .*\b4 bits\b.*TIDL .*\b8\b.*\b16\b"):
         tidl.compile_options(plan_of(graph, "int4-weights"), graph)
     affine = plan.with_range("side.weight", -0.1, 1.0, spec=QuantSpec(8, symmetric=False))
-    with pytest.raises(PlanError, match=r"side\.weight has a zero point"):
+    with pytest.raises(PlanError, match=r"side\.weight .*zero point\b.*TIDL"):
         tidl.compile_options(affine, graph)
     per_channel = plan.with_range("stem", torch.zeros(8), torch.ones(8), spec=QuantSpec(8, per_channel=True), axis=1)
-    with pytest.raises(PlanError, match="stem has a scale per channel"):
+    with pytest.raises(PlanError, match=r"^stem .*per channel\b.*TIDL"):
         tidl.compile_options(per_channel, graph)
-    with pytest.raises(PlanError, match="another model"):
+    with pytest.raises(PlanError, match=r"'other'.*\bMixed\b"):
         tidl.compile_options(Plan({"other": plan["stem"]}), graph)
 
 
 @pytest.mark.parametrize("name", ["a,b", "a b", "", 'x"', "a\n", "tab\t", "\x00", 5])
 def test_hostile_names(graph: Graph, name: Any) -> None:
-    with pytest.raises(PlanError, match="stem has the name"):
+    with pytest.raises(PlanError, match=rf"^stem .*{re.escape(repr(name))}"):
         tidl.compile_options(wide_layers(graph), graph, names={"stem": name})
-    with pytest.raises(PlanError, match="two taps one name"):
+    with pytest.raises(PlanError, match=r"^names= .*\btaps\b"):
         tidl.compile_options(wide_layers(graph), graph, names={"stem": ":add"})
 
 
@@ -477,7 +484,7 @@ def prototxt(names: list[str]) -> str:
     """A file as TI's documentation describes it."""
     blocks = "".join(
         f'layers {{\n  layer_name: "{name}"\n  layer_type: "TIDL_ConvolutionLayer"\n  bit_depth: 8\n  outputs {{\n    min: -1.5\n'
-        "    max: 4.0\n    size: 1\n    scale: 32.0\n    zero_point: 0\n  }\n  weights { min: -0.25 max: 0.5 }  # of the weights\n}\n"
+        "    max: 4.0\n    size: 1\n    scale: 32.0\n    zero_point: 0\n  }\n  weights { min: -0.25 max: 0.5 }  # kept\n}\n"
         for name in names
     )
     return f"# TIDL\nnum_layers: {len(names)}\nquant_type: SYMMETRIC\n{blocks}"
@@ -497,7 +504,7 @@ def test_ranges_for_tidl(graph: Graph) -> None:
     strip = [line for line in text.splitlines() if "min" not in line and "max" not in line]
     assert [line for line in edited.splitlines() if "min" not in line and "max" not in line] == strip
     assert edited.count("min: -1.5") == 1
-    assert "# of the weights" in edited
+    assert "# kept" in edited
 
 
 def test_prototxt_that_cannot_be_used(graph: Graph) -> None:
@@ -515,9 +522,9 @@ def test_prototxt_that_cannot_be_used(graph: Graph) -> None:
     ):
         with pytest.raises(PlanError, match="prototxt"):
             tidl.with_ranges(text, plan, graph)
-    with pytest.raises(PlanError, match="no layer"):
+    with pytest.raises(PlanError, match=r"prototxt .*\bMixed\b.*names="):
         tidl.with_ranges(prototxt(["other"]), plan, graph)
-    with pytest.raises(PlanError, match="symmetric grids"):
+    with pytest.raises(PlanError, match=r"^stem .*zero point -64\b.*prequantized='onnx'"):
         tidl.with_ranges(good, plan_of(graph, "int8").with_range("stem", -1.0, 3.0), graph)
 
 

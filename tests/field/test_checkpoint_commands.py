@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -92,10 +93,10 @@ def test_the_other_weights_are_taken_by_their_key_and_reports_say_which(run: Run
     code, _, warned = run("report", *OWN, "--out", "s.json", *quick)
     assert code == 0, warned
     remarks = json.loads(Path("s.json").read_text())["remarks"]
-    assert any("the averaged ones, 'model_ema.module', are taken; --weights-key model" in remark for remark in remarks)
+    assert any(re.search(r"'model_ema\.module'.*--weights-key model ", remark) for remark in remarks)
     code, _, warned = run("report", *OWN, "--out", "u.json", "--weights-key", "swa", *quick)
     assert code == 2
-    assert "no weights of the network under 'swa'; there are 'model', 'model_ema.module'" in " ".join(warned.split())
+    assert re.search(r"'swa'.*'model', 'model_ema\.module'", " ".join(warned.split()))
 
 
 @pytest.mark.parametrize("command", ["lint", "export", "diagnose"])

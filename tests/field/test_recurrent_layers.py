@@ -68,13 +68,13 @@ def test_the_diagnosis_finds_the_outlier_and_names_the_float_layer(study: qkit.S
     found = study.diagnose(progress=False)
     assert found.causes[0].layer == "fc1"
     assert any(c.kind == "unquantized-layer" and c.layer == "rnn" for c in found.findings)
-    assert "run in float" in found.verdict.reason
+    assert f"{100 * (1 - study.share.macs):.1f} % of the multiply-accumulates" in found.verdict.reason
 
 
 def test_a_verdict_is_not_given_where_nothing_is_on_integers(study: qkit.Study) -> None:
     scores = study.evaluate(progress=False)
     known = judge(Scores("top1", scores.lanes), narrow="int8", share=Share(1.0, 1.0))
-    assert "run in float" not in known.reason
+    assert "multiply-accumulates" not in known.reason
     refused = judge(Scores("top1", scores.lanes), narrow="int8", share=Share(0.0, 0.3))
     assert refused.name == "inconclusive"
     assert refused.samples_needed is None

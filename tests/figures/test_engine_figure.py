@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from qkit.engines.comparison import Comparison, Steps, TapSums
+from qkit.engines.tap_comparison import Comparison, Steps, TapSums
 from qkit.figures.engine import draw
 from qkit.quant.plan import FLOAT
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
@@ -115,25 +116,34 @@ def test_several_inputs_go_by_position(inputs: tuple[Any, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("forward", "inputs", "words"),
+    ("forward", "inputs", "said"),
     [
-        (lambda self, pixel_values, mask=None: None, ({"pixel_values": X, "masks": MASK},), ["masks", "mask=None", "mean mask"]),
-        (lambda self, image, mask: None, ({"images": X, "masks": MASK},), ["images", "image", "missing: image, mask"]),
-        (lambda self, image, mask: None, ({"image": X},), ["mask is missing", "image, mask"]),
-        (lambda self, image, mask: None, (X,), ["mask is missing", "(4, 3, 8, 8)"]),
-        (lambda self, *, image: None, (X,), ["image is missing"]),
-        (lambda self, *, image: None, ({"img": X},), ["img", "image"]),
-        (lambda self, image: None, (X, MASK), ["does not run on the batch", "too many"]),
-        (lambda self: None, (X,), ["no argument"]),
-        (lambda self, image, *, mode: None, ({"image": X, "other": 1},), ["other", "mode"]),
+        (
+            lambda self, pixel_values, mask=None: None,
+            ({"pixel_values": X, "masks": MASK},),
+            r"\(pixel_values, masks\).*pixel_values, mask=None.*\bmasks\b.*\bmask\b.*\bmasks\b",
+        ),
+        (
+            lambda self, image, mask: None,
+            ({"images": X, "masks": MASK},),
+            r"\(images, masks\).*\bimage, mask\b.*\bimages\b.*\bimage, mask\b",
+        ),
+        (lambda self, image, mask: None, ({"image": X},), r"\bimage, mask\b.*\bmask\b"),
+        (lambda self, image, mask: None, (X,), r"\(4, 3, 8, 8\).*\bimage, mask\b.*\bmask\b"),
+        (lambda self, *, image: None, (X,), r"\(4, 3, 8, 8\).*\bimage\b.*\bimage\b"),
+        (lambda self, *, image: None, ({"img": X},), r"\(img\).*\bimage\b"),
+        (lambda self, image: None, (X, MASK), r"\(4, 3, 8, 8\).*\bimage\b.*\bpositional arguments\b"),
+        (lambda self: None, (X,), r"\(4, 3, 8, 8\)(?!.*image).*\bpositional arguments\b"),
+        (
+            lambda self, image, *, mode: None,
+            ({"image": X, "other": 1},),
+            r"\(image, other\).*\bimage, mode\b.*\bother\b.*\bmode\b",
+        ),
     ],
 )
-def test_a_batch_that_cannot_be_handed_over_names_both_sides(forward: Any, inputs: tuple[Any, ...], words: list[str]) -> None:
-    with pytest.raises(DataError) as error:
+def test_a_batch_that_cannot_be_handed_over_names_both_sides(forward: Any, inputs: tuple[Any, ...], said: str) -> None:
+    with pytest.raises(DataError, match=f"^Net .*{said}"):
         call_arguments(model(forward), inputs)
-    assert str(error.value).startswith("Net ")
-    for word in words:
-        assert word in str(error.value)
 
 
 def test_torch_modules_are_called_as_they_are() -> None:
@@ -160,8 +170,9 @@ def test_an_error_of_the_model_is_told_with_shapes_and_near_keys() -> None:
     net = model(lambda self, image, mask=None: image["image"])
     args, kwargs = call_arguments(net, ({"img": X, "masks": MASK},))
     error = does_not_run(net, args, kwargs, KeyError("image"))
-    for word in ("Net does not run on the batch", "(4, 3, 8, 8)", "'image'", "img, masks", "image, mask=None", "mask for masks"):
+    for word in ("(4, 3, 8, 8)", "'image'", "img, masks", "image, mask=None"):
         assert word in str(error)
+    assert re.search(r"^Net .*mask=None.*\bmask .*\bmasks\b", str(error))
     plain = does_not_run(nn.Linear(2, 2), (X, 3), {"mask": MASK}, RuntimeError("first\nsecond"))
     assert isinstance(plain, DataError)
     assert "first" in str(plain)
@@ -209,7 +220,7 @@ def test_batch_size_is_the_first_tensors() -> None:
     assert batch_size(leaves((3, X), {})[0]) == 4
     assert batch_size(leaves((torch.tensor(2.0), X), {})[0]) == 4
     assert batch_size(leaves((torch.tensor(2.0),), {})[0]) == 1
-    with pytest.raises(DataError, match=r"at least one tensor.*input:0: int"):
+    with pytest.raises(DataError, match=r"\btensor\b.*input:0: int"):
         batch_size(leaves((3,), {})[0])
     with pytest.raises(DataError, match="empty"):
         batch_size(leaves((torch.zeros(0, 3),), {})[0])

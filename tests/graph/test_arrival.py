@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,9 +115,8 @@ def test_wrappers_in_any_order(group: None) -> None:
     one = compiled(nn.parallel.DistributedDataParallel(net))
     two = AveragedModel(nn.DataParallel(compiled(net)))
     assert arrive(one).model is net
-    assert [r.split(":")[0] for r in arrive(one).remarks] == [
-        "The model came in torch.compile", "The model came in DistributedDataParallel",
-    ]  # fmt: skip
+    named = re.compile(r"torch\.compile|nn\.DataParallel|DistributedDataParallel")
+    assert [named.findall(remark) for remark in arrive(one).remarks] == [["torch.compile"], ["DistributedDataParallel"]]
     assert type(arrive(two).model) is Net
     assert len(arrive(two).remarks) == 3
 
@@ -135,10 +135,12 @@ def test_what_is_no_wrapper_stays() -> None:
 
 def test_averaged_weights_and_what_to_know_of_them() -> None:
     averaged = AveragedModel(Net())
-    assert "Nothing has been averaged yet" in arrive(averaged).remarks[0]
+    fresh = arrive(averaged).remarks[0]
     averaged.update_parameters(Net())
     remark = arrive(averaged).remarks[0]
-    assert "averaged weights" in remark
+    assert all("AveragedModel" in said and "(Net)" in said for said in (fresh, remark))
+    assert fresh != remark, "that nothing has been averaged yet"
+    assert "update_bn" not in fresh
     assert "update_bn" in remark
     assert "update_bn" not in arrive(AveragedModel(Net(), use_buffers=True)).remarks[0]
     assert arrive(averaged).model is averaged.module
@@ -185,8 +187,8 @@ def test_ddp_inside(group: None) -> None:
 def test_a_wrapper_inside_a_wrapped_part_has_its_path_without_the_outer_one() -> None:
     model = nn.Sequential(nn.DataParallel(nn.Sequential(nn.ReLU(), compiled(Net()))))
     outer, inner = arrive(model).remarks
-    assert outer.startswith("0 came in nn.DataParallel")
-    assert inner.startswith("0.1 came in torch.compile")
+    assert re.match(r"0 .*\bnn\.DataParallel: ", outer)
+    assert re.match(r"0\.1 .*\btorch\.compile: ", inner)
     assert "0.module.1._orig_mod.…" in inner
     assert unwrap_inside(model) == (outer, inner)
     assert type(model[0][1]) is Net
@@ -303,13 +305,13 @@ def test_quantized_models_are_refused_with_the_place_and_the_float_model_as_cure
         model = make()
     with pytest.raises(GraphError, match=where) as error:
         arrive(model)
-    assert "float model" in str(error.value)
+    assert "float" in str(error.value)
     assert "ONNX" in str(error.value)
 
 
 def test_a_program_of_a_quantized_model_is_refused() -> None:
     program = torch.export.export(pt2e(convert=True), (X,))
-    with pytest.raises(GraphError, match=r"quantize_per.*float model"):
+    with pytest.raises(GraphError, match=r"quantize_per.*\bfloat\b.*\bONNX\b"):
         arrive(program)
 
 
@@ -339,13 +341,13 @@ def test_torchscript_is_refused_by_path(script: Any) -> None:
         (nn.Sequential(nn.ReLU(), scripted), "Sequential.1 is "),
         (nn.DataParallel(scripted), ""),
     ):
-        with pytest.raises(GraphError, match=rf"{where}.*scripted.*give the module it was made from"):
+        with pytest.raises(GraphError, match=rf"{where}.*TorchScript"):
             arrive(model)
 
 
 @pytest.mark.parametrize("lazy", [nn.LazyConv2d(4, 3), nn.LazyLinear(4), nn.LazyBatchNorm2d()], ids=lambda m: type(m).__name__)
 def test_lazy_modules_that_never_ran(lazy: nn.Module) -> None:
-    with pytest.raises(GraphError, match=r"Sequential\.1\.weight has no shape.*run one batch"):
+    with pytest.raises(GraphError, match=r"Sequential\.1\.weight .*\bshape\b.*\blazy\b.*\bbatch\b"):
         arrive(nn.Sequential(nn.ReLU(), lazy))
 
 
@@ -375,18 +377,18 @@ def test_fully_shard_is_refused_with_the_way_to_whole_weights(group: None) -> No
 
 
 NO_MODEL = {
-    "class": (nn.Conv2d, "not type: Conv2d is a class; call it"),
-    "function": (lambda: Net(), "not function; if it is a function that makes one, call it"),
-    "state dict": (Net().state_dict(), "state dict of 9 entries.*load_state_dict"),
+    "class": (nn.Conv2d, r"\btype: .*\bConv2d\(…\)"),
+    "function": (lambda: Net(), r"\bfunction\b.*\bforward\b"),
+    "state dict": (Net().state_dict(), r"\bOrderedDict: .*\b9\b.*load_state_dict\(state\)"),
     "checkpoint": ({"epoch": 3, "state_dict": Net().state_dict()}, r"load_state_dict\(checkpoint\['state_dict'\]\)"),
     "checkpoint with a module": ({"epoch": 3, "model": Net()}, r"checkpoint\['model'\]"),
-    "dict": ({"epoch": 3}, "not dict"),
-    "name": ("resnet18", "torch.nn.Module is needed, not str"),
-    "checkpoint file": ("net.pth", "'net.pth' is a path.*weights_only=True"),
-    "path": (Path("net.ckpt"), "'net.ckpt' is a path"),
+    "dict": ({"epoch": 3}, r"\bdict: (?!.*load_state_dict)"),
+    "name": ("resnet18", r"torch\.nn\.Module .*\bstr: 'resnet18' "),
+    "checkpoint file": ("net.pth", r"\bstr: 'net\.pth' .*weights_only=True"),
+    "path": (Path("net.ckpt"), r"\bPosixPath: 'net\.ckpt' .*weights_only=True"),
     "layers": ([nn.ReLU(), Net()], r"nn\.Sequential\(\*layers\)"),
-    "tensor": (X, "not Tensor"),
-    "None": (None, "torch.nn.Module is needed, not NoneType"),
+    "tensor": (X, r"\bTensor: "),
+    "None": (None, r"torch\.nn\.Module .*\bNoneType: "),
 }
 
 
@@ -398,7 +400,7 @@ def test_what_is_no_model(kind: str) -> None:
 
 
 def test_a_scripted_function() -> None:
-    with pytest.raises(GraphError, match=r"not ScriptFunction: it is scripted"):
+    with pytest.raises(GraphError, match=r"\bScriptFunction: .*\bscripted\b"):
         arrive(torch.jit.script(torch.nn.functional.relu6))
 
 
@@ -422,10 +424,10 @@ def test_programs_and_their_modules_pass() -> None:
 def test_an_export_in_training_mode_is_refused() -> None:
     program = torch.export.export(nn.Sequential(Net(), nn.Dropout()).train(), (X,))
     for model in (program, program.module()):
-        with pytest.raises(GraphError, match=r"exported in training mode .*batch_norm.*model\.eval\(\)"):
+        with pytest.raises(GraphError, match=r"\btraining\b.*batch_norm.*model\.eval\(\)"):
             arrive(model)
     dropped = torch.export.export(nn.Sequential(nn.Dropout()).train(), (X,))
-    with pytest.raises(GraphError, match=r"training mode .*dropout"):
+    with pytest.raises(GraphError, match=r"\btraining\b.*dropout.*model\.eval\(\)"):
         arrive(dropped)
 
 
@@ -439,24 +441,24 @@ def test_a_model_without_parameters_runs_on_the_cpu() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_name_the_first_and_count_the_others(dtype: torch.dtype) -> None:
-    with pytest.raises(DataError, match=rf"^weight is {dtype} .*1 more.*model\.float\(\)"):
+    with pytest.raises(DataError, match=rf"^weight .*{dtype} .*\b1\b.*float32\b.*model\.float\(\)"):
         check_tensors(nn.Conv2d(3, 3, 1).to(dtype))
     model = Net()
     model.norm.running_var = model.norm.running_var.to(dtype)
-    with pytest.raises(DataError, match=rf"norm\.running_var is {dtype};"):
+    with pytest.raises(DataError, match=rf"^norm\.running_var .*{dtype};(?!.*\b1\b)"):
         check_tensors(model)
 
 
 def test_meta_devices_and_devices_that_are_not_there() -> None:
     with torch.device("meta"):
         empty = Net()
-    with pytest.raises(DataError, match=r"conv\.weight is on the meta device and holds no numbers: load the checkpoint.*8 more"):
+    with pytest.raises(DataError, match=r"^conv\.weight .*\bmeta\b.*\b8\b"):
         check_tensors(empty)
     half = Net()
     half.fc.to("meta")
-    with pytest.raises(DataError, match=r"Net lies on several devices \(cpu, meta\): move it to one, or pass device="):
+    with pytest.raises(DataError, match=r"^Net .*\(cpu, meta\).*device="):
         check_tensors(half)
-    with pytest.raises(DataError, match=r"fc\.weight is on the meta device.*1 more"):
+    with pytest.raises(DataError, match=r"^fc\.weight .*\bmeta\b.*\b1\b"):
         check_tensors(half, "cpu")
     for device in ("meta", "gpu", "xpu:9"):
         with pytest.raises(DataError, match=f"device='{device}'"):
@@ -582,9 +584,9 @@ class Lock:
 def test_what_keeps_a_model_from_being_copied_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     model[0].cached = model[0].weight * 2
-    with pytest.raises(GraphError, match=r"Sequential cannot be copied .*0\.cached holds a computed tensor.*detach"):
+    with pytest.raises(GraphError, match=r"^Sequential .*: 0\.cached .*0\.cached\.detach\(\)"):
         copy_of(model)
     del model[0].cached
     model[0].logger = Lock()
-    with pytest.raises(GraphError, match=r"cannot be copied .*lock.*0\.logger holds a Lock"):
+    with pytest.raises(GraphError, match=r"^Sequential .*_thread\.lock.*: 0\.logger .*\bLock\b"):
         copy_of(model)

@@ -228,7 +228,6 @@ def test_every_float_step_says_why() -> None:
         graph = build(trained_looking(make()), torch.randn(shape))
         floats = [s.name for s in graph.operations if s.kind == "float"]
         assert set(floats) <= set(graph.notes)
-        assert all("runs in float" in graph.notes[name] for name in floats)
 
 
 def test_fused_bounds() -> None:
@@ -401,7 +400,7 @@ def test_a_module_kept_out_of_the_trace_that_writes_to_its_input_is_refused() ->
         def forward(self, x: Tensor) -> Tensor:
             return x.add_(1.0)
 
-    with pytest.raises(GraphError, match=r"changes its input in place.*clone"):
+    with pytest.raises(GraphError, match=r"^Writer\b.*x\.clone\(\)"):
         build(sequential(conv(), Writer()), torch.randn(IMAGE), leaf_modules=[Writer])
 
 
@@ -411,25 +410,25 @@ def test_what_nothing_reads_is_no_part_of_the_graph() -> None:
 
 
 def test_a_model_that_is_not_a_module() -> None:
-    with pytest.raises(GraphError, match=r"torch\.nn\.Module is needed, not type"):
+    with pytest.raises(GraphError, match=r"torch\.nn\.Module .*\btype: .*\bConv2d\b"):
         build(nn.Conv2d, torch.randn(IMAGE))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_another_precision_is_refused_by_name(dtype: torch.dtype) -> None:
-    with pytest.raises(DataError, match=rf"0\.weight is {dtype}.*model\.float\(\)"):
+    with pytest.raises(DataError, match=rf"^0\.weight .*{dtype} .*model\.float\(\)"):
         build(sequential(conv()).to(dtype), torch.randn(IMAGE))
 
 
 def test_a_batch_that_does_not_fit_is_an_error_with_its_shape() -> None:
-    with pytest.raises(DataError, match=r"does not run on the batch.*\(2, 3, 8, 8\)"):
+    with pytest.raises(DataError, match=r"^Sequential .*\(2, 3, 8, 8\) torch\.float32"):
         build(sequential(conv()), torch.randn(2, 3, 8, 8))
 
 
 def test_model_with_tensors_that_cannot_be_copied() -> None:
     model = sequential(conv())
     model[0].cached = model[0].weight * 2
-    with pytest.raises(GraphError, match="cannot be copied"):
+    with pytest.raises(GraphError, match=r"^Sequential .*: 0\.cached .*detach\(\)"):
         build(model, torch.randn(IMAGE))
 
 

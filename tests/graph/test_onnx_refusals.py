@@ -29,7 +29,7 @@ def refused(model: onnx.ModelProto, folder: Path, *words: str, **how: Any) -> No
 
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
-    with pytest.raises(GraphError, match="is not a file"):
+    with pytest.raises(GraphError, match=r"nothing\.onnx"):
         read_onnx(tmp_path / "nothing.onnx")
     for content in (b"", b"\x08\x99not a model\xff" * 9, b"PK\x03\x04"):
         path = tmp_path / "damaged.onnx"
@@ -64,7 +64,7 @@ def test_a_file_without_the_main_domain(tmp_path: Path) -> None:
         ("NonMaxSuppression", "", ["extract_model"]),
         ("NonZero", "", ["extract_model"]),
         ("Scan", "", ["unrolled"]),
-        ("RandomNormalLike", "", ["eval mode"]),
+        ("RandomNormalLike", "", ["eval"]),
         ("SequenceConstruct", "", ["sequences"]),
         ("StringNormalizer", "", ["strings"]),
         ("Novel", "", ["ai.onnx"]),
@@ -183,10 +183,10 @@ def test_external_data_outside_the_folder(tmp_path: Path) -> None:
 def test_external_data_that_are_missing_or_short(tmp_path: Path) -> None:
     refused(external(tmp_path, "none.bin"), tmp_path, "'w'", "none.bin")
     (tmp_path / "short.bin").write_bytes(b"1234")
-    refused(external(tmp_path, "short.bin", length="432"), tmp_path, "'w'", "too short")
-    refused(external(tmp_path, "short.bin", offset="400"), tmp_path, "'w'", "too short")
+    refused(external(tmp_path, "short.bin", length="432"), tmp_path, "'w'", "'short.bin'", "short ")
+    refused(external(tmp_path, "short.bin", offset="400"), tmp_path, "'w'", "'short.bin'", "short ")
     refused(external(tmp_path, "short.bin", offset="-4"), tmp_path, "'w'")
-    refused(external(tmp_path, "short.bin", offset="many"), tmp_path, "'w'", "damaged")
+    refused(external(tmp_path, "short.bin", offset="many"), tmp_path, "'w'", "'short.bin'", "damaged")
     refused(external(tmp_path, "short.bin"), tmp_path, "'w'", "damaged")
 
 
@@ -197,12 +197,12 @@ def test_a_batch_norm_with_the_outputs_of_training(tmp_path: Path) -> None:
         if fine:
             read_onnx(written(model, tmp_path))
         else:
-            refused(model, tmp_path, "BatchNormalization node", "eval mode")
+            refused(model, tmp_path, "BatchNormalization", "training", "eval")
 
 
 def test_a_reversed_sequence_is_no_list_of_tensors(tmp_path: Path) -> None:
     model = model_of([node("ReverseSequence", ["x", "n"], ["y"])], OPEN, ["y"], {"n": np.array([6, 6])})
-    refused(model, tmp_path, "ReverseSequence node", "is not supported")
+    refused(model, tmp_path, "ReverseSequence")
     with pytest.raises(GraphError) as caught:
         read_onnx(tmp_path / "network.onnx")
     assert "optional" not in str(caught.value)

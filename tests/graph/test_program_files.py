@@ -118,7 +118,7 @@ def test_a_program_with_python_objects_is_refused_and_not_run(images: Tensor, tm
             if folder in name and name.endswith("config.json")
         }
     hurt = replaced(path, {member: pickle.dumps(Evil(), protocol), **lists})
-    with pytest.raises(GraphError, match="whose code is not run"):
+    with pytest.raises(GraphError, match=rf"evil\.pt2 .*\bPython objects\b.*{member}"):
         build(hurt, images)
     assert not Path("touched-by-a-file").exists()
 
@@ -126,9 +126,9 @@ def test_a_program_with_python_objects_is_refused_and_not_run(images: Tensor, tm
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("data/constants/custom_obj_0", "whose code is not run"),
-        ("data/weights/model.pt", "whose code is not run"),
-        ("DATA/weights/MODEL.pt", "whose code is not run"),
+        ("data/constants/custom_obj_0", "Python objects"),
+        ("data/weights/model.pt", "Python objects"),
+        ("DATA/weights/MODEL.pt", "Python objects"),
         ("data/aotinductor/model/model.so", "compiled code"),
     ],
 )
@@ -136,7 +136,7 @@ def test_members_that_torch_would_run_are_refused(small: nn.Module, images: Tens
     path = tmp_path / "net.pt2"
     torch.export.save(torch.export.export(small, (images,)), path)
     hurt = replaced(path, {}, {name: pickle.dumps(Evil(), 0)})
-    with pytest.raises(GraphError, match=said):
+    with pytest.raises(GraphError, match=rf"(?i){said}\b.*{name}"):
         build(hurt, images)
     assert not Path("touched-by-a-file").exists()
 
@@ -163,7 +163,7 @@ def test_a_program_whose_sizes_are_more_than_arithmetic_is_refused(small: nn.Mod
             if entry.filename.endswith(".json"):
                 content = content.replace(b'"expr_str": "', b'"expr_str": "print(1) or ')
             target.writestr(entry, content)
-    with pytest.raises(GraphError, match="no arithmetic"):
+    with pytest.raises(GraphError, match=r"evil\.pt2 .*\"print\(1\)"):
         build(hurt, images)
 
 
@@ -173,7 +173,7 @@ def test_what_is_no_program_is_refused(content: bytes, images: Tensor, tmp_path:
     path.write_bytes(content)
     with pytest.raises(GraphError, match=r"torch\.export"):
         build(path, images)
-    with pytest.raises(GraphError, match="there is no such file"):
+    with pytest.raises(GraphError, match=r"another\.pt2 "):
         build(tmp_path / "another.pt2", images)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from untraceable import (
 
 from qkit.errors import GraphError
 from qkit.graph import build, run_float
+from qkit.graph.door.explaining import REASONS
 from qkit.graph.fronts.tracing import trace
 
 
@@ -117,8 +119,8 @@ def test_leaf_module_is_left_out_of_the_trace_and_said_to_stay_float(leaf: type[
     assert graph.deviation < 1e-6
     assert graph.taps == ("input", "stem")
     assert list(graph.notes) == ["body.1"]
-    assert "Branching has no integer form" in graph.notes["body.1"]
-    assert "runs in float" in graph.notes["body.1"]
+    assert graph.notes["body.1"].startswith("Branching ")
+    assert graph.operation("body.1").kind == "float"
 
 
 def test_leaf_by_type_takes_subclasses() -> None:
@@ -135,7 +137,7 @@ def test_leaf_path_that_does_not_exist_is_an_error() -> None:
 
 
 def test_leaf_that_is_neither_class_nor_path_is_an_error() -> None:
-    with pytest.raises(GraphError, match="give module classes or module paths"):
+    with pytest.raises(GraphError, match=r"^leaf_modules .*Branching\(\)"):
         build(Outer(Branching()), torch.randn(2, 3, 4, 4), leaf_modules=[Branching()])  # type: ignore[list-item]
 
 
@@ -154,7 +156,7 @@ def test_nodes_know_the_module_they_come_from() -> None:
 def test_names_that_torch_fx_would_run_as_code_are_refused(name):
     model = nn.Sequential()
     model.add_module(name, nn.ReLU())
-    with pytest.raises(GraphError, match="another name"):
+    with pytest.raises(GraphError, match=re.escape(repr(name))):
         trace(model)
 
 
@@ -179,7 +181,8 @@ def test_torch_fx_wrap_cures_an_assert_and_a_branch() -> None:
         x = factor * torch.randn(2, 3, 4, 4)
         graph = build(model, x)
         assert graph.taps == ("input", "stem", "body.1.conv")
-        assert "rescaled has no integer form" in graph.notes["body.1:rescaled"]
+        assert graph.notes["body.1:rescaled"].startswith("rescaled ")
+        assert graph.operation("body.1:rescaled").kind == "float"
         with torch.no_grad():
             torch.testing.assert_close(run_float(graph, (x,)), model(x), rtol=1e-5, atol=1e-6)
 
@@ -217,7 +220,7 @@ def test_a_model_from_a_notebook_cell_is_blamed_by_line() -> None:
     )
     scope = {"nn": nn, "__name__": __name__}
     exec(compile(source, "/tmp/ipykernel_1/cell.py", "exec"), scope)
-    with pytest.raises(GraphError, match=r"ipykernel_1/cell\.py:3.*branch or loop that depends on a tensor's data") as caught:
+    with pytest.raises(GraphError, match=rf"ipykernel_1/cell\.py:3\b.*{REASONS['traced-branch']}") as caught:
         trace(scope["Cell"]())
     assert caught.value.line == 3
 
@@ -227,6 +230,6 @@ def test_error_of_a_users_own_exception() -> None:
         def forward(self, x: Tensor) -> Tensor:
             raise ValueError("not today")  # BLAME
 
-    with pytest.raises(GraphError, match="ValueError: not today") as caught:
+    with pytest.raises(GraphError, match=r"test_tracing\.py:\d+: .*: ValueError: not today") as caught:
         trace(Raising())
     assert caught.value.line == line_of(Raising)

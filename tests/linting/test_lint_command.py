@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -33,17 +34,17 @@ def test_bundled_network_brings_its_size() -> None:
     assert code == 0
     assert "features.3.conv.1.0" in said
     assert "depthwise-spread" in said
-    assert "6 more; --all lists them" in said
+    assert re.search(r"\b6\b.*--all\b", said)
     assert "MobileNetV2: 0 errors, 11 warnings" in said
     assert "random" not in said
-    assert "--all lists them" not in run("--all")[1]
+    assert "--all" not in run("--all")[1]
 
 
 def test_torchvision_network_with_random_weights() -> None:
     code, said = run("--model", "squeezenet1_0", "--input-size", "1x3x64x64")
     assert code == 0
     assert "features.3.squeeze" in said
-    assert "The weights are random" in said
+    assert "random" in said
 
 
 @pytest.mark.slow
@@ -72,13 +73,13 @@ def test_errors_are_exit_code_1_and_json_is_json(factory: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "resnet81"], "no classification model 'resnet81'"),
-        (["--model", "nowhere:Net"], "cannot be imported"),
-        (["--input-size", "3,32,32"], "'3,32,32' is no size"),
-        (["--input-size", "1x4x32x32"], "does not run on the batch"),
+        (["--model", "resnet81"], r"\bclassification\b.*'resnet81'"),
+        (["--model", "nowhere:Net"], r"\bnowhere:Net .*'nowhere'"),
+        (["--input-size", "3,32,32"], r"'3,32,32'.*\bsize\b"),
+        (["--input-size", "1x4x32x32"], r"\(1, 4, 32, 32\)"),
         (["--model", "resnet18", "--weights", "nowhere.pth"], "nowhere.pth"),
-        (["--weights", "nowhere.pth"], "--weights goes with --model"),
-        (["--out", "file/lint.json"], "cannot be written"),
+        (["--weights", "nowhere.pth"], r"--weights .*--model\b"),
+        (["--out", "file/lint.json"], r"\bfile/lint\.json\b"),
     ],
 )
 def test_bad_use_is_one_line_and_exit_code_2(
@@ -88,5 +89,5 @@ def test_bad_use_is_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     code, _, said = called("lint", *arguments, columns=500)
     assert code == 2
-    assert message in said
+    assert re.search(message, said)
     assert "Traceback" not in said

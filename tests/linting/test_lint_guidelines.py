@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import ModuleType
 
 import lint_cases as cases
@@ -26,7 +27,7 @@ def test_convolution_without_batch_norm() -> None:
     assert layers(result, "convolution-without-batchnorm") == ["bare", "depthwise"]
     bare, depthwise = result.of("convolution-without-batchnorm")
     assert bare.severity == "warning"
-    assert "Depthwise layers suffer most" in depthwise.message
+    assert "Depthwise" in depthwise.message
     assert "Depthwise" not in bare.message
     assert bare.line == line_of(cases.Convolutions)
 
@@ -34,7 +35,7 @@ def test_convolution_without_batch_norm() -> None:
 def test_batch_norm_is_looked_for_in_the_graph_and_not_in_the_order_of_modules() -> None:
     (found, other) = qkit.lint(cases.NormFirst(), X3).of("convolution-without-batchnorm")
     assert (found.layer, found.severity) == ("conv", "warning")
-    assert "only behind relu" in found.message
+    assert re.search(r"\brelu\b", found.message)
     assert other.layer == "other"
 
 
@@ -220,7 +221,7 @@ def test_densenet_normalizes_behind_joins(torchvision_models: ModuleType) -> Non
     result = qkit.lint(torchvision_models.densenet121(weights=None), torch.rand(1, 3, 64, 64))
     found = result.of("convolution-without-batchnorm")
     assert {f.severity for f in found} == {"note"}
-    assert all("only behind" in f.message for f in found)
+    assert all("behind" in f.message for f in found)
 
 
 @pytest.mark.slow
@@ -238,15 +239,15 @@ def test_weight_decay() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU())
     assert decay_findings(optim.SGD(model.parameters(), 0.1, weight_decay=1e-4), model) == []
     (found,) = decay_findings(optim.SGD(model.parameters(), 0.1), model)
-    assert "the optimizer has no weight decay, on 6 parameters" in found.message
+    assert re.search(r"\boptimizer .*\b6 parameters\b", found.message)
     assert "1 depthwise weights (2.weight)" in found.message
     assert "2 biases (0.bias, 2.bias)" in found.message
     (found,) = decay_findings(optim.SGD(model.parameters(), 0.1, weight_decay=1e-5), model)
-    assert "1e-05, less than 0.0001" in found.message
+    assert re.search(r"\b1e-05, .*\b0\.0001\b", found.message)
     groups = [{"params": [model[0].weight, model[2].weight]}, {"params": [model[0].bias, model[2].bias], "weight_decay": 0.0}]
     without, missing = decay_findings(optim.SGD(groups, 0.1, weight_decay=1e-3), model)
-    assert "group 1 of 2 has no weight decay, on 2 parameters: 2 biases" in without.message
-    assert "does not hold 2 of the model's trainable parameters: 2 norm parameters (1.weight, 1.bias)" in missing.message
+    assert re.search(r"\bgroup 1 of 2 .*\b2 parameters: 2 biases\b", without.message)
+    assert re.search(r"\b2 of .*: 2 norm parameters \(1\.weight, 1\.bias\)", missing.message)
 
 
 def test_adaptive_optimizers() -> None:
@@ -261,7 +262,7 @@ def test_adaptive_optimizers() -> None:
 
 def test_optimizer_of_another_model() -> None:
     model, other = nn.Sequential(nn.Conv2d(3, 3, 1)), nn.Linear(2, 2)
-    with pytest.raises(DataError, match="none of them is Sequential's"):
+    with pytest.raises(DataError, match=r"\boptimizer .*\b2 parameters\b.*\bSequential\b"):
         qkit.lint(model, X3, optim.SGD(other.parameters(), 0.1))
     with pytest.raises(DataError, match=r"torch\.optim\.Optimizer, not list"):
         qkit.lint(model, X3, list(model.parameters()))  # type: ignore[arg-type]

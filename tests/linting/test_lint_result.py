@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 
 import lint_cases as cases
@@ -26,15 +27,16 @@ def test_text_reads_like_a_compilers() -> None:
     place = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
     assert first.startswith(f"{place}:{line_of(cases.Branching)}: error: 0: `if y.sum() > 0:  # BLAME`: ")
     assert first.endswith("[data-dependent-control-flow]")
-    assert last == "Sequential: 1 error, 0 warnings, 0 notes; qkit.Study does not take it as it is"
+    assert last.startswith("Sequential: 1 error, 0 warnings, 0 notes; qkit.Study ")
+    assert not result.ok
     assert repr(result) == f"Lint({last})"
 
 
 def test_long_lists_are_counted_in_text_and_whole_in_the_table() -> None:
     model = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 1), nn.SiLU()) for _ in range(9)), nn.Flatten(), nn.Linear(768, 2))
     result = qkit.lint(model, X)
-    assert "warning: … 4 more of replaceable-activation" in str(result)
-    assert "4 more of replaceable-activation" in result._repr_html_()
+    assert re.search(r"warning: … 4 .*\breplaceable-activation\b", str(result))
+    assert re.search(r"\b4 [^<]*\breplaceable-activation\b", result._repr_html_())
     assert (result.table()["rule"] == "replaceable-activation").sum() == 9
 
 
@@ -90,19 +92,19 @@ def test_nothing_of_the_users_is_touched() -> None:
 @pytest.mark.parametrize(
     ("model", "inputs", "error", "match"),
     [
-        (nn.Conv2d, X, GraphError, "torch.nn.Module is needed, not type"),
-        ("resnet18", X, GraphError, "torch.nn.Module is needed, not str"),
-        (nn.Conv2d(3, 3, 1), (), DataError, "an empty tuple"),
-        (nn.Conv2d(3, 3, 1), [], DataError, "got list"),
-        (nn.Conv2d(3, 3, 1), None, DataError, "got NoneType"),
-        (nn.Conv2d(3, 3, 1), [X], DataError, "does not run on the batch"),
-        (nn.Conv2d(3, 3, 1, device="meta"), (), DataError, "an empty tuple"),
+        (nn.Conv2d, X, GraphError, r"torch\.nn\.Module .*\btype\b"),
+        ("resnet18", X, GraphError, r"torch\.nn\.Module .*\bstr\b.*'resnet18'"),
+        (nn.Conv2d(3, 3, 1), (), DataError, r"\bempty tuple\b"),
+        (nn.Conv2d(3, 3, 1), [], DataError, r"\blist\b"),
+        (nn.Conv2d(3, 3, 1), None, DataError, r"\bNoneType\b"),
+        (nn.Conv2d(3, 3, 1), [X], DataError, r"^Conv2d .*\(list\)"),
+        (nn.Conv2d(3, 3, 1, device="meta"), (), DataError, r"\bempty tuple\b"),
         ("net.bin", X, GraphError, r"\.onnx and \.pt2"),
         (nn.LazyConv2d(3, 1), X, GraphError, "lazy"),
-        (nn.Conv2d(4, 3, 1), X, DataError, r"Conv2d does not run on the batch .*\(2, 3, 16, 16\).*expected input"),
-        (nn.Conv2d(3, 3, 1), (X, X), DataError, "does not run on the batch"),
-        (nn.Conv2d(3, 3, 1).half(), X.half(), DataError, "float32"),
-        (nn.Conv2d(3, 3, 1, device="meta"), X, DataError, "meta device"),
+        (nn.Conv2d(4, 3, 1), X, DataError, r"^Conv2d .*\(2, 3, 16, 16\).*expected input"),
+        (nn.Conv2d(3, 3, 1), (X, X), DataError, r"^Conv2d .*\(2, 3, 16, 16\).*\(2, 3, 16, 16\)"),
+        (nn.Conv2d(3, 3, 1).half(), X.half(), DataError, r"^weight .*torch\.float16\b.*\bfloat32\b"),
+        (nn.Conv2d(3, 3, 1, device="meta"), X, DataError, r"^weight .*\bmeta\b"),
         (torch.jit.trace(nn.Conv2d(3, 3, 1), X), X, GraphError, "scripted"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 
 import lint_cases as cases
@@ -200,7 +201,7 @@ def test_wrappers_are_taken_off_and_said(wrap) -> None:
     assert result.model_name == "Outer"
     assert [(f.layer, f.line) for f in result.errors] == [("body.1", line_of(cases.Branching))]
     assert qkit.lint(wrap(Flagged()), X).ok
-    assert any("The model came in" in remark for remark in result.remarks)
+    assert any(re.search(r"(nn\.DataParallel|torch\.compile): .*\(Outer\)", remark) for remark in result.remarks)
 
 
 def test_a_scripted_part_is_refused_by_its_path() -> None:
@@ -221,8 +222,8 @@ def test_the_wrap_that_the_cure_names_cures(tmp_path, monkeypatch) -> None:
 
     (found,) = qkit.lint(Net(), X).errors
     assert (found.file, found.line) == (str(tmp_path / "lint_helpers.py"), 2)
-    line = f'torch.fx.wrap("halved")` at module level of {tmp_path / "lint_model_a.py"}'
-    assert line in found.cure
+    line = rf'torch\.fx\.wrap\("halved"\)` .*{re.escape(str(tmp_path / "lint_model_a.py"))}'
+    assert re.search(line, found.cure)
     (tmp_path / "lint_model_b.py").write_text(model.replace("\n\n\n", '\nimport torch\ntorch.fx.wrap("halved")\n\n\n', 1))
     from lint_model_b import Net as Cured  # type: ignore[import-not-found]
 
@@ -240,7 +241,7 @@ def test_the_wrap_of_len_cures(tmp_path, monkeypatch) -> None:
     from lint_len_b import Net as Cured  # type: ignore[import-not-found]
 
     (found,) = qkit.lint(Net(), X).of("untraceable-call")
-    assert '`torch.fx.wrap("len")` at module level' in found.cure
+    assert '`torch.fx.wrap("len")`' in found.cure
     assert not qkit.lint(Cured(), X).of("untraceable-call")
 
 
@@ -250,4 +251,4 @@ def test_a_class_without_source_is_said() -> None:
     exec(compile(code, "/tmp/ipykernel_1/cell.py", "exec"), scope)
     result = qkit.lint(scope["Cell"](), X)
     assert [(f.rule, f.line) for f in result.errors] == [("data-dependent-control-flow", 3)]
-    assert any("No source is available of Cell.forward" in remark for remark in result.remarks)
+    assert any("Cell.forward" in remark for remark in result.remarks)

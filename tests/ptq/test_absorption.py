@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_outputs_stay_and_biases_are_those_of_the_equation(
     else:
         old = second.bias.detach().double() if bias else torch.zeros(outputs_, dtype=torch.float64)
         assert torch.allclose(new.bias.detach().double() - old, moved, atol=1e-5)
-        assert result.notes == (() if bias else ("4 was given a bias",))
+        assert [(note[:2], "bias" in note) for note in result.notes] == ([] if bias else [("4 ", True)])
     a, b = outputs(result.model, x), outputs(model, x)
     assert float((a - b).abs().max()) <= 1e-5 * float(b.abs().max())
 
@@ -125,7 +126,7 @@ def test_without_batch_norm_the_least_that_was_seen_is_taken() -> None:
     assert least[3] == 0.0
     # exact on the data it was seen on
     assert result.deviation < 1e-5
-    assert result.notes == ("4 was given a bias",)
+    assert [(note[:2], "bias" in note) for note in result.notes] == [("4 ", True)]
     assert checked(model, x).skipped["0"].endswith("pass observations=study.observe()")
     with torch.no_grad():
         after = result.model[:2](x).amin(0)
@@ -143,14 +144,14 @@ def test_the_deviation_says_what_falls_below() -> None:
 @pytest.mark.parametrize(
     ("layers", "says"),
     [
-        (lambda: [nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)], "pads with zeros"),
-        (lambda: [nn.ReLU(), nn.Conv2d(4, 4, 3, padding="same")], "pads with zeros"),
-        (lambda: [nn.ReLU(), nn.ZeroPad2d(1), nn.Conv2d(4, 4, 3)], "padding, or channels mixed"),
+        (lambda: [nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)], "zeros"),
+        (lambda: [nn.ReLU(), nn.Conv2d(4, 4, 3, padding="same")], "zeros"),
+        (lambda: [nn.ReLU(), nn.ZeroPad2d(1), nn.Conv2d(4, 4, 3)], "padding"),
         (lambda: [nn.ReLU(), nn.ConvTranspose2d(4, 4, 3)], "transposed convolution"),
-        (lambda: [nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 4, 1)], "no layer with weights"),
-        (lambda: [nn.ReLU6(), nn.Conv2d(4, 4, 1)], "no ReLU of its own"),
-        (lambda: [nn.Conv2d(4, 4, 1)], "no ReLU of its own"),
-        (lambda: [nn.ReLU()], "is no layer with weights"),
+        (lambda: [nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 4, 1)], "weights"),
+        (lambda: [nn.ReLU6(), nn.Conv2d(4, 4, 1)], "ReLU"),
+        (lambda: [nn.Conv2d(4, 4, 1)], "ReLU"),
+        (lambda: [nn.ReLU()], "weights"),
     ],
 )
 def test_what_is_skipped(layers: Any, says: str) -> None:
@@ -166,7 +167,7 @@ def test_low_means_and_plain_norms_give_nothing() -> None:
     plain = exceeding(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Conv2d(4, 4, 1))
     assert "not affine" in checked(plain, x).skipped["0"]
     model = exceeding(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1))
-    assert "no channel's mean lies 100 deviations above zero" in checked(model, x, deviations=100.0).skipped["0"]
+    assert "100 deviations" in checked(model, x, deviations=100.0).skipped["0"]
 
 
 def test_residual_readers_are_skipped() -> None:
@@ -186,7 +187,7 @@ def test_result_in_words_and_numbers() -> None:
     model = exceeding(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1))
     x = torch.rand(2, 3, 8, 8)
     result = checked(model, x)
-    assert repr(result).startswith("Absorbed(Sequential: 1 layers gave to the next, 1 skipped, deviation ")
+    assert re.match(r"Absorbed\(Sequential: 1 layers .*, 1 skipped, deviation \S+\)", repr(result))
     assert list(result.table().loc["0", ["reader", "channels", "of"]]) == ["3", 3, 4]
     assert json.loads(json.dumps(result.to_dict()))["amounts"]["0"] == result.amounts["0"].tolist()
     assert "<table" in result._repr_html_()
@@ -199,7 +200,7 @@ def test_errors() -> None:
     with pytest.raises(DataError, match="deviations=-1"):
         absorb(model, graph, x, deviations=-1.0)
     other = nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 4)).eval()
-    with pytest.raises(GraphError, match="0 has 5 channels, its observation 7"):
+    with pytest.raises(GraphError, match=r"^0 .*\b5 channels\b.*\b7\b"):
         absorb(model, graph, x, observations=observe(build(other, x), [x], progress=False))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import re
 from types import ModuleType
 from typing import Any
 
@@ -216,14 +217,14 @@ def test_joins_are_scaled_alike() -> None:
 def test_joins_can_be_left() -> None:
     result, _ = checked(uneven(Block()), torch.randn(2, 3, 8, 8), joins=False)
     assert set(result.factors) == {"last"}
-    assert result.skipped["stem"].startswith("its output is joined with another tensor in :add")
+    assert re.search(r" :add\b.*\bjoins=True\b", result.skipped["stem"])
 
 
 def test_small_network_with_every_kind_of_step() -> None:
     result, _ = checked(mixed_network(), torch.randn(2, 3, 16, 16))
     # stem ends in ReLU6 and is added to project, so neither may be scaled; both channels of the concatenation go with them
     assert set(result.factors) == {"depthwise", "side"}
-    assert "clamped to 0..6" in result.skipped["stem"]
+    assert "0..6 in stem" in result.skipped["stem"]
     assert "qkit.surgery.lite" in result.skipped["stem"]
 
 
@@ -248,7 +249,8 @@ def test_partly_dead_channels_stay(kind: str) -> None:
 def test_norm_without_affine_gets_one() -> None:
     model = uneven(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False), nn.ReLU(), nn.Conv2d(8, 6, 3)))
     result, _ = checked(model, torch.randn(2, 3, 8, 8))
-    assert result.notes == ("1 was given a weight and a bias, to hold the factors",)
+    (note,) = result.notes
+    assert re.search(r"^1 .*\bweight\b.*\bbias\b", note)
     assert not model[1].affine
     assert torch.allclose(result.model[1].weight.double(), 1.0 / torch.from_numpy(result.factors["0"]), rtol=1e-6)
 
@@ -290,27 +292,27 @@ def between(operation: nn.Module | Any) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("operation", "says"),
+    ("operation", "said"),
     [
-        (nn.ReLU6(), "clamped to 0..6"),
-        (nn.Hardtanh(-2.0, 1000.0), "clamped to -2..1000"),
-        (lambda x: x.clamp_min(-1e3), "not positively homogeneous"),
+        (nn.ReLU6(), r"\b0\.\.6\b"),
+        (nn.Hardtanh(-2.0, 1000.0), r" -2\.\.1000\b"),
+        (lambda x: x.clamp_min(-1e3), r"\bhomogeneous\b"),
         (nn.SiLU(), "qkit.surgery.lite"),
-        (lambda x: x * x, "lets no factors through"),
-        (lambda x: x + 1.0, "a hook or a subclass"),
-        (lambda x: x.softmax(1), "not positively homogeneous"),
-        (lambda x: x + x.mean(1, keepdim=True), "lets no factors through"),
-        (lambda x: x.expand_as(x) * x.sigmoid(), "not positively homogeneous"),
-        (lambda x: x + x.argmax(1, keepdim=True), "depends on its values"),
-        (lambda x: F.layer_norm(x, x.shape[1:]), "takes no factors"),
-        (lambda x: x.transpose(1, 2).contiguous()[:, :4], "along another axis"),
+        (lambda x: x * x, r" :mul\b.*\bfactors\b"),
+        (lambda x: x + 1.0, r"\bhook\b"),
+        (lambda x: x.softmax(1), r"\bhomogeneous\b"),
+        (lambda x: x + x.mean(1, keepdim=True), r" :mean\b.*\bfactors\b"),
+        (lambda x: x.expand_as(x) * x.sigmoid(), r"\bhomogeneous\b"),
+        (lambda x: x + x.argmax(1, keepdim=True), r"\bargmax\b.*\bvalues\b"),
+        (lambda x: F.layer_norm(x, x.shape[1:]), r"\(\w+\).*\bfactors\b"),
+        (lambda x: x.transpose(1, 2).contiguous()[:, :4], r"\baxis\b"),
     ],
 )  # fmt: skip
-def test_what_lets_no_factors_through(operation: Any, says: str) -> None:
+def test_what_lets_no_factors_through(operation: Any, said: str) -> None:
     model = between(operation)
     result, _ = checked(model, torch.randn(2, 3, 4, 4))
     assert result.factors == {}
-    assert says in result.skipped["a"]
+    assert re.search(said, result.skipped["a"])
     for (name, a), b in zip(model.state_dict().items(), result.model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 
@@ -394,19 +396,19 @@ def functional() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("make", "layer", "says"),
+    ("make", "layer", "said"),
     [
-        (Twice, "layers.0", "called 2 times"),
-        (tied, "0", "shares its weight"),
+        (Twice, "layers.0", r"\b2 times\b"),
+        (tied, "0", r"\bweight\b"),
         (parametrized, "2", "parametrized"),
-        (frozen, "2", "is frozen"),
-        (subclassed, "0", "is read by 2, which computes with more than its weights say"),
-        (functional, "layers.0", "is a call of a function"),
+        (frozen, "2", r"\bfrozen\b"),
+        (subclassed, "0", r"\b2, .*\bweights\b"),
+        (functional, "layers.0", r"\bfunction\b"),
     ],
 )
-def test_layers_that_may_not_be_changed(make: Any, layer: str, says: str) -> None:
+def test_layers_that_may_not_be_changed(make: Any, layer: str, said: str) -> None:
     result, _ = checked(make(), torch.randn(4, 6))
-    assert says in result.skipped[layer]
+    assert re.search(said, result.skipped[layer])
     assert layer not in result.factors
 
 
@@ -414,7 +416,7 @@ def test_a_layer_that_a_hook_alters() -> None:
     model = hooked()
     x = torch.randn(4, 6)
     result = equalize(model, build(model, x))
-    assert "a hook or a subclass" in result.skipped["2"]
+    assert "hook" in result.skipped["2"]
     assert torch.equal(result.model(x), model(x))
 
 
@@ -436,8 +438,8 @@ def test_training_mode_and_gradients_stay() -> None:
 
 def test_result_in_words_and_numbers() -> None:
     result, _ = checked(three(), torch.randn(4, 6))
-    assert repr(result).startswith("Equalized(Sequential: 2 layers in 2 pairs, 1 skipped, deviation ")
-    assert "4: its output is the network's output" in repr(result)
+    assert re.match(r"Equalized\(Sequential: 2 layers .*\b2 pairs, 1 skipped, deviation \S+\)", repr(result))
+    assert re.search(r"^ *4: .*\boutput\b", repr(result), re.MULTILINE)
     table = result.table()
     assert list(table.index) == ["0 -> 2", "2 -> 4"]
     assert (table["rows after"] <= table["rows before"]).all()
@@ -451,9 +453,9 @@ def test_a_graph_of_another_state_is_an_error() -> None:
     graph = build(model, x)
     with torch.no_grad():
         model[2].weight[3] *= 2.0
-    with pytest.raises(GraphError, match="equalizing 2 -> 4 changes the output of Sequential"):
+    with pytest.raises(GraphError, match=r"\b2 -> 4 .*\bSequential\b.*\b1e-05\b"):
         equalize(model, graph, example=x)
-    with pytest.raises(GraphError, match="is not of this Sequential"):
+    with pytest.raises(GraphError, match=r"\bgraph\b.*\bSequential\b.*\bleaf_modules\b"):
         equalize(nn.Sequential(*three(), nn.Linear(6, 2)), graph)
     with pytest.raises(GraphError, match=r"limit=0\.5"):
         equalize(model, build(model, x), limit=0.5)

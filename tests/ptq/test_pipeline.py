@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from functools import cache
 from typing import Any
 
@@ -109,7 +110,7 @@ def test_a_step_that_hurts_is_undone_and_said(monkeypatch: pytest.MonkeyPatch, c
     assert not effect.kept
     assert effect.error > effect.before
     assert fixed.plan == study.plan
-    assert "bias-correction is undone" in caplog.text
+    assert re.search(r"\bbias-correction .*\bSQNR\b", caplog.text)
     # its effect is shown all the same
     assert (
         effect.gain.value
@@ -162,11 +163,11 @@ def test_evaluation_samples_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_bad_calls() -> None:
     study = small()
-    with pytest.raises(QkitError, match="no step 'equalisation'; give some of equalization, absorption"):
+    with pytest.raises(QkitError, match=r"'equalisation'.*\bequalization, absorption, ranges\b"):
         study.ptc(["equalisation"])
-    with pytest.raises(QkitError, match="steps is a sequence of names"):
+    with pytest.raises(QkitError, match=r"^steps .*\('ranges',\)"):
         study.ptc("ranges")
-    with pytest.raises(QkitError, match="no calibration method 'best'"):
+    with pytest.raises(QkitError, match=r"'best'.*\bminmax, moving-average, percentile\b"):
         study.ptc(["ranges"], estimators=["best"], progress=False)
 
 
@@ -175,7 +176,7 @@ def test_few_samples_are_said() -> None:
     study = qkit.Study(mixed_network(), [torch.randn(2, 3, 16, 16)], metric="agreement")
     fixed = study.ptc(["bias-correction"], **QUICK)
     assert fixed.treatment.held_out == 0
-    assert "too few calibration samples to hold any out" in repr(fixed.treatment)
+    assert any("calibration samples" in remark and remark in repr(fixed.treatment) for remark in fixed.treatment.remarks)
 
 
 def test_an_interrupt_goes_up_and_the_same_call_goes_on_from_the_finished_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from qkit.quant.schemes import Scheme, scheme_of
 @pytest.fixture(autouse=True)
 def quiet(one_thread: None) -> Iterator[None]:
     """What is said of a model that was not diagnosed does not belong into every test's output."""
-    logger = logging.getLogger("qkit.qat.wrapping")
+    logger = logging.getLogger("qkit.qat.qat_wrapping")
     before = logger.level
     logger.setLevel(logging.ERROR)
     yield

@@ -157,7 +157,7 @@ def test_epochs_are_counted_by_training_batches(module: QatModule, images: Tenso
 
 def test_more_epochs_than_planned_are_remarked_on_once(mixed: Mixed, images: Tensor, caplog) -> None:
     module = wrap(mixed, images, total_epochs=2)
-    with caplog.at_level(logging.WARNING, "qkit.qat.module"):
+    with caplog.at_level(logging.WARNING, "qkit.qat.qat_module"):
         for _ in range(5):
             module.train()
             module(images)
@@ -298,7 +298,7 @@ def test_distributed_data_parallel(mixed: Mixed, images: Tensor, learned: bool) 
 def test_autocast_is_switched_off_inside(module: QatModule, images: Tensor, caplog) -> None:
     module.eval()
     expected = module(images)
-    with caplog.at_level(logging.WARNING, "qkit.qat.module"), torch.autocast("cpu", torch.bfloat16):
+    with caplog.at_level(logging.WARNING, "qkit.qat.qat_module"), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(module(images), expected)
         module(images)
     assert caplog.text.count("autocast") == 1

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qkit.graph.table import UNBOUNDED
-from qkit.qat.rounding import grid_of, power_of_two, round_learned, round_to_grid
+from qkit.qat.straight_through import grid_of, power_of_two, round_learned, round_to_grid
 from qkit.quant.grids import QuantParams, QuantSpec, fake_quantize
 
 BITS = st.sampled_from([2, 4, 8, 16])

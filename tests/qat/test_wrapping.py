@@ -12,7 +12,7 @@ from small_networks import Mixed
 from torch import Tensor, nn
 
 import qkit
-from qkit.diagnosis.result import Diagnosis
+from qkit.diagnosis.answer import Diagnosis
 from qkit.diagnosis.verdict import Verdict
 from qkit.errors import DataError, GraphError, PlanError, QkitError
 from qkit.qat import wrap
@@ -32,7 +32,7 @@ def study(mixed: Mixed, images: Tensor) -> qkit.Study:
 
 @pytest.fixture(autouse=True)
 def heard(caplog) -> None:
-    caplog.set_level(logging.WARNING, "qkit.qat.wrapping")
+    caplog.set_level(logging.WARNING, "qkit.qat.qat_wrapping")
 
 
 @pytest.mark.parametrize("verdict", ["quantization", "both", "inconclusive", "no-degradation"])

@@ -12,7 +12,7 @@ import torch
 from report_cases import tiny_study
 
 from qkit.diagnosis import Cause, Diagnosis, Remedy, Verdict
-from qkit.diagnosis.result import interaction_words
+from qkit.diagnosis.answer import interaction_words
 from qkit.execution.statistics import Interval
 from qkit.report import make, write
 from qkit.report.text.captions import NO_CAUSE

@@ -39,7 +39,8 @@ def test_activations_become_relu(kind: type[nn.Module], inplace: bool) -> None:
     assert surgery.model[0].inplace == (inplace and kind is not nn.GELU)  # type: ignore[index,union-attr]
     (change,) = surgery.changes
     assert (change.path, change.after, change.exact) == ("0", "ReLU", False)
-    assert "Retraining is needed" in repr(surgery)
+    assert surgery.needs_retraining
+    assert "1 of 1 changes" in repr(surgery)
 
 
 def test_the_model_itself_is_replaced_where_it_is_the_operation() -> None:
@@ -63,7 +64,7 @@ def test_max_pools_are_exact(data: st.DataObject) -> None:
     x = torch.randn(1, 2, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     assert torch.equal(outputs(surgery.model, x), pool(x))
     assert surgery.changes[0].exact
-    assert "no retraining" in repr(surgery)
+    assert not surgery.needs_retraining
 
 
 def test_max_pool_of_five_is_two_of_three() -> None:
@@ -253,7 +254,7 @@ def test_calls_of_models_that_cannot_be_traced_are_read_from_the_source() -> Non
     surgery = lite(Branching())
     assert [c.path for c in surgery.changes] == ["silu"]
     assert [(u.rule, u.line) for u in surgery.unchanged] == [("hardswish", line_of("x = F.hardswish(x)"))]
-    assert "cannot be traced" in surgery.remarks[0]
+    assert surgery.remarks[0].startswith("Branching ")
     assert surgery.remarks[0] in repr(surgery)
 
 
@@ -274,11 +275,11 @@ def test_shared_modules_stay_shared() -> None:
 
 
 def test_names_of_rules_are_checked() -> None:
-    with pytest.raises(QkitError, match="did you mean 'relu6'"):
+    with pytest.raises(QkitError, match=r"^only= .*'relu-6'.*'relu6'"):
         lite(nn.ReLU6(), only=["relu-6"])
-    with pytest.raises(QkitError, match="skip= names 'nothing'"):
+    with pytest.raises(QkitError, match=r"^skip= .*'nothing'"):
         lite(nn.ReLU6(), skip="nothing")
-    with pytest.raises(QkitError, match="Module is needed"):
+    with pytest.raises(QkitError, match=r"torch\.nn\.Module .*\btype\b"):
         lite(nn.ReLU6)  # type: ignore[arg-type]
 
 
@@ -287,7 +288,7 @@ def test_only_and_skip() -> None:
     assert [c.rule for c in lite(model, only=["silu"]).changes] == ["silu"]
     assert [c.rule for c in lite(model, skip=["silu"]).changes] == ["relu6"]
     assert not lite(model, only=[]).changes
-    assert "Nothing was replaced" in repr(lite(model, only=[]))
+    assert "0 changes" in repr(lite(model, only=[]))
 
 
 def test_result_in_all_forms() -> None:
@@ -299,7 +300,7 @@ def test_result_in_all_forms() -> None:
     data = json.loads(json.dumps(surgery.to_dict()))
     assert data["needs_retraining"] is True
     assert [c["rule"] for c in data["changes"]] == ["relu6", "max-pool"]
-    assert "Retraining is needed" in surgery._repr_html_()
+    assert "1 of 2 changes" in surgery._repr_html_()
     assert len(lite(nn.ReLU()).table()) == 0
     assert set(RULES) >= {c.rule for c in surgery.changes}
 

@@ -197,7 +197,7 @@ def test_epochs_come_in_their_order(mixed: Mixed, images: Tensor, caplog) -> Non
     assert module.training
     assert module.total_epochs == 4
     phases, plans = [], []
-    with caplog.at_level(logging.WARNING, "qkit.training.module"):
+    with caplog.at_level(logging.WARNING, "qkit.training.ptq_module"):
         for number in range(6):
             module.train()
             module.train()  # twice, and after an evaluation, without a batch between
@@ -409,7 +409,7 @@ def test_autocast_is_switched_off_inside(mixed: Mixed, images: Tensor, caplog) -
     for _ in range(2):
         epoch(plain, [images])
     expected = plain.eval()(images)
-    with caplog.at_level(logging.WARNING, "qkit.training.module"), torch.autocast("cpu", torch.bfloat16):
+    with caplog.at_level(logging.WARNING, "qkit.training.ptq_module"), torch.autocast("cpu", torch.bfloat16):
         for _ in range(2):
             epoch(module, [images])
         copied = copy.deepcopy(module).eval()

@@ -12,7 +12,7 @@ from small_networks import mixed_network
 from torch import Tensor, nn
 
 from qkit import Study
-from qkit.diagnosis.result import Diagnosis
+from qkit.diagnosis.answer import Diagnosis
 from qkit.widgets import Tuner, work
 from qkit.widgets.panel import Panel
 

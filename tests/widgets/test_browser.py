@@ -24,8 +24,8 @@ from studies import small_study
 
 from qkit.widgets.canvas import es_module
 from qkit.widgets.code import CodeBox
-from qkit.widgets.layers import Column, LayerTable
-from qkit.widgets.maps import FeatureMaps
+from qkit.widgets.layer_chart import Column, LayerTable
+from qkit.widgets.map_view import FeatureMaps
 from qkit.widgets.panel import Frame
 
 STUDY = """\

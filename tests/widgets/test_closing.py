@@ -17,7 +17,7 @@ from studies import fresh_study, nothing_runs, ruined_diagnosis, ruined_study, s
 from qkit import FLOAT, QkitError, Study
 from qkit.progress import track
 from qkit.widgets import CalibrationPanel, Explorer, Guide, Tuner, cells
-from qkit.widgets.maps import FeatureMaps
+from qkit.widgets.map_view import FeatureMaps
 from qkit.widgets.panel import Panel
 
 SOON = 20.0

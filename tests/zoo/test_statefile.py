@@ -96,7 +96,7 @@ def test_a_prefix_stays_where_the_network_has_it(tmp_path: Path) -> None:
     # and is put before the names where the network alone has it
     bare = taken(tmp_path, RAW, model=wrapped)
     assert same(bare, under("module.", RAW))
-    assert "'module.' was put before" in bare.remarks[0]
+    assert ["'module.'" in remark for remark in bare.remarks] == [True]
 
 
 def test_wrappers_within_names_are_taken_out(tmp_path: Path) -> None:
@@ -106,7 +106,8 @@ def test_wrappers_within_names_are_taken_out(tmp_path: Path) -> None:
     }
     chosen = taken(tmp_path, inner)
     assert same(chosen, RAW)
-    assert ["stem._checkpoint_wrapped_module.weight is taken for stem.weight" in remark for remark in chosen.remarks] == [True]
+    pair = re.compile(r" stem\._checkpoint_wrapped_module\.weight .* stem\.weight\b")
+    assert [bool(pair.search(remark)) for remark in chosen.remarks] == [True]
     compiled = make()
     compiled.body = nn.Sequential(collections.OrderedDict(_orig_mod=compiled.body))  # names as torch.compile makes them
     assert set(taken(tmp_path, RAW, model=compiled).tensors) == set(compiled.state_dict())
@@ -133,8 +134,8 @@ def test_averaged_weights_are_taken_and_how_to_take_the_raw_ones_is_said(form: s
     content = AVERAGES[form]()
     chosen = taken(tmp_path, content)
     assert same(chosen, MEAN)
-    said = next(remark for remark in chosen.remarks if "averaged ones" in remark)
-    assert repr(chosen.key) in said
+    said = next(remark for remark in chosen.remarks if "weights_key=" in remark)
+    assert repr(chosen.key) in said.partition("--weights-key")[0]
     raw = said.partition("weights_key='")[2].partition("'")[0]
     other = taken(tmp_path, content, key=raw)
     assert same(other, RAW)
@@ -152,7 +153,7 @@ def test_averaged_weights_are_taken_and_how_to_take_the_raw_ones_is_said(form: s
 def test_frameworks_that_swap_averages_into_the_usual_place_are_known(content: Any, tmp_path: Path) -> None:
     chosen = taken(tmp_path, content)
     assert same(chosen, MEAN)
-    assert any("averaged ones" in remark for remark in chosen.remarks)
+    assert any(repr(chosen.key) in remark and "weights_key=" in remark for remark in chosen.remarks)
 
 
 def test_averages_without_the_norms_statistics_are_not_taken_and_that_is_said(tmp_path: Path) -> None:
@@ -160,21 +161,21 @@ def test_averages_without_the_norms_statistics_are_not_taken_and_that_is_said(tm
     chosen = taken(tmp_path, {"model": RAW, "model_ema": partial})
     assert same(chosen, RAW)
     assert "norm.running_mean" in chosen.remarks[0]
-    with pytest.raises(QkitError, match=r"norm\.running_mean of Net is missing"):
+    with pytest.raises(QkitError, match=r"'model_ema\.'.* norm\.running_mean .*Net .*\b1\b"):
         taken(tmp_path, {"model": RAW, "model_ema": partial}, key="model_ema")
 
 
 def test_an_unknown_key_lists_those_that_there_are(tmp_path: Path) -> None:
-    with pytest.raises(QkitError, match=r"under 'mean'; there are .*'model'"):
+    with pytest.raises(QkitError, match=r"'mean'.*'model', 'model_ema'"):
         taken(tmp_path, {"model": RAW, "model_ema": MEAN}, key="mean")
-    with pytest.raises(QkitError, match=r"under 'ema'; there are '\.'"):
+    with pytest.raises(QkitError, match=r"'ema'.*'\.'"):
         taken(tmp_path, RAW, key="ema")
     assert same(taken(tmp_path, RAW, key="."), RAW)
 
 
 def test_several_weights_without_a_sign_which_are_meant_are_refused(tmp_path: Path) -> None:
     content = {"student": RAW, "teacher": MEAN}
-    with pytest.raises(QkitError, match=r"more than once.*'student', 'teacher'"):
+    with pytest.raises(QkitError, match=r"--weights-key.*'student', 'teacher'"):
         taken(tmp_path, content)
     assert same(taken(tmp_path, content, key="teacher"), MEAN)
     # the same weights twice are one thing
@@ -186,11 +187,12 @@ def test_other_floats_are_converted_and_that_is_said(kind: torch.dtype, tmp_path
     chosen = taken(tmp_path, {name: t.to(kind) if t.is_floating_point() else t for name, t in RAW.items()})
     assert all(t.dtype == torch.float32 for name, t in chosen.tensors.items() if not name.endswith("tracked"))
     assert same(chosen, {name: t.to(kind).float() if t.is_floating_point() else t for name, t in RAW.items()})
-    assert [f"10 of 11 tensors are {str(kind).removeprefix('torch.')}" in remark for remark in chosen.remarks] == [True]
+    said = re.compile(rf"\b10\b.*\b11\b.*\b{str(kind).removeprefix('torch.')}\b.*\bfloat32\b")
+    assert [bool(said.search(remark)) for remark in chosen.remarks] == [True]
 
 
 def test_weights_in_integers_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(QkitError, match=r"stem\.weight is int8 .* quantized"):
+    with pytest.raises(QkitError, match=r"stem\.weight .*\bint8\b.*\bfloat32\b.*quantized"):
         taken(tmp_path, {**RAW, "stem.weight": RAW["stem.weight"].to(torch.int8)})
 
 
@@ -199,7 +201,7 @@ def test_arrays_and_sparse_tensors_are_read_and_tensors_without_numbers_refused(
     assert same(taken(tmp_path, {**RAW, "head.weight": RAW["head.weight"].to_sparse()}), RAW)
     with pytest.raises(QkitError, match=r"stem\.weight.* meta"):
         taken(tmp_path, {name: tensor.to("meta") for name, tensor in RAW.items()})
-    with pytest.raises(QkitError, match=r"complex64 and the network's is float32\. Give"):
+    with pytest.raises(QkitError, match=r"stem\.weight .*\bcomplex64 (?!.*quantized).*\bfloat32\b"):
         taken(tmp_path, {**RAW, "stem.weight": RAW["stem.weight"].to(torch.complex64)})
 
 
@@ -216,7 +218,7 @@ def test_what_stands_beside_a_prefix_is_left_out_by_name_if_all_the_rest_fits(tm
     assert "loss.weight" in chosen.remarks[1]
     assert "metric.confusion" in chosen.remarks[1]
     short = {name: tensor for name, tensor in under("model.", RAW).items() if "head" not in name}
-    with pytest.raises(QkitError, match=r"head\.weight of Net is missing"):
+    with pytest.raises(QkitError, match=r"'state_dict\.model\.'.* head\.weight .*Net .*\b1\b"):
         taken(tmp_path, {"state_dict": {**short, **beside}})
 
 
@@ -256,21 +258,21 @@ def test_counters_of_batch_norms_may_be_missing(tmp_path: Path) -> None:
     [
         (
             weights(1, make(classes=9)),
-            r"head\.weight has shape \(9, 6\), but Net needs \(4, 6\).*number of classes: 9 in the file, 4",
+            r"head\.weight .*\(9, 6\).*Net .*\(4, 6\).*classes\b.*\b9\b.*\b4\b",
         ),
-        (weights(1, make(width=8)), r"stem\.weight has shape .*, and \d+ other shapes\. Likely another width"),
+        (weights(1, make(width=8)), r"stem\.weight .*\(8, 3, 3, 3\).*Net .*\(6, 3, 3, 3\).* 8 .*\bwidth\b"),
         (
             {k: v for k, v in RAW.items() if "head" not in k},
-            r"head\.weight of Net is missing, and 1 more\. .*without its last layer",
+            r"head\.weight .*Net .*\b1\b.*\bhead:",
         ),
-        ({k: v for k, v in RAW.items() if "body" not in k}, r"body\.1\.weight of Net is missing, and 1 more\. Likely a part"),
-        ({**RAW, "aux.weight": torch.ones(2)}, r"aux\.weight is no tensor of Net\. Likely a larger variant"),
-        (under("m.", {**RAW, "aux.weight": torch.ones(2)}), r"without the prefix 'm\.'.*aux\.weight is no tensor"),
+        ({k: v for k, v in RAW.items() if "body" not in k}, r"body\.1\.weight .*Net .*\b1\b(?!.*(head|training))"),
+        ({**RAW, "aux.weight": torch.ones(2)}, r"aux\.weight .*Net\b.*\btraining\b"),
+        (under("m.", {**RAW, "aux.weight": torch.ones(2)}), r"'m\.'.*aux\.weight .*Net\b"),
         (
             {f"x{i}": v for i, v in enumerate(RAW.values())},
-            r"no tensor of Net is in it: .*'x0' and 10 more.*shapes are the same in",
+            r"Net .*'x0' .*\b10\b.*'stem\.weight'.*state_dict\(\)",
         ),
-        ({"conv.w": torch.ones(2)}, r"no tensor of Net is in it.*another network|no tensor of Net.*another code base"),
+        ({"conv.w": torch.ones(2)}, r"Net .*'conv\.w' .*\b0\b.*'stem\.weight'(?!.*state_dict)"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_with_tensors_and_the_likely_reason(
@@ -287,9 +289,9 @@ class Secret:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (make(), r"holds Python objects of torch\.nn\.modules\.container\.Sequential \(a whole module\)"),
-        ({"model": make(), "ema": None}, "a whole module"),
-        ({"state_dict": RAW, "config": Secret()}, r"holds Python objects of \S*Secret, whose code is not run"),
+        (make(), r"w\.pth .*torch\.nn\.modules\.container\.Sequential \("),
+        ({"model": make(), "ema": None}, r"w\.pth .*torch\.nn\.modules\.container\.Sequential \("),
+        ({"state_dict": RAW, "config": Secret()}, r"w\.pth .*\.Secret\b(?! \()"),
     ],
 )
 def test_refusals_name_the_class_and_never_advise_to_run_the_file(content: Any, said: str, tmp_path: Path) -> None:
@@ -319,15 +321,15 @@ def test_a_torchscript_archive_is_told_from_weights(tmp_path: Path) -> None:
 def test_files_cut_short_and_of_other_libraries_are_named(tmp_path: Path) -> None:
     torch.save(RAW, tmp_path / "w.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:-200])
-    with pytest.raises(QkitError, match=r"cut\.pth cannot be read as weights"):
+    with pytest.raises(QkitError, match=r"cut\.pth .*\(\w+Error\)"):
         read_state(tmp_path / "cut.pth")
     (tmp_path / "w.h5").touch()
-    with pytest.raises(QkitError, match=r"w\.h5 is a file of Keras"):
+    with pytest.raises(QkitError, match=r"w\.h5 .*Keras"):
         read_state(tmp_path / "w.h5")
-    with pytest.raises(QkitError, match="is a folder"):
+    with pytest.raises(QkitError, match=rf"{re.escape(str(tmp_path))} .*folder"):
         read_state(tmp_path)
     torch.save({"a": {"b": 3}}, tmp_path / "none.pth")
-    with pytest.raises(QkitError, match=r"none\.pth holds no state dict: 'a\.b' is no tensor"):
+    with pytest.raises(QkitError, match=r"none\.pth .*'a\.b'"):
         read_state(tmp_path / "none.pth")
 
 
@@ -345,14 +347,14 @@ def test_shards_are_read_by_their_index(suffix: str, tmp_path: Path) -> None:
         return choose(read_state(index), make().state_dict(), "Net")
 
     assert same(read(places), RAW)
-    with pytest.raises(QkitError, match=r"other\.bin, which is missing"):
+    with pytest.raises(QkitError, match=r"index\.json .* other\.bin"):
         read({**places, "more": "other.bin"})
-    with pytest.raises(QkitError, match="has no tensor 'more'"):
+    with pytest.raises(QkitError, match=rf"part-0\.{suffix} .*'more'.*index\.json"):
         read({**places, "more": f"part-0.{suffix}"})
     for outside in (f"../part-0.{suffix}", str(tmp_path / f"part-0.{suffix}"), "..", "a\\b"):
-        with pytest.raises(QkitError, match="not beside it"):
+        with pytest.raises(QkitError, match=rf"index\.json .*{re.escape(repr(outside))}"):
             read({**places, "more": outside})
-    with pytest.raises(QkitError, match="not an index"):
+    with pytest.raises(QkitError, match=r"index\.json .*weight_map"):
         read(["a"])
 
 

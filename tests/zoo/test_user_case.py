@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_a_torchvision_model_with_a_folder_that_is_split(images: Path, weights: 
     before = torch.get_rng_state()
     case = user_case(MODEL, weights, images, batch_size=5)
     assert torch.equal(before, torch.get_rng_state())
-    assert "stratified choice (seed 0)" in caplog.text
+    assert re.search(r"stratified.*seed 0.* 6 .* 18 ", caplog.text)
     assert case.classes == ("blue", "green", "red")
     assert not case.model.training
     assert case.expected is None
@@ -124,7 +125,7 @@ def test_calibration_images_of_another_folder(images: Path, tmp_path: Path, weig
     case = user_case(MODEL, weights, images, calibration_data=other)
     assert len(case.evaluation.dataset) == 24  # type: ignore[attr-defined]
     assert len(case.calibration.dataset) == 6  # type: ignore[attr-defined]
-    with pytest.raises(DataError, match="share images"):
+    with pytest.raises(DataError, match=rf"{re.escape(str(images))} .*{re.escape(str(images))} "):
         user_case(MODEL, weights, images, calibration_data=images)
 
 
@@ -174,14 +175,14 @@ def test_pickled_code_is_refused_and_not_run(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_weights_are_named(tmp_path: Path) -> None:
-    with pytest.raises(QkitError, match="does not exist"):
+    with pytest.raises(QkitError, match=r"none\.pth"):
         read_state(tmp_path / "none.pth")
     for name in ("w.pth", "w.safetensors"):
         (tmp_path / name).write_bytes(b"nonsense")
         with pytest.raises(QkitError, match=name.replace(".", r"\.")):
             read_state(tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(QkitError, match="holds no state dict but a list"):
+    with pytest.raises(QkitError, match=r"list\.pth .*\blist\b.*state_dict\(\)"):
         read_state(tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "epoch.pth")
     with pytest.raises(QkitError, match="'epoch'"):
@@ -196,55 +197,55 @@ def test_weights_that_do_not_fit_name_the_tensor(images: Path, tmp_path: Path, s
         with pytest.raises(QkitError, match=message):
             user_case(MODEL, path, images)
 
-    expect({**state, "features.0.weight": torch.zeros(1)}, r"features\.0\.weight has shape \(1,\)")
-    expect({k: v for k, v in state.items() if k != "features.0.bias"}, r"features\.0\.bias of SqueezeNet is missing")
-    expect({**state, "head.weight": torch.zeros(1)}, r"head\.weight is no tensor of SqueezeNet")
-    expect({"features.0.weight": state["features.0.weight"]}, r"features\.0\.bias of SqueezeNet is missing, and 50 more")
+    expect({**state, "features.0.weight": torch.zeros(1)}, r"features\.0\.weight .*\(1,\).*SqueezeNet .*\(64, 3, 3, 3\)")
+    expect({k: v for k, v in state.items() if k != "features.0.bias"}, r"features\.0\.bias .*SqueezeNet (?!.*\d)")
+    expect({**state, "head.weight": torch.zeros(1)}, r"head\.weight .*SqueezeNet\b.*training")
+    expect({"features.0.weight": state["features.0.weight"]}, r"features\.0\.bias .*SqueezeNet .*\b50\b")
 
 
 def test_bad_models_and_tags_are_named(images: Path, weights: Path) -> None:
     with pytest.raises(QkitError, match="squeezenet1_1"):
         user_case("squeezenet11", weights, images)
-    with pytest.raises(QkitError, match="weights file of"):
+    with pytest.raises(QkitError, match=r"weights.* squeezenet1_1: "):
         user_case(MODEL, None, images)
     with pytest.raises(QkitError, match="IMAGENET1K_V1"):
         user_case(MODEL, weights, images, weights_tag="V9")
-    with pytest.raises(QkitError, match="cannot be imported"):
+    with pytest.raises(QkitError, match=r"no_such_package:model .*'no_such_package'"):
         user_case("no_such_package:model", None, images)
-    with pytest.raises(QkitError, match=r"not a torch\.nn\.Module"):
+    with pytest.raises(QkitError, match=r":not_a_model .*\bstr\b.*torch\.nn\.Module"):
         user_case(f"{__name__}:not_a_model", None, images)
-    with pytest.raises(QkitError, match="failed: TypeError"):
+    with pytest.raises(QkitError, match=r":MeanColour .*TypeError: .*'width'"):
         user_case(f"{__name__}:MeanColour", None, images, model_arguments={"width": 3})
-    with pytest.raises(QkitError, match="returns"):
+    with pytest.raises(QkitError, match=r"Identity .*\(1, 3, 224, 224\).*\(1, classes\)"):
         user_case(nn.Identity(), None, images)
-    with pytest.raises(QkitError, match="limit"):
+    with pytest.raises(QkitError, match=r"^limit .*\b1\b.*\b0\b"):
         user_case(MODEL, weights, images, limit=0)
 
 
 def test_bad_folders_and_images_are_named(images: Path, weights: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
         user_case(MODEL, weights, tmp_path / "nowhere")
-    with pytest.raises(DataError, match="class folders"):
+    with pytest.raises(DataError, match=r"images.red .*\bclass\b"):
         user_case(MODEL, weights, images / "red")
     for path in (images / "red").iterdir():
         path.write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"red.\d\.png"):
         list(user_case(MODEL, weights, images).evaluation)
     (images / "empty").mkdir()
-    with pytest.raises(DataError, match="empty has no images"):
+    with pytest.raises(DataError, match=r"images.empty .*\.png"):
         user_case(MODEL, weights, images)
 
 
 def test_folders_without_an_output_are_listed(images: Path, weights: Path) -> None:
     with pytest.raises(DataError, match="'blue', 'green'"):
         user_case(MODEL, weights, images, classes="red,cyan,magenta")
-    with pytest.raises(DataError, match="2 class names were given, but the model has 3 outputs"):
+    with pytest.raises(DataError, match=r"^2 class (?!.*classes=).*\b3 outputs"):
         user_case(MODEL, weights, images, classes="red,green")
     (images / "red" / "0.png").rename(images / "0.png")
     for path in (images / "red").iterdir():
         path.unlink()
     (images / "red").rmdir()
-    with pytest.raises(DataError, match=r"2 class folders .* 3 outputs: pass classes="):
+    with pytest.raises(DataError, match=r"\b2 class .*'blue', 'green'.*\b3 outputs\b.*classes="):
         user_case(MODEL, weights, images)
 
 
@@ -253,9 +254,9 @@ def test_imagenets_names_map_a_few_folders_to_its_thousand_outputs() -> None:
     mapping, classes = map_folders(["goldfish", "great_white_shark"], 1000, None, names)
     assert mapping == {"goldfish": 1, "great_white_shark": 2}
     assert classes == names
-    with pytest.raises(DataError, match="pass classes="):
+    with pytest.raises(DataError, match=r"\b2 class .*'goldfish', 'unicorn'.*\b1000 outputs\b.*classes="):
         map_folders(["goldfish", "unicorn"], 1000, None, names)
-    with pytest.raises(DataError, match="'crane' fits the outputs"):
+    with pytest.raises(DataError, match=r"'crane' .*\[0, 1\].*classes="):
         map_folders(["crane"], 2, [("crane",), ("crane",)])
 
 
@@ -274,7 +275,7 @@ def test_class_files_in_all_their_forms(tmp_path: Path) -> None:
         path.write_text(bad)
         with pytest.raises(DataError, match=r"classes\.json"):
             read_classes(path)
-    with pytest.raises(DataError, match="neither a file"):
+    with pytest.raises(DataError, match=r"\bclasses .*comma-separated"):
         read_classes("classes")
 
 
@@ -304,13 +305,13 @@ def test_pictures_of_sixteen_bits_keep_their_values(images: Path) -> None:
 
 @pytest.mark.parametrize("name", ["images", "nope.xyz", "net.onnx.bak"])
 def test_a_name_of_nothing_is_not_asked_for_its_weights(name: str, images: Path) -> None:
-    with pytest.raises(QkitError, match="no classification model"):
+    with pytest.raises(QkitError, match=rf"torchvision .*classification.* {re.escape(repr(name))}"):
         user_case(name, None, images)
 
 
 def test_data_that_are_a_file_and_a_tag_of_nothing_are_named(images: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros(3))
-    with pytest.raises(DataError, match="is a file, not a folder"):
+    with pytest.raises(DataError, match=r"x\.npy .*package\.module:function"):
         user_case(MeanColour(), None, tmp_path / "x.npy", size=8, mean=0, std=1)
     with pytest.raises(QkitError, match="weights_tag"):
         user_case(MeanColour(), None, images, size=8, mean=0, std=1, weights_tag="IMAGENET1K_V1")

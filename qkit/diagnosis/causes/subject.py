@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from qkit.diagnosis.equalization import equalized
+from qkit.diagnosis.equalized_grids import equalized
 from qkit.diagnosis.remedies import Remedy
 from qkit.graph import Graph
 from qkit.graph.operation import Operation

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from qkit import files
-from qkit.engines.onnx.program import Program, flattened, marked_model, require
-from qkit.engines.onnx.program import example_inputs as zeros
+from qkit.engines.onnx.file_program import Program, flattened, marked_model, require
+from qkit.engines.onnx.file_program import example_inputs as zeros
 from qkit.engines.onnx.qdq import Rewriter, Stored, simplify, strip
 from qkit.errors import PlanError, QkitError
 from qkit.graph import Graph, run_float

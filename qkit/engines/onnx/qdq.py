@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from qkit.engines.faults import softmax_overflows
-from qkit.engines.onnx.program import BIAS, DOMAIN, KEEP, MARKER, TAP, WEIGHT, float_bias, shared_grid
+from qkit.engines.onnx.file_program import BIAS, DOMAIN, KEEP, MARKER, TAP, WEIGHT, float_bias, shared_grid
 from qkit.errors import PlanError
 from qkit.execution.lanes import decide
 from qkit.graph import Graph

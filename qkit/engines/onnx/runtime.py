@@ -22,8 +22,8 @@ import torch
 from qkit.closing import Closeable
 from qkit.engines.lane import EngineBatch, EngineTensor
 from qkit.engines.onnx.exporting import FORMAT, PREFIX
-from qkit.engines.onnx.files import metadata, read
-from qkit.engines.onnx.program import require
+from qkit.engines.onnx.file_program import require
+from qkit.engines.onnx.onnx_files import metadata, read
 from qkit.engines.onnx.session import LEVELS, Prepared, fed, parts, prepare, saturates
 from qkit.engines.onnx.taps import TapTensor, foreign_taps, own_taps
 from qkit.engines.onnx.weights import foreign_plan

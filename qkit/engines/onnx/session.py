@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qkit.engines.onnx.program import package
+from qkit.engines.onnx.file_program import package
 from qkit.errors import DataError, QkitError
 from qkit.files import explained
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from qkit.engines.traces.aligned import Alignment, Match, Mend, Problem, ProblemKind, Severity
 from qkit.engines.traces.assumptions import Look, View
-from qkit.engines.traces.grids import check_grid
+from qkit.engines.traces.dumped_tensors import Trace
 from qkit.engines.traces.matching import chance, frame_correlations, frame_order, lead
 from qkit.engines.traces.names import Names
-from qkit.engines.traces.result import Alignment, Match, Mend, Problem, ProblemKind, Severity
 from qkit.engines.traces.search import search
 from qkit.engines.traces.signatures import References, references, squeezed
-from qkit.engines.traces.tensors import Trace
+from qkit.engines.traces.trace_grids import check_grid
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.quant.plan import Plan

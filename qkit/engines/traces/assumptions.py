@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qkit.engines.traces.aligned import Mend, ProblemKind
+from qkit.engines.traces.dumped_tensors import TraceTensor
 from qkit.engines.traces.matching import channel_order, correlation, normalised
-from qkit.engines.traces.result import Mend, ProblemKind
 from qkit.engines.traces.signatures import Order, Places, References, orders, places, real, squeezed
-from qkit.engines.traces.tensors import TraceTensor
 from qkit.graph.operation import Operation
 from qkit.graph.table import UNBOUNDED
 

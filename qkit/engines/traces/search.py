@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qkit.engines.traces.aligned import Mend, ProblemKind
 from qkit.engines.traces.assumptions import Look, View
 from qkit.engines.traces.matching import lead, normalised
-from qkit.engines.traces.result import Mend, ProblemKind
 from qkit.engines.traces.signatures import Order, References, orders, squeezed
 from qkit.graph import Graph
 from qkit.graph.operation import Operation

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from qkit.engines.traces.tensors import TraceTensor
+from qkit.engines.traces.dumped_tensors import TraceTensor
 from qkit.errors import DataError
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import Batch, batches

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from qkit.engines.traces.dumped_tensors import Part, TraceTensor
 from qkit.engines.traces.formats import Stored, TraceError, dtype_of, file_size, raw
 from qkit.engines.traces.manifest import Manifest
 from qkit.engines.traces.names import TidlName, layer_infos, natural
-from qkit.engines.traces.tensors import Part, TraceTensor
 
 _LAYOUT = "CHW"
 #: Files by folder (frame), then core.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qkit.errors import GraphError
 from qkit.graph.onnx_file.call import Call
-from qkit.graph.onnx_file.loading import MAIN, attributes_of, integer_type, to_tensor, type_name
+from qkit.graph.onnx_file.file_loading import MAIN, attributes_of, integer_type, to_tensor, type_name
 from qkit.graph.onnx_file.network import OnnxGrid
 from qkit.graph.onnx_file.operators import planner
 from qkit.graph.onnx_file.sizes import Size, at_batch, depends_on_batch, fit_tensors

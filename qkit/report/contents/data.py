@@ -14,7 +14,7 @@ import pandas as pd
 from qkit.diagnosis.candidates import OUTSIDE
 from qkit.errors import QkitError
 from qkit.figures import entries
-from qkit.report.contents import facts, maps, reproducing, samples
+from qkit.report.contents import facts, reproducing, samples, shown_maps
 from qkit.report.contents import worst as worst_layers
 from qkit.report.contents.facts import WIDE
 from qkit.report.text.summary import summarize
@@ -22,8 +22,8 @@ from qkit.report.text.terms import UNITS
 from qkit.style import frame_dict, plain, units_of
 
 if TYPE_CHECKING:
-    from qkit.diagnosis.result import Diagnosis
-    from qkit.engines.comparison import Comparison as EngineComparison
+    from qkit.diagnosis.answer import Diagnosis
+    from qkit.engines.tap_comparison import Comparison as EngineComparison
     from qkit.mixed import Mixed
     from qkit.study import Study
 
@@ -263,7 +263,7 @@ def make(
     treatment = None if study.treatment is None else study.treatment.to_dict()
     compared = tuple(engines) if isinstance(engines, Sequence) else (engines,)
     linted = facts.lint_of(study) if lint else "left out (lint=False)"
-    shown = {name: maps.describe(captured, name, study.narrow) for name in rules} if images else {}
+    shown = {name: shown_maps.describe(captured, name, study.narrow) for name in rules} if images else {}
     options: dict[str, Any] = {"batches": batches, "worst": worst, "sensitivity": sensitivity}
     options |= {} if given is None else {"tolerance": given}
     options |= (

@@ -32,9 +32,9 @@ from qkit.report.text.terms import VERDICTS
 from qkit.version import __version__
 
 if TYPE_CHECKING:
+    from qkit.diagnosis.answer import Diagnosis
     from qkit.diagnosis.candidates import Cause
-    from qkit.diagnosis.result import Diagnosis
-    from qkit.engines.comparison import Comparison as EngineComparison
+    from qkit.engines.tap_comparison import Comparison as EngineComparison
     from qkit.study import Study
 
 WIDE = "int16"

@@ -11,7 +11,7 @@ from qkit.report.contents.samples import batches_holding
 from qkit.version import __version__
 
 if TYPE_CHECKING:
-    from qkit.diagnosis.result import Diagnosis
+    from qkit.diagnosis.answer import Diagnosis
     from qkit.study import Study
 
 _FILE = "degradation.html"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qkit.diagnosis.result import interaction_words
+from qkit.diagnosis.answer import interaction_words
 from qkit.execution.statistics import Interval
 from qkit.report.contents.data import Report
 from qkit.report.text import sections

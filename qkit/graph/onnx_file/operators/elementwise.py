@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qkit.graph.onnx_file.call import Call
-from qkit.graph.onnx_file.loading import element_type
+from qkit.graph.onnx_file.file_loading import element_type
 from qkit.graph.onnx_file.values import Planned, TorchCall, Value, as_at_run_time
 
 Function = Callable[..., Tensor]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qkit.graph.onnx_file.call import Call, to_numpy
-from qkit.graph.onnx_file.loading import integer_type
+from qkit.graph.onnx_file.file_loading import integer_type
 from qkit.graph.onnx_file.network import OnnxGrid
 from qkit.graph.onnx_file.operators.convolution import convolution, gemm_of, matmul_of
 from qkit.graph.onnx_file.operators.layout import joined

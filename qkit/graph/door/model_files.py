@@ -91,7 +91,7 @@ def load_onnx(path: Path, inputs: tuple[Any, ...]) -> nn.Module:
 
 def input_names(path: Path) -> list[str]:
     """Names of an ONNX file's inputs, initializers left out."""
-    from qkit.graph.onnx_file.loading import load
+    from qkit.graph.onnx_file.file_loading import load
 
     graph = load(path)[0].graph
     known = {tensor.name for tensor in graph.initializer}

@@ -23,7 +23,7 @@ from qkit.errors import QkitError
 from qkit.execution.loading import batches as loader_batches
 from qkit.execution.metrics import Metric, unlabelled
 from qkit.execution.statistics import mean_interval, paired_interval
-from qkit.mixed.result import Mixed, Network, Setting, network
+from qkit.mixed.settings import Mixed, Network, Setting, network
 
 if TYPE_CHECKING:
     from qkit.study import Study

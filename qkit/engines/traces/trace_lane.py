@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from qkit.engines.lane import EngineBatch, EngineTensor
+from qkit.engines.traces.aligned import Alignment, Match
 from qkit.engines.traces.alignment import CHECK, align
-from qkit.engines.traces.folders import Kind, scan
+from qkit.engines.traces.dumped_tensors import Trace, TraceTensor
 from qkit.engines.traces.formats import MAX_BYTES, TraceError
 from qkit.engines.traces.manifest import Manifest, check_samples
 from qkit.engines.traces.names import Names
-from qkit.engines.traces.result import Alignment, Match
 from qkit.engines.traces.signatures import cut_batch, squeezed
-from qkit.engines.traces.tensors import Trace, TraceTensor
+from qkit.engines.traces.trace_folders import Kind, scan
 from qkit.errors import DataError, PlanError
 from qkit.execution.loading import batches
 from qkit.graph import Graph
@@ -267,7 +267,7 @@ def read(
     -------
     TraceLane
         Its `alignment` says what was found. Where that is not `ok`, `run` raises `MisalignedTraceError`, and
-        `qkit.diagnosis.engine.causes_of_alignment` makes causes of it.
+        `qkit.diagnosis.engine_parting.causes_of_alignment` makes causes of it.
 
     Raises
     ------

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from qkit.diagnosis.candidates import Cause, CauseKind
 from qkit.diagnosis.remedies import Remedy
 from qkit.engines.compare import compare, score
-from qkit.engines.comparison import Comparison
 from qkit.engines.lane import EngineLane
+from qkit.engines.tap_comparison import Comparison
 from qkit.errors import DataError
 from qkit.execution.scores import Scores
 from qkit.execution.statistics import Interval, Samples
@@ -23,7 +23,7 @@ from qkit.quant.grids import QuantParams
 from qkit.quant.plan import FLOAT, Plan
 
 if TYPE_CHECKING:
-    from qkit.engines.traces.result import Alignment
+    from qkit.engines.traces.aligned import Alignment
     from qkit.study import Study
 
 

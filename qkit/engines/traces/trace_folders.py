@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 
 from qkit.engines.traces import tidl
+from qkit.engines.traces.dumped_tensors import Part, Trace, TraceTensor, checked
 from qkit.engines.traces.formats import MAX_BYTES, Stored, TraceError, dtype_of, file_size, files_in, npy, npz, raw
 from qkit.engines.traces.manifest import FILE, Entry, Manifest
 from qkit.engines.traces.names import Names, TidlName, natural
-from qkit.engines.traces.tensors import Part, Trace, TraceTensor, checked
 from qkit.files import named
 from qkit.graph.operation import Operation
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from qkit.errors import GraphError
-from qkit.graph.onnx_file.loading import element_type, integer_type, load, type_name
-from qkit.graph.onnx_file.module import Line, Node, OnnxModule, onnx_module
+from qkit.graph.onnx_file.file_loading import element_type, integer_type, load, type_name
+from qkit.graph.onnx_file.file_module import Line, Node, OnnxModule, onnx_module
 from qkit.graph.onnx_file.network import OnnxNetwork
 from qkit.graph.onnx_file.planning import Emitted, Walk, unique_name
 from qkit.graph.onnx_file.sizes import PROBES, depends_on_batch

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from qkit.graph import Assembly, table
 from qkit.graph.fronts.opaque import OpaqueCall
-from qkit.graph.normal_form.norms import Recipe, folds_of, recipe_of
+from qkit.graph.normal_form.fixed_norms import Recipe, folds_of, recipe_of
 from qkit.graph.operation import Operation
 from qkit.graph.running import ACCUMULATING
 from qkit.graph.table import UNBOUNDED, Bounds

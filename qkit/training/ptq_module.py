@@ -28,14 +28,14 @@ from qkit.ptq.side_by_side import Moments
 from qkit.quant.calibration import check_weights
 from qkit.quant.plan import Plan
 from qkit.study import Study
-from qkit.training.running import (
+from qkit.training.settings import Phase, Settings
+from qkit.training.training_run import (
     Pace,
     follow_biases,
     follow_norms,
     observations_from_state,
     observations_to_state,
 )
-from qkit.training.settings import Phase, Settings
 
 
 class PtqModule(LoopModule):

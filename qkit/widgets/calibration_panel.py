@@ -22,7 +22,7 @@ from qkit.quant.histogram import Histogram
 from qkit.quant.plan import Grid, Plan
 from qkit.quant.schemes import Scheme
 from qkit.style import NARROW_COLOUR, OTHER, decibels, number, share
-from qkit.widgets.layers import Column, LayerTable, Line
+from qkit.widgets.layer_chart import Column, LayerTable, Line
 from qkit.widgets.numbers import change_words, facts, score_words
 from qkit.widgets.panel import Panel, button, row, shown
 from qkit.widgets.tuner import SAMPLES, batches_for

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from qkit.engines.traces.aligned import Mend, Problem
+from qkit.engines.traces.dumped_tensors import TraceTensor
 from qkit.engines.traces.matching import correlation
-from qkit.engines.traces.result import Mend, Problem
-from qkit.engines.traces.tensors import TraceTensor
 
 #: A factor or an offset is looked for where the values are this much alike otherwise.
 _ALIKE = 0.95

@@ -19,7 +19,7 @@ from qkit.quant.calibration import check_weights
 from qkit.quant.estimators import Observation
 from qkit.quant.histogram import Histogram
 from qkit.quant.schemes import Scheme, scheme_of
-from qkit.training.module import PtqModule
+from qkit.training.ptq_module import PtqModule
 from qkit.training.settings import Settings
 
 logger = logging.getLogger(__name__)

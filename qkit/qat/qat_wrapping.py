@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qkit.diagnosis.result import Diagnosis
+from qkit.diagnosis.answer import Diagnosis
 from qkit.epochs import check_epochs
 from qkit.errors import DataError, PlanError, QkitError
 from qkit.execution.loading import batches
 from qkit.graph import Graph, assemble
 from qkit.graph.door.arrival import arrive
 from qkit.graph.operation import Operation
-from qkit.qat.module import Build, Origin, QatModule, Schedule
-from qkit.qat.program import compile_program
+from qkit.qat.qat_module import Build, Origin, QatModule, Schedule
+from qkit.qat.qat_program import compile_program
 from qkit.qat.quantizers import Quantizer, TapQuantizer, WeightQuantizer
 from qkit.quant.grids import QuantParams, QuantSpec
 from qkit.quant.plan import Grid, Plan

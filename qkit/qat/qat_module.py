@@ -15,7 +15,7 @@ from qkit.errors import DataError
 from qkit.execution.metrics import AnyMetric
 from qkit.graph.door.entry import Entry, batch_of_call
 from qkit.qat.layers import Numbers, fetch, folded, run_layer
-from qkit.qat.program import Instruction, Slot, mapped
+from qkit.qat.qat_program import Instruction, Slot, mapped
 from qkit.qat.quantizers import Quantizer, TapQuantizer, WeightQuantizer
 from qkit.quant.plan import Grid, Plan
 from qkit.quant.schemes import Scheme
