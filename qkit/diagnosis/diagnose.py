@@ -403,7 +403,8 @@ def _union(group: Sequence[Cause]) -> Remedy:
         grids |= cause.remedy.grids
         corrections |= cause.remedy.corrections
     text = " ".join(cause.remedy.text for cause in group)
-    return replace(group[0].remedy, text=text, grids=grids, corrections=corrections)
+    where = few([cause.remedy.layer for cause in group])
+    return replace(group[0].remedy, layer=where, text=text, grids=grids, corrections=corrections)
 
 
 def _once(causes: Sequence[Cause]) -> list[Cause]:

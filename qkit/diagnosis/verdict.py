@@ -285,5 +285,7 @@ def amount(loss: Interval, units: Units) -> str:
     """A loss or gain with its interval, for a sentence: in points if the score is a share of 1."""
     unit = f" {units.points}" if units.points else ""
     show = "{:.1f}" if units.percent else "{:.4g}"
-    value, low, high = (show.format(units.factor * end) for end in (loss.value, loss.low, loss.high))
+    texts = (show.format(units.factor * end) for end in (loss.value, loss.low, loss.high))
+    # what rounds to nothing has no sign
+    value, low, high = (text.removeprefix("-") if float(text) == 0.0 else text for text in texts)
     return f"{value}{unit} [{low}, {high}]"

@@ -65,7 +65,7 @@ def test_hostile_network_is_explained_and_fixed(explained: tuple[qkit.Study, Dia
     assert found.parts.activations.value < 0.02
     assert found.best_loss is not None
     assert found.best_loss.value <= 0.01
-    assert found.qat == QAT["remedies-do"].format(loss=amount(found.best_loss, share=True))
+    assert found.qat == QAT["remedies-do"].format(loss=amount(found.best_loss, study.metric.units))
     fixed = study.apply(*found.remedies)
     assert fixed.plan == found.best
     assert fixed.evaluate(("float", "int8"), progress=False).loss("int8").value < 0.02

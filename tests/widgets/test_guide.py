@@ -22,10 +22,13 @@ from qkit import FLOAT, QkitError, Study
 from qkit.diagnosis.diagnose import QAT
 from qkit.diagnosis.experiments import Bench
 from qkit.diagnosis.remedies import Remedy
+from qkit.execution.metrics import NAMED
 from qkit.report.text.terms import CAUSES
 from qkit.widgets import Guide, guide
 from qkit.widgets.guide_steps import SOUND
 from qkit.widgets.numbers import change_words, loss_words, score_words
+
+TOP1 = NAMED["top1"].units
 
 
 def opened(study: Study, *given: Any, **options: Any) -> Guide:
@@ -51,8 +54,9 @@ def shifted_study() -> Study:
 
 
 def widen(tensor: str) -> Remedy:
-    """The remedy of the cause at that tap."""
-    return next(cause.remedy for cause in ruined_diagnosis().causes if cause.tensor == tensor)
+    """The remedy of the cause at that tap alone."""
+    remedy = next(cause.remedy for cause in ruined_diagnosis().causes if tensor in cause.places)
+    return replace(remedy, layer=tensor, grids={tensor: remedy.grids[tensor]})
 
 
 def evaluated(**plans: Any) -> Any:
@@ -69,10 +73,10 @@ def measured(made: Guide, step: int) -> dict[str, str]:
 def test_steps_in_the_order_in_which_the_diagnosis_asks() -> None:
     made, found = ruined(), ruined_diagnosis()
     assert [step.kind for step in made.steps] == [
-        "gate", "verdict", "parts", "tensors", "cause", "cause", "remedies", "training",
+        "gate", "verdict", "parts", "tensors", "cause", "remedies", "training",
     ]  # fmt: skip
     assert all("range-too-narrow" in step.title for step in made.steps if step.kind == "cause")
-    assert len({step.title for step in made.steps}) == 8
+    assert len({step.title for step in made.steps}) == 7
     assert all(step.question.endswith("?") for step in made.steps)
     assert made.step == 0
     assert made.diagnosis is found
@@ -128,7 +132,7 @@ def test_walking() -> None:
 
 def test_pictures_of_the_causes_are_their_tensors() -> None:
     made = ruined()
-    for at in (4, 5):
+    for at in (4,):
         assert made.steps[at].draw is not None
         assert re.search("histogram|calibration", made.steps[at].caption.lower())
         ax = Figure().add_subplot()
@@ -147,8 +151,8 @@ def test_what_is_known_from_the_start_is_shown_at_once() -> None:
     assert made.scores is not None
     for lane in ("as opened", "before", "now"):
         np.testing.assert_array_equal(made.scores.lanes[lane], scores.lanes["now"])
-    assert score_words(scores["float"], "top1") in made._effect.value
-    assert score_words(scores["now"], "top1") in made._effect.value
+    assert score_words(scores["float"], TOP1) in made._effect.value
+    assert score_words(scores["now"], TOP1) in made._effect.value
     assert re.search(r"\b81\.25 points\b.*\b160\b", made._effect.value)
 
 
@@ -263,8 +267,8 @@ def test_a_remedy_is_applied_and_measured() -> None:
         np.testing.assert_array_equal(made.scores.lanes[lane], expected.lanes[lane])
     np.testing.assert_array_equal(made.scores.lanes["as opened"], expected.lanes["before"])
     assert expected["now"].value > expected["before"].value + 0.5
-    assert score_words(expected["now"], "top1") in made._effect.value
-    assert change_words(expected.loss("before", against="now"), "top1") in made._effect.value
+    assert score_words(expected["now"], TOP1) in made._effect.value
+    assert change_words(expected.loss("before", against="now"), TOP1) in made._effect.value
     assert "widen-range" in made._effect.value
     assert study.plan is before, "the study itself is untouched"
 
@@ -331,13 +335,13 @@ def test_the_buttons_apply() -> None:
     assert made.error == ""
     assert made.applied == (remedy,)
     assert knob.disabled
-    made.step = 6
+    made.step = 5
     made.step = 4
     assert made._apply[0][1].disabled, "also when the step is shown again"
     made._undo.click()
     assert not made._apply[0][1].disabled
-    made.step = 6
-    assert [knob.description for _, knob in made._apply] == ["apply widen-range everywhere"]
+    made.step = 5
+    assert [knob.description for _, knob in made._apply] == [f"apply widen-range at {remedy.layer}"]
 
 
 def test_remedies_that_change_no_plan_cannot_be_applied() -> None:

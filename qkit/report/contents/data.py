@@ -230,7 +230,7 @@ def make(
     study.plan  # noqa: B018  # calibrates from what was just observed
     lanes = {name: study.lane(name) for name in ("float", WIDE, study.narrow)}
     scores = study.evaluate(tuple(lanes), batches=batches, progress=progress)
-    given, tolerance = tolerance, scores.tolerance() if tolerance is None else tolerance
+    tolerance = scores.tolerance() if tolerance is None else tolerance
     described, sizes = samples.describe(study, batches, progress=progress)
     if isinstance(diagnosis, bool):
         diagnosis = study.diagnose(tolerance=tolerance, batches=batches, progress=progress) if diagnosis else None
@@ -264,8 +264,7 @@ def make(
     compared = tuple(engines) if isinstance(engines, Sequence) else (engines,)
     linted = facts.lint_of(study) if lint else "left out (lint=False)"
     shown = {name: shown_maps.describe(captured, name, study.narrow) for name in rules} if images else {}
-    options: dict[str, Any] = {"batches": batches, "worst": worst, "sensitivity": sensitivity}
-    options |= {} if given is None else {"tolerance": given}
+    options: dict[str, Any] = {"batches": batches, "worst": worst, "sensitivity": sensitivity, "tolerance": tolerance}
     options |= (
         ({} if title is None else {"title": title}) | ({"images": True} if images else {}) | ({} if lint else {"lint": False})
     )

@@ -74,5 +74,5 @@ def command(study: Study, options: dict[str, Any], diagnosis: Diagnosis | None) 
     words += [] if options["batches"] is None else ["--batches", str(options["batches"])]
     words += [] if options["sensitivity"] else ["--no-sensitivity"]
     words += ["--diagnose" if diagnosis is not None else "--no-diagnose"]
-    words += ["--tolerance", repr(options["tolerance"])] if "tolerance" in options else []
+    words += ["--tolerance", repr(options["tolerance"])]
     return shlex.join([*words, "--out", _FILE])
