@@ -18,7 +18,7 @@ from torch import nn
 
 import qkit
 from qkit.engines.onnx import exporting as onnx_export
-from qkit.engines.onnx import program as onnx_program
+from qkit.engines.onnx import file_program
 from qkit.engines.onnx.exporting import export
 from qkit.errors import MissingExtra, PlanError, QkitError
 from qkit.execution.lanes import Lane, lane_weight, run_lanes
@@ -273,7 +273,7 @@ def test_a_missing_extra_is_named(study, tmp_path, monkeypatch):
     def absent(name: str) -> None:
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(onnx_program.importlib, "import_module", absent)
+    monkeypatch.setattr(file_program.importlib, "import_module", absent)
     with pytest.raises(MissingExtra, match=r"'\.\[onnx\]'"):
         export(study, None, tmp_path / "m.onnx")
 

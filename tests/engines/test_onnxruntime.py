@@ -30,7 +30,7 @@ ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 from onnx_cases import SCHEMES, exported, plan_of, small_study  # noqa: E402
 
-from qkit.engines.onnx import program as onnx_program  # noqa: E402
+from qkit.engines.onnx import file_program  # noqa: E402
 from qkit.engines.onnx import runtime as onnxruntime  # noqa: E402
 from qkit.engines.onnx import session as onnx_session  # noqa: E402
 
@@ -607,7 +607,7 @@ def test_a_missing_extra_is_named(file, monkeypatch):
     def absent(name: str) -> None:
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(onnx_program.importlib, "import_module", absent)
+    monkeypatch.setattr(file_program.importlib, "import_module", absent)
     with pytest.raises(MissingExtra, match=r"pip install '\.\[onnx\]'"):
         onnxruntime.lane(file)
 
