@@ -264,7 +264,7 @@ def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
     draft.causes += bias_width(bench, plan)
     confirmed = _confirm(bench, plan, why, {place.tensor: place for place in where})
     believed = [_no_luck(bench, plan, found, options) for options in confirmed]
-    draft.causes += _grouped(bench, plan, _once([cause for cause in believed if cause is not None]))
+    draft.causes += _grouped(bench, plan, _gaining(bench, plan, _once([cause for cause in believed if cause is not None])))
     everywhere = _everywhere(found)
     draft.causes += _confirm_everywhere(bench, plan, everywhere, draft.causes[len(before) :])
     # what was found before quantization stays first and in its order: each would mislead what comes after it
@@ -339,7 +339,7 @@ def _confirm(
         lost = where[tensor].alone
         options: list[tuple[float, Cause]] = []
         for key, c in trials.items():
-            if key[0] != tensor or gains[key].value <= 0.0:
+            if key[0] != tensor:
                 continue
             effect = replace(effects[key], p=chances[key])
             if bench.sure(effect) and (not by_itself[tensor] or own[key].value >= 0.5 * lost.value):
@@ -374,6 +374,24 @@ def _no_luck(bench: Bench, plan: Plan, found: Mapping[str, Subject], options: li
             return replace(cause, gain=steady)
         options[:] = [(value, other) for value, other in options if other is not cause]
     return None
+
+
+def _gaining(bench: Bench, plan: Plan, causes: Sequence[Cause]) -> list[Cause]:
+    """The causes whose remedy gains in the whole network: as it is, or once the other causes are put right, which may hide it."""
+    hidden = [cause for cause in causes if cause.gain is None or cause.gain.value <= 0.0]
+    shown = [cause for cause in causes if cause not in hidden]
+    if not hidden:
+        return shown
+    base = _union(shown).plan(plan) if shown else plan
+    plans = {str(i): cause.remedy.plan(base) for i, cause in enumerate(hidden)}
+    bench.scores({**plans, "base": base}, plan, what="causes beside others")
+    for i, cause in enumerate(hidden):
+        gain = bench.gain(plans[str(i)], base)
+        if bench.sure(gain):
+            shown.append(
+                replace(cause, gain=gain, evidence=f"{cause.evidence} It shows once the causes before it are put right.")
+            )
+    return shown
 
 
 def _grouped(bench: Bench, plan: Plan, causes: Sequence[Cause]) -> list[Cause]:

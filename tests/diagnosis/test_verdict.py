@@ -108,7 +108,7 @@ def test_points_only_for_shares() -> None:
     assert found.name == "quantization"
     assert "points" not in found.reason
     assert re.search(r"\bint8\b.*\b0\.5 dB \[", found.reason)
-    assert re.search(rf"\b{given['float'].value:.3g}\d* dB\b.*\b5\b", judge(given, expected=5.0).reason)
+    assert re.search(rf"\b{given['float'].value:.4g} dB\b.*\b5\b", judge(given, expected=5.0).reason)
 
 
 def test_one_point_is_singular() -> None:

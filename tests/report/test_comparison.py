@@ -40,7 +40,7 @@ def edited(study) -> Report:
 
 def test_signature_is_the_agreed_one():
     assert str(inspect.signature(compare)).startswith("(old: 'Report | str | Path', new: 'Report | str | Path', *, tolerance: ")
-    assert inspect.signature(compare).parameters["tolerance"].default == 0.01
+    assert inspect.signature(compare).parameters["tolerance"].default is None
     assert dataclasses.is_dataclass(Comparison)
     assert Comparison.__dataclass_params__.frozen
 
