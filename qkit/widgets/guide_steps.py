@@ -146,6 +146,7 @@ def _parts(found: Diagnosis, tolerance: float) -> GuideStep:
 def _where(found: Diagnosis, causes: Sequence[Cause], tolerance: float) -> GuideStep:
     alone = {cause.tensor: cause.alone for cause in causes if cause.alone is not None and cause.tensor}
     rows = [[tensor, f"loses {loss_words(loss, found.units)} quantized alone"] for tensor, loss in alone.items()]
+    rows += [[place, f"the same cause as at {cause.tensor}"] for cause in causes for place in cause.places if place not in alone]
     rows += [[tensor, f"{sqnr:.0f} dB: looks bad and costs nothing"] for tensor, sqnr in found.harmless]
     text = "These tensors cost score by themselves." if alone else "No tensor costs much by itself; many together do."
     if found.harmless:
