@@ -41,8 +41,8 @@ _STEPS_PER_OCTAVE = 4
 #: The same for a weight's channels, which are clipped to a 32nd at most.
 _WEIGHT_OCTAVES = 5
 _ENTROPY_BINS = 2048
-#: Most of the elements that the entropy method may clip. Its divergence weighs what lies inside alone: of a tensor that stays away
-#: from 0 a clip below nearly all values leaves a bin or two, which any grid represents without loss.
+#: Most of the elements that the entropy method may clip. Its divergence weighs what lies inside alone: of a tensor that stays
+#: away from 0 a clip below nearly all values leaves a bin or two, which any grid represents without loss.
 _ENTROPY_CLIPS = 0.1
 
 

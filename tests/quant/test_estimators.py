@@ -340,18 +340,12 @@ def _shapes() -> dict[str, np.ndarray]:
     return {name: values.astype(np.float32) for name, values in found.items()}
 
 
-def _seen(values: np.ndarray) -> Observation:
-    low, high = np.float32(values.min()), np.float32(values.max())
-    histogram = Histogram.of(torch.from_numpy(values))
-    return Observation(histogram, (float(low),), (float(high),), np.array([low]), np.array([high]))
-
-
 @pytest.mark.parametrize("name", _shapes())
 def test_the_entropy_range_of_many_shapes_is_near_that_of_onnx_runtime(name: str) -> None:
     """ONNX Runtime takes the same divergence over 2,048 bins and 128 levels; before, of a normal tensor around 2.5 all was clipped."""
     calibrate = pytest.importorskip("onnxruntime.quantization.calibrate")
     values = _shapes()[name]
-    params = activation_grid(_seen(values), QuantSpec(bits=8), "entropy", None).params
+    params = activation_grid(seen_of(values), QuantSpec(bits=8), "entropy", None).params
     low, high = float(params.lo), float(params.hi)
     assert float(((values < low - float(params.scale)) | (values > high + float(params.scale))).mean()) < 0.01
     theirs = calibrate.HistogramCollector("entropy", False, 2048, 128, 99.99, "same")
