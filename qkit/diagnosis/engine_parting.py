@@ -122,7 +122,7 @@ def causes(study: Study, lane: EngineLane, plan: Plan, *, limit: int | None = No
     if found.kind == "grid":
         evidence = f"{lane.name} leaves the simulation at {found.tap}, and all layers before it agree. It {found.fault}."
     kind: CauseKind = "trace-alignment" if found.kind == "sample-order" else "engine-mismatch"
-    remedy = Remedy("fix-input", found.layer, found.cure)
+    remedy = Remedy("fix-engine", found.layer, found.cure)
     return [Cause(kind, found.layer, found.tap, evidence, remedy, loss)], loss
 
 

@@ -349,7 +349,7 @@ def test_an_accumulator_that_wraps_around_is_named(resnet: Case) -> None:
     found = study.diagnose(**QUIET)
     assert found.verdict.name == "not-quantization"
     top = found.causes[0]
-    assert (top.kind, top.remedy.kind) == ("accumulator-overflow", "fix-input")
+    assert (top.kind, top.remedy.kind) == ("accumulator-overflow", "wider-accumulator")
     assert top.gain is not None
     assert top.gain.low > 0.0
     assert found.best_loss is not None

@@ -82,7 +82,7 @@ def _cause(verdict: dict[str, Any], diagnosis: dict[str, Any] | None) -> str:
 
 def _remedy(verdict: dict[str, Any], diagnosis: dict[str, Any] | None) -> str:
     name = verdict["verdict"]
-    if diagnosis is not None and diagnosis["causes"] and diagnosis["causes"][0]["remedy"]["kind"] == "fix-input":
+    if diagnosis is not None and diagnosis["causes"] and diagnosis["causes"][0]["remedy"]["kind"] in ("fix-input", "fix-engine"):
         return str(diagnosis["causes"][0]["remedy"]["text"])
     if diagnosis is not None and diagnosis["remedies"]:
         steps = [f"{_in_words(r['kind'])}, {_where(r['layer'])}" for r in diagnosis["remedies"]]
