@@ -140,7 +140,7 @@ def test_metrics_that_do_not_fit() -> None:
         batch("top1", scores, torch.randn(6), None, 6)
     with pytest.raises(DataError, match=r"\(6, 2, 3\).*targets.*\(6,\)"):
         batch("top1", torch.randn(6, 4, 2, 3), torch.zeros(6).long(), None, 6)
-    with pytest.raises(QkitError, match=r"dict.*metric="):
+    with pytest.raises(QkitError, match=r"dict.*\bclasses\b.*'closeness'"):
         batch("top1", {"boxes": scores, "scores": scores}, targets, None, 6)
     assert np.array_equal(batch("top1", {"logits": scores, "loss": scores.mean()}, targets, None, 6),
                           batch("top1", scores, targets, None, 6))  # fmt: skip
