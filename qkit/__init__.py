@@ -11,9 +11,11 @@ from qkit.version import __version__
 if TYPE_CHECKING:
     from qkit.errors import DataError, GraphError, MissingExtra, PlanError, QkitError
     from qkit.execution.capture import Capture
-    from qkit.execution.metrics import Interval, Scores
+    from qkit.execution.metrics import Metric
     from qkit.execution.observing import observe
+    from qkit.execution.scores import Scores
     from qkit.execution.sensitivity import Sensitivity
+    from qkit.execution.statistics import Interval
     from qkit.graph import Graph
     from qkit.linting import Finding, Lint, lint
     from qkit.quant.grids import QuantParams, QuantSpec, dequantize, fake_quantize, quantize
@@ -31,7 +33,9 @@ _HOMES = {
     "graph": ("Graph",),
     "quant.histogram": ("Histogram",),
     "linting": ("Finding", "Lint", "lint"),
-    "execution.metrics": ("Interval", "Scores"),
+    "execution.metrics": ("Metric",),
+    "execution.scores": ("Scores",),
+    "execution.statistics": ("Interval",),
     "quant.grids": ("QuantParams", "QuantSpec", "dequantize", "fake_quantize", "quantize"),
     "quant.plan": ("FLOAT", "Plan"),
     "quant.schemes": ("PRESETS", "Scheme"),
@@ -84,6 +88,7 @@ __all__ = [
     "Histogram",
     "Interval",
     "Lint",
+    "Metric",
     "MissingExtra",
     "Plan",
     "PlanError",

@@ -11,19 +11,23 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from qkit.diagnosis.verdict import Verdict, judge
+from qkit.diagnosis.verdict import Verdict, judge, judge_until_sure
 from qkit.errors import DataError, QkitError
 from qkit.execution.capture import MEMORY_BUDGET, Capture
 from qkit.execution.evaluator import Evaluator
+from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches
-from qkit.execution.metrics import TOLERANCE, Interval, MetricFunction, Scores, mean_interval
+from qkit.execution.metrics import AnyMetric, Metric, check_expected, choose, metric_of
 from qkit.execution.plan_checks import saturations, zero_divisors
 from qkit.execution.prefix import Effect
+from qkit.execution.scores import Scores
 from qkit.execution.sensitivity import Mode, Sensitivity, sweep
+from qkit.execution.statistics import Interval, mean_interval
 from qkit.graph import DEVIATION, Graph, build
 from qkit.graph.door.arrival import arrive
 from qkit.graph.door.model_files import network, origin_of
 from qkit.graph.share import Share, share_of
+from qkit.graph.structures import map_tensors
 from qkit.listing import few
 from qkit.quant.calibration import check_weights, make_plan
 from qkit.quant.estimators import Observation
@@ -63,8 +67,10 @@ class Study:
         Iterable of batches to score on. Without it the calibration data serve, which is said, since figures then are
         measured on the data that the ranges were fitted to.
     metric
-        "top1", "top5", "agreement", or a function ``(outputs, targets) -> scores per sample``, higher is better. By
-        default top-1 where the evaluation data have targets, else agreement with the float lane, which is said.
+        A name of `qkit.execution.metrics.NAMED` ("top1", "mean-iou", "psnr", …), a function ``(outputs, targets) -> scores per
+        sample``, higher is better, or a `Metric`, which has a unit too. By default the outputs decide, which is said: class
+        scores with
+        class indices have top-1; without, agreement with the float lane; everything else closeness to the float lane's outputs.
     scheme
         A preset's name or a `Scheme`; "int8" by default. A quantized ONNX file has its own grids, which are the plan unless a
         scheme is given.
@@ -87,7 +93,7 @@ class Study:
         calibration: Iterable[Any],
         evaluation: Iterable[Any] | None = None,
         *,
-        metric: str | MetricFunction | None = None,
+        metric: AnyMetric | None = None,
         scheme: str | Scheme | None = None,
         expected: float | None = None,
         device: torch.device | str | None = None,
@@ -105,10 +111,6 @@ class Study:
             self._remark(
                 "There are no evaluation data: scores are measured on the calibration data, to which the ranges are fitted."
             )
-        if metric is None:
-            metric = "top1" if first.targets is not None else "agreement"
-            if metric == "agreement":
-                self._remark("The data have no targets: the score is agreement with the float lane, not accuracy.")
         self._model: nn.Module = network(model, example.inputs)
         if arrive(self._model).model.training and not isinstance(self._model, fx.GraphModule):
             self._remark("The model was handed over in training mode; it is analysed in evaluation mode.")
@@ -134,6 +136,12 @@ class Study:
                 f"{graph.share}. Operations that stay float in every lane: {few(floats)} ({len(floats)} in all); "
                 "study.graph.notes says why."
             )
+        if metric is None:
+            outputs = run_lanes(graph, [Lane("float")], first.inputs)["float"]
+            metric, why = choose(map_tensors(outputs, torch.nan_to_num), first.targets)
+            if why:
+                self._remark(why)
+        check_expected(metric_of(metric), expected)
         self._evaluator = Evaluator(graph, calibration if evaluation is None else evaluation, metric, calibration=calibration)
         self._methods: dict[str, Any] = {}
         self._batches: int | None = None
@@ -177,7 +185,7 @@ class Study:
         return self._evaluator.data
 
     @property
-    def metric(self) -> str | MetricFunction:
+    def metric(self) -> Metric:
         """The score."""
         return self._evaluator.metric
 
@@ -371,7 +379,7 @@ class Study:
         other._plan = make_plan(self.graph, other.observe(), other.scheme, **other.methods)
         return other
 
-    def with_metric(self, metric: str | MetricFunction) -> Study:
+    def with_metric(self, metric: AnyMetric) -> Study:
         """A new study that scores by another metric; it shares graph, plan and histograms of this one."""
         return self._with(self._evaluator.on(metric=metric))
 
@@ -514,7 +522,7 @@ class Study:
         The lanes are float, int16 and the study's own (`narrow`) where none are named.
         """
         plans = self._resolve(lanes)
-        return Scores(self.metric_name, self._evaluator.scores(plans, batches=batches, progress=progress))
+        return Scores.of(self.metric, self._evaluator.samples(plans, batches=batches, progress=progress))
 
     def score(self, plan: Plan | None = None, *, batches: int | None = None) -> Interval:
         """The score of a plan near the current one, computed from the first changed operation on; see `Evaluator.score_near`."""
@@ -540,15 +548,29 @@ class Study:
         plan = lane if isinstance(lane, Plan) else self.lane(lane or self.narrow)
         return sweep(self._evaluator, plan, mode, layers=layers, batches=batches, progress=progress)
 
-    def verdict(self, *, tolerance: float = TOLERANCE, batches: int | None = None, progress: bool = True) -> Verdict:
-        """Is it quantization? From float, 16 bits and the study's own lane (`narrow`) on the evaluation data."""
-        scores = self.evaluate(batches=batches, progress=progress)
-        return judge(scores, narrow=self.narrow, tolerance=tolerance, expected=self.expected, share=self.share)
+    def verdict(self, *, tolerance: float | None = None, batches: int | None = None, progress: bool = True) -> Verdict:
+        """Is it quantization? From float, 16 bits and the study's own lane (`narrow`) on the evaluation data.
+
+        The evaluation ends as soon as the answer is sure, which the verdict says (`stopped`).
+
+        Parameters
+        ----------
+        tolerance
+            Loss that still counts as close, in the metric's unit; by default the metric's own (one point of a share).
+        batches
+            Evaluation batches to take, all of them.
+        """
+        options: dict[str, Any] = {
+            "narrow": self.narrow, "tolerance": tolerance, "expected": self.expected, "share": self.share,
+        }  # fmt: skip
+        if batches is not None:
+            return judge(self.evaluate(batches=batches, progress=progress), **options)
+        return judge_until_sure(self._evaluator, self._resolve(None), options, progress=progress)
 
     def diagnose(
         self,
         *,
-        tolerance: float = TOLERANCE,
+        tolerance: float | None = None,
         batches: int | None = None,
         budget: int | None = None,
         engine: EngineLane | Sequence[EngineLane] = (),
@@ -654,7 +676,7 @@ class Study:
         worst: int = 6,
         sensitivity: bool = True,
         diagnosis: Diagnosis | bool | None = None,
-        tolerance: float = TOLERANCE,
+        tolerance: float | None = None,
         images: bool = False,
         lint: bool = True,
         mixed: Mixed | None = None,
@@ -699,7 +721,7 @@ class Study:
 
         return CalibrationPanel(self, batches=batches)
 
-    def guide(self, diagnosis: Diagnosis | None = None, *, tolerance: float = TOLERANCE, batches: int | None = None) -> Guide:
+    def guide(self, diagnosis: Diagnosis | None = None, *, tolerance: float | None = None, batches: int | None = None) -> Guide:
         """A widget that walks through the diagnosis, with remedies to apply and undo. See :class:`qkit.widgets.Guide`."""
         from qkit.widgets import Guide
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,6 @@ STYLE = {
     "text.parse_math": False,
 }
 _LONGEST_NAME = 34
-#: Metrics whose scores are shares of the samples, shown in percent and points.
-SHARES = frozenset(("top1", "top5", "agreement"))
 NOTHING = "–"
 
 
@@ -116,18 +115,52 @@ def share(value: Any) -> str:
     return f"{percent:.1f} %" if percent >= 1 else f"{percent:.2g} %"
 
 
+@dataclass(frozen=True)
 class Units:
-    """How scores and losses read: percent and points for shares, bare numbers for other metrics."""
+    """How scores and losses read: percent and points for shares, numbers with their unit for other metrics.
 
-    def __init__(self, *, percent: bool) -> None:
-        self.percent = percent
-        self.factor = 100.0 if percent else 1.0
-        #: After a loss: "points" or nothing.
-        self.points = "points" if percent else ""
+    Attributes
+    ----------
+    percent
+        Whether scores are shares of 1.
+    unit
+        Of scores that are none, such as "dB".
+    lower
+        Whether lower is better: scores are kept with their sign changed then, and shown as they are.
+    """
+
+    percent: bool
+    unit: str = ""
+    lower: bool = False
+
+    @property
+    def factor(self) -> float:
+        """What losses are multiplied by."""
+        return 100.0 if self.percent else 1.0
+
+    @property
+    def points(self) -> str:
+        """After a loss: "points", the unit, or nothing."""
+        return "points" if self.percent else self.unit
+
+    def said(self, loss: float) -> str:
+        """A round loss with its unit, for a sentence: "1 point", "0.3 dB"."""
+        text = f"{self.factor * loss:.4g}"
+        return f"{text} {'point' if self.percent and text == '1' else self.points}".strip()
+
+    @property
+    def after(self) -> str:
+        """After what an axis or a column shows: its unit behind a comma, or nothing."""
+        unit = "%" if self.percent else self.unit
+        return f", {unit}" if unit else ""
 
     def score(self, value: Any) -> str:
         """A score."""
-        return f"{100 * value:.2f} %" if self.percent and not is_missing(value) and math.isfinite(value) else number(value)
+        if self.lower and not is_missing(value):
+            value = -value
+        if self.percent and not is_missing(value) and math.isfinite(value):
+            return f"{100 * value:.2f} %"
+        return f"{number(value)} {self.unit}".strip() if not is_missing(value) else number(value)
 
     def loss(self, value: Any, *, sign: bool = False) -> str:
         """A loss, without its unit; `sign` marks gains and losses both."""
@@ -141,13 +174,29 @@ class Units:
 
     def interval(self, low: Any, high: Any, *, loss: bool = False) -> str:
         """The ends of an interval."""
+        if not loss and self.lower:
+            low, high = high, low
         show = self.loss if loss else self.score
-        return f"{show(low).removesuffix(' %')} to {show(high)}"
+        unit = " %" if self.percent else f" {self.unit}" if self.unit else ""
+        return f"{show(low).removesuffix(unit) if unit else show(low)} to {show(high)}"
 
     def amount(self, value: Any, low: Any, high: Any) -> str:
         """A loss with unit and interval, for a sentence."""
         unit = f" {self.points}" if self.points else ""
         return f"{self.loss(value)}{unit} [{self.loss(low)}, {self.loss(high)}]"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"percent": self.percent, "unit": self.unit, "lower": self.lower}
+
+
+def units_of(metric: Mapping[str, Any]) -> Units:
+    """Those of a metric in a report's figures; reports of earlier versions know of percent alone."""
+    return Units(bool(metric["percent"]), str(metric.get("unit", "")), bool(metric.get("lower", False)))
+
+
+#: Of a score of which no unit is known.
+PLAIN = Units(percent=False)
 
 
 def short(name: str, most: int = _LONGEST_NAME) -> str:

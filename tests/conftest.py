@@ -36,7 +36,7 @@ def mixed() -> nn.Module:
 @pytest.fixture(scope="session")
 def torchvision_models() -> ModuleType:
     """``torchvision.models``, also where torchvision's compiled operators do not load."""
-    from qkit.zoo.vision import load_torchvision
+    from qkit.vision import load_torchvision
 
     load_torchvision()
     import torchvision.models

@@ -17,7 +17,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from scipy import stats
 
-from qkit.execution.metrics import CONFIDENCE, Interval
+from qkit.execution.statistics import CONFIDENCE, Interval
 
 #: One seed: ids of the images, and a difference for each.
 Differences = tuple[Sequence[Hashable], np.ndarray]

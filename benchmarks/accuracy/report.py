@@ -11,7 +11,7 @@ from benchmarks.accuracy import published
 from benchmarks.accuracy.cells import FLOAT, SCHEMES
 from benchmarks.accuracy.rows import TARGETS, Records, Row, Table
 from benchmarks.accuracy.store import versions
-from qkit.execution.metrics import Interval
+from qkit.execution.statistics import Interval
 from qkit.ptq import STEPS
 
 _SUMMARY = ("plain", "ptc", "mixed", "qat", "ptc + qat", "torchao", "torchao qat")

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.accuracy.cells import ALONE, FLOAT, SCHEMES, TREATMENTS
 from benchmarks.accuracy.pool import pooled
 from benchmarks.accuracy.store import unpacked
-from qkit.execution.metrics import Interval
+from qkit.execution.statistics import Interval
 from qkit.ptq import STEPS
 
 #: Pooled, and seed by seed.

@@ -123,7 +123,7 @@ def _from_folder(source: Source, network: str, seed: int) -> Subject:
 
 def _torchvisions_own(network: str) -> Path:
     """The file that torchvision keeps its weights in, downloaded where it is not there yet."""
-    from qkit.zoo.vision import load_torchvision
+    from qkit.vision import load_torchvision
 
     entry = load_torchvision().models.get_model_weights(network)[IMAGENET_TAG]
     folder = Path(torch.hub.get_dir()) / "checkpoints"

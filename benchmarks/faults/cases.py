@@ -10,7 +10,7 @@ from typing import Any, Literal
 from benchmarks.faults.plants import ALL, BY_NAME, CONTROLS, Plant
 from benchmarks.faults.truth import KINDS
 
-Split = Literal["develop", "report"]
+Split = Literal["develop", "report", "few"]
 Group = Literal["single", "two", "control"]
 
 #: Architecture -> what plants may need of it.
@@ -143,7 +143,7 @@ def _single(split: str) -> list[CaseSpec]:
 
 def _two(split: str) -> list[CaseSpec]:
     found = []
-    count = 48 if split == "report" else 16
+    count = 16 if split == "develop" else 48
     homes = list(ARCHITECTURES)
     for number in range(count):
         architecture = homes[number % len(homes)]
@@ -156,7 +156,7 @@ def _two(split: str) -> list[CaseSpec]:
 
 def _controls(split: str) -> list[CaseSpec]:
     found = []
-    count = 48 if split == "report" else 16
+    count = 16 if split == "develop" else 48
     homes, changes = list(ARCHITECTURES), list(CONTROLS)
     for number in range(count):
         turn = number // len(homes)

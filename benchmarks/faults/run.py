@@ -24,7 +24,7 @@ from benchmarks.faults.cases import CaseSpec
 from benchmarks.faults.setup import scores_of
 from benchmarks.faults.truth import BOTH, EFFECT, NO_DEGRADATION, NOT_QUANTIZATION, QUANTIZATION
 from qkit.errors import QkitError
-from qkit.execution.metrics import Interval
+from qkit.execution.statistics import Interval
 
 #: Remedies of a diagnosis that are put to the test on images it never saw.
 REMEDIES = 5
@@ -117,8 +117,8 @@ def _diagnose(built: Built, seconds: dict[str, float], compare: bool) -> dict[st
     started = time.perf_counter()
     found["said"] = {
         "verdict": diagnosis.verdict.name,
-        "causes": [_cause(cause) for cause in diagnosis.causes],
-        "findings": [_cause(cause) for cause in diagnosis.findings],
+        "causes": [cause_record(cause) for cause in diagnosis.causes],
+        "findings": [cause_record(cause) for cause in diagnosis.findings],
         "samples": diagnosis.samples,
         "evaluations": diagnosis.evaluations,
     }
@@ -127,7 +127,7 @@ def _diagnose(built: Built, seconds: dict[str, float], compare: bool) -> dict[st
     return found
 
 
-def _cause(cause: Any) -> dict[str, Any]:
+def cause_record(cause: Any) -> dict[str, Any]:
     remedy = cause.remedy
     return {
         "kind": cause.kind,

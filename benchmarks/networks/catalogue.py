@@ -234,7 +234,7 @@ def _of_timm(architecture: str, arguments: dict[str, Any]) -> Callable[[], nn.Mo
 
 def _torchvision_module() -> Any:
     """torchvision, also where its compiled operators do not load; timm and transformers import it themselves."""
-    from qkit.zoo.vision import load_torchvision
+    from qkit.vision import load_torchvision
 
     return load_torchvision()
 

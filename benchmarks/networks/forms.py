@@ -43,7 +43,7 @@ def functional_batch_norm(model: nn.Module) -> nn.Module:
 
 def frozen_batch_norm(model: nn.Module) -> nn.Module:
     """A copy whose norms are torchvision's `FrozenBatchNorm2d`: buffers, and ``x * scale + bias`` in forward."""
-    from qkit.zoo.vision import load_torchvision
+    from qkit.vision import load_torchvision
 
     load_torchvision()
     from torchvision.ops import FrozenBatchNorm2d

@@ -109,7 +109,7 @@ def packaged_lite0() -> nn.Module:
 
 def timm_lite0(package: nn.Module) -> nn.Module:
     """The same weights in timm's network: same order of parameters, another class of norm, whose eps has to be given."""
-    from qkit.zoo.vision import load_torchvision
+    from qkit.vision import load_torchvision
 
     load_torchvision()
     module: nn.Module = importlib.import_module("timm").create_model("tf_efficientnet_lite0", pretrained=False, bn_eps=1e-3)

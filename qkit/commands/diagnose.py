@@ -16,7 +16,6 @@ from qkit.commands.options import (
     GRIDS,
     OUTPUT,
     RUNNING,
-    TOLERANCE,
     Batches,
     DataOptions,
     GridOptions,
@@ -43,7 +42,7 @@ def diagnose(
     grids: GridOptions,
     machine: MachineOptions,
     batches: Batches = None,
-    tolerance: Tolerance = TOLERANCE,
+    tolerance: Tolerance = None,
     budget: Annotated[
         int | None, option(panel=RUNNING, min=3, help="Most evaluations of the data to spend. All by default.")
     ] = None,

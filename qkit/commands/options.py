@@ -21,8 +21,6 @@ METHODS = ("minmax", "moving-average", "percentile", "mse", "entropy")
 BUNDLED = ("mobilenet_v2_lite", "mobilenet_v2_hostile", "resnet_small", "vgg_small", "inception_small")
 #: The bundled network that is taken where none is named.
 DEFAULT_MODEL = "mobilenet_v2_hostile"
-#: Loss that still counts as close.
-TOLERANCE = 0.01
 
 MODEL, DATA, GRIDS, OUTPUT, RUNNING = "Model", "Data", "Quantization", "Output", "Running"
 
@@ -154,8 +152,26 @@ class DataOptions:
         ),
     ] = None
     metric: Annotated[
-        Literal["top1", "top5", "agreement"] | None,
-        option(panel=DATA, help="What is scored. top1 by default; agreement with the float lane where there are no labels."),
+        Literal[
+            "top1",
+            "top5",
+            "agreement",
+            "closeness",
+            "cross-entropy",
+            "mean-iou",
+            "psnr",
+            "ssim",
+            "absolute-error",
+            "relative-error",
+            "cosine",
+            "characters",
+        ]
+        | None,
+        option(
+            panel=DATA,
+            help="What is scored. By default the outputs choose: top1 for labelled classes, agreement with the float lane where "
+            "there are no labels, closeness to its outputs where these are no class scores.",
+        ),
     ] = None
     batch_size: Annotated[int | None, option(panel=DATA, min=1, help="Images a batch. 32 by default, 64 for bundled ones.")] = (
         None
@@ -210,5 +226,11 @@ class MachineOptions:
 #: Evaluation batches, of commands that score.
 Batches = Annotated[int | None, option(panel=DATA, min=1, help="Evaluation batches to score on. All by default.")]
 Tolerance = Annotated[
-    float, option(panel=GRIDS, min=0.0, max=1.0, help="Loss that still counts as close, as a fraction: 0.01 is one point.")
+    float | None,
+    option(
+        panel=GRIDS,
+        min=0.0,
+        help="Loss that still counts as close, in the metric's unit; 0.01 is one point of accuracy. By default one point, or 1 % "
+        "of the float score.",
+    ),
 ]

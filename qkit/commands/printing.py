@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from qkit.execution.metrics import Interval, Scores
+    from qkit.execution.scores import Scores
+    from qkit.execution.statistics import Interval
 
 #: Colours of the verdicts, and of lint's severities.
 VERDICTS = {"no-degradation": "green", "quantization": "yellow", "not-quantization": "red", "both": "red", "inconclusive": "cyan"}
@@ -23,20 +24,18 @@ def strict(value: Any) -> Any:
 
 def score_table(scores: Scores) -> Table:
     """A row per lane: score and loss with their intervals."""
-    from qkit.style import SHARES
+    units = scores.units
 
-    percent = scores.metric in SHARES
-
-    def shown(interval: Interval) -> tuple[str, str]:
-        factor, unit = (100.0, " %") if percent else (1.0, "")
-        return f"{factor * interval.value:.2f}{unit}", f"{factor * interval.low:.2f} to {factor * interval.high:.2f}"
+    def shown(interval: Interval, *, loss: bool = False) -> tuple[str, str]:
+        show = units.loss if loss else units.score
+        return show(interval.value), units.interval(interval.low, interval.high, loss=loss)
 
     table = Table(title=f"{scores.metric} on {scores.n} images, 95 % intervals")
-    for name in ("lane", "score", "interval", "loss (points)" if percent else "loss", "interval of the loss"):
+    for name in ("lane", "score", "interval", f"loss ({units.points})" if units.points else "loss", "interval of the loss"):
         table.add_column(name, justify="left" if name == "lane" else "right")
     for lane in scores.lanes:
-        loss = shown(scores.loss(lane)) if lane != "float" else ("–", "")
-        table.add_row(lane, *shown(scores[lane]), loss[0].removesuffix(" %"), loss[1])
+        loss = shown(scores.loss(lane), loss=True) if lane != "float" else ("–", "")
+        table.add_row(lane, *shown(scores[lane]), *loss)
     return table
 
 

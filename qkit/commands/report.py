@@ -16,7 +16,6 @@ from qkit.commands.options import (
     GRIDS,
     MODEL,
     OUTPUT,
-    TOLERANCE,
     Batches,
     DataOptions,
     GridOptions,
@@ -72,7 +71,7 @@ def demo(
     sensitivity: Sensitive = True,
     diagnose: Diagnose = True,
     images: Images = False,
-    tolerance: Tolerance = TOLERANCE,
+    tolerance: Tolerance = None,
 ) -> Outcome:
     """Take a bundled network and real images through float, int16 and int8, and write the degradation report.
 
@@ -98,7 +97,7 @@ def report(
     sensitivity: Sensitive = True,
     diagnose: Diagnose = True,
     images: Images = False,
-    tolerance: Tolerance = TOLERANCE,
+    tolerance: Tolerance = None,
     compare: Annotated[
         tuple[Path, Path] | None,
         option(
@@ -138,7 +137,7 @@ def report(
 
 def _report(
     talk: Talk, taken: source.Source, out: list[Path], grids: GridOptions, machine: MachineOptions, batches: int | None,
-    sensitivity: bool, diagnose: bool, images: bool, tolerance: float, title: str | None,
+    sensitivity: bool, diagnose: bool, images: bool, tolerance: float | None, title: str | None,
 ) -> Outcome:  # fmt: skip
     from qkit.report import check_path, make, write
 
@@ -177,7 +176,7 @@ def _report(
     return Outcome(told)
 
 
-def _compare(talk: Talk, old: Path, new: Path, out: list[Path], tolerance: float, max_loss: float | None) -> Outcome:
+def _compare(talk: Talk, old: Path, new: Path, out: list[Path], tolerance: float | None, max_loss: float | None) -> Outcome:
     from qkit.report import compare
 
     for path in out:

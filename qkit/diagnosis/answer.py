@@ -12,9 +12,9 @@ from qkit.diagnosis.candidates import Cause
 from qkit.diagnosis.remedies import Remedy
 from qkit.diagnosis.verdict import Verdict, amount
 from qkit.errors import QkitError
-from qkit.execution.metrics import TOLERANCE, Interval
+from qkit.execution.statistics import Interval
 from qkit.quant.plan import Plan
-from qkit.style import SHARES
+from qkit.style import Units
 
 if TYPE_CHECKING:
     from qkit.figures.drawing import Picture
@@ -92,6 +92,11 @@ class Diagnosis:
     metric: str
     complete: bool = True
 
+    @property
+    def units(self) -> Units:
+        """How scores and losses are shown."""
+        return self.verdict.units
+
     def table(self) -> pd.DataFrame:
         """A row per cause: layer, remedy, gain with interval, loss alone."""
         rows = [
@@ -129,10 +134,10 @@ class Diagnosis:
         rows = {name: loss for name, loss in found.items() if loss is not None}
         if not rows:
             raise QkitError(f"there is no loss to draw: {self.verdict.reason}")
-        points = ", points" if self.metric in SHARES else ""
+        points = f", {self.units.points}" if self.units.points else ""
         return picture(
-            intervals, rows, metric=self.metric, what=f"loss against float{points}; shaded: within the tolerance",
-            tolerance=TOLERANCE, words=f"losses of the diagnosis: {self.verdict.name}", height=bar_height(len(rows)),
+            intervals, rows, units=self.units, what=f"loss against float{points}; shaded: within the tolerance",
+            tolerance=self.verdict.tolerance, words=f"losses of the diagnosis: {self.verdict.name}", height=bar_height(len(rows)),
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,19 +161,21 @@ class Diagnosis:
     def lines(self) -> list[str]:
         """The whole answer as sentences."""
         found = [str(self.verdict)] if self.complete else ["This diagnosis ended early.", str(self.verdict)]
-        share = self.metric in SHARES
+        units = self.units
         if self.parts is not None:
             p = self.parts
             found.append(
-                f"Weights alone lose {amount(p.weights, share)}, activations alone {amount(p.activations, share)}, the same "
-                f"ranges with 16-bit steps {amount(p.clipping, share)}."
+                f"Weights alone lose {amount(p.weights, units)}, activations alone {amount(p.activations, units)}, the same "
+                f"ranges with 16-bit steps {amount(p.clipping, units)}."
             )
-        if self.interaction is not None and (together := interaction_words(self.interaction, share)):
+        if self.interaction is not None and (
+            together := interaction_words(self.interaction, units, self.verdict.tolerance or 0.0)
+        ):
             found.append(together)
         for number, cause in enumerate(self.causes, 1):
-            gain = "" if cause.gain is None else f" It gains {amount(cause.gain, share)}"
+            gain = "" if cause.gain is None else f" It gains {amount(cause.gain, units)}"
             if cause.alone is not None and cause.alone_gain is not None:
-                alone = f"{amount(cause.alone_gain, share)} of {amount(cause.alone, share)} that it loses quantized alone"
+                alone = f"{amount(cause.alone_gain, units)} of {amount(cause.alone, units)} that it loses quantized alone"
                 gain += f" in the whole network, and {alone}"
             where = f" at {cause.layer}" if cause.layer else ""
             found.append(f"{number}. {cause.kind}{where}: {cause.evidence} {cause.remedy.text}{gain and gain + '.'}")
@@ -197,12 +204,12 @@ class Diagnosis:
         )
 
 
-def interaction_words(interaction: Interval, share: bool) -> str:
+def interaction_words(interaction: Interval, units: Units, tolerance: float) -> str:
     """Tensors whose errors do not add up, in a sentence; "" where it is chance or less than the tolerance."""
-    if abs(interaction.value) <= TOLERANCE or interaction.low <= 0.0 <= interaction.high:
+    if abs(interaction.value) <= tolerance or interaction.low <= 0.0 <= interaction.high:
         return ""
     how = "their errors meet, and do more than" if interaction.value > 0 else "their errors overlap, and do less than"
     return (
-        f"What all tensors lose together and the sum of what each loses alone are {amount(interaction, share)} apart: {how} add "
+        f"What all tensors lose together and the sum of what each loses alone are {amount(interaction, units)} apart: {how} add "
         "up. Gains of single remedies do not add up either."
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qkit.diagnosis.remedies import Remedy
-from qkit.execution.metrics import Interval
+from qkit.execution.statistics import Interval
 
 CauseKind = Literal[
     "weight-channel-imbalance", "weight-outlier", "activation-outlier", "activation-channel-imbalance", "range-too-narrow",
@@ -60,6 +60,8 @@ class Cause:
         cause outside quantization: what putting it right gains, None where that is the user's to do.
     alone
         Score that the tensor loses quantized alone, and `alone_gain` what the remedy recovers of it; None outside quantization.
+    places
+        All tensors that the cause was found at, where there are several; `tensor` is the one that costs most.
     """
 
     kind: CauseKind
@@ -70,6 +72,7 @@ class Cause:
     gain: Interval | None = None
     alone: Interval | None = None
     alone_gain: Interval | None = None
+    places: tuple[str, ...] = ()
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -85,5 +88,6 @@ class Cause:
             "tensor": self.tensor,
             "evidence": self.evidence,
             "remedy": self.remedy.to_dict(),
+            "places": list(self.places),
             **{name: None if figure is None else figure.to_dict() for name, figure in figures.items()},
         }

@@ -14,6 +14,7 @@ import torch
 from qkit.diagnosis.answer import Decomposition, Diagnosis
 from qkit.diagnosis.candidates import Candidate, Cause
 from qkit.diagnosis.causes import Subject, candidates
+from qkit.diagnosis.chance import explained, steady_gain
 from qkit.diagnosis.engine_parting import causes as mismatch
 from qkit.diagnosis.engine_parting import causes_of_alignment, plan_at
 from qkit.diagnosis.experiments import Bench
@@ -21,15 +22,16 @@ from qkit.diagnosis.finite import non_finite
 from qkit.diagnosis.gate import gate
 from qkit.diagnosis.localize import Place, noise, places, subjects, suspects
 from qkit.diagnosis.remedies import Remedy
-from qkit.diagnosis.verdict import Verdict, amount, degraded, judge
+from qkit.diagnosis.verdict import Verdict, amount, judge
 from qkit.diagnosis.widths import accumulator_overflow, bias_width
 from qkit.engines.lane import EngineLane
 from qkit.execution.evaluator import Budget, OutOfBudgetError
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches as batches_of
-from qkit.execution.metrics import TOLERANCE, Interval, Scores, paired_interval
-from qkit.quant.plan import FLOAT, Plan
-from qkit.style import SHARES
+from qkit.execution.scores import Scores
+from qkit.execution.statistics import Interval, adjusted, expected_scores, paired_interval
+from qkit.listing import few
+from qkit.quant.plan import FLOAT, Grid, Plan
 
 if TYPE_CHECKING:
     from qkit.study import Study
@@ -90,7 +92,7 @@ def cost(study: Study, *, batches: int | None = None, budget: int | None = None)
 def diagnose(
     study: Study,
     *,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     batches: int | None = None,
     budget: int | None = None,
     engine: EngineLane | Sequence[EngineLane] = (),
@@ -104,7 +106,7 @@ def diagnose(
     Parameters
     ----------
     tolerance
-        Loss that still counts as close.
+        Loss that still counts as close, in the metric's unit; by default the metric's own (one point of a share).
     batches
         Evaluation batches to work on; None for all.
     budget
@@ -124,17 +126,19 @@ def diagnose(
 
 
 def _diagnose(
-    study: Study, tolerance: float, batches: int | None, budget: int | None, engines: Sequence[EngineLane], progress: bool
+    study: Study, tolerance: float | None, batches: int | None, budget: int | None, engines: Sequence[EngineLane], progress: bool
 ) -> Diagnosis:
     logger.info("diagnosis: %s", cost(study, batches=batches, budget=budget))
     if broken := non_finite(study, batches):
         return _not_a_number(study, broken)
     plan = study.plan
+    if tolerance is None:
+        tolerance = study.evaluate(("float",), batches=batches, progress=progress).tolerance()
     gated = gate(study, limit=batches, tolerance=tolerance)
     narrow = _own(study)
     lanes = {"float": FLOAT, "int16": study.lane("int16"), narrow: plan}
-    bench = Bench(study, batches, Budget(None if budget is None else max(budget, len(lanes))), progress)
-    scores = Scores(study.metric_name, bench.scores(lanes, FLOAT, what="float, 16 and 8 bits"))
+    bench = Bench(study, batches, Budget(None if budget is None else max(budget, len(lanes))), progress, tolerance=tolerance)
+    scores = Scores.of(study.metric, bench.scores(lanes, FLOAT, what="float, 16 and 8 bits"))
     findings = [cause for cause in gated if _is_finding(cause)]
     draft = _Draft(causes=[cause for cause in gated if not _is_finding(cause)])
     verdict = judge(scores, narrow=narrow, tolerance=tolerance, expected=study.expected, share=study.share)
@@ -145,8 +149,9 @@ def _diagnose(
             verdict = _settle(bench, verdict, draft.causes, plan, base, tolerance)
         for engine in engines:
             verdict = _compare(study, engine, verdict, draft, findings, batches)
-        clips = verdict.name == "not-quantization" and not draft.causes and degraded(scores.loss(narrow), tolerance)
-        if verdict.name in ("quantization", "both") or clips:
+        clips = verdict.name == "not-quantization" and not draft.causes and scores.expected_loss(narrow).above(tolerance)
+        undecided = verdict.name == "inconclusive" and verdict.differs
+        if verdict.name in ("quantization", "both") or clips or undecided:
             _explain(bench, base, tolerance, draft)
     except OutOfBudgetError as stop:
         draft.complete = False
@@ -156,7 +161,7 @@ def _diagnose(
         draft.remarks.append("Interrupted: this is what was found until then; diagnose() again goes on from there.")
     best = draft.best
     best_loss = bench.gain(FLOAT, best) if best is not None and best in bench.known else None
-    qat = _qat(verdict, best_loss, tolerance, study.metric_name in SHARES)
+    qat = _qat(verdict, best_loss, tolerance)
     return Diagnosis(
         verdict, tuple(draft.causes), tuple(findings), tuple(draft.harmless), draft.parts, draft.interaction,
         tuple(draft.remedies), best, best_loss, qat, tuple(draft.remarks),
@@ -176,11 +181,11 @@ def _compare(
         return verdict
     plan = plan_at(study, engine.bits)
     found, lost = mismatch(study, engine, plan, limit=limit)
-    share = study.metric_name in SHARES
+    units = study.metric.units
     if lost is not None:
-        draft.remarks.append(f"{engine.name} loses {amount(lost, share)} against its own simulation.")
+        draft.remarks.append(f"{engine.name} loses {amount(lost, units)} against its own simulation.")
     draft.remarks += engine.notes
-    costly = [cause for cause in found if lost is None or lost.low > 0.0]
+    costly = [cause for cause in found if lost is None or lost.clear]
     findings += [cause for cause in found if cause not in costly]
     draft.remedies += [cause.remedy for cause in costly]
     draft.causes += costly
@@ -204,8 +209,9 @@ def _is_finding(cause: Cause) -> bool:
 def _not_a_number(study: Study, causes: Sequence[Cause]) -> Diagnosis:
     """Where there are no numbers, there is nothing to measure."""
     first = causes[0]
-    verdict = Verdict("not-quantization", f"the network does not compute numbers: {first.evidence} No lane was run.", None, None)
-    qat = _qat(verdict, None, 0.0, True)
+    reason = f"the network does not compute numbers: {first.evidence} No lane was run."
+    verdict = Verdict("not-quantization", reason, None, None, units=study.metric.units)
+    qat = _qat(verdict, None, 0.0)
     remedies = tuple(cause.remedy for cause in causes)
     return Diagnosis(verdict, tuple(causes), (), (), None, None, remedies, None, None, qat, (), 0, 0, study.metric_name)
 
@@ -225,7 +231,7 @@ def _settle(bench: Bench, verdict: Verdict, causes: Sequence[Cause], plan: Plan,
     lanes = {"float": FLOAT, "int16": bench.study.lane("int16"), narrow: plan}
     if base != plan:
         lanes |= {"int16": _at_sixteen_bits(base), narrow: base}
-    scores = Scores(bench.study.metric_name, bench.scores(lanes, what="what the gate found, put right"))
+    scores = Scores.of(bench.study.metric, bench.scores(lanes, what="what the gate found, put right"))
     beside = judge(scores, narrow=narrow, tolerance=tolerance)
     named = ", ".join(cause.kind for cause in causes)
     right = "With that put right, " if base != plan else "Beside that, "
@@ -257,7 +263,8 @@ def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
     why = {tensor: candidates(found[tensor]) for tensor in suspects(where, ratios)}
     draft.causes += bias_width(bench, plan)
     confirmed = _confirm(bench, plan, why, {place.tensor: place for place in where})
-    draft.causes += _once([_believed(options) for options in confirmed])
+    believed = [_no_luck(bench, plan, found, options) for options in confirmed]
+    draft.causes += _grouped(bench, plan, _gaining(bench, plan, _once([cause for cause in believed if cause is not None])))
     everywhere = _everywhere(found)
     draft.causes += _confirm_everywhere(bench, plan, everywhere, draft.causes[len(before) :])
     # what was found before quantization stays first and in its order: each would mislead what comes after it
@@ -272,13 +279,17 @@ def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
 def _interaction(bench: Bench, plan: Plan, tensors: Sequence[str]) -> Interval:
     """The loss of all tensors together less the sum of each one's own, sample by sample."""
     exact = bench.known[FLOAT]
-    apart = sum((exact - bench.known[plan.only([tensor])] for tensor in tensors), np.zeros_like(exact))
-    return paired_interval(exact - bench.known[plan], apart)
+
+    def lost(by: Plan) -> np.ndarray:
+        return np.asarray(expected_scores(exact, exact) - expected_scores(exact, bench.known[by]))
+
+    apart = sum((lost(plan.only([tensor])) for tensor in tensors), np.zeros(len(exact)))
+    return paired_interval(lost(plan), apart)
 
 
 def _rank(cause: Cause) -> tuple[bool, float]:
     """By the gain in the whole network; where that is chance, by the gain alone."""
-    if cause.gain is not None and cause.gain.low > 0.0:
+    if cause.gain is not None and cause.gain.clear:
         return False, -cause.gain.value
     return True, -(cause.alone_gain.value if cause.alone_gain is not None else 0.0)
 
@@ -317,19 +328,22 @@ def _confirm(
     alone = {key: c.remedy.plan(plan.only([key[0]])) for key, c in trials.items()}
     bench.scores({f"{t} {i}": p for (t, i), p in whole.items()}, plan, what="interventions")
     bench.scores({f"{t} {i}": p for (t, i), p in alone.items()}, FLOAT, what="interventions alone")
+    gains = {key: bench.gain(whole[key], plan) for key in trials}
+    own = {key: bench.gain(alone[key], plan.only([key[0]])) for key in trials}
+    by_itself = {tensor: where[tensor].alone.sure(bench.tolerance) for tensor in why}
+    effects = {key: own[key] if by_itself[key[0]] else gains[key] for key in trials}
+    # of many trials some gain by chance: each is judged as one of so many
+    chances = adjusted({key: 1.0 if effect.p is None else effect.p for key, effect in effects.items()})
     found = []
     for tensor in why:
-        place = where[tensor]
+        lost = where[tensor].alone
         options: list[tuple[float, Cause]] = []
-        for (name, i), c in trials.items():
-            if name != tensor:
+        for key, c in trials.items():
+            if key[0] != tensor:
                 continue
-            gain = bench.gain(whole[name, i], plan)
-            own = bench.gain(alone[name, i], plan.only([tensor]))
-            by_itself = place.alone.low > 0.0
-            effect = own if by_itself else gain
-            if effect.low > 0.0 and (not by_itself or own.value >= 0.5 * place.alone.value):
-                cause = Cause(c.kind, c.layer, c.tensor, c.evidence, c.remedy, gain, place.alone, own)
+            effect = replace(effects[key], p=chances[key])
+            if bench.sure(effect) and (not by_itself[tensor] or own[key].value >= 0.5 * lost.value):
+                cause = Cause(c.kind, c.layer, c.tensor, c.evidence, c.remedy, gains[key], lost, own[key])
                 options.append((effect.value, cause))
         if options:
             found.append(options)
@@ -342,6 +356,73 @@ def _believed(options: Sequence[tuple[float, Cause]]) -> Cause:
     most = max(value for value, _ in options)
     bar = min(_ALMOST * max(specific, default=most), most) if max(specific, default=0.0) >= _HALF * most else _ALMOST * most
     return next(cause for value, cause in options if value >= bar)
+
+
+def _no_luck(bench: Bench, plan: Plan, found: Mapping[str, Subject], options: list[tuple[float, Cause]]) -> Cause | None:
+    """The believed cause, if its remedy explains what it gains or gains on average over steps near its own; else the next one.
+
+    Options that gain by luck are taken out.
+    """
+    while options:
+        cause = _believed(options)
+        # a cause at its origin is told by the tensor that hands it on
+        subject = next((found[name] for name in (cause.tensor, *cause.remedy.grids) if name in found), None)
+        if subject is None or explained(subject, cause.remedy):
+            return cause
+        steady = steady_gain(bench, plan, subject.tensor, cause.remedy)
+        if bench.sure(steady) and cause.gain is not None and steady.value >= _HALF * cause.gain.value:
+            return replace(cause, gain=steady)
+        options[:] = [(value, other) for value, other in options if other is not cause]
+    return None
+
+
+def _gaining(bench: Bench, plan: Plan, causes: Sequence[Cause]) -> list[Cause]:
+    """The causes whose remedy gains in the whole network: as it is, or once the other causes are put right, which may hide it."""
+    hidden = [cause for cause in causes if cause.gain is None or cause.gain.value <= 0.0]
+    shown = [cause for cause in causes if cause not in hidden]
+    if not hidden:
+        return shown
+    base = _union(shown).plan(plan) if shown else plan
+    plans = {str(i): cause.remedy.plan(base) for i, cause in enumerate(hidden)}
+    bench.scores({**plans, "base": base}, plan, what="causes beside others")
+    for i, cause in enumerate(hidden):
+        gain = bench.gain(plans[str(i)], base)
+        if bench.sure(gain):
+            shown.append(
+                replace(cause, gain=gain, evidence=f"{cause.evidence} It shows once the causes before it are put right.")
+            )
+    return shown
+
+
+def _grouped(bench: Bench, plan: Plan, causes: Sequence[Cause]) -> list[Cause]:
+    """Causes of one kind with one kind of remedy as one finding with its places, its gain measured with all of them put right."""
+    groups: dict[tuple[str, str], list[Cause]] = {}
+    for cause in sorted(causes, key=_rank):
+        groups.setdefault((cause.kind, cause.remedy.kind), []).append(cause)
+    together = {key: _union(group) for key, group in groups.items() if len(group) > 1}
+    bench.scores({" ".join(key): remedy.plan(plan) for key, remedy in together.items()}, plan, what="causes at several places")
+    found = []
+    for key, group in groups.items():
+        first = group[0]
+        if key in together:
+            remedy = together[key]
+            places = tuple(cause.tensor for cause in group)
+            more = f"{first.evidence} The same at {few(places[1:])}."
+            first = replace(first, remedy=remedy, gain=bench.gain(remedy.plan(plan), plan), evidence=more, places=places)
+        found.append(first)
+    return found
+
+
+def _union(group: Sequence[Cause]) -> Remedy:
+    """The remedies of several causes as one; the first cause's wins where two set the same grid."""
+    grids: dict[str, Grid] = {}
+    corrections: dict[str, tuple[float, ...]] = {}
+    for cause in reversed(group):
+        grids |= cause.remedy.grids
+        corrections |= cause.remedy.corrections
+    text = " ".join(cause.remedy.text for cause in group)
+    where = few([cause.remedy.layer for cause in group])
+    return replace(group[0].remedy, layer=where, text=text, grids=grids, corrections=corrections)
 
 
 def _once(causes: Sequence[Cause]) -> list[Cause]:
@@ -390,7 +471,7 @@ def _confirm_everywhere(
     for kind, remedy in remedies.items():
         gain = bench.gain(plans[kind], plan)
         worst = everywhere[kind][0]
-        if gain.low > 0.0 and gain.value > explained and all(worst.kind != cause.kind for cause in local):
+        if bench.sure(gain) and gain.value > explained and all(worst.kind != cause.kind for cause in local):
             evidence = f"no tensor is confirmed by itself, all {len(everywhere[kind])} together are. The first: {worst.evidence}"
             options.append(Cause(worst.kind, "", worst.tensor, evidence, remedy, gain))
     if not options:
@@ -413,7 +494,7 @@ def _combine(
         plans = [remedy.plan(current) for remedy in options]
         bench.scores({str(i): p for i, p in enumerate(plans)}, current, what="remedies")
         gains: list[Interval] = [bench.gain(p, current) for p in plans]
-        helpful = [i for i, gain in enumerate(gains) if gain.low > 0.0]
+        helpful = [i for i, gain in enumerate(gains) if bench.sure(gain)]
         if not helpful:
             break
         most = max(gains[i].value for i in helpful)
@@ -435,11 +516,12 @@ QAT: Mapping[str, str] = {
 }
 
 
-def _qat(verdict: Verdict, best_loss: Interval | None, tolerance: float, share: bool) -> str:
+def _qat(verdict: Verdict, best_loss: Interval | None, tolerance: float) -> str:
     """The plain answer on quantization-aware training."""
     plain = {"no-degradation": "nothing-lost", "inconclusive": "too-few-samples", "not-quantization": "not-quantization"}
     if verdict.name in plain:
         return QAT[plain[verdict.name]]
     if best_loss is None:
         return QAT["no-remedy"]
-    return QAT["remedies-do" if best_loss.value <= tolerance else "remedies-fall-short"].format(loss=amount(best_loss, share))
+    answer = QAT["remedies-do" if best_loss.value <= tolerance else "remedies-fall-short"]
+    return answer.format(loss=amount(best_loss, verdict.units))

@@ -10,15 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from qkit.diagnosis.candidates import Cause, CauseKind
 from qkit.diagnosis.remedies import Remedy
 from qkit.engines.compare import compare, score
 from qkit.engines.lane import EngineLane
 from qkit.engines.tap_comparison import Comparison
 from qkit.errors import DataError
-from qkit.execution.metrics import Interval, Scores
+from qkit.execution.scores import Scores
+from qkit.execution.statistics import Interval, Samples
 from qkit.graph.running import ACCUMULATING
 from qkit.quant.grids import QuantParams
 from qkit.quant.plan import FLOAT, Plan
@@ -102,7 +101,7 @@ def causes(study: Study, lane: EngineLane, plan: Plan, *, limit: int | None = No
     """
     comparison = compare(study, lane, plan=plan, batches=limit, scored=True, progress=False)
     scores = comparison.scores
-    loss = None if scores is None else scores.loss(lane.name, against="simulated")
+    loss = None if scores is None else scores.expected_loss(lane.name, against="simulated")
     found = departure_of(study, comparison)
     if found is None:
         return [], loss
@@ -123,7 +122,7 @@ def causes(study: Study, lane: EngineLane, plan: Plan, *, limit: int | None = No
     if found.kind == "grid":
         evidence = f"{lane.name} leaves the simulation at {found.tap}, and all layers before it agree. It {found.fault}."
     kind: CauseKind = "trace-alignment" if found.kind == "sample-order" else "engine-mismatch"
-    remedy = Remedy("fix-input", found.layer, found.cure)
+    remedy = Remedy("fix-engine", found.layer, found.cure)
     return [Cause(kind, found.layer, found.tap, evidence, remedy, loss)], loss
 
 
@@ -169,7 +168,7 @@ def side_by_side(study: Study, *engines: EngineLane, limit: int | None = None) -
     DataError
         If an engine's outputs are not known, or the engines have different samples.
     """
-    lanes: dict[str, np.ndarray] = {}
+    lanes: dict[str, Samples] = {}
     for engine in engines:
         found = score(study, engine, plan=plan_at(study, engine.bits), batches=limit, progress=False)
         if lanes and len(lanes["float"]) != found.n:
@@ -178,7 +177,7 @@ def side_by_side(study: Study, *engines: EngineLane, limit: int | None = None) -
                 "compare engines that ran on the same images."
             )
         names = {"float": "float", "simulated": f"simulated int{engine.bits}", engine.name: engine.name}
-        lanes |= {names[name]: values for name, values in found.lanes.items() if engine.bits < 32 or name != "simulated"}
+        lanes |= {names[name]: values for name, values in found.samples.items() if engine.bits < 32 or name != "simulated"}
     if not engines:
         return study.evaluate({"float": FLOAT}, batches=limit, progress=False)
-    return Scores(study.metric_name, lanes)
+    return Scores.of(study.metric, lanes)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from qkit.execution import statistics
 from qkit.execution.evaluator import Budget
-from qkit.execution.metrics import Interval, paired_interval
+from qkit.execution.metrics import TOLERANCE
+from qkit.execution.statistics import Interval, Samples
 from qkit.quant.plan import FLOAT, Plan
 
 if TYPE_CHECKING:
@@ -30,32 +30,39 @@ class Bench:
         What the evaluations are counted against: one plan scored on all samples counts as one, however little of it had to be
         computed.
     known
-        What has been asked for: scores per sample, float64 (N,).
+        What has been asked for, with the float lane before anything else.
+    tolerance
+        Loss that still counts as close.
     """
 
     study: Study
     limit: int | None = None
     budget: Budget = field(default_factory=Budget)
     progress: bool = True
-    known: dict[Plan, np.ndarray] = field(default_factory=dict)
+    known: dict[Plan, Samples] = field(default_factory=dict)
+    tolerance: float = TOLERANCE
 
-    def scores(self, plans: Mapping[str, Plan], base: Plan = FLOAT, *, what: str = "experiments") -> dict[str, np.ndarray]:
-        """Per-sample scores, float64 (N,), by name. `base` is the plan that most of them share a front part with.
+    def scores(self, plans: Mapping[str, Plan], base: Plan = FLOAT, *, what: str = "experiments") -> dict[str, Samples]:
+        """What plans score, by name. `base` is the plan that most of them share a front part with.
 
         Raises
         ------
         OutOfBudgetError
             If the budget does not allow it; nothing was run then.
         """
-        found = self.study.evaluator.scores(
+        found = self.study.evaluator.samples(
             plans, base=base, batches=self.limit, budget=self.budget, what=what, progress=self.progress
         )
         self.known.update({plan: found[name] for name, plan in plans.items()})
         return found
 
     def gain(self, after: Plan, before: Plan) -> Interval:
-        """What `after` scores more than `before`, paired; both have been scored."""
-        return paired_interval(self.known[after], self.known[before])
+        """What `after` is expected to score more than `before`, paired; both have been scored."""
+        return statistics.gain(self.known[after], self.known[before], self.known[FLOAT])
+
+    def sure(self, gain: Interval) -> bool:
+        """Whether a gain is more than zero, and that is no chance."""
+        return gain.sure(self.tolerance)
 
     @property
     def samples(self) -> int:

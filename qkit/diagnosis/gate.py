@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from qkit.diagnosis.candidates import Cause, CauseKind
 from qkit.diagnosis.inputs import inputs_differ
 from qkit.diagnosis.remedies import Remedy
-from qkit.diagnosis.reproduction import graph_differs, module_scores, nondeterminism, run_model
+from qkit.diagnosis.reproduction import graph_differs, module_samples, nondeterminism, run_model
 from qkit.execution.loading import batches
-from qkit.execution.metrics import Interval, paired_interval
+from qkit.execution.statistics import Interval, gain
 
 if TYPE_CHECKING:
     from qkit.study import Study
@@ -55,12 +55,12 @@ def training_mode(study: Study, limit: int | None, tolerance: float) -> list[Cau
         return [_cause("train-mode", stuck[0], evidence, "Let eval() reach every layer, and track running statistics.")]
     if not model.training:
         return []
-    as_given = module_scores(copy.deepcopy(model), study, limit)
-    gain = paired_interval(module_scores(fresh, study, limit), as_given)
-    if gain.low <= 0.0 or gain.value <= tolerance:
+    as_given, right = (module_samples(net, study, limit) for net in (copy.deepcopy(model), fresh))
+    more = gain(right, as_given, right)
+    if not more.above(tolerance):
         return []
-    evidence = f"the model was handed over in training mode, where it scores {gain.value:.4g} less."
-    return [_cause("train-mode", "", evidence, "Call model.eval() before anything is measured or exported.", gain)]
+    evidence = f"the model was handed over in training mode, where it scores {study.metric.units.loss(more.value)} less."
+    return [_cause("train-mode", "", evidence, "Call model.eval() before anything is measured or exported.", more)]
 
 
 def batchnorm_statistics(study: Study, limit: int | None, tolerance: float) -> list[Cause]:
@@ -71,9 +71,9 @@ def batchnorm_statistics(study: Study, limit: int | None, tolerance: float) -> l
         for name, m in fresh.named_modules()
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
     }
-    if not norms or (isinstance(study.metric, str) and study.metric == "agreement"):
+    if not norms or study.metric.against == "float":
         return []
-    before = module_scores(fresh, study, limit)
+    before = module_samples(fresh, study, limit)
     old = {name: (m.running_mean.clone(), m.running_var.clone()) for name, m in norms.items()}  # type: ignore[union-attr]
     for m in norms.values():
         m.reset_running_stats()
@@ -83,8 +83,9 @@ def batchnorm_statistics(study: Study, limit: int | None, tolerance: float) -> l
         for batch in batches(study.calibration):
             run_model(fresh, batch)
     fresh.eval()
-    gain = paired_interval(module_scores(fresh, study, limit), before)
-    if gain.low <= 0.0 or gain.value <= tolerance:
+    after = module_samples(fresh, study, limit)
+    more = gain(after, before, after)
+    if not more.above(tolerance):
         return []
     distance = {name: _distance(old[name], m) for name, m in norms.items()}
     worst = max(distance, key=distance.__getitem__)
@@ -93,7 +94,7 @@ def batchnorm_statistics(study: Study, limit: int | None, tolerance: float) -> l
         "with statistics estimated anew float scores more."
     )
     cure = "Estimate the batch norms' statistics anew on training data, or load the right checkpoint."
-    return [_cause("batchnorm-statistics", worst, evidence, cure, gain)]
+    return [_cause("batchnorm-statistics", worst, evidence, cure, more)]
 
 
 def _distance(old: tuple[Tensor, Tensor], norm: nn.modules.batchnorm._BatchNorm) -> float:

@@ -17,10 +17,12 @@ from qkit.diagnosis.remedies import Remedy
 from qkit.diagnosis.reproduction import on_device, run_model
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches, first_tensor
-from qkit.execution.metrics import Interval, paired_interval, score_batch
+from qkit.execution.metrics import score_batch
 from qkit.execution.observing import observe
+from qkit.execution.statistics import Interval, Samples, gain
 from qkit.graph.structures import map_tensors
 from qkit.quant.calibration import make_plan
+from qkit.quant.plan import FLOAT
 
 if TYPE_CHECKING:
     from qkit.study import Study
@@ -61,15 +63,15 @@ def inputs_differ(study: Study, limit: int | None, tolerance: float) -> list[Cau
         like = {"in the other order": _flipped(_as_it_is), "brought to those figures": lambda x: _match(x, here, there)}
         gains = _gains_of_inputs(study, limit, like)
         best = max(gains, key=lambda name: gains[name].value)
-        if gains[best].low > 0.0 and gains[best].value > tolerance:
+        if gains[best].above(tolerance):
             cure = f"Prepare the evaluation inputs as the calibration inputs (and the training's) were; here, channels {best}."
             return [_cause(figures, cure, gains[best])]
         seen = observe(study.graph, study.evaluation, limit=limit, progress=False)
         again = make_plan(study.graph, seen, study.scheme, **study.methods)
-        scores = study.evaluate({"now": study.plan, "then": again}, batches=limit, progress=False)
-        recovered = scores.loss("now", against="then")
+        scores = study.evaluate({"float": FLOAT, "now": study.plan, "then": again}, batches=limit, progress=False)
+        recovered = scores.expected_loss("now", against="then")
         cure = "Calibrate on inputs that are prepared as those of the evaluation."
-        if recovered.low > 0.0:
+        if recovered.sure(tolerance):
             remedy = Remedy("recalibrate", "", cure, dict(again.grids))
             return [Cause("calibration-mismatch", "input", "input", figures, remedy, recovered)]
         # too different to be silent about, and without a loss that is more than chance
@@ -86,7 +88,7 @@ def _wrong_alike(study: Study, limit: int | None, tolerance: float) -> list[Caus
         return []
     gains = _gains_of_inputs(study, limit, changes)
     best = max(gains, key=lambda name: gains[name].value)
-    if gains[best].low <= 0.0 or gains[best].value <= tolerance:
+    if not gains[best].above(tolerance):
         return []
     evidence = f"undoing what may have gone wrong with the images ({best}) raises the float score."
     if "contrast" in best:
@@ -214,8 +216,8 @@ def _cause(evidence: str, cure: str, gain: Interval) -> Cause:
 
 def _gains_of_inputs(study: Study, limit: int | None, changes: Mapping[str, Change]) -> dict[str, Interval]:
     """What float scores more if the images are changed so, by name."""
-    before: list[np.ndarray] = []
-    after: dict[str, list[np.ndarray]] = {name: [] for name in changes}
+    before: list[Samples] = []
+    after: dict[str, list[Samples]] = {name: [] for name in changes}
     for batch in batches(study.evaluation, limit):
         as_it_is = run_lanes(study.graph, [Lane("float")], batch.inputs)["float"]
         before.append(score_batch(study.metric, as_it_is, batch.targets, as_it_is, batch.size))
@@ -223,7 +225,9 @@ def _gains_of_inputs(study: Study, limit: int | None, changes: Mapping[str, Chan
             images = map_tensors(batch.inputs, partial(_of_images, change))
             changed = run_lanes(study.graph, [Lane("float")], images)["float"]
             after[name].append(score_batch(study.metric, changed, batch.targets, as_it_is, batch.size))
-    return {name: paired_interval(np.concatenate(rows), np.concatenate(before)) for name, rows in after.items()}
+    base = Samples.joined(before)
+    changed_to = {name: Samples.joined(rows) for name, rows in after.items()}
+    return {name: gain(found, base, base) for name, found in changed_to.items()}
 
 
 def _of_images(change: Change, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from qkit.diagnosis.causes import Subject
 from qkit.diagnosis.experiments import Bench
 from qkit.execution.lanes import Lane, quantize_weight, run_lanes
 from qkit.execution.loading import batches
-from qkit.execution.metrics import Interval
+from qkit.execution.statistics import Interval
 from qkit.graph.operation import Operation
 from qkit.quant.memory import by_channel
 from qkit.quant.plan import FLOAT, Plan
@@ -33,6 +33,7 @@ class Place:
     tensor: str
     alone: Interval
     spared: Interval
+    tolerance: float
 
     @property
     def weight(self) -> float:
@@ -42,7 +43,7 @@ class Place:
     @property
     def suspect(self) -> bool:
         """Whether either is more than chance."""
-        return self.alone.low > 0.0 or self.spared.low > 0.0
+        return self.alone.sure(self.tolerance) or self.spared.sure(self.tolerance)
 
 
 def subjects(bench: Bench, plan: Plan) -> dict[str, Subject]:
@@ -111,7 +112,7 @@ def places(bench: Bench, plan: Plan, tensors: Sequence[str]) -> list[Place]:
     bench.scores({"float": FLOAT, "plan": plan})
     bench.scores(only, FLOAT, what="each tensor alone")
     bench.scores(spared, plan, what="each tensor spared")
-    found = [Place(t, bench.gain(FLOAT, only[t]), bench.gain(spared[t], plan)) for t in tensors]
+    found = [Place(t, bench.gain(FLOAT, only[t]), bench.gain(spared[t], plan), bench.tolerance) for t in tensors]
     return sorted(found, key=lambda place: -place.weight)
 
 

@@ -11,13 +11,14 @@ from qkit.quant.plan import Grid, Plan
 RemedyKind = Literal[
     "per-channel-weights", "cross-layer-equalization", "clip-weights", "clip-activation", "widen-range", "affine-activation",
     "free-scale", "bias-correction", "wider-bias", "split-join", "sixteen-bit-layer", "recalibrate", "qat", "fix-input",
+    "coarser-weight-scale", "wider-accumulator", "fix-engine",
 ]  # fmt: skip
 
 #: What a remedy costs at run time, cheapest first: nothing, other arithmetic in one place, wider arithmetic.
 COST: Mapping[str, int] = {
     "recalibrate": 0, "widen-range": 0, "clip-activation": 0, "clip-weights": 0, "bias-correction": 0,
-    "cross-layer-equalization": 0, "wider-bias": 1, "affine-activation": 1, "free-scale": 1, "per-channel-weights": 1,
-    "split-join": 2, "sixteen-bit-layer": 3,
+    "cross-layer-equalization": 0, "coarser-weight-scale": 0, "wider-bias": 1, "wider-accumulator": 2, "affine-activation": 1,
+    "free-scale": 1, "per-channel-weights": 1, "split-join": 2, "sixteen-bit-layer": 3,
 }  # fmt: skip
 
 

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +13,8 @@ from qkit.diagnosis.candidates import Cause, CauseKind
 from qkit.diagnosis.remedies import Remedy
 from qkit.execution.lanes import Frontier, Lane, run_lanes, run_to
 from qkit.execution.loading import Batch, batches
-from qkit.execution.metrics import Interval, paired_interval, score_batch
+from qkit.execution.metrics import score_batch
+from qkit.execution.statistics import Interval, Samples, paired_interval
 from qkit.graph import Graph
 from qkit.graph.assembly import OWN
 from qkit.graph.buffers import changed_buffers
@@ -81,7 +81,7 @@ def graph_differs(study: Study, limit: int | None) -> list[Cause]:
     batch = next(iter(batches(study.evaluation)))
     if worst <= _SAME and not _second_pass_differs(study, model, batch):
         return []
-    scores = module_scores(model, study, limit), study.evaluate(("float",), batches=limit, progress=False).lanes["float"]
+    scores = module_samples(model, study, limit).values, study.evaluate(("float",), batches=limit, progress=False).lanes["float"]
     apart = paired_interval(*scores)
     gain = apart if abs(apart.value) > 0.0 else None
     changed = _state_that_matters(study, batch)
@@ -225,14 +225,14 @@ def on_device(model: nn.Module, batch: Batch) -> tuple[Any, ...]:
     return inputs
 
 
-def module_scores(model: nn.Module, study: Study, limit: int | None) -> np.ndarray:
-    """Per-sample scores of a module itself, not of a lane."""
+def module_samples(model: nn.Module, study: Study, limit: int | None) -> Samples:
+    """What a module itself scores, not a lane."""
     rows = []
     with torch.no_grad(), torch.random.fork_rng():
         for batch in batches(study.evaluation, limit):
             output = run_model(model, batch)
             rows.append(score_batch(study.metric, output, batch.targets, output, batch.size))
-    return np.concatenate(rows)
+    return Samples.joined(rows)
 
 
 def _cause(kind: CauseKind, layer: str, evidence: str, cure: str, gain: Interval | None = None) -> Cause:

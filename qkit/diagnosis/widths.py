@@ -11,11 +11,16 @@ from qkit.diagnosis.experiments import Bench
 from qkit.diagnosis.remedies import Remedy
 from qkit.execution.evaluator import OutOfBudgetError
 from qkit.execution.lanes import Decision, decide, lane_weight
-from qkit.execution.metrics import Interval
+from qkit.execution.statistics import Interval
 from qkit.graph import Graph
 from qkit.graph.running import ACCUMULATING
+from qkit.listing import few
+from qkit.quant.biases import coarser_scales
 from qkit.quant.memory import by_channel
 from qkit.quant.plan import FLOAT, Plan
+
+#: Coarser weight scales are preferred to wider biases if they recover this share of what those do.
+_ALMOST = 0.7
 
 
 def bias_width(bench: Bench, plan: Plan) -> list[Cause]:
@@ -28,11 +33,19 @@ def bias_width(bench: Bench, plan: Plan) -> list[Cause]:
 
     bench.scores({"wide": wide(plan), "plan": plan}, plan, what="wider biases")
     gain = bench.gain(wide(plan), plan)
-    if gain.low <= 0.0:
+    if not bench.sure(gain):
         return []
     layer, own = _where(bench, plan, wide, lambda decision: decision.bias_scale is not None)
     most = f", most of it at {layer}" if layer else ""
     evidence = f"with {plan.bias_bits} bits the biases cost score{most}; with 64 bits they do not."
+    coarser = coarser_scales(bench.study.graph, plan.grids, plan.bias_bits, bench.study.observe(progress=False), free=False)
+    if coarser:
+        text = f"Choose the weight scales of {few(coarser)} so coarse that the biases fit {plan.bias_bits} bits."
+        fitting = Remedy("coarser-weight-scale", "", text, grids=coarser)
+        bench.scores({"coarser": fitting.plan(plan)}, plan, what="coarser weight scales")
+        regained = bench.gain(fitting.plan(plan), plan)
+        if bench.sure(regained) and regained.value >= _ALMOST * gain.value:
+            return [Cause("bias-width", layer, layer, evidence, fitting, regained, None, own)]
     remedy = Remedy("wider-bias", "", "Give the biases 32 bits.", bias_bits=64 if plan.bias_bits >= 32 else 32)
     return [Cause("bias-width", layer, layer, evidence, remedy, gain, None, own)]
 
@@ -47,14 +60,14 @@ def accumulator_overflow(bench: Bench, plan: Plan) -> list[Cause]:
 
     bench.scores({"wide": wide(plan), "plan": plan}, plan, what="wider accumulators")
     gain = bench.gain(wide(plan), plan)
-    if gain.low <= 0.0:
+    if not bench.sure(gain):
         return []
     layer, own = _where(bench, plan, wide, lambda decision: decision.accumulator is not None)
     needed = needed_accumulator(bench.study.graph, plan)
     most = f", most of all in {layer}" if layer else ""
     evidence = f"sums beyond {plan.accumulator_bits} bits wrap around{most}; in accumulators without end the score comes back."
     text = f"Accumulate in {needed} bits: no sum that these weights and grids can make is greater."
-    remedy = Remedy("fix-input", "", text, accumulator_bits=needed)
+    remedy = Remedy("wider-accumulator", "", text, accumulator_bits=needed)
     return [Cause("accumulator-overflow", layer, layer, evidence, remedy, gain, None, own)]
 
 

@@ -16,7 +16,6 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from torch import Tensor
 
 from qkit.engines.equal_inputs import along, placed, walk
@@ -26,7 +25,9 @@ from qkit.engines.tap_comparison import Comparison, Explanation, TapSums
 from qkit.errors import DataError, QkitError
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches as batches_of
-from qkit.execution.metrics import Scores, score_batch
+from qkit.execution.metrics import score_batch
+from qkit.execution.scores import Scores
+from qkit.execution.statistics import Samples
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.progress import track
@@ -78,7 +79,7 @@ def compare(
     grids: dict[str, QuantParams | None] = {}
     notes: list[str] = []
     explanations: Explanations | None = None
-    rows: list[dict[str, np.ndarray]] | None = [] if scored else None
+    rows: list[dict[str, Samples]] | None = [] if scored else None
     source = batches_of(loader, batches)
     samples = 0
     for batch in track(_Sized(lane.run(loader, limit=batches), source), f"comparing {lane.name}", unit="batch", show=progress):
@@ -150,7 +151,7 @@ def score(
     """
     believed = plan if plan is not None else getattr(lane, "plan", None)
     lanes = [Lane("float"), Lane("simulated", study.plan if believed is None else believed)]
-    rows: list[dict[str, np.ndarray]] = []
+    rows: list[dict[str, Samples]] = []
     source = batches_of(study.evaluation, batches)
     for found in track(_Sized(lane.run(study.evaluation, limit=batches), source), "evaluating", unit="batch", show=progress):
         if found.outputs is None:
@@ -162,13 +163,13 @@ def score(
     return _joined(study, rows)
 
 
-def _scored(study: Study, outputs: Mapping[str, Any], found: EngineBatch) -> dict[str, np.ndarray]:
+def _scored(study: Study, outputs: Mapping[str, Any], found: EngineBatch) -> dict[str, Samples]:
     size, targets, reference = found.batch.size, found.batch.targets, outputs["float"]
     return {name: score_batch(study.metric, y, targets, reference, size) for name, y in outputs.items()}
 
 
-def _joined(study: Study, rows: Sequence[Mapping[str, np.ndarray]]) -> Scores:
-    return Scores(study.metric_name, {name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+def _joined(study: Study, rows: Sequence[Mapping[str, Samples]]) -> Scores:
+    return Scores.of(study.metric, {name: Samples.joined([row[name] for row in rows]) for name in rows[0]})
 
 
 def _engine_grids(graph: Graph, plan: Plan, batch: EngineBatch, name: str) -> tuple[Plan, list[str]]:

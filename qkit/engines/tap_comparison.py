@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qkit.engines.equal_inputs import Visit
 from qkit.engines.faults import FaultKind
-from qkit.execution.metrics import Scores
+from qkit.execution.scores import Scores
 from qkit.quant.grids import QuantParams
 from qkit.quant.plan import Plan
 from qkit.quant.sqnr import sqnr

@@ -18,10 +18,11 @@ from qkit.errors import DataError, QkitError
 from qkit.execution.capture import MEMORY_BUDGET as KEEPING
 from qkit.execution.capture import Capture, Capturing
 from qkit.execution.lanes import Frontier, Lane, run_lanes, run_to
-from qkit.execution.loading import Batch, batches
-from qkit.execution.metrics import MetricFunction, score_batch
+from qkit.execution.loading import Batch, batches, fingerprint, refuse_non_finite
+from qkit.execution.metrics import AnyMetric, Metric, metric_of, score_batch
 from qkit.execution.observing import Observations
 from qkit.execution.prefix import Effect, Prefix, agree, first_difference, prefix
+from qkit.execution.statistics import Samples
 from qkit.graph import Graph
 from qkit.graph.structures import float_tensors
 from qkit.progress import Bar, uninterrupted
@@ -88,12 +89,30 @@ class _Passes:
 
     length: int | None = None
     kept: dict[int, Any] = field(default_factory=dict)
+    seen: dict[int, tuple[Any, ...]] = field(default_factory=dict)
     nbytes: int = 0
 
     def end(self, taken: int, limit: int | None) -> None:
         """A pass over at most `limit` batches took so many."""
         if limit is None or taken < limit:
             self.length = taken
+
+    def check(self, at: int, batch: Batch) -> None:
+        """The batch is finite, and the one that stood there in earlier passes.
+
+        Raises
+        ------
+        DataError
+            If it is not: lanes that see other samples cannot be compared.
+        """
+        found = fingerprint(batch)
+        if self.seen.setdefault(at, found) != found:
+            raise DataError(
+                f"the evaluation loader gave another batch {at} than in the pass before, so that lanes would be compared on "
+                "different "
+                "samples: turn off shuffling and random augmentation, or give the sampler a generator with a seed."
+            )
+        refuse_non_finite(batch, at)
 
     def keep(self, at: int, output: Any) -> None:
         """Keep a batch's output, if there is room."""
@@ -120,11 +139,16 @@ class Evaluator:
     """
 
     def __init__(
-        self, graph: Graph, data: Iterable[Any], metric: str | MetricFunction, *, calibration: Iterable[Any] | None = None
+        self,
+        graph: Graph,
+        data: Iterable[Any],
+        metric: AnyMetric,
+        *,
+        calibration: Iterable[Any] | None = None,
     ) -> None:
-        self._graph, self._data, self._metric = graph, data, metric
+        self._graph, self._data, self._metric = graph, data, metric_of(metric)
         self._calibration = data if calibration is None else calibration
-        self._scores: dict[Plan, dict[int, np.ndarray]] = {}
+        self._scores: dict[Plan, dict[int, Samples]] = {}
         self._errors: dict[Plan, dict[int, np.ndarray]] = {}
         self._passes = _Passes()
         self._prefix: tuple[Prefix, int | None] | None = None
@@ -148,25 +172,25 @@ class Evaluator:
         return self._calibration
 
     @property
-    def metric(self) -> str | MetricFunction:
+    def metric(self) -> Metric:
         """The score."""
         return self._metric
 
     @property
     def metric_name(self) -> str:
         """Name of the score."""
-        return self._metric if isinstance(self._metric, str) else getattr(self._metric, "__name__", "metric")
+        return self._metric.name
 
     def on(
         self,
         data: Iterable[Any] | None = None,
-        metric: str | MetricFunction | None = None,
+        metric: AnyMetric | None = None,
         *,
         calibration: Iterable[Any] | None = None,
     ) -> Evaluator:
         """An evaluator of the same graph on other data or by another metric: the same for the same, this if nothing differs."""
         data = self._data if data is None else data
-        metric = self._metric if metric is None else metric
+        metric = self._metric if metric is None else metric_of(metric)
         calibration = self._calibration if calibration is None else calibration
         if data is self._data and metric == self._metric and calibration is self._calibration:
             return self
@@ -205,7 +229,7 @@ class Evaluator:
     def known(self, plan: Plan, batches: int | None = None) -> np.ndarray | None:
         """Per-sample scores of a plan that has been scored on so many batches (all by default); None otherwise."""
         rows, count = self._scores.get(plan, {}), self._count(batches)
-        return _joined(rows, count) if count is not None and len(rows) >= count else None
+        return _samples(rows, count).values if count is not None and len(rows) >= count else None
 
     def scores(
         self,
@@ -219,7 +243,27 @@ class Evaluator:
         what: str = "evaluating",
         progress: bool = True,
     ) -> dict[str, np.ndarray]:
-        """Per-sample scores, float64 (N,), by name; all plans that are new in one pass, in lockstep.
+        """Per-sample scores, float64 (N,), by name; see `samples`."""
+        found = self.samples(
+            plans, base=base, batches=batches, budget=budget, errors=errors, memory_budget=memory_budget, what=what,
+            progress=progress,
+        )  # fmt: skip
+        return {name: samples.values for name, samples in found.items()}
+
+    def samples(
+        self,
+        plans: Mapping[str, Plan],
+        *,
+        base: Plan = FLOAT,
+        batches: int | None = None,
+        budget: Budget | None = None,
+        errors: bool = False,
+        enough: Callable[[Mapping[str, Samples]], bool] | None = None,
+        memory_budget: int = MEMORY_BUDGET,
+        what: str = "evaluating",
+        progress: bool = True,
+    ) -> dict[str, Samples]:
+        """What plans scored, by name; all plans that are new in one pass, in lockstep.
 
         Parameters
         ----------
@@ -233,6 +277,8 @@ class Evaluator:
             What the plans are counted against.
         errors
             Find how far each output is from float's too, for `error`.
+        enough
+            Asked after every batch with the samples so far; the pass ends where it says so, and these are returned.
         memory_budget
             Bytes of live tensors; lanes beyond it run in a further group from where they part from the base, not from the input.
         what
@@ -243,19 +289,26 @@ class Evaluator:
         OutOfBudgetError
             If the budget does not allow it; nothing was run then.
         DataError
-            If the data are empty or do not fit, or a weight is not finite.
+            If the data are empty, not finite or do not fit, come in another order than before, or a weight is not finite.
         """
         wanted = list(dict.fromkeys(plans.values()))
         if budget is not None:
             budget.take(wanted, what)
+
+        def so_far(count: int) -> dict[str, Samples]:
+            found = {plan: _samples(self._scores[plan], count) for plan in wanted}
+            return {name: found[plan] for name, plan in plans.items()}
+
         todo = [plan for plan in wanted if not self._whole(plan, batches, errors)]
         if todo:
             check_weights(self._graph)
-            self._run(todo, base, batches, errors, memory_budget, what, progress)
+            asked = None if enough is None else lambda taken: enough(so_far(taken))
+            ended = self._run(todo, base, batches, errors, memory_budget, what, progress, asked)
+            if ended is not None:
+                return so_far(ended)
         count = self._count(batches)
         assert count is not None
-        found = {plan: _joined(self._scores[plan], count) for plan in wanted}
-        return {name: found[plan] for name, plan in plans.items()}
+        return so_far(count)
 
     def error(self, plan: Plan, batches: int | None = None) -> float:
         """The output's squared error relative to float's energy, the mean over samples of a plan that was scored with errors."""
@@ -272,12 +325,22 @@ class Evaluator:
 
     def _whole(self, plan: Plan, limit: int | None, errors: bool) -> bool:
         count = self._count(limit)
-        places = [self._scores, self._errors] if errors else [self._scores]
-        return count is not None and all(len(rows.get(plan, ())) >= count for rows in places)
+        if count is None or len(self._scores.get(plan, ())) < count:
+            return False
+        return not errors or len(self._errors.get(plan, ())) >= count
 
     def _run(
-        self, todo: Sequence[Plan], base: Plan, limit: int | None, errors: bool, memory_budget: int, what: str, progress: bool
-    ) -> None:
+        self,
+        todo: Sequence[Plan],
+        base: Plan,
+        limit: int | None,
+        errors: bool,
+        memory_budget: int,
+        what: str,
+        progress: bool,
+        enough: Callable[[int], bool] | None,
+    ) -> int | None:
+        """Score the plans batch by batch; the number of batches where `enough` ended it, else None."""
         graph = self._graph
         last = len(graph.operations) - 1
 
@@ -292,15 +355,19 @@ class Evaluator:
         taken = 0
         with Bar(what, source.__length_hint__() * len(todo) or None, unit="lane", show=progress) as bar:
             for at, batch in enumerate(source):
+                self._passes.check(at, batch)
                 missing = [i for i in range(len(todo)) if at not in rows[i] or (errors and at not in far[i])]
                 bar.update(len(todo) - len(missing))
                 taken += 1
                 if not missing:
+                    if enough is not None and enough(taken):
+                        return taken
                     continue
                 lanes = sorted(((starts[i], Lane(str(i), todo[i])) for i in missing), key=lambda pair: pair[0])
                 outputs, untold = run_from_base(graph, batch, base, lanes, memory_budget, bar)
                 exact = next((outputs[str(i)] for i in missing if todo[i] == FLOAT), None)
-                reference = self._reference(at, batch.inputs, exact) if errors or self._metric == "agreement" else None
+                by_float = errors or self._metric.needs_float(batch.targets)
+                reference = self._reference(at, batch.inputs, exact) if by_float else None
                 found = {i: score_batch(self._metric, outputs[str(i)], batch.targets, reference, batch.size) for i in missing}
                 apart = {i: relative_errors(outputs[str(i)], reference, batch.size) for i in missing} if errors else {}
                 with uninterrupted():
@@ -309,9 +376,12 @@ class Evaluator:
                         if errors:
                             far[i][at] = apart[i]
                 bar.update(untold)
+                if enough is not None and enough(taken):
+                    return taken
         if not taken:
             raise DataError("the evaluation loader gave no batch: pass at least one.")
         self._passes.end(taken, limit)
+        return None
 
     def _reference(self, at: int, inputs: tuple[Any, ...], output: Any = None) -> Any:
         """The float lane's output on batch number `at`, which is `output` where that was run anyway."""
@@ -351,10 +421,10 @@ class Evaluator:
         self._record(plan, found.parts, batches)
         return found
 
-    def _record(self, plan: Plan, parts: Sequence[np.ndarray], limit: int | None) -> np.ndarray:
+    def _record(self, plan: Plan, parts: Sequence[Samples], limit: int | None) -> np.ndarray:
         self._scores.setdefault(plan, {}).update(enumerate(parts))
         self._passes.end(len(parts), limit)
-        return np.concatenate(parts)
+        return Samples.joined(parts).values
 
     def _prefix_at(self, index: int, plan: Plan, base: Plan, batches: int | None, *, errors: bool = False) -> Prefix:
         """The kept prefix, advanced to that operation, where the plan can start from it; else a new one."""
@@ -408,6 +478,10 @@ class Evaluator:
     def finished(self, kind: str) -> None:
         """The work of that kind is done: its next call starts anew."""
         self._unfinished.pop(kind, None)
+
+
+def _samples(rows: Mapping[int, Samples], count: int) -> Samples:
+    return Samples.joined([rows[at] for at in range(count)])
 
 
 def _joined(rows: Mapping[int, np.ndarray], count: int) -> np.ndarray:

@@ -16,6 +16,8 @@ from qkit.errors import DataError
 from qkit.graph.structures import flatten
 from qkit.progress import uninterrupted
 
+#: A loader without a length that has given so many batches is taken for an endless one.
+_ENDLESS = 10_000
 _INPUTS = frozenset({"input", "inputs", "image", "images", "pixel_values", "x"})
 _TARGETS = frozenset({"target", "targets", "label", "labels", "y"})
 
@@ -124,6 +126,12 @@ class Batches:
                     return
             yield as_batch(item)
             count += 1
+            if self.limit is None and count >= _ENDLESS and not self.__length_hint__():
+                raise DataError(
+                    f"the loader has given {count:,} batches, has no length and no end so far: pass batches= to take so many, "
+                    "or a "
+                    "loader that ends."
+                )
 
     def __len__(self) -> int:
         length = len(self.loader)  # type: ignore[arg-type]
@@ -196,3 +204,37 @@ def targets_tensor(targets: Any, size: int) -> Tensor:
             f"{tuple(tensor.shape)}."
         )
     return tensor.long()
+
+
+def fingerprint(batch: Batch) -> tuple[Any, ...]:
+    """What tells a batch from others: shape, a weighted sum of the first input's values, and of the targets where they are
+    numbers.
+    """
+    return _mark(first_tensor(batch.inputs)), _mark(batch.targets if isinstance(batch.targets, Tensor) else None)
+
+
+def _mark(tensor: Tensor | None) -> tuple[Any, ...] | None:
+    if tensor is None:
+        return None
+    values = tensor.detach().flatten().double()
+    # weights by position, since a batch of the same samples in another order is another batch
+    weights = torch.arange(1, len(values) + 1, dtype=torch.float64, device=values.device).remainder_(997.0)
+    return tuple(tensor.shape), float((values.nan_to_num() * weights).sum())
+
+
+def refuse_non_finite(batch: Batch, number: int) -> None:
+    """Nothing, if the batch's inputs are finite.
+
+    Raises
+    ------
+    DataError
+        Otherwise; says how many samples of which batch.
+    """
+    for _, value in flatten(batch.inputs)[0]:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or bool(value.isfinite().all()):
+            continue
+        bad = int((~value.flatten(1).isfinite()).any(1).sum()) if value.ndim > 1 else int((~value.isfinite()).sum())
+        raise DataError(
+            f"{bad} of {batch.size} samples of evaluation batch {number} hold NaN or infinity: look at how they are read and "
+            "normalized (a division by a deviation of 0, a corrupt file), or leave them out."
+        )

@@ -1,240 +1,290 @@
-"""Scores per sample, their means with intervals, and paired comparisons of lanes.
+"""What counts as good: a score for every sample, with its unit and the loss that still counts as close.
 
-All lanes see the same samples, so their difference is judged on the pairs: an interval of the difference is far narrower
-than the two scores' own intervals suggest.
+A metric is a name of the list below, a function of outputs and targets, or a `Metric` that says more of itself. Inside, scores
+are higher where they are better; what is better when lower (an error) is kept with its sign changed and shown as it is.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor
 
 from qkit.errors import DataError, QkitError
-from qkit.execution.loading import targets_tensor
+from qkit.execution import measures
+from qkit.execution.statistics import Samples
 from qkit.graph.structures import float_tensors
-from qkit.style import SHARES
+from qkit.style import Units
 
-if TYPE_CHECKING:
-    from qkit.figures.drawing import Picture
+__all__ = [
+    "NAMED",
+    "TOLERANCE",
+    "AnyMetric",
+    "Metric",
+    "MetricFunction",
+    "check_expected",
+    "choose",
+    "metric_of",
+    "score_batch",
+    "tolerance_of",
+    "unlabelled",
+]
 
-#: ``metric(outputs, targets)`` gives one score per sample, higher is better; or the name of one of these.
 MetricFunction = Callable[[Any, Any], Any]
-MetricName = Literal["top1", "top5", "agreement"]
-
-CONFIDENCE = 0.95
-#: Loss that still counts as close, in units of the score: one point of accuracy.
+#: Loss that still counts as close where a score is a share: one point.
 TOLERANCE = 0.01
+#: The same as a share of the float lane's own score, for every other metric: MLPerf's rule, 99 % of the reference.
+RELATIVE_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A figure with its confidence interval, over `n` samples."""
+class Metric:
+    """A score for every sample.
 
-    value: float
-    low: float
-    high: float
-    n: int
+    Attributes
+    ----------
+    function
+        ``function(outputs, other) -> one score per sample``, where `other` is the targets or the float lane's outputs.
+    name
+        Said beside every figure.
+    unit
+        Of the score, such as "m" or "dB"; "%" for a share of 1, which is shown in percent and its differences in points.
+    better
+        Whether "higher" or "lower" scores are better.
+    against
+        What outputs are measured against: "targets", "float" (the float lane's outputs), or "either", targets where the data have
+        them.
+    tolerance
+        Loss that still counts as close, in the unit; None for one point of a share, and for 1 % of the float lane's score
+        otherwise.
+    output
+        Key or position of the output to measure, where the network has several; targets that are a mapping or a sequence alike
+        are taken apart in the same way.
+    among
+        For class scores of which the right one has to be among so many greatest: decisions then have margins, which tell a loss
+        on few samples. None for other metrics.
+    """
 
-    def __format__(self, spec: str) -> str:
-        spec = spec or ".4f"
-        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+    function: MetricFunction
+    name: str
+    unit: str = ""
+    better: Literal["higher", "lower"] = "higher"
+    against: Literal["targets", "float", "either"] = "targets"
+    tolerance: float | None = None
+    output: str | int | None = None
+    among: int | None = None
 
-    def to_dict(self) -> dict[str, float]:
-        """As plain numbers."""
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+    def __post_init__(self) -> None:
+        if self.tolerance is not None and not self.tolerance > 0.0:
+            raise QkitError(f"the tolerance of {self.name} is {self.tolerance}: it has to be above 0, in the metric's own unit.")
+
+    @property
+    def units(self) -> Units:
+        """How its scores and losses are shown."""
+        return Units(percent=self.unit == "%", unit="" if self.unit == "%" else self.unit, lower=self.better == "lower")
+
+    def needs_float(self, targets: Any) -> bool:
+        """Whether outputs are measured against the float lane's, where the data have these targets."""
+        return self.against == "float" or (self.against == "either" and targets is None)
+
+    def of(self, output: str | int) -> Metric:
+        """The same of one output of several."""
+        return replace(self, output=output, name=f"{self.name} of {output}")
+
+    def __str__(self) -> str:
+        return self.name
 
 
-def _classes(outputs: Any) -> Tensor:
-    """Class scores: the only output, or what is called logits among several."""
-    if not isinstance(outputs, Tensor):
-        named = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
-        tensors = float_tensors(outputs)
-        outputs = named if isinstance(named, Tensor) else tensors[0] if len(tensors) == 1 else outputs
-    if not isinstance(outputs, Tensor) or outputs.ndim < 2:
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise QkitError(
-            f"the model's output is {shape}, not (samples, classes, …): pass metric= a function "
-            "(outputs, targets) -> scores per sample."
+#: How a metric can be given.
+AnyMetric = str | Metric | MetricFunction
+
+#: Metrics by name.
+NAMED: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(measures.top1, "top1", "%", among=1),
+        Metric(measures.top5, "top5", "%", among=5),
+        Metric(measures.agreement, "agreement", "%", against="float", among=1),
+        Metric(measures.closeness, "closeness", "%", against="float"),
+        Metric(measures.cross_entropy, "cross-entropy", "nats", "lower"),
+        Metric(measures.mean_iou, "mean-iou", "%"),
+        Metric(measures.psnr, "psnr", "dB", against="either", tolerance=0.3),
+        Metric(measures.ssim, "ssim", "%", against="either"),
+        Metric(measures.absolute_error, "absolute-error", "", "lower", against="either"),
+        Metric(measures.relative_error, "relative-error", "%", "lower", against="either"),
+        Metric(measures.cosine, "cosine", "%", against="either"),
+        Metric(measures.characters_right, "characters", "%"),
+    )
+}
+
+
+def metric_of(metric: AnyMetric) -> Metric:
+    """A metric by name, of a function, or as it is.
+
+    Raises
+    ------
+    QkitError
+        If there is none of that name.
+    """
+    if isinstance(metric, Metric):
+        return metric
+    if isinstance(metric, str):
+        if metric not in NAMED:
+            raise QkitError(
+                f"there is no metric {metric!r}; the named ones are {', '.join(NAMED)}. For another, pass a function."
+            )
+        return NAMED[metric]
+    if not callable(metric):
+        raise QkitError(f"a metric is a name, a function (outputs, targets) -> scores per sample, or a Metric, not {metric!r}.")
+    return Metric(metric, getattr(metric, "__name__", "metric"))
+
+
+def unlabelled(metric: Metric) -> Metric:
+    """What stands in for a metric where data have no targets: the metric itself if it needs none, agreement for one that decides
+    between classes, closeness for any other.
+    """
+    if metric.against != "targets":
+        return metric
+    return NAMED["closeness" if metric.among is None else "agreement"]
+
+
+def choose(outputs: Any, targets: Any) -> tuple[Metric, str]:
+    """The metric that the outputs ask for, and why, in a sentence; "" where that is top-1 of labelled class scores.
+
+    Class scores with a class index a sample (or a position) have top-1; class scores without labels agreement with the float
+    lane's classes; everything else closeness to the float lane's outputs.
+    """
+    tensors = float_tensors(outputs)
+    try:
+        scores = measures.class_scores(outputs)
+    except QkitError:
+        scores = None
+    if scores is not None and targets is not None:
+        try:
+            measures.labels_of(targets, scores)
+        except DataError as error:
+            if "outside" in str(error):
+                raise
+        else:
+            return NAMED["top1"], ""
+    if scores is not None and targets is None and scores.ndim == 2 and not _unit_rows(scores):
+        return NAMED["agreement"], (
+            "The data have no targets: the score is agreement with the float lane's classes, which is no accuracy. Most "
+            "decisions that "
+            "change are close ones, so the loss is what the float lane itself believed in its class more than in the other."
         )
-    if bool(outputs.isnan().any()):
-        bad = int(outputs.flatten(1).isnan().any(1).sum())
-        raise DataError(
-            f"the class scores of {bad} of {len(outputs)} samples are NaN, which no class is: study.diagnose() says where they "
-            "arise, in the weights, the inputs, or a division."
-        )
-    return outputs
+    shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+    why = "there are no targets" if targets is None else "the targets are no class indices"
+    return NAMED["closeness"], (
+        f"The outputs ({shapes}) are scored by their closeness to the float lane's, since {why}: the share of their variance "
+        "that is not "
+        "error, 1 % being 20 dB. Name a metric for a score of your own task."
+    )
 
 
-def top1(outputs: Any, targets: Any) -> Tensor:
-    """Per sample 1 where the greatest class is the target, else 0; for dense outputs (N, C, …) the share of positions."""
-    scores = _classes(outputs)
-    if scores.ndim == 2:
-        targets = targets_tensor(targets, len(scores))
-    classes = scores.argmax(1)
-    labels = torch.as_tensor(targets)
-    if labels.shape != classes.shape:
-        raise DataError(
-            f"top-1 of an output of shape {tuple(scores.shape)} needs class indices of shape {tuple(classes.shape)}, not targets "
-            f"of shape {tuple(labels.shape)}: give the targets that shape, pass metric= a function (outputs, targets) -> scores "
-            "per sample, or metric='agreement'."
-        )
-    hit: Tensor = classes == labels.to(scores.device)
-    return hit.double().flatten(1).mean(1) if hit.ndim > 1 else hit.double()
+def _unit_rows(scores: Tensor) -> bool:
+    """Whether all rows have the length 1, as embeddings do."""
+    lengths = scores.double().square().sum(1)
+    return bool(torch.allclose(lengths, torch.ones_like(lengths), atol=1e-3)) and bool((scores < 0.0).any())
 
 
-def top5(outputs: Any, targets: Any) -> Tensor:
-    """Per sample 1 where the target is among the five greatest classes, else 0."""
-    scores = _classes(outputs)
-    labels = targets_tensor(targets, len(scores)).to(scores.device)
-    best = scores.topk(min(5, scores.shape[1]), dim=1).indices
-    return (best == labels[:, None]).any(1).double()
+def tolerance_of(metric: Metric, exact: np.ndarray) -> float:
+    """The loss that still counts as close: the metric's own, one point of a share, or 1 % of the float lane's mean score.
+
+    Raises
+    ------
+    QkitError
+        If the float lane's scores are all 0, of which there is no 1 %.
+    """
+    if metric.tolerance is not None:
+        return metric.tolerance
+    if metric.unit == "%":
+        return TOLERANCE
+    own = RELATIVE_TOLERANCE * abs(float(exact.mean()))
+    if own == 0.0:
+        raise QkitError(f"the float lane's {metric.name} is 0 throughout, so that no tolerance follows from it: pass tolerance=.")
+    return own
 
 
-def agreement(outputs: Any, reference: Any) -> Tensor:
-    """Per sample 1 where the greatest class is the float lane's, else 0; for dense outputs the share of positions."""
-    same = _classes(outputs).argmax(1) == _classes(reference).argmax(1)
-    return same.double().flatten(1).mean(1) if same.ndim > 1 else same.double()
+def check_expected(metric: Metric, expected: float | None) -> None:
+    """Nothing, if the score that a user believes in can be one.
+
+    Raises
+    ------
+    QkitError
+        If it is no share of 1 where scores are.
+    """
+    if expected is None or not metric.units.percent or metric.units.lower or 0.0 <= expected <= 1.0:
+        return
+    hint = f"; give {expected / 100:.4g} for {expected:g} %" if 1.0 < expected <= 100.0 else ""
+    raise QkitError(f"expected={expected:g}: {metric} is a share, from 0 to 1{hint}.")
 
 
-NAMED: Mapping[str, MetricFunction] = {"top1": top1, "top5": top5, "agreement": agreement}
+def _part(value: Any, output: str | int | None, *, name: str) -> Any:
+    """One output of several, or one target of as many."""
+    if output is None:
+        return value
+    if isinstance(value, Mapping) or (isinstance(output, int) and isinstance(value, (tuple, list))):
+        try:
+            return value[output]  # type: ignore[index]
+        except (KeyError, IndexError) as error:
+            there = ", ".join(map(repr, value)) if isinstance(value, Mapping) else f"0 to {len(value) - 1}"
+            raise DataError(f"{name}: there is no output {output!r}; there are {there}.") from error
+    if isinstance(output, str) and hasattr(value, output):
+        return getattr(value, output)
+    raise DataError(f"{name}: the outputs are a {type(value).__name__}, which has no part {output!r}.")
 
 
-def score_batch(metric: str | MetricFunction, outputs: Any, targets: Any, reference: Any, size: int) -> np.ndarray:
-    """Scores of one batch, float64 (N,).
+def score_batch(metric: Metric, outputs: Any, targets: Any, reference: Any, size: int) -> Samples:
+    """Scores of one batch, with margins and stakes where the metric decides between classes.
 
     Raises
     ------
     DataError
         If the metric does not give one finite score for each of the `size` samples, or needs targets that are not there.
     """
-    name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
-    if isinstance(metric, str) and metric not in NAMED:
-        raise QkitError(f"there is no metric {metric!r}; the named ones are {', '.join(NAMED)}. For another, pass a function.")
-    function = NAMED[metric] if isinstance(metric, str) else metric
-    if metric == "agreement":
-        targets = reference
-    elif targets is None:
-        raise DataError(f"metric {name!r} needs targets, the evaluation loader gives none: add them, or use metric='agreement'.")
-    scores = torch.as_tensor(function(outputs, targets)).detach().double().cpu().numpy()
+    name = metric.name
+    by_float = metric.needs_float(targets)
+    if not by_float and targets is None:
+        raise DataError(
+            f"metric {name!r} needs targets, and the evaluation loader gives none: add them, or use metric='closeness' or "
+            "'agreement'."
+        )
+    outputs = _part(outputs, metric.output, name=name)
+    other = _part(reference, metric.output, name=name) if by_float else targets
+    if not by_float and metric.output is not None and isinstance(other, (Mapping, tuple, list)):
+        other = _part(other, metric.output, name=name)
+    scores = torch.as_tensor(metric.function(outputs, other)).detach().double().cpu().numpy()
     if scores.shape != (size,):
         raise DataError(f"metric {name!r} gave scores of shape {scores.shape} for {size} samples: return one score per sample.")
     if not np.isfinite(scores).all():
         raise DataError(f"metric {name!r} gave NaN or infinity for {int((~np.isfinite(scores)).sum())} of {size} samples.")
-    return scores
+    if metric.better == "lower":
+        scores = -scores
+    if metric.among is None:
+        return Samples(scores)
+    classes = measures.class_scores(outputs)
+    if classes.ndim != 2:
+        return Samples(scores)
+    return _with_margins(scores, classes, other, by_float=by_float, among=metric.among)
 
 
-def _is_binary(scores: np.ndarray) -> bool:
-    return bool(np.isin(scores, (0.0, 1.0)).all())
-
-
-def mean_interval(scores: np.ndarray, confidence: float = CONFIDENCE) -> Interval:
-    """Mean of per-sample scores: Wilson's interval for 0/1 scores, Student's for others."""
-    n = len(scores)
-    if n == 0:
-        raise DataError("there are no scores: the evaluation loader gave no sample.")
-    value = float(scores.mean())
-    if _is_binary(scores):
-        low, high = stats.binomtest(int(scores.sum()), n).proportion_ci(confidence, method="wilson")
-        return Interval(value, float(low), float(high), n)
-    if n < 2:
-        return Interval(value, -math.inf, math.inf, n)
-    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1) * scores.std(ddof=1) / math.sqrt(n))
-    return Interval(value, value - half, value + half, n)
-
-
-def paired_interval(first: np.ndarray, second: np.ndarray, confidence: float = CONFIDENCE) -> Interval:
-    """Mean of ``first - second`` over the same samples.
-
-    For 0/1 scores the adjusted Wald interval of Bonett and Price (2012, "Adjusted Wald Confidence Interval for a
-    Difference of Binomial Proportions Based on Paired Data"), which does not collapse to zero width where no sample
-    differs; Student's for other scores.
-    """
-    if first.shape != second.shape or len(first) == 0:
-        raise DataError(f"a paired comparison needs the same samples in both lanes, not {len(first)} and {len(second)}.")
-    n = len(first)
-    difference = first - second
-    value = float(difference.mean())
-    if _is_binary(first) and _is_binary(second):
-        gained = (float((difference > 0).sum()) + 1.0) / (n + 2.0)
-        lost = (float((difference < 0).sum()) + 1.0) / (n + 2.0)
-        z = float(stats.norm.ppf(0.5 + confidence / 2))
-        centre = gained - lost
-        half = z * math.sqrt(max(gained + lost - centre**2, 0.0) / (n + 2.0))
-        return Interval(value, max(centre - half, -1.0), min(centre + half, 1.0), n)
-    if n < 2:
-        return Interval(value, -math.inf, math.inf, n)
-    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1) * difference.std(ddof=1) / math.sqrt(n))
-    return Interval(value, value - half, value + half, n)
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """Per-sample scores of several lanes on the same samples: `lanes` maps a name to float64 (N,)."""
-
-    metric: str
-    lanes: Mapping[str, np.ndarray]
-
-    def __getitem__(self, lane: str) -> Interval:
-        """The lane's mean score with its interval."""
-        return mean_interval(self._of(lane))
-
-    def loss(self, lane: str, against: str = "float") -> Interval:
-        """How much the lane loses against another, with the paired interval; positive is worse."""
-        return paired_interval(self._of(against), self._of(lane))
-
-    def _of(self, lane: str) -> np.ndarray:
-        if lane not in self.lanes:
-            raise QkitError(f"lane {lane!r} was not evaluated; there are {', '.join(self.lanes)}.")
-        return self.lanes[lane]
-
-    @property
-    def n(self) -> int:
-        """Number of samples."""
-        return len(next(iter(self.lanes.values())))
-
-    def table(self) -> pd.DataFrame:
-        """A row per lane: score, interval, loss against float, interval."""
-        rows = {}
-        for lane in self.lanes:
-            score = self[lane]
-            rows[lane] = {"score": score.value, "low": score.low, "high": score.high}
-            if "float" in self.lanes:
-                loss = self.loss(lane)
-                rows[lane] |= {"loss": loss.value, "loss low": loss.low, "loss high": loss.high}
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("lane")
-
-    def plot(self) -> Picture:
-        """Every lane's score with its interval, as a picture."""
-        from qkit.figures.drawing import picture
-        from qkit.figures.plots import bar_height, intervals
-
-        rows = {lane: self[lane] for lane in self.lanes}
-        unit = ", %" if self.metric in SHARES else ""
-        what = f"{self.metric} on {self.n} samples{unit}"
-        words = f"{self.metric} of {', '.join(self.lanes)}"
-        return picture(intervals, rows, metric=self.metric, what=what, words=words, scores=True, height=bar_height(len(rows)))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Intervals by lane, as plain numbers."""
-        return {
-            "metric": self.metric,
-            "samples": self.n,
-            "lanes": {
-                lane: {"score": self[lane].to_dict(), "loss": self.loss(lane).to_dict() if "float" in self.lanes else None}
-                for lane in self.lanes
-            },
-        }
-
-    def __repr__(self) -> str:
-        return f"Scores({self.metric} on {self.n} samples: " + ", ".join(f"{lane} {self[lane]}" for lane in self.lanes) + ")"
-
-    def _repr_html_(self) -> str:
-        return str(self.table().to_html(float_format="{:.4f}".format))
+def _with_margins(scores: np.ndarray, classes: Tensor, other: Any, *, by_float: bool, among: int) -> Samples:
+    hits = torch.from_numpy(scores).to(classes.device)
+    said = classes.argmax(1)
+    if not by_float:
+        right = measures.labels_of(other, classes)
+        found = measures.margins(classes, right, hits, among)
+        return Samples(scores, found.cpu().numpy(), np.ones_like(scores), said.cpu().numpy(), right.cpu().numpy())
+    exact = measures.class_scores(other)
+    right = exact.argmax(1)
+    believed = measures.beliefs(exact)
+    runner_up = believed.scatter(1, right[:, None], -1.0).argmax(1)
+    chosen = torch.where(hits > 0.0, runner_up, said)
+    stakes = believed.gather(1, right[:, None]) - believed.gather(1, chosen[:, None])
+    found = measures.margins(classes, right, hits)
+    return Samples(scores, found.cpu().numpy(), stakes[:, 0].cpu().numpy(), said.cpu().numpy(), right.cpu().numpy())

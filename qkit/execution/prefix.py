@@ -16,7 +16,8 @@ from torch import Tensor
 from qkit.errors import DataError, QkitError
 from qkit.execution.lanes import Frontier, Lane, decide, run_lanes, run_to, value_at
 from qkit.execution.loading import batches
-from qkit.execution.metrics import MetricFunction, score_batch
+from qkit.execution.metrics import AnyMetric, Metric, metric_of, score_batch
+from qkit.execution.statistics import Samples
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.graph.structures import float_tensors
@@ -51,19 +52,19 @@ class Effect:
         Signal to quantization noise ratio against the float lane in dB: of the tap by its layer's quantization alone on float
         inputs, of the tap with what it inherits, and of the network's output.
     parts
-        Scores per sample, batch by batch.
+        What was scored, batch by batch.
     """
 
     tap: str
     local: float
     layer: float
     output: float
-    parts: tuple[np.ndarray, ...]
+    parts: tuple[Samples, ...]
 
     @property
     def scores(self) -> np.ndarray:
         """Per sample, float64 (N,)."""
-        return np.concatenate(self.parts)
+        return Samples.joined(self.parts).values
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +91,7 @@ class Prefix:
     graph: Graph
     plan: Plan
     index: int
-    metric: str | MetricFunction
+    metric: Metric
     parts: tuple[Part, ...]
 
     @property
@@ -117,9 +118,9 @@ class Prefix:
 
     def scores(self, plan: Plan) -> np.ndarray:
         """Per-sample scores of the plan, float64 (N,), from `index` on."""
-        return np.concatenate(self.scores_by_batch(plan))
+        return Samples.joined(self.scores_by_batch(plan)).values
 
-    def scores_by_batch(self, plan: Plan) -> list[np.ndarray]:
+    def scores_by_batch(self, plan: Plan) -> list[Samples]:
         """The same, batch by batch."""
         parts = []
         for part in track(self.parts, "scoring", unit="batch", show=False):
@@ -175,7 +176,7 @@ def prefix(
     loader: Iterable[Any],
     plan: Plan,
     index: int,
-    metric: str | MetricFunction,
+    metric: AnyMetric,
     *,
     limit: int | None = None,
     errors: bool = False,
@@ -192,12 +193,12 @@ def prefix(
     DataError
         If the loader is empty or does not fit.
     """
-    parts = []
+    parts, metric = [], metric_of(metric)
     reads_inputs = any(op.argument is not None for op in graph.operations[index:])
     for batch in track(batches(loader, limit), "running up to the change", unit="batch", show=False):
         exact = run_to(graph, Lane("float"), batch.inputs, index) if errors else None
         reference = None
-        if errors or metric == "agreement":
+        if errors or metric.needs_float(batch.targets):
             reference = run_lanes(graph, [Lane("float")], batch.inputs, start=exact)["float"]
         frontier = run_to(graph, Lane("base", plan), batch.inputs, index)
         parts.append(Part(frontier, batch.inputs if reads_inputs else None, batch.targets, reference, batch.size, exact))

@@ -15,11 +15,12 @@ import pandas as pd
 
 from qkit.errors import QkitError
 from qkit.execution.evaluator import MEMORY_BUDGET, Evaluator
-from qkit.execution.metrics import TOLERANCE, Interval, mean_interval, paired_interval
+from qkit.execution.metrics import TOLERANCE
+from qkit.execution.statistics import Interval, mean_interval, paired_interval
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.quant.plan import FLOAT, Plan
-from qkit.style import SHARES
+from qkit.style import PLAIN, Units
 
 if TYPE_CHECKING:
     from qkit.figures.drawing import Picture
@@ -46,6 +47,8 @@ class Sensitivity:
         float64 (L, N): per-sample scores with that layer quantized alone, or spared.
     base
         float64 (N,): scores of the lane that all are compared with: float for "only", the full plan for "except".
+    units
+        How scores and losses are shown.
     """
 
     mode: Mode
@@ -53,6 +56,7 @@ class Sensitivity:
     layers: tuple[Operation, ...]
     scores: np.ndarray
     base: np.ndarray
+    units: Units = PLAIN
 
     @property
     def base_score(self) -> Interval:
@@ -93,10 +97,10 @@ class Sensitivity:
         table = self.table().head(top)
         place = {op.name: i for i, op in enumerate(self.layers)}
         rows = {str(layer): self.effect(place[str(layer)]) for layer in table.index}
-        points = ", points" if self.metric in SHARES else ""
+        points = f", {self.units.points}" if self.units.points else ""
         what = {"loss": "loss with this layer alone quantized", "recovered": "recovered by sparing this layer"}[name]
         return picture(
-            intervals, rows, metric=self.metric, what=f"{what}{points} ({len(self.base)} samples); shaded: within the tolerance",
+            intervals, rows, units=self.units, what=f"{what}{points} ({len(self.base)} samples); shaded: within the tolerance",
             tolerance=TOLERANCE, words=f"{name} by layer, the strongest {len(rows)} of {len(self.layers)}",
             height=bar_height(len(rows)),
         )  # fmt: skip
@@ -161,7 +165,7 @@ def sweep(
         lanes, base=base, batches=batches, memory_budget=memory_budget, what=f"sensitivity ({mode})", progress=progress
     )
     scores = np.stack([found[op.name] for op in operations])
-    return Sensitivity(mode, evaluator.metric_name, tuple(operations), scores, found[_BASE])
+    return Sensitivity(mode, evaluator.metric_name, tuple(operations), scores, found[_BASE], evaluator.metric.units)
 
 
 def _layers(graph: Graph, plan: Plan, names: Sequence[str] | None) -> list[Operation]:

@@ -10,7 +10,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 
-from qkit.style import BAD, INK, LINES, MUTED, NARROW_COLOUR, SHARES, STYLE, WIDE_COLOUR, short
+from qkit.style import BAD, INK, LINES, MUTED, NARROW_COLOUR, STYLE, WIDE_COLOUR, short
 
 if TYPE_CHECKING:
     from qkit.mixed.settings import Mixed, Setting
@@ -21,7 +21,7 @@ _LINES = 4
 def draw(mixed: Mixed, *, ax: Axes) -> Axes:
     """Score on the evaluation data over the share in 16 bits: the front, what was found, the baselines, the target, float."""
     with matplotlib.style.context(STYLE):
-        factor = 100.0 if mixed.metric in SHARES else 1.0
+        factor = mixed.units.factor
         ax.axhline(factor * mixed.float_score.value, color=MUTED, lw=1.0, ls=":", label="float")
         ax.axhline(factor * mixed.target, color=BAD, lw=1.0, ls="--", label="target")
         _points(ax, mixed.front, factor, WIDE_COLOUR, "o-", "front", step=True)

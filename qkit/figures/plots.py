@@ -27,9 +27,9 @@ from qkit.style import (
     MUTED,
     NARROW_COLOUR,
     OTHER,
-    SHARES,
     STYLE,
     WIDE_COLOUR,
+    Units,
     decibels,
     number,
     short,
@@ -38,7 +38,7 @@ from qkit.style import (
 if TYPE_CHECKING:
     from qkit.execution.capture import Capture
     from qkit.execution.feature_maps import ImageMaps
-    from qkit.execution.metrics import Interval
+    from qkit.execution.statistics import Interval
     from qkit.quant.plan import Plan
     from qkit.study import Study
 
@@ -53,7 +53,7 @@ def intervals(
     rows: Mapping[str, Interval],
     *,
     ax: Axes,
-    metric: str = "",
+    units: Units,
     what: str = "",
     tolerance: float | None = None,
     scores: bool = False,
@@ -64,8 +64,8 @@ def intervals(
     ----------
     rows
         In units of the score; percent, or points, where the metric is a share.
-    metric
-        Its name.
+    units
+        How scores and losses are shown.
     what
         Label of the axis.
     tolerance
@@ -73,9 +73,10 @@ def intervals(
     scores
         Whether these are scores, not losses or gains: those stand out that are no chance.
     """
-    factor = 100.0 if metric in SHARES else 1.0
+    factor = units.factor * (-1.0 if scores and units.lower else 1.0)
     y = np.arange(len(rows))
     value, low, high = (factor * np.array([getattr(r, end) for r in rows.values()]) for end in ("value", "low", "high"))
+    low, high = (low, high) if factor > 0 else (high, low)
     ends = np.stack([np.where(np.isfinite(low), value - low, 0.0), np.where(np.isfinite(high), high - value, 0.0)])
     ends = np.maximum(ends, 0.0)
     if tolerance is not None:
@@ -88,7 +89,7 @@ def intervals(
     for i, v in enumerate(value):
         right = v >= 0
         ax.annotate(
-            f"{v:.1f}" if factor == 100.0 else number(v), (v + ends[1][i] if right else v - ends[0][i], i),
+            f"{v:.1f}" if units.percent else number(v), (v + ends[1][i] if right else v - ends[0][i], i),
             (5 if right else -5, 0), textcoords="offset points", va="center", ha="left" if right else "right", fontsize=8.5,
         )  # fmt: skip
     ax.set_yticks(y, [short(str(name)) for name in rows])

@@ -21,7 +21,8 @@ import numpy as np
 
 from qkit.errors import QkitError
 from qkit.execution.loading import batches as loader_batches
-from qkit.execution.metrics import MetricFunction, mean_interval, paired_interval
+from qkit.execution.metrics import Metric, unlabelled
+from qkit.execution.statistics import mean_interval, paired_interval
 from qkit.mixed.settings import Mixed, Network, Setting, network
 
 if TYPE_CHECKING:
@@ -360,15 +361,15 @@ def search(
     return _result(study, finder, target, tolerance, batches, select, remarks, progress=progress)
 
 
-def _selection_metric(study: Study, loader: Any, select: str) -> tuple[str | MetricFunction, list[str]]:
+def _selection_metric(study: Study, loader: Any, select: str) -> tuple[Metric, list[str]]:
     remarks = []
     if loader is study.evaluation:
         remarks.append("The layers were chosen on the evaluation data: their score on it is flattered by the choice.")
     first = next(iter(loader_batches(loader)))
-    if study.metric == "agreement" or first.targets is not None:
-        return study.metric, remarks
-    remarks.append(f"The {select} data have no targets: the layers were chosen by agreement with the float lane.")
-    return "agreement", remarks
+    metric = study.metric if first.targets is not None else unlabelled(study.metric)
+    if metric != study.metric:
+        remarks.append(f"The {select} data have no targets: the layers were chosen by {metric} with the float lane.")
+    return metric, remarks
 
 
 def _widths(net: Network, trials: Trials, finder: _Search) -> list[str]:
@@ -401,6 +402,15 @@ def _result(
     scored = trials.spent
     trials.budget = Budget()
     sets = _baselines(finder)
+    # a search that its budget ended early is no worse than the rules of thumb that it is compared with
+    if finder.best is not None:
+        cheaper = [layers for layers in sets.values() if finder.reaches(layers) and net.cost(layers) < net.cost(chosen)]
+        if cheaper:
+            chosen = finder.best = min(cheaper, key=net.cost)
+            rule = next(name for name, layers in sets.items() if layers == chosen)
+            remarks.append(
+                f"What is found is the baseline {rule!r}: the search had found nothing cheaper before its budget ended."
+            )
     front = _front(finder)
     judge = Trials(net, study.evaluator, limit, progress=progress)
     judge.run([Chosen(), everything, chosen, *sets.values(), *front], chosen, "on the evaluation data")
@@ -439,6 +449,7 @@ def _result(
         selection_target=finder.target,
         metric=study.metric_name,
         selection_metric=trials.evaluator.metric_name,
+        units=study.metric.units,
         select=select,
         costs={layer.name: layer.cost for layer in net.layers},
         scored=scored,

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from qkit.execution.metrics import Interval
+from qkit.execution.statistics import Interval
 from qkit.listing import few
 from qkit.quant.plan import Plan
+from qkit.style import Units
 
 if TYPE_CHECKING:
     from qkit.figures.drawing import Picture
@@ -214,6 +215,8 @@ class Mixed:
         What was to be reached on either.
     metric, selection_metric
         Names of the scores on either.
+    units
+        How scores are shown.
     select
         The data that the search used: "calibration" or "evaluation".
     costs
@@ -234,6 +237,7 @@ class Mixed:
     selection_target: float
     metric: str
     selection_metric: str
+    units: Units
     select: str
     costs: Mapping[str, int]
     scored: int

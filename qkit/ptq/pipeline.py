@@ -20,8 +20,10 @@ from torch import Tensor
 from qkit.errors import DataError, GraphError, QkitError
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import Batch, batches
-from qkit.execution.metrics import Interval, Scores, mean_interval, paired_interval, score_batch
+from qkit.execution.metrics import score_batch, unlabelled
 from qkit.execution.observing import observe
+from qkit.execution.scores import Scores
+from qkit.execution.statistics import Interval, mean_interval, paired_interval
 from qkit.graph.structures import float_tensors
 from qkit.progress import uninterrupted
 from qkit.ptq.absorption import absorb
@@ -188,9 +190,9 @@ class _Run:
 
     def _score(self, output: Any, reference: Tensor, batch: Batch) -> np.ndarray | None:
         """Per-sample scores; agreement with float where calibration samples have no targets; None where neither can be had."""
-        metric = self.original.metric if batch.targets is not None else "agreement"
+        metric = self.original.metric if batch.targets is not None else unlabelled(self.original.metric)
         try:
-            return score_batch(metric, output, batch.targets, reference, batch.size)
+            return score_batch(metric, output, batch.targets, reference, batch.size).values
         except QkitError:
             return None
 

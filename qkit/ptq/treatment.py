@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from qkit.execution.metrics import Interval, Scores
+from qkit.execution.scores import Scores
+from qkit.execution.statistics import Interval
 from qkit.quant.sqnr import sqnr
-from qkit.style import SHARES
 
 if TYPE_CHECKING:
     from qkit.figures.drawing import Picture
@@ -100,11 +100,10 @@ class Treatment:
 
         rows = {"float": self.scores["float"], "before": self.scores["before"]}
         rows |= {e.step if e.kept else f"{e.step} (undone)": e.score for e in self.effects}
-        unit = ", %" if self.scores.metric in SHARES else ""
-        what = f"{self.scores.metric} on {self.scores.n} samples{unit}"
+        what = f"{self.scores.metric} on {self.scores.n} samples{self.scores.units.after}"
         words = f"{self.scores.metric} after each step"
         return picture(
-            intervals, rows, metric=self.scores.metric, what=what, words=words, scores=True, height=bar_height(len(rows))
+            intervals, rows, units=self.scores.units, what=what, words=words, scores=True, height=bar_height(len(rows))
         )
 
     def to_dict(self) -> dict[str, Any]:

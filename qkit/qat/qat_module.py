@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qkit.epochs import LoopModule
 from qkit.errors import DataError
-from qkit.execution.metrics import MetricFunction
+from qkit.execution.metrics import AnyMetric
 from qkit.graph.door.entry import Entry, batch_of_call
 from qkit.qat.layers import Numbers, fetch, folded, run_layer
 from qkit.qat.qat_program import Instruction, Slot, mapped
@@ -37,7 +37,7 @@ class Origin:
 
     calibration: Iterable[Any] | None = None
     evaluation: Iterable[Any] | None = None
-    metric: str | MetricFunction | None = None
+    metric: AnyMetric | None = None
     scheme: str | Scheme = "int8"
     expected: float | None = None
     leaf_modules: tuple[type[nn.Module] | str, ...] = ()
@@ -252,7 +252,7 @@ class QatModule(LoopModule):
         self,
         calibration: Iterable[Any] | None = None,
         evaluation: Iterable[Any] | None = None,
-        metric: str | MetricFunction | None = None,
+        metric: AnyMetric | None = None,
     ) -> Study:
         """Back to the kit: a study of the trained model whose plan has the trained grids.
 

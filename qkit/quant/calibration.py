@@ -9,6 +9,7 @@ import torch
 from qkit.errors import DataError, PlanError
 from qkit.graph import Graph
 from qkit.progress import track
+from qkit.quant.biases import coarser_scales
 from qkit.quant.estimators import Method, Observation, activation_grid, check_method, weight_grid
 from qkit.quant.plan import Grid, Plan
 from qkit.quant.schemes import Scheme
@@ -26,7 +27,7 @@ def make_plan(
     percentile: float = 99.99,
     methods: Mapping[str, str] | None = None,
 ) -> Plan:
-    """The grids of a scheme for every tap and weight of the graph.
+    """The grids of a scheme for every tap and weight of the graph; biases fit their width where that costs nothing.
 
     Parameters
     ----------
@@ -64,6 +65,7 @@ def make_plan(
                     f"{op.name} was not observed: calibrate on this graph's own taps, with qkit.observe(graph, loader)."
                 )
             grids[op.name] = activation_grid(seen[op.name], spec, special.get(op.name, general), op.channel_axis, percentile)
+    grids |= coarser_scales(graph, grids, scheme.bias_bits, seen)
     return Plan(grids, scheme.bias_bits, scheme.name, accumulator_bits=scheme.accumulator_bits)
 
 

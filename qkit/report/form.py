@@ -40,6 +40,7 @@ class Interval(Form):
     low: Number
     high: Number
     n: Count
+    p: Share = optional("Of a difference: how often equal lanes would differ at least like that.")
 
 
 class Summary(Form):
@@ -75,6 +76,8 @@ class Metric(Form):
 
     name: str
     percent: bool = Field(description="Whether scores are shares of 1.")
+    unit: str = optional("Of scores that are no shares, such as dB.")
+    lower: bool = optional("Whether lower is better; scores are then kept with their sign changed.")
     samples: Annotated[int, Field(ge=1), WHOLE] = Field(description="Evaluation samples.")
     tolerance: float = Field(description="Loss that counts as close, in units of the score.")
     expected: Figure = Field(description="The float score that the user believes in.")
@@ -87,7 +90,12 @@ class Verdict(Form):
     reason: str
     loss16: Interval | None = Field(description="Loss of 16 bits against float.")
     loss8: Interval | None = Field(description="Loss of the judged lane against float.")
+    expected16: Interval | None = optional("What 16 bits are to be expected to lose on many such samples.")
+    expected8: Interval | None = optional("The same of the judged lane.")
     samples_needed: Whole | None = Field(description='For "inconclusive": about how many would tell.')
+    tolerance: Figure = optional("Loss that counts as close, in units of the score.")
+    stopped: Whole | None = optional("Samples after which it was sure, where not all were taken.")
+    remarks: list[str] = optional("What a reader has to know of the scores.")
     headline: str
     meaning: str
     then: str
@@ -161,6 +169,7 @@ class Cause(Form):
     gain: Interval | None = Field(description="Score that the remedy alone recovers, on the diagnosis' samples.")
     alone: Interval | None = Field(description="Score that the tensor loses quantized alone.")
     alone_gain: Interval | None = Field(description="What the remedy recovers of that.")
+    places: list[str] = optional("All tensors where it was found, where there are several.")
 
 
 class Harmless(Form):

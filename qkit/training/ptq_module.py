@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from qkit.epochs import LoopModule
 from qkit.errors import DataError, PlanError, QkitError
 from qkit.execution.lanes import Lane, run_lanes
-from qkit.execution.metrics import MetricFunction
+from qkit.execution.metrics import AnyMetric
 from qkit.execution.observing import Observations, glimpse
 from qkit.graph import Graph, build
 from qkit.graph.door.entry import batch_of_call
@@ -209,7 +209,7 @@ class PtqModule(LoopModule):
         self,
         calibration: Iterable[Any],
         evaluation: Iterable[Any] | None = None,
-        metric: str | MetricFunction | None = None,
+        metric: AnyMetric | None = None,
         *,
         expected: float | None = None,
     ) -> Study:

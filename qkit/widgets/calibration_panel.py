@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from qkit.errors import PlanError
 from qkit.execution.editing import figures
 from qkit.execution.loading import batches as batches_of
-from qkit.execution.metrics import Scores
+from qkit.execution.scores import Scores
 from qkit.graph import Graph
 from qkit.quant.estimators import METHODS, Observation, check_method
 from qkit.quant.histogram import Histogram
@@ -351,15 +351,15 @@ class CalibrationPanel(Panel):
 
     def _scored(self, scores: Scores) -> None:
         self.scores = scores
-        metric = scores.metric
-        rows = [[name, score_words(scores[name], metric)] for name in scores.lanes]
+        units = scores.units
+        rows = [[name, score_words(scores[name], units)] for name in scores.lanes]
         gain = scores.loss("as opened", against="chosen")
-        text = f"Change: {change_words(gain, metric)}, paired, on {gain.n} evaluation samples."
+        text = f"Change: {change_words(gain, units)}, paired, on {gain.n} evaluation samples."
         self._said.value = facts(rows) + f'<span class="qkit-note">{text}</span>'
 
     def _show_comparison(self, found: tuple[dict[str, Plan], Scores]) -> None:
         plans, scores = found
-        metric = scores.metric
+        metric, units = scores.metric, scores.units
         lines, records = [], {}
         for method, plan in plans.items():
             each = [self._figures(name, plan) for name in plan.grids if not plan[name].weight]
@@ -370,7 +370,7 @@ class CalibrationPanel(Panel):
             least, median = (float(f(finite)) if len(finite) else float("nan") for f in (np.min, np.median))
             most = float(np.nanmax(clipped)) if np.isfinite(clipped).any() else float("nan")
             lines.append(
-                [method, decibels(least), decibels(median), share(most), score_words(score, metric), change_words(gain, metric)]
+                [method, decibels(least), decibels(median), share(most), score_words(score, units), change_words(gain, units)]
             )
             records[method] = {
                 "least SQNR": least,

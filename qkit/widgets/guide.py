@@ -18,7 +18,7 @@ from qkit.diagnosis.answer import Diagnosis
 from qkit.diagnosis.remedies import Remedy
 from qkit.errors import DataError, QkitError
 from qkit.execution.editing import History
-from qkit.execution.metrics import TOLERANCE, Scores
+from qkit.execution.scores import Scores
 from qkit.figures import drawing
 from qkit.quant.plan import FLOAT, Plan
 from qkit.report.contents.data import make
@@ -54,7 +54,7 @@ class Guide(Panel):
     step = traitlets.Int(0)
 
     def __init__(
-        self, study: Study, diagnosis: Diagnosis | None = None, *, tolerance: float = TOLERANCE, batches: int | None = None
+        self, study: Study, diagnosis: Diagnosis | None = None, *, tolerance: float | None = None, batches: int | None = None
     ) -> None:
         self._given, self._tolerance, self._batches = study, tolerance, batches
         self.diagnosis: Diagnosis | None = None
@@ -241,19 +241,17 @@ class Guide(Panel):
         scores = self.scores
         if scores is None:
             return
-        metric = scores.metric
+        metric, units = scores.metric, scores.units
         rows = [
-            ["float", score_words(scores["float"], metric), ""],
-            ["as opened", score_words(scores["as opened"], metric), ""],
-            ["now", score_words(scores["now"], metric), _named(self.applied)],
+            ["float", score_words(scores["float"], units), ""],
+            ["as opened", score_words(scores["as opened"], units), ""],
+            ["now", score_words(scores["now"], units), _named(self.applied)],
         ]
         words = []
         if self.history.at:
-            words.append(f"The last step: {change_words(scores.loss('before', against='now'), metric)}.")
-            words.append(f"All together: {change_words(scores.loss('as opened', against='now'), metric)}.")
-        words.append(
-            f"Still lost against float: {loss_words(scores.loss('now'), metric)}; {scores.n} evaluation samples, paired."
-        )
+            words.append(f"The last step: {change_words(scores.loss('before', against='now'), units)}.")
+            words.append(f"All together: {change_words(scores.loss('as opened', against='now'), units)}.")
+        words.append(f"Still lost against float: {loss_words(scores.loss('now'), units)}; {scores.n} evaluation samples, paired.")
         self._effect.value = facts(rows, ["", metric, "remedies applied"]) + f'<div class="qkit-note">{" ".join(words)}</div>'
 
     def _present(self) -> None:

@@ -14,11 +14,12 @@ from qkit import style
 from qkit.diagnosis.answer import Diagnosis
 from qkit.diagnosis.candidates import OUTSIDE, Cause
 from qkit.diagnosis.remedies import Remedy
-from qkit.execution.metrics import TOLERANCE, Interval
+from qkit.execution.statistics import Interval
 from qkit.figures import tensors
 from qkit.figures.entries import describe
 from qkit.report.text.terms import CAUSES, VERDICTS
-from qkit.widgets.numbers import change_words, loss_words, units
+from qkit.style import Units
+from qkit.widgets.numbers import change_words, loss_words
 
 if TYPE_CHECKING:
     from qkit.study import Study
@@ -70,9 +71,10 @@ class GuideStep:
     remedies: tuple[Remedy, ...] = field(default_factory=tuple)
 
 
-def guide_steps(study: Study, found: Diagnosis, tolerance: float = TOLERANCE) -> tuple[GuideStep, ...]:
+def guide_steps(study: Study, found: Diagnosis, tolerance: float | None = None) -> tuple[GuideStep, ...]:
     """The diagnosis as steps, in the order in which it asks."""
-    metric = found.metric
+    units = found.units
+    tolerance = (found.verdict.tolerance or 0.0) if tolerance is None else tolerance
     meaning = VERDICTS[found.verdict.name]
     then = _ON if found.verdict.name in ("quantization", "both") else meaning.then
     steps = [_gate(study, found), _fork(found, study.narrow, meaning.meaning, then, tolerance)]
@@ -81,7 +83,7 @@ def guide_steps(study: Study, found: Diagnosis, tolerance: float = TOLERANCE) ->
     inside = [cause for cause in found.causes if cause.kind not in OUTSIDE]
     if inside:
         steps.append(_where(found, inside, tolerance))
-        steps += [_why(study, cause, number, metric) for number, cause in enumerate(inside[:_MOST_CAUSES], 1)]
+        steps += [_why(study, cause, number, units) for number, cause in enumerate(inside[:_MOST_CAUSES], 1)]
     steps.append(_remedies(found))
     steps.append(_end(found))
     return tuple(steps)
@@ -98,7 +100,7 @@ def _gate(study: Study, found: Diagnosis) -> GuideStep:
     graph = f"folded graph and model differ by {study.graph.deviation:.1e} relative"
     rows.append(["graph", graph])
     if study.expected is not None:
-        rows.append(["expected of float", units(found.metric).score(study.expected)])
+        rows.append(["expected of float", found.units.score(-study.expected if found.units.lower else study.expected)])
     if outside:
         text = " ".join(CAUSES[cause.kind] for cause in outside)
         then = " ".join(cause.remedy.text for cause in outside)
@@ -116,8 +118,8 @@ def _fork(found: Diagnosis, narrow: str, meaning: str, then: str, tolerance: flo
     rows = [["verdict", verdict.name], ["because", verdict.reason]]
     losses = {"int16": verdict.wide, narrow: verdict.narrow}
     known = {name: loss for name, loss in losses.items() if loss is not None}
-    rows += [[f"{name} loses", loss_words(loss, found.metric)] for name, loss in known.items()]
-    draw = partial(_bars, known, found.metric, tolerance, "loss against float") if known else None
+    rows += [[f"{name} loses", loss_words(loss, found.units)] for name, loss in known.items()]
+    draw = partial(_bars, known, found.units, tolerance, "loss against float") if known else None
     return GuideStep("verdict", "16 bits, then fewer", "Is it quantization?", rows, meaning, then, draw, 1.7)
 
 
@@ -134,8 +136,8 @@ def _parts(found: Diagnosis, tolerance: float) -> GuideStep:
         text += " A part is lost at the ends of the ranges, where finer steps do not help."
     else:
         text += " The ends of the ranges cost nothing: it is the steps."
-    rows = [[name, loss_words(loss, found.metric)] for name, loss in parts.items()]
-    draw = partial(_bars, parts, found.metric, tolerance, "loss against float")
+    rows = [[name, loss_words(loss, found.units)] for name, loss in parts.items()]
+    draw = partial(_bars, parts, found.units, tolerance, "loss against float")
     return GuideStep(
         "parts", "weights or activations", "What part of it costs the score?", rows, text, "Go on: which tensors.", draw, 2.0
     )
@@ -143,25 +145,26 @@ def _parts(found: Diagnosis, tolerance: float) -> GuideStep:
 
 def _where(found: Diagnosis, causes: Sequence[Cause], tolerance: float) -> GuideStep:
     alone = {cause.tensor: cause.alone for cause in causes if cause.alone is not None and cause.tensor}
-    rows = [[tensor, f"loses {loss_words(loss, found.metric)} quantized alone"] for tensor, loss in alone.items()]
+    rows = [[tensor, f"loses {loss_words(loss, found.units)} quantized alone"] for tensor, loss in alone.items()]
+    rows += [[place, f"the same cause as at {cause.tensor}"] for cause in causes for place in cause.places if place not in alone]
     rows += [[tensor, f"{sqnr:.0f} dB: looks bad and costs nothing"] for tensor, sqnr in found.harmless]
     text = "These tensors cost score by themselves." if alone else "No tensor costs much by itself; many together do."
     if found.harmless:
         text += " A low signal to noise ratio is not enough to be a cause."
-    draw = partial(_bars, alone, found.metric, tolerance, "loss with this tensor alone quantized") if alone else None
+    draw = partial(_bars, alone, found.units, tolerance, "loss with this tensor alone quantized") if alone else None
     return GuideStep(
         "tensors", "which tensors", "Where is it lost?", rows, text, "Go on: why there.", draw, 1.0 + 0.32 * len(alone)
     )
 
 
-def _why(study: Study, cause: Cause, number: int, metric: str) -> GuideStep:
+def _why(study: Study, cause: Cause, number: int, units: Units) -> GuideStep:
     rows = [["cause", cause.kind], ["where", cause.tensor or "the whole network"], ["evidence", cause.evidence]]
     if cause.alone is not None:
-        rows.append(["it loses alone", loss_words(cause.alone, metric)])
+        rows.append(["it loses alone", loss_words(cause.alone, units)])
     if cause.alone_gain is not None:
-        rows.append(["of that the remedy recovers", change_words(cause.alone_gain, metric)])
+        rows.append(["of that the remedy recovers", change_words(cause.alone_gain, units)])
     if cause.gain is not None:
-        rows.append(["in the whole network it recovers", change_words(cause.gain, metric)])
+        rows.append(["in the whole network it recovers", change_words(cause.gain, units)])
     draw, caption = None, ""
     if cause.tensor:
         step = study.graph.operation(cause.tensor)
@@ -198,7 +201,7 @@ def _remedies(found: Diagnosis) -> GuideStep:
         )
     text = "These were measured on the evaluation samples, the cheapest first; they are meant to be applied in this order."
     if found.best_loss is not None:
-        text += f" With all of them, {loss_words(found.best_loss, found.metric)} are still lost."
+        text += f" With all of them, {loss_words(found.best_loss, found.units)} are still lost."
     then = "Apply them one by one and watch the score below; every step can be undone."
     return GuideStep(
         "remedies", "what to do", "What is the cheapest thing that fixes it?", rows, text, then, remedies=found.remedies
@@ -216,19 +219,20 @@ def _drawn(draw: Callable[..., Axes], entry: dict[str, Any], ax: Axes) -> Axes:
     return draw(entry, ax=ax)
 
 
-def _bars(losses: dict[str, Interval], metric: str, tolerance: float, label: str, ax: Axes) -> Axes:
+def _bars(losses: dict[str, Interval], units: Units, tolerance: float, label: str, ax: Axes) -> Axes:
     """Losses with their intervals, against the band that counts as close."""
-    u = units(metric)
     names = list(losses)
-    values = np.array([u.factor * losses[name].value for name in names])
-    ends = np.array([[u.factor * (loss.value - loss.low), u.factor * (loss.high - loss.value)] for loss in losses.values()]).T
+    values = np.array([units.factor * losses[name].value for name in names])
+    ends = np.array(
+        [[units.factor * (loss.value - loss.low), units.factor * (loss.high - loss.value)] for loss in losses.values()]
+    ).T
     ends = np.where(np.isfinite(ends), np.maximum(ends, 0.0), 0.0)
-    ax.axvspan(-u.factor * tolerance, u.factor * tolerance, color=style.GOOD, alpha=0.16, lw=0)
+    ax.axvspan(-units.factor * tolerance, units.factor * tolerance, color=style.GOOD, alpha=0.16, lw=0)
     ax.barh(np.arange(len(names)), values, height=0.55, color=style.NARROW_COLOUR, alpha=0.8, lw=0)
     ax.errorbar(values, np.arange(len(names)), xerr=ends, fmt="none", ecolor=style.INK, elinewidth=1.0, capsize=3)
     ax.axvline(0, color=style.MUTED, lw=0.8)
     ax.set_yticks(range(len(names)), [style.short(name) for name in names])
     ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.set_xlabel(f"{label}{f' ({u.points})' if u.points else ''}; shaded: within the tolerance")
+    ax.set_xlabel(f"{label}{f' ({units.points})' if units.points else ''}; shaded: within the tolerance")
     ax.grid(axis="x")
     return ax

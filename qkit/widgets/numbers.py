@@ -6,8 +6,8 @@ import html
 from collections.abc import Sequence
 
 from qkit.execution.editing import Figures
-from qkit.execution.metrics import Interval
-from qkit.style import SHARES, Units, decibels, number, share
+from qkit.execution.statistics import Interval
+from qkit.style import Units, decibels, number, share
 
 
 def figure_rows(now: Figures, before: Figures | None = None) -> list[list[str]]:
@@ -25,27 +25,20 @@ def figure_rows(now: Figures, before: Figures | None = None) -> list[list[str]]:
     return [[name, *(column[name] for column in columns)] for name in columns[0]]
 
 
-def units(metric: str) -> Units:
-    """How scores of this metric read."""
-    return Units(percent=metric in SHARES)
-
-
-def score_words(score: Interval, metric: str) -> str:
+def score_words(score: Interval, units: Units) -> str:
     """A score with its interval."""
-    u = units(metric)
-    return f"{u.score(score.value)} [{u.interval(score.low, score.high)}]"
+    return f"{units.score(score.value)} [{units.interval(score.low, score.high)}]"
 
 
-def change_words(change: Interval, metric: str) -> str:
+def change_words(change: Interval, units: Units) -> str:
     """A gain or loss with sign and paired interval."""
-    u = units(metric)
-    ends = f"{u.loss(change.low, sign=True)} to {u.loss(change.high, sign=True)}"
-    return " ".join(part for part in (u.loss(change.value, sign=True), u.points, f"[{ends}]") if part)
+    ends = f"{units.loss(change.low, sign=True)} to {units.loss(change.high, sign=True)}"
+    return " ".join(part for part in (units.loss(change.value, sign=True), units.points, f"[{ends}]") if part)
 
 
-def loss_words(loss: Interval, metric: str) -> str:
+def loss_words(loss: Interval, units: Units) -> str:
     """A loss with its interval."""
-    return units(metric).amount(loss.value, loss.low, loss.high)
+    return units.amount(loss.value, loss.low, loss.high)
 
 
 def facts(rows: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> str:

@@ -22,9 +22,9 @@ from qkit.execution.editing import (
     suggestions,
 )
 from qkit.execution.loading import batches as batches_of
-from qkit.execution.metrics import Interval, mean_interval, paired_interval
 from qkit.execution.observing import observe_channels
 from qkit.execution.prefix import Effect
+from qkit.execution.statistics import Interval, mean_interval, paired_interval
 from qkit.figures.entries import describe_grid, describe_histogram
 from qkit.figures.tensors import histogram as draw_histogram
 from qkit.quant.estimators import METHODS
@@ -563,15 +563,15 @@ class Tuner(Panel):
             **({"before": before} if before is not None and self._compare.value else {}),
             "as opened": base,
         }
-        metric = self._origin.metric_name
+        metric, units = self._origin.metric_name, self._origin.metric.units
         rows = [
             ["layer alone (SQNR)", *(f"{decibels(e.local)} dB" for e in shown_effects.values())],
             ["layer, accumulated", *(f"{decibels(e.layer)} dB" for e in shown_effects.values())],
             ["output", *(f"{decibels(e.output)} dB" for e in shown_effects.values())],
-            [metric, *(score_words(mean_interval(e.scores), metric) for e in shown_effects.values())],
+            [metric, *(score_words(mean_interval(e.scores), units) for e in shown_effects.values())],
         ]
         change: Interval = paired_interval(now.scores, base.scores)
-        text = f"Against the plan as opened: {change_words(change, metric)}, paired, on {change.n} evaluation samples."
+        text = f"Against the plan as opened: {change_words(change, units)}, paired, on {change.n} evaluation samples."
         self._measured.value = facts(rows, ["", *shown_effects]) + f'<div class="qkit-note">{text}</div>'
 
     # where there is no front end

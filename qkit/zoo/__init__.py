@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from qkit.vision import load_torchvision
 from qkit.zoo.case import Case
 from qkit.zoo.checkpoints import load
 from qkit.zoo.imagefolder import user_case
 from qkit.zoo.models import build, names
-from qkit.zoo.vision import load_torchvision
 
 __all__ = ["Case", "build", "load", "load_torchvision", "names", "user_case"]

@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 from qkit.errors import DataError, QkitError
 from qkit.files import explained
 from qkit.graph.door.model_files import network as opened
+from qkit.vision import load_torchvision
 from qkit.zoo.case import Case
 from qkit.zoo.classes import map_folders, read_classes
 from qkit.zoo.preprocessing import Channels, ImageOptions, Layout, Preprocessing, from_options, from_preset
 from qkit.zoo.programfile import Signature, program_path, signature
 from qkit.zoo.splits import stratified_order
 from qkit.zoo.usermodel import FALLBACK_PRESET, categories, is_torchvision, preset, user_model
-from qkit.zoo.vision import load_torchvision
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qkit.errors import QkitError
-from qkit.zoo.vision import load_torchvision
+from qkit.vision import load_torchvision
 
 MOBILENET_WIDTH = 0.25
 RESNET_PLANES = (12, 24, 48, 96)

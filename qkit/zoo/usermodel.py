@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from qkit.errors import QkitError
+from qkit.vision import load_torchvision
 from qkit.zoo.preprocessing import Preprocessing
 from qkit.zoo.programfile import program_path
 from qkit.zoo.statefile import Chosen, StateFile, choose, load_state, read_state
-from qkit.zoo.vision import load_torchvision
 
 logger = logging.getLogger(__name__)
 

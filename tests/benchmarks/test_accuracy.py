@@ -20,9 +20,9 @@ from benchmarks.accuracy.pool import pooled
 from benchmarks.accuracy.rows import Table
 from benchmarks.accuracy.subjects import Source, splits
 from qkit import zoo
-from qkit.execution.metrics import paired_interval
+from qkit.execution.statistics import paired_interval
+from qkit.vision import load_torchvision
 from qkit.zoo.digits import digits
-from qkit.zoo.vision import load_torchvision
 
 
 @pytest.fixture(autouse=True)

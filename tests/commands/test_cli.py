@@ -219,14 +219,13 @@ def test_help_of_a_command_has_examples_and_exit_codes(command: str) -> None:
 def test_what_help_lists_is_what_there_is() -> None:
     from qkit import PRESETS, zoo
     from qkit.commands import options
-    from qkit.execution.metrics import NAMED, TOLERANCE
+    from qkit.execution.metrics import NAMED
     from qkit.quant.estimators import METHODS
 
     assert set(options.SCHEMES) == set(PRESETS)
     assert set(options.METHODS) == set(METHODS)
     assert set(options.BUNDLED) == set(zoo.names())
     assert get_args(get_args(get_type_hints(options.DataOptions)["metric"])[0]) == tuple(NAMED)
-    assert options.TOLERANCE == TOLERANCE
 
 
 def test_help_does_not_wait_for_torch() -> None:

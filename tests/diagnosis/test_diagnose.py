@@ -65,7 +65,7 @@ def test_hostile_network_is_explained_and_fixed(explained: tuple[qkit.Study, Dia
     assert found.parts.activations.value < 0.02
     assert found.best_loss is not None
     assert found.best_loss.value <= 0.01
-    assert found.qat == QAT["remedies-do"].format(loss=amount(found.best_loss, share=True))
+    assert found.qat == QAT["remedies-do"].format(loss=amount(found.best_loss, study.metric.units))
     fixed = study.apply(*found.remedies)
     assert fixed.plan == found.best
     assert fixed.evaluate(("float", "int8"), progress=False).loss("int8").value < 0.02
@@ -349,7 +349,7 @@ def test_an_accumulator_that_wraps_around_is_named(resnet: Case) -> None:
     found = study.diagnose(**QUIET)
     assert found.verdict.name == "not-quantization"
     top = found.causes[0]
-    assert (top.kind, top.remedy.kind) == ("accumulator-overflow", "fix-input")
+    assert (top.kind, top.remedy.kind) == ("accumulator-overflow", "wider-accumulator")
     assert top.gain is not None
     assert top.gain.low > 0.0
     assert found.best_loss is not None

@@ -122,7 +122,7 @@ def test_a_planted_fault_is_found_and_named(study: qkit.Study, name: str) -> Non
     assert (cause.kind, cause.tensor) == ("engine-mismatch", tap)
     assert found.fault in cause.evidence
     assert f"{found.explained:.1%}" in cause.evidence
-    assert cause.remedy.kind == "fix-input"
+    assert cause.remedy.kind == "fix-engine"
     assert not cause.remedy.changes
 
 

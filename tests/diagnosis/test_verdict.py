@@ -94,7 +94,7 @@ def test_the_wider_the_interval_the_more_samples() -> None:
 def test_a_float_score_that_is_not_what_was_expected_comes_first() -> None:
     found = judge(scores(0.60, 0.60, 0.60), expected=0.90)
     assert found.name == "not-quantization"
-    assert re.search(r"\bfloat\b.*\b60\.00%.*\b90\.00%", found.reason)
+    assert re.search(r"\bfloat\b.*\b60\.00 %.*\b90\.00 %", found.reason)
     assert judge(scores(0.60, 0.60, 0.40), expected=0.90).name == "both"
     assert judge(scores(0.90, 0.90, 0.90), expected=0.905).name == "no-degradation", "within the interval"
 
@@ -107,8 +107,8 @@ def test_points_only_for_shares() -> None:
     found = judge(given)
     assert found.name == "quantization"
     assert "points" not in found.reason
-    assert re.search(r"\bint8\b.*\b0\.5 \[", found.reason)
-    assert re.search(rf"\b{given['float'].value:.4g}\b.*\b5\b", judge(given, expected=5.0).reason)
+    assert re.search(r"\bint8\b.*\b0\.5 dB \[", found.reason)
+    assert re.search(rf"\b{given['float'].value:.4g} dB\b.*\b5\b", judge(given, expected=5.0).reason)
 
 
 def test_one_point_is_singular() -> None:
@@ -119,4 +119,5 @@ def test_one_point_is_singular() -> None:
 def test_as_plain_data() -> None:
     data = json.loads(json.dumps(judge(scores(0.9, 0.9, 0.7)).to_dict(), allow_nan=False))
     assert data["verdict"] == "quantization"
-    assert set(data) == {"verdict", "reason", "loss16", "loss8", "samples_needed"}
+    losses = {"loss16", "loss8", "expected16", "expected8"}
+    assert set(data) == {"verdict", "reason", "samples_needed", "tolerance", "stopped", "remarks"} | losses

@@ -13,7 +13,7 @@ import qkit
 from qkit.engines.onnx.exporting import export
 from qkit.errors import DataError
 from qkit.execution.lanes import Lane, run_lanes
-from qkit.execution.metrics import score_batch
+from qkit.execution.metrics import NAMED, score_batch
 from qkit.execution.plan_checks import zero_divisors
 from qkit.graph import build
 from qkit.quant.plan import FLOAT
@@ -75,7 +75,7 @@ def test_nan_of_the_input_stays_and_is_no_score(study: qkit.Study) -> None:
     with pytest.raises(DataError, match=r"\b1\b.*\b8\b.*NaN"):
         broken.evaluate(("int8",), progress=False)
     with pytest.raises(DataError, match="NaN"):
-        score_batch("top1", torch.tensor([[0.0, math.nan]]), torch.tensor([1]), None, 1)
+        score_batch(NAMED["top1"], torch.tensor([[0.0, math.nan]]), torch.tensor([1]), None, 1)
 
 
 def test_a_divisor_that_rounds_to_zero_is_said(study: qkit.Study) -> None:

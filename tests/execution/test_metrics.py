@@ -13,10 +13,15 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, top_k_accuracy_score
 
 from qkit import DataError, QkitError, Scores
-from qkit.execution.metrics import NAMED, agreement, mean_interval, paired_interval, score_batch, top1, top5
-from qkit.style import SHARES
+from qkit.execution.measures import agreement, top1, top5
+from qkit.execution.metrics import NAMED, AnyMetric, metric_of, score_batch
+from qkit.execution.statistics import mean_interval, paired_interval
 
 Z = 1.959963984540054
+
+
+def batch(metric: AnyMetric, outputs: object, targets: object, reference: object, size: int) -> np.ndarray:
+    return score_batch(metric_of(metric), outputs, targets, reference, size).values
 
 
 def outputs(n: int = 200, classes: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,21 +129,21 @@ def test_scores_of_lanes_on_the_same_samples() -> None:
 def test_metrics_that_do_not_fit() -> None:
     scores, targets = outputs(6)
     with pytest.raises(QkitError, match=f"'top3'.*{', '.join(NAMED)}"):
-        score_batch("top3", scores, targets, None, 6)
+        batch("top3", scores, targets, None, 6)
     with pytest.raises(DataError, match=r"'top1'.*targets"):
-        score_batch("top1", scores, None, None, 6)
+        batch("top1", scores, None, None, 6)
     with pytest.raises(DataError, match=r"shape \(\).*\b6\b"):
-        score_batch(lambda o, t: (o.argmax(1) == t).float().mean(), scores, targets, None, 6)
+        batch(lambda o, t: (o.argmax(1) == t).float().mean(), scores, targets, None, 6)
     with pytest.raises(DataError, match=r"NaN.*\b1\b.*\b6\b"):
-        score_batch(lambda _o, _t: torch.tensor([1.0, math.nan, 1, 1, 1, 1]), scores, targets, None, 6)
+        batch(lambda _o, _t: torch.tensor([1.0, math.nan, 1, 1, 1, 1]), scores, targets, None, 6)
     with pytest.raises(DataError, match=r"class\b.*\b6\b.*float32 \(6,\)"):
-        score_batch("top1", scores, torch.randn(6), None, 6)
+        batch("top1", scores, torch.randn(6), None, 6)
     with pytest.raises(DataError, match=r"\(6, 2, 3\).*targets.*\(6,\)"):
-        score_batch("top1", torch.randn(6, 4, 2, 3), torch.zeros(6).long(), None, 6)
-    with pytest.raises(QkitError, match=r"dict.*metric="):
-        score_batch("top1", {"boxes": scores, "scores": scores}, targets, None, 6)
-    assert np.array_equal(score_batch("top1", {"logits": scores, "loss": scores.mean()}, targets, None, 6),
-                          score_batch("top1", scores, targets, None, 6))  # fmt: skip
+        batch("top1", torch.randn(6, 4, 2, 3), torch.zeros(6).long(), None, 6)
+    with pytest.raises(QkitError, match=r"dict.*\bclasses\b.*'closeness'"):
+        batch("top1", {"boxes": scores, "scores": scores}, targets, None, 6)
+    assert np.array_equal(batch("top1", {"logits": scores, "loss": scores.mean()}, targets, None, 6),
+                          batch("top1", scores, targets, None, 6))  # fmt: skip
     with pytest.raises(DataError, match=r"\b3\b.*\b4\b"):
         paired_interval(np.zeros(3), np.zeros(4))
     with pytest.raises(DataError, match="scores"):
@@ -146,4 +151,5 @@ def test_metrics_that_do_not_fit() -> None:
 
 
 def test_the_named_metrics_are_shares() -> None:
-    assert set(NAMED) == SHARES
+    assert all(NAMED[name].units.percent for name in ("top1", "top5", "agreement"))
+    assert [name for name, metric in NAMED.items() if metric.among is not None] == ["top1", "top5", "agreement"]

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import qkit
 from qkit.diagnosis.verdict import judge
-from qkit.execution.metrics import Scores
+from qkit.execution.scores import Scores
 from qkit.graph import build
 from qkit.graph.share import Share
 

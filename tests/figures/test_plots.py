@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from small_networks import mixed_network
 
 from qkit import QkitError, Study
-from qkit.execution.metrics import Interval
+from qkit.execution.metrics import NAMED
+from qkit.execution.statistics import Interval
 from qkit.figures import plots
 from qkit.style import NARROW_COLOUR
 
@@ -59,12 +60,12 @@ def test_intervals_mark_what_is_no_chance() -> None:
         "unbounded": Interval(0.1, -np.inf, np.inf, 1),
     }
     ax = Figure().add_subplot()
-    plots.intervals(rows, ax=ax, metric="top1")
+    plots.intervals(rows, ax=ax, units=NAMED["top1"].units)
     colours = [mpl.colors.to_hex(patch.get_facecolor()) for patch in ax.patches]
     assert [colour == NARROW_COLOUR for colour in colours] == [True, False, False]
     assert [text.get_text() for text in ax.texts] == ["20.0", "10.0", "10.0"]
     # another metric is no share: its numbers stay as they are
-    other = plots.intervals({"sure": rows["sure"]}, ax=Figure().add_subplot(), metric="psnr")
+    other = plots.intervals({"sure": rows["sure"]}, ax=Figure().add_subplot(), units=NAMED["psnr"].units)
     assert [text.get_text() for text in other.texts] == ["0.2000"]
 
 

@@ -404,3 +404,13 @@ def test_the_hostile_network_in_brief() -> None:
     assert mixed.reached_in_search
     assert mixed.share < 0.3
     assert finding.CAUTION == 1.0
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+@pytest.mark.parametrize("budget", [2, 3, 6])
+def test_a_small_budget_is_no_worse_than_the_baselines(bad: int, budget: int) -> None:
+    """With two sets, none and all layers in 16 bits, a search has found nothing, and a baseline may have."""
+    mixed = search(chain(bad), tolerance=0.001, budget=budget, progress=False)
+    reaching = [setting for setting in mixed.baselines if setting.selection >= mixed.selection_target]
+    assert reaching
+    assert mixed.found.share <= min(setting.share for setting in reaching)

@@ -18,7 +18,7 @@ import qkit
 from qkit import zoo
 from qkit.errors import QkitError
 from qkit.execution.loading import Batch
-from qkit.execution.metrics import paired_interval
+from qkit.execution.statistics import paired_interval
 from qkit.ptq import STEPS, pipeline
 from qkit.ptq.pipeline import split
 

@@ -12,7 +12,7 @@ pytest.importorskip("torchao", reason="torchao is not installed")
 from benchmarks.accuracy import peer
 from benchmarks.accuracy.subjects import Source, Subject
 from qkit import Study
-from qkit.execution.metrics import paired_interval
+from qkit.execution.statistics import paired_interval
 
 
 @pytest.fixture(autouse=True)

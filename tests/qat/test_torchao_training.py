@@ -17,7 +17,7 @@ from benchmarks.accuracy.compute import Settings, train
 from benchmarks.accuracy.subjects import Source, training_batches
 from qkit import Study
 from qkit.execution.loading import seeded
-from qkit.execution.metrics import paired_interval
+from qkit.execution.statistics import paired_interval
 
 #: Grids follow the extremes, as torchao's do, rather than being learned.
 SETTINGS = replace(Settings(), epochs=4, rate=1e-3, learn_steps=False)

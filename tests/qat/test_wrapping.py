@@ -70,7 +70,7 @@ def test_the_way_back_has_the_studys_data(study: qkit.Study) -> None:
     module = wrap(study, total_epochs=2, diagnosis=diagnosis_of("quantization"))
     back = module.study()
     assert back.plan == study.plan
-    assert (back.evaluation, back.calibration, back.metric, back.expected) == (
+    assert (back.evaluation, back.calibration, back.metric_name, back.expected) == (
         study.evaluation, study.calibration, "top1", 1.0,
     )  # fmt: skip
     assert back.scheme == study.scheme

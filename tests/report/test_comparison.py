@@ -14,7 +14,8 @@ from markdown_it import MarkdownIt
 from report_cases import HOSTILE, Small, image_batches, tiny_study
 
 from qkit import QkitError, Study
-from qkit.execution.metrics import Interval, Scores, paired_interval
+from qkit.execution.scores import Scores
+from qkit.execution.statistics import Interval, paired_interval
 from qkit.report import Comparison, Report, compare, make, write
 from qkit.report.comparing.comparison import CHANGES, UNPAIRED, judged
 
@@ -39,7 +40,7 @@ def edited(study) -> Report:
 
 def test_signature_is_the_agreed_one():
     assert str(inspect.signature(compare)).startswith("(old: 'Report | str | Path', new: 'Report | str | Path', *, tolerance: ")
-    assert inspect.signature(compare).parameters["tolerance"].default == 0.01
+    assert inspect.signature(compare).parameters["tolerance"].default is None
     assert dataclasses.is_dataclass(Comparison)
     assert Comparison.__dataclass_params__.frozen
 
@@ -212,8 +213,10 @@ def test_causes_come_and_go(report):
 
 def test_verdicts(report):
     worse = dataclasses.replace(report, verdict={**report.verdict, "verdict": "quantization"})
-    assert compare(report, worse).verdicts == ("inconclusive", "quantization")
-    assert any("inconclusive → quantization" in line for line in compare(report, worse).lines())
+    before = report.verdict["verdict"]
+    assert before != "quantization"
+    assert compare(report, worse).verdicts == (before, "quantization")
+    assert any(f"{before} → quantization" in line for line in compare(report, worse).lines())
 
 
 def test_files_are_compared_like_reports(report, edited, tmp_path):

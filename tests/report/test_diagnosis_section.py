@@ -13,7 +13,7 @@ from report_cases import tiny_study
 
 from qkit.diagnosis import Cause, Diagnosis, Remedy, Verdict
 from qkit.diagnosis.answer import interaction_words
-from qkit.execution.metrics import Interval
+from qkit.execution.statistics import Interval
 from qkit.report import make, write
 from qkit.report.text.captions import NO_CAUSE
 
@@ -63,7 +63,7 @@ def test_what_the_gate_found_and_errors_that_do_not_add_up_are_said(tmp_path: Pa
     assert "something is wrong before quantization." in text
     assert re.search(r"-30\.0 points \[-40\.0, -20\.0\].*\boverlap\b", text)
     chance = Interval(-0.3, -0.7, 0.1, 64)
-    assert interaction_words(chance, share=True) == ""
+    assert interaction_words(chance, base.units, 0.01) == ""
     assert "-30.0" not in str(replace(base, interaction=chance))
 
 

@@ -191,7 +191,7 @@ def test_json_of_infinite_and_missing_figures(tmp_path):
     study = Study(model, [torch.zeros(2, 3, 4, 4)], metric=lambda outputs, targets: outputs.flatten(1).sum(1))
     zeros = [(torch.zeros(2, 3, 4, 4), torch.zeros(2))]
     study = study.with_data(calibration=zeros, evaluation=zeros)
-    made = make(study, progress=False)
+    made = make(study, tolerance=0.01, progress=False)
     data = _strict(write(made, tmp_path / "r.json").read_text(encoding="utf-8"))
     assert data["layers"]["input"]["int8"]["sqnr"] == "inf"
     assert data["layers"]["input"]["int8"]["cosine"] is None

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from qkit.execution.metrics import Interval, mean_interval, paired_interval
+from qkit.execution.statistics import Interval, mean_interval, paired_interval
 from qkit.report.comparing.pairing import growth_of_loss, independent_difference
 
 

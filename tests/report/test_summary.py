@@ -13,7 +13,8 @@ from qkit import Study, zoo
 from qkit.diagnosis import Cause, Diagnosis, Remedy, Verdict
 from qkit.diagnosis.diagnose import QAT
 from qkit.diagnosis.verdict import amount
-from qkit.execution.metrics import Interval
+from qkit.execution.metrics import NAMED
+from qkit.execution.statistics import Interval
 from qkit.report import Report, make
 from qkit.report.page import html
 from qkit.report.text import markdown
@@ -76,7 +77,7 @@ def test_quantization_with_its_cause_remedy_and_gain():
     assert together["gain"]["value"] == pytest.approx(together["score"]["value"] - together["before"]["value"])
     assert together["gain"]["low"] > 0.5
     assert together["gain"]["n"] == made.metric["samples"] == 741
-    left = amount(Interval(**made.diagnosis["best_loss"]), share=True)
+    left = amount(Interval(**made.diagnosis["best_loss"]), NAMED["top1"].units)
     assert made.diagnosis["qat"] == QAT["remedies-do"].format(loss=left)
     assert made.diagnosis["qat"].lower().endswith(said["qat"].lower())
     assert made.diagnosis["samples"] < 741
@@ -120,7 +121,7 @@ def test_both():
 
 
 def test_inconclusive_says_how_many_samples_would_do():
-    few = studied("resnet_small", "int8", batches=1)
+    few = studied("mobilenet_v2_lite", "int4-weights", batches=1, tolerance=0.02)
     assert few.verdict["verdict"] == "inconclusive"
     said = said_everywhere(few)
     assert str(few.verdict["samples_needed"]) in said["remedy"]
@@ -160,7 +161,7 @@ def test_every_remedy_has_words():
 
     from qkit.diagnosis.remedies import RemedyKind
 
-    assert set(REMEDIES) == set(get_args(RemedyKind)) - {"fix-input"}
+    assert set(REMEDIES) == set(get_args(RemedyKind)) - {"fix-input", "fix-engine"}
 
 
 def test_a_lane_that_could_not_be_scored():

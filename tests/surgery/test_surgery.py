@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from qkit.errors import QkitError
 from qkit.surgery import RULES, Surgery, lite
-from qkit.zoo.vision import load_torchvision
+from qkit.vision import load_torchvision
 
 FORBIDDEN = (nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.GELU, nn.LeakyReLU)
 

@@ -15,6 +15,7 @@ from studies import fresh_study, images, kept, nothing_runs, small_study
 
 from qkit import PlanError, Study
 from qkit.execution.editing import figures
+from qkit.execution.metrics import NAMED
 from qkit.execution.observing import observe
 from qkit.quant.estimators import METHODS
 from qkit.quant.histogram import Histogram
@@ -24,6 +25,8 @@ from qkit.widgets import CalibrationPanel
 from qkit.widgets.numbers import change_words, score_words
 
 WEIGHTS = [f"{layer}.weight" for layer in ("stem", "depthwise", "project", "side", "classify")]
+
+TOP1 = NAMED["top1"].units
 
 
 def panel(study: Study | None = None, **options: Any) -> CalibrationPanel:
@@ -314,8 +317,8 @@ def test_the_score_is_that_of_the_chosen_plan() -> None:
     expected = base.evaluate({"as opened": base.plan, "chosen": made.plan}, batches=3, progress=False)
     for name in ("as opened", "chosen"):
         np.testing.assert_array_equal(made.scores.lanes[name], expected.lanes[name])
-        assert score_words(expected[name], "top1") in made._said.value
-    assert change_words(expected.loss("as opened", against="chosen"), "top1") in made._said.value
+        assert score_words(expected[name], TOP1) in made._said.value
+    assert change_words(expected.loss("as opened", against="chosen"), TOP1) in made._said.value
     assert re.search(r"\b24\b", made._said.value)
 
 
@@ -350,7 +353,7 @@ def test_methods_are_compared_on_the_same_data() -> None:
         assert found.loc[method, "least SQNR"] == min(one.sqnr for one in each)
         assert found.loc[method, "median SQNR"] == pytest.approx(float(np.median([one.sqnr for one in each])))
         assert found.loc[method, "most clipped"] == max(one.clipped for one in each)
-        assert score_words(score, "top1") in made._compared.value
+        assert score_words(score, TOP1) in made._compared.value
     assert made.plan == fresh_study("int4-weights", weight_method="mse").plan, "comparing chooses nothing"
     assert re.search(r"</table>.*\b16\b", made._compared.value)
 

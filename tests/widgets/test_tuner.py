@@ -16,15 +16,18 @@ from torch import nn
 import qkit
 from qkit import FLOAT, PlanError, Study
 from qkit.execution.editing import figures
-from qkit.execution.metrics import mean_interval
+from qkit.execution.metrics import NAMED
 from qkit.execution.observing import observe_channels
 from qkit.execution.prefix import Effect
+from qkit.execution.statistics import mean_interval
 from qkit.quant.estimators import METHODS
 from qkit.widgets import Tuner
 from qkit.widgets.numbers import figure_rows, score_words
 from qkit.widgets.tuner import batches_for
 
 BATCHES = 2
+
+TOP1 = NAMED["top1"].units
 
 
 def tuner(tensor: str | None = "depthwise", study: Study | None = None) -> Tuner:
@@ -561,7 +564,7 @@ def test_the_score_is_shown_against_the_plan_as_opened() -> None:
     base = fresh_study().effect("depthwise", small_study().plan, batches=BATCHES)
     words = made._measured.value
     for scores in (made.effect.scores, base.scores):
-        assert score_words(mean_interval(scores), "top1") in words
+        assert score_words(mean_interval(scores), TOP1) in words
     assert re.search(rf"</table>.*\b{8 * BATCHES}\b", words)
     loss = 100 * (base.scores.mean() - made.effect.scores.mean())
     assert loss > 0
@@ -575,7 +578,7 @@ def test_the_last_of_several_edits_is_measured() -> None:
             made.set_range(0.0, hi)
     made.wait()
     same(made.effect, fresh_study().effect("depthwise", made.plan, batches=BATCHES))
-    assert score_words(mean_interval(made.effect.scores), "top1") in made._measured.value
+    assert score_words(mean_interval(made.effect.scores), TOP1) in made._measured.value
 
 
 @pytest.mark.parametrize("how", ["cancelled", "failed"])

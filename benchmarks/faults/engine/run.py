@@ -26,7 +26,7 @@ from benchmarks.faults.setup import halves
 from benchmarks.faults.truth import NoSite
 from qkit.engines.lane import EngineLane
 from qkit.execution.lanes import Lane, run_lanes
-from qkit.execution.metrics import top1
+from qkit.execution.measures import top1
 from qkit.graph.operation import Operation
 from qkit.quant.plan import Plan
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from qkit.errors import QkitError
-from qkit.execution.metrics import Interval
+from qkit.execution.statistics import Interval
 from qkit.listing import few
 from qkit.report.comparing.changes import (
     Difference,
@@ -278,7 +278,7 @@ class Comparison:
         return said + str(self.table().to_html(float_format="{:.4f}".format, na_rep="–"))
 
 
-def compare(old: Report | str | Path, new: Report | str | Path, *, tolerance: float = 0.01) -> Comparison:
+def compare(old: Report | str | Path, new: Report | str | Path, *, tolerance: float | None = None) -> Comparison:
     """What changed from one report to another.
 
     Parameters
@@ -286,7 +286,7 @@ def compare(old: Report | str | Path, new: Report | str | Path, *, tolerance: fl
     old, new
         Reports, or JSON files that `qkit.report.write` has written.
     tolerance
-        Change of a score that counts as none, in units of the score: 0.01 is one point of accuracy.
+        Change of a score that counts as none, in units of the score (0.01 is one point of accuracy); the new report's by default.
 
     Raises
     ------
@@ -295,9 +295,10 @@ def compare(old: Report | str | Path, new: Report | str | Path, *, tolerance: fl
     """
     from qkit.report.reading import read
 
-    if not (math.isfinite(tolerance) and tolerance > 0):
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
         raise QkitError(f"tolerance={tolerance}: the change of a score that counts as none is a number above 0, such as 0.01.")
     old, new = (report if isinstance(report, Report) else read(report) for report in (old, new))
+    tolerance = new.metric["tolerance"] if tolerance is None else tolerance
     why_not = _unpaired(old, new)
     lanes = _lanes(old, new, paired=not why_not)
     how = "Scores are compared sample by sample: both reports were scored on the same images."

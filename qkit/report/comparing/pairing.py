@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from qkit.execution.metrics import CONFIDENCE, Interval, paired_interval
+from qkit.execution.statistics import CONFIDENCE, Interval, paired_interval
 
 
 def difference_of_means(first: np.ndarray, second: np.ndarray) -> Interval:

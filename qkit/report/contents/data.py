@@ -13,14 +13,13 @@ import pandas as pd
 
 from qkit.diagnosis.candidates import OUTSIDE
 from qkit.errors import QkitError
-from qkit.execution.metrics import TOLERANCE
 from qkit.figures import entries
 from qkit.report.contents import facts, reproducing, samples, shown_maps
 from qkit.report.contents import worst as worst_layers
 from qkit.report.contents.facts import WIDE
 from qkit.report.text.summary import summarize
 from qkit.report.text.terms import UNITS
-from qkit.style import SHARES, Units, frame_dict, plain
+from qkit.style import frame_dict, plain, units_of
 
 if TYPE_CHECKING:
     from qkit.diagnosis.answer import Diagnosis
@@ -163,7 +162,7 @@ class Report:
         }
 
     def __repr__(self) -> str:
-        units = Units(percent=self.metric["percent"])
+        units = units_of(self.metric)
         losses = ", ".join(
             f"{lane} loses {units.amount(*self.scores.loc[lane, ['loss', 'loss low', 'loss high']])}" for lane in self.lanes
         )
@@ -183,7 +182,7 @@ def make(
     worst: int = 6,
     sensitivity: bool = True,
     diagnosis: Diagnosis | bool | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     images: bool = False,
     lint: bool = True,
     mixed: Mixed | None = None,
@@ -208,7 +207,7 @@ def make(
     diagnosis
         What :meth:`qkit.Study.diagnose` found, to go into the report; True to diagnose now, on the same batches.
     tolerance
-        Loss that still counts as close, in units of the score.
+        Loss that still counts as close, in units of the score; by default the metric's own.
     images
         Whether to show feature maps of the first evaluation image at the worst layers. They show the image: think of whom
         the report goes to.
@@ -231,6 +230,7 @@ def make(
     study.plan  # noqa: B018  # calibrates from what was just observed
     lanes = {name: study.lane(name) for name in ("float", WIDE, study.narrow)}
     scores = study.evaluate(tuple(lanes), batches=batches, progress=progress)
+    tolerance = scores.tolerance() if tolerance is None else tolerance
     described, sizes = samples.describe(study, batches, progress=progress)
     if isinstance(diagnosis, bool):
         diagnosis = study.diagnose(tolerance=tolerance, batches=batches, progress=progress) if diagnosis else None
@@ -252,7 +252,7 @@ def make(
     graph = study.graph
     metric = {
         "name": study.metric_name,
-        "percent": isinstance(study.metric, str) and study.metric in SHARES,
+        **study.metric.units.to_dict(),
         "samples": scores.n,
         "tolerance": tolerance,
         "expected": study.expected,
@@ -315,10 +315,10 @@ def make(
     )
 
 
-def _check(worst: int, tolerance: float, batches: int | None) -> None:
+def _check(worst: int, tolerance: float | None, batches: int | None) -> None:
     if worst < 0:
         raise QkitError(f"worst={worst}: the number of layers to show in detail is 0 or more.")
-    if not (math.isfinite(tolerance) and tolerance > 0):
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
         raise QkitError(f"tolerance={tolerance}: the loss that counts as close is a number above 0, 0.01 for one point.")
     if batches is not None and batches < 1:
         raise QkitError(f"batches={batches}: a report needs at least one evaluation batch, or None for all.")

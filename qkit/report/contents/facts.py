@@ -21,7 +21,8 @@ from qkit.diagnosis.verdict import Verdict
 from qkit.errors import QkitError
 from qkit.execution.capture import Capture
 from qkit.execution.loading import batches as batches_of
-from qkit.execution.metrics import Scores, paired_interval
+from qkit.execution.scores import Scores
+from qkit.execution.statistics import paired_interval
 from qkit.linting import lint
 from qkit.linting.finding import where
 from qkit.listing import few
@@ -61,7 +62,7 @@ def verdict_of(verdict: Verdict) -> dict[str, Any]:
 def remarks_of(study: Study, lanes: dict[str, Plan], scores: Scores, captured: Capture, layers: pd.DataFrame) -> list[str]:
     """What a reader of the figures has to know beyond the study's own remarks."""
     remarks = []
-    if study.metric == "agreement" and not any("agreement" in remark for remark in study.remarks):
+    if study.metric_name == "agreement" and not any("agreement" in remark for remark in study.remarks):
         remarks.append("The score is agreement with the float lane, not accuracy: float agrees with itself by definition.")
     if captured.samples < scores.n:
         remarks.append(f"Scores are measured on {scores.n} samples, the figures of layers and weights on {captured.samples}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from qkit.execution.metrics import NAMED
 from qkit.quant.schemes import PRESETS
 from qkit.report.contents.samples import batches_holding
 from qkit.version import __version__
@@ -20,7 +21,7 @@ def python(
     study: Study, options: dict[str, Any], diagnosis: Diagnosis | None, sizes: list[int], *, mixed: bool, engines: int
 ) -> str:  # fmt: skip
     """The calls that make the report again, on the data as they were."""
-    metric = repr(study.metric) if isinstance(study.metric, str) else study.metric_name
+    metric = repr(study.metric_name) if NAMED.get(study.metric_name) == study.metric else study.metric_name
     evaluation = "" if study.evaluation is study.calibration else ", evaluation"
     expected = "" if study.expected is None else f", expected={study.expected!r}"
     names = ("method", "weight_method", "percentile", "methods")
@@ -64,7 +65,7 @@ def command(study: Study, options: dict[str, Any], diagnosis: Diagnosis | None) 
     own = study.scheme.name not in PRESETS or study.scheme != PRESETS[study.scheme.name]
     chosen = study.methods.get("weight_method", "minmax") != "minmax" or study.methods.get("methods")
     edited = any(grid.method == "manual" for grid in study.plan.grids.values())
-    if own or chosen or edited or study.treatment is not None or study.metric != "top1":
+    if own or chosen or edited or study.treatment is not None or study.metric_name != "top1":
         return ""
     words = ["qkit", "report", "--model", "MODEL", "--data", "FOLDER"]
     if not study.has_file_grids:
@@ -72,5 +73,6 @@ def command(study: Study, options: dict[str, Any], diagnosis: Diagnosis | None) 
     words += [] if study.expected is None else ["--expected", repr(study.expected)]
     words += [] if options["batches"] is None else ["--batches", str(options["batches"])]
     words += [] if options["sensitivity"] else ["--no-sensitivity"]
-    words += ["--diagnose" if diagnosis is not None else "--no-diagnose", "--tolerance", repr(options["tolerance"])]
+    words += ["--diagnose" if diagnosis is not None else "--no-diagnose"]
+    words += ["--tolerance", repr(options["tolerance"])]
     return shlex.join([*words, "--out", _FILE])

@@ -14,7 +14,7 @@ from typing import Any
 from markupsafe import Markup
 
 from qkit.report.contents.data import WIDE, Report
-from qkit.style import Units, decibels, is_missing, number, share, short
+from qkit.style import decibels, is_missing, number, share, short, units_of
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 12.0, 26.0, 12.0
 _ERRORS, _LOSSES, _GAP = 250.0, 96.0, 30.0
@@ -128,7 +128,7 @@ def _errors(report: Report, shown: Sequence[str]) -> _Scale:
 
 def _losses(report: Report, top: float) -> _Scale:
     assert report.sensitivity is not None
-    units = Units(percent=report.metric["percent"])
+    units = units_of(report.metric)
     values = [units.factor * float(v) for v in report.sensitivity[["loss", "loss low", "loss high"]].to_numpy().ravel()]
     finite = [v for v in values if math.isfinite(v)]
     low, high = min([*finite, 0.0]), max([*finite, 0.0])
@@ -151,7 +151,7 @@ def _axes(errors: _Scale, losses: _Scale | None, width: float, report: Report) -
     parts.append(Markup('<text class="tick" x="{}" y="{}">∞</text>').format(_n(_LEFT - 6), _n(top + 3.5)))
     parts.append(Markup('<text class="axis" x="4" y="12">SQNR in dB, higher is better</text>'))
     if losses is not None:
-        units = Units(percent=report.metric["percent"])
+        units = units_of(report.metric)
         unit = f" in {units.points}" if units.points else ""
         said = f"loss with this layer alone in {report.narrow}{unit}, with its 95 % interval"
         parts.append(Markup('<text class="axis" x="4" y="{}">{}</text>').format(_n(losses.top - 10), said))
@@ -229,7 +229,7 @@ def _layer(
 
 
 def _bar(report: Report, losses: _Scale, alone: Any, column: float) -> Markup:
-    factor = Units(percent=report.metric["percent"]).factor
+    factor = units_of(report.metric).factor
     value, low, high = (losses(factor * float(alone[c])) for c in ("loss", "loss low", "loss high"))
     zero, kind = losses(0.0), "sure" if float(alone["loss low"]) > 0 else "unsure"
     bar = Markup('<rect class="loss {}" x="{}" y="{}" width="{}" height="{}"/><path class="whisker" d="M0 {}V{}"/>')
@@ -239,7 +239,7 @@ def _bar(report: Report, losses: _Scale, alone: Any, column: float) -> Markup:
 
 def _words(report: Report, name: str, row: Any, shown: Sequence[str]) -> list[str]:
     """A layer's figures, as a pointer brings them up."""
-    units = Units(percent=report.metric["percent"])
+    units = units_of(report.metric)
     lines = [name, f"{row['tap', 'kind']}, {row['tap', 'shape'].replace('x', '×') or 'scalar'}"]
     lines += [
         f"{lane}: local {decibels(row[lane, 'local sqnr'])} dB, accumulated {decibels(row[lane, 'sqnr'])} dB"

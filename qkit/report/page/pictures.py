@@ -12,7 +12,7 @@ from qkit.figures.drawing import address_of, svg_address
 from qkit.figures.tensors import channels, feature_maps, histogram
 from qkit.report.contents.data import WIDE, Report
 from qkit.report.text.terms import MOST_BARS
-from qkit.style import GOOD, INK, MUTED, NARROW_COLOUR, OTHER, WIDE_COLOUR, Units, short
+from qkit.style import GOOD, INK, MUTED, NARROW_COLOUR, OTHER, WIDE_COLOUR, short, units_of
 
 
 def _colour(report: Report, lane: str) -> str:
@@ -21,7 +21,7 @@ def _colour(report: Report, lane: str) -> str:
 
 def losses(report: Report, *, ax: Axes) -> Axes:
     """Every lane's loss with its interval, against the band that counts as close."""
-    units = Units(percent=report.metric["percent"])
+    units = units_of(report.metric)
     tolerance = units.factor * report.metric["tolerance"]
     ax.axvspan(-tolerance, tolerance, color=GOOD, alpha=0.16, lw=0)
     ax.axvline(0, color=MUTED, lw=0.8)
@@ -44,7 +44,7 @@ def losses(report: Report, *, ax: Axes) -> Axes:
 def sensitivity(report: Report, *, ax: Axes) -> Axes:
     """Loss of each layer quantized alone with its interval, the greatest first."""
     assert report.sensitivity is not None
-    units = Units(percent=report.metric["percent"])
+    units = units_of(report.metric)
     top = report.sensitivity.head(MOST_BARS)
     y = np.arange(len(top))
     value, low, high = (units.factor * np.asarray(top[c], dtype=float) for c in ("loss", "loss low", "loss high"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from qkit.diagnosis.answer import interaction_words
-from qkit.execution.metrics import Interval
+from qkit.execution.statistics import Interval
 from qkit.report.contents.data import Report
 from qkit.report.text import sections
 from qkit.report.text.terms import MOST_BARS
-from qkit.style import Units
+from qkit.style import units_of
 
 #: Said where a diagnosis found none.
 NO_CAUSE = "No cause was confirmed."
@@ -42,7 +42,7 @@ def _samples(n: int) -> str:
 
 def _scores(report: Report) -> str:
     metric = report.metric
-    units = Units(percent=metric["percent"])
+    units = units_of(metric)
     tolerance = f"{units.factor * metric['tolerance']:g}"
     if units.points:
         tolerance += " point" if tolerance == "1" else f" {units.points}"
@@ -73,7 +73,7 @@ def _diagnosis(report: Report) -> str:
     else:
         text += NO_CAUSE
     if found["interaction"] is not None:
-        together = interaction_words(Interval(**found["interaction"]), report.metric["percent"])
+        together = interaction_words(Interval(**found["interaction"]), units_of(report.metric), report.metric["tolerance"])
         text += f" {together}" if together else ""
     return text
 

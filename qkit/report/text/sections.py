@@ -13,7 +13,7 @@ from qkit.ptq.treatment import decibels_of
 from qkit.report.comparing.changes import grid_range
 from qkit.report.contents.data import Report
 from qkit.report.text.tables import Cell, Column, Table
-from qkit.style import NOTHING, Units, decibels, is_missing, number, share
+from qkit.style import NOTHING, Units, decibels, is_missing, number, share, units_of
 
 #: Taps of an engine that are shown, those that agree least first, and layers that a finding of lint names.
 MOST_TAPS = 20
@@ -58,7 +58,7 @@ def data(report: Report) -> list[tuple[str, str]]:
 
 def tried(report: Report) -> Table:
     """Remedies with the score before and after, on the report's samples; without rows where none was tried."""
-    units = Units(percent=report.metric["percent"])
+    units = units_of(report.metric)
     unit = f" ({units.points})" if units.points else ""
     table = Table(
         (
@@ -92,7 +92,7 @@ def tried(report: Report) -> Table:
 
 def treatment(report: Report) -> Table:
     """The steps of post-training calibration; without rows where there was none."""
-    units = Units(percent=report.metric["percent"])
+    units = units_of(report.metric)
     gain = f"gain ({units.points})" if units.points else "gain"
     table = Table(
         (
@@ -127,7 +127,7 @@ def treatment_words(report: Report) -> str:
     """The outcome of post-training calibration in a sentence or two."""
     if report.treatment is None:
         return ""
-    units, t = Units(percent=report.metric["percent"]), report.treatment
+    units, t = units_of(report.metric), report.treatment
     before, after, exact = (units.score(t[name]["value"]) for name in ("before", "after", "float"))
     return (
         f"{t['metric']} {before} → {after}, float {exact}, on {t['after']['n']} evaluation samples; still lost "
@@ -138,7 +138,7 @@ def treatment_words(report: Report) -> str:
 
 def mixed(report: Report) -> Table:
     """The found choice of 16-bit layers, and the simple ones beside it; without rows where none was searched."""
-    units = Units(percent=report.metric["percent"])
+    units = units_of(report.metric)
     loss = f"loss ({units.points})" if units.points else "loss"
     columns = (
         *_words("choice"),
@@ -171,7 +171,7 @@ def mixed_words(report: Report) -> str:
     found = report.mixed
     if found is None:
         return ""
-    units, best = Units(percent=report.metric["percent"]), found["found"]
+    units, best = units_of(report.metric), found["found"]
     layers = ", ".join(best["layers"]) or "none"
     reached = "reaches" if found["reached"] else "does not reach"
     text = f"In 16 bits: {layers}; {share(best['share'])} of the multiply-accumulates. This {reached} the target of "

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qkit.report.text.terms import CAUSES, REMEDIES
-from qkit.style import Units
+from qkit.style import Units, units_of
 
 #: What the summary answers, in this order.
 QUESTIONS = {
@@ -36,7 +36,7 @@ def summarize(
     treatment: dict[str, Any] | None,
 ) -> dict[str, str]:
     """A sentence or two for each of `QUESTIONS`."""
-    units = Units(percent=metric["percent"])
+    units = units_of(metric)
     answers = {
         "verdict": f"{verdict['headline']}.",
         "loss": _loss(verdict, metric, narrow, units),
@@ -82,7 +82,7 @@ def _cause(verdict: dict[str, Any], diagnosis: dict[str, Any] | None) -> str:
 
 def _remedy(verdict: dict[str, Any], diagnosis: dict[str, Any] | None) -> str:
     name = verdict["verdict"]
-    if diagnosis is not None and diagnosis["causes"] and diagnosis["causes"][0]["remedy"]["kind"] == "fix-input":
+    if diagnosis is not None and diagnosis["causes"] and diagnosis["causes"][0]["remedy"]["kind"] in ("fix-input", "fix-engine"):
         return str(diagnosis["causes"][0]["remedy"]["text"])
     if diagnosis is not None and diagnosis["remedies"]:
         steps = [f"{_in_words(r['kind'])}, {_where(r['layer'])}" for r in diagnosis["remedies"]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qkit.report.contents.data import WIDE, Report
-from qkit.style import NOTHING, Units, decibels, is_missing, number, share
+from qkit.style import NOTHING, decibels, is_missing, number, share, units_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def _cell(value: Any, show: Callable[[Any], str]) -> Cell:
 
 def scores(report: Report) -> Table:
     """Score and loss by lane, with intervals."""
-    units = Units(percent=report.metric["percent"])
+    units = units_of(report.metric)
     loss = f"loss ({units.points})" if units.points else "loss"
     heads = ("lane", "score", "95 % interval", loss, "paired 95 % interval")
     table = Table(tuple(Column(head, words=head == "lane") for head in heads))
@@ -85,7 +85,7 @@ def layers(report: Report, *, lanes: Sequence[str] | None = None, minor: bool = 
         for figure in _LANE_FIGURES
         if minor or not (figure[3] or (lane != report.narrow and "sqnr" not in figure[0]))
     ]
-    units = Units(percent=report.metric["percent"])
+    units = units_of(report.metric)
     swept = report.sensitivity
     columns = [Column("#"), Column("layer", words=True), Column("kind", words=True), Column("shape", words=True)]
     if swept is not None:
@@ -113,7 +113,7 @@ def _shape(shape: str) -> Cell:
 
 def causes(report: Report) -> list[dict[str, str]]:
     """The diagnosis' causes as words: what, where, why, what to do, and what it gains."""
-    units = Units(percent=report.metric["percent"])
+    units = units_of(report.metric)
 
     def shown(figure: dict[str, float] | None) -> str:
         return "not measured" if figure is None else units.amount(figure["value"], figure["low"], figure["high"])
@@ -156,7 +156,7 @@ def weights(report: Report) -> Table:
 
 def sensitivity(report: Report, most: int | None = None) -> Table:
     """Loss of every layer alone, the greatest first; without rows where it was not measured."""
-    units = Units(percent=report.metric["percent"])
+    units = units_of(report.metric)
     loss = f"loss alone ({units.points})" if units.points else "loss alone"
     table = Table((Column("layer", words=True), Column("kind", words=True), Column(loss), Column("95 % interval")))
     if report.sensitivity is not None:
@@ -169,7 +169,7 @@ def sensitivity(report: Report, most: int | None = None) -> Table:
 
 def facts(report: Report, entry: dict[str, Any]) -> list[tuple[str, str]]:
     """What is known of one of the worst layers, as pairs of a term and its figures."""
-    units = Units(percent=report.metric["percent"])
+    units = units_of(report.metric)
     row = report.layers.loc[entry["tap"]]
     found = [("Operation", f"{row['tap', 'kind']}, output {_shape(row['tap', 'shape']).text} per sample")]
     if report.sensitivity is not None and entry["tap"] in report.sensitivity.index:

@@ -166,6 +166,8 @@ REMEDIES: Mapping[str, str] = {
     "free-scale": "a scale that need not be a power of two",
     "bias-correction": "biases corrected for the shift that rounding makes",
     "wider-bias": "wider biases",
+    "coarser-weight-scale": "weight scales so coarse that the biases fit",
+    "wider-accumulator": "wider accumulators",
     "split-join": "a grid for each of the tensors that meet",
     "sixteen-bit-layer": "16 bits for the layer",
     "recalibrate": "ranges chosen anew",

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from qkit import vision
 from qkit.errors import QkitError
-from qkit.zoo import vision
 
 _IMPORT = """
 import logging
@@ -20,7 +20,7 @@ try:
     import torchvision
 except RuntimeError as error:  # as in a notebook whose user tried first
     logging.info("ALONE: %s", error)
-from qkit.zoo.vision import load_torchvision
+from qkit.vision import load_torchvision
 torchvision = load_torchvision()
 assert load_torchvision() is torchvision
 torchvision.models.squeezenet1_1(num_classes=3)
