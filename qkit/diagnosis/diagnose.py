@@ -420,7 +420,9 @@ def _union(group: Sequence[Cause]) -> Remedy:
     for cause in reversed(group):
         grids |= cause.remedy.grids
         corrections |= cause.remedy.corrections
-    text = " ".join(cause.remedy.text for cause in group)
+    text = group[0].remedy.text
+    if len(group) > 1:
+        text = f"{text} Likewise at {few([cause.tensor for cause in group[1:]])}."
     where = few([cause.remedy.layer for cause in group])
     return replace(group[0].remedy, layer=where, text=text, grids=grids, corrections=corrections)
 

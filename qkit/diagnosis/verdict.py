@@ -248,8 +248,9 @@ def _state(loss: Interval, tolerance: float) -> Literal["degraded", "close", "un
 
 def _both(measured: Interval, likely: Interval, units: Units) -> str:
     """A loss on these samples, and where the margins say otherwise of many, that too."""
-    if units.loss(measured.value) == units.loss(likely.value):
-        return amount(likely, units)
+    shown, expected = (amount(loss, units) for loss in (measured, likely))
+    if shown.partition(" ")[0] == expected.partition(" ")[0]:
+        return expected
     return f"{amount(measured, units)} on these {measured.n} samples, {amount(likely, units)} to be expected on many"
 
 
