@@ -87,22 +87,28 @@ def test_other_outputs_have_squared_error() -> None:
     assert many.loss == "squared error"
 
 
+def divergence(outputs: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    """Of the lane's classes from float's, in nats: what cross-entropy rises by where labels are drawn from float's outputs."""
+    p, q = (y.double().log_softmax(1) for y in (exact, outputs))
+    return (p.exp() * (p - q)).sum(1)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mobilenet_v2_hostile", "mobilenet_v2_lite", "resnet_small", "vgg_small"])
+@pytest.mark.parametrize("name", ["mobilenet_v2_hostile", "mobilenet_v2_lite", "resnet_small", "vgg_small", "inception_small"])
 def test_the_ranking_is_that_of_what_is_measured(name: str) -> None:
-    """Every weight and activation quantized alone to 5 bits: rank correlation with the measured rise of cross-entropy."""
+    """Every weight and activation quantized alone: rank correlation with the measured rise of cross-entropy."""
     case = zoo.load(name)
-    images = [(x, y) for x, y in list(case.evaluation)[:4]]
-    scheme = "int8-per-tensor" if name.endswith("hostile") else qkit.PRESETS["int8"].at_bits(5, "int5")
-    study = qkit.Study(case.model, case.calibration, images, metric="cross-entropy", scheme=scheme)
+    images = list(case.evaluation)[:2]
+    measure = qkit.Metric(divergence, "divergence", "nats", "lower", against="float")
+    study = qkit.Study(case.model, case.calibration, images, metric=measure, scheme="int8-per-tensor")
     study.calibrate(progress=False)
     ranking = study.with_metric("top1").sensitivity("gradient", progress=False)
     plan = study.plan
     plans = {"float": qkit.FLOAT, **{tensor: plan.only([tensor]) for tensor in plan.grids}}
     scores = study.evaluate(plans, progress=False)
-    measured = {tensor: scores.loss(tensor).value for tensor in plan.grids}
-    both = np.array([[float(ranking.costs[t].mean()), measured[t]] for t in plan.grids if t in ranking.costs])
-    assert spearmanr(both[:, 0], np.abs(both[:, 1])).statistic > 0.7
+    both = np.array([[float(cost.mean()), scores.loss(tensor).value] for tensor, cost in ranking.costs.items()])
+    assert len(both) == len(plan.grids)
+    assert spearmanr(both[:, 0], both[:, 1]).statistic > 0.9
 
 
 def test_layers_and_data_are_those_asked_for() -> None:
