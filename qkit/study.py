@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import fx, nn
@@ -15,6 +15,7 @@ from qkit.diagnosis.verdict import Verdict, judge, judge_until_sure
 from qkit.errors import DataError, QkitError
 from qkit.execution.capture import MEMORY_BUDGET, Capture
 from qkit.execution.evaluator import Evaluator
+from qkit.execution.gradient import GradientRanking, rank_by_gradient
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches
 from qkit.execution.metrics import AnyMetric, Metric, check_expected, choose, metric_of
@@ -532,20 +533,39 @@ class Study:
         """What the plan makes of a tap, of the output and of the score; see `Evaluator.effect`."""
         return self._evaluator.effect(tensor, self.plan if plan is None else plan, self.plan, batches=batches)
 
+    @overload
+    def sensitivity(
+        self, mode: Mode = "only", *, lane: str | Plan | None = None, layers: Sequence[str] | None = None,
+        batches: int | None = None, progress: bool = True,
+    ) -> Sensitivity: ...  # fmt: skip
+
+    @overload
+    def sensitivity(
+        self, mode: Literal["gradient"], *, lane: str | Plan | None = None, layers: Sequence[str] | None = None,
+        batches: int | None = None, progress: bool = True,
+    ) -> GradientRanking: ...  # fmt: skip
+
     def sensitivity(
         self,
-        mode: Mode = "only",
+        mode: Mode | Literal["gradient"] = "only",
         *,
         lane: str | Plan | None = None,
         layers: Sequence[str] | None = None,
         batches: int | None = None,
         progress: bool = True,
-    ) -> Sensitivity:
-        """Score every layer quantized alone ("only") or spared ("except"), in the study's own lane where none is named.
+    ) -> Sensitivity | GradientRanking:
+        """Which layers matter, in the study's own lane where none is named.
 
-        See :func:`qkit.execution.sensitivity.sweep`.
+        "only" scores every layer quantized alone, "except" spared; see :func:`qkit.execution.sensitivity.sweep`. "gradient"
+        estimates what every weight and activation costs by itself, all in a few passes; see
+        :func:`qkit.execution.gradient.rank_by_gradient`.
         """
         plan = lane if isinstance(lane, Plan) else self.lane(lane or self.narrow)
+        if mode == "gradient":
+            if layers is not None:
+                operations = {self.graph.operation(name) for name in layers}
+                plan = plan.only([t for t in plan.grids if self.graph.operation(t) in operations])
+            return rank_by_gradient(self.graph, self.evaluation, plan, self.metric, limit=batches, progress=progress)
         return sweep(self._evaluator, plan, mode, layers=layers, batches=batches, progress=progress)
 
     def verdict(self, *, tolerance: float | None = None, batches: int | None = None, progress: bool = True) -> Verdict:

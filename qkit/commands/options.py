@@ -180,6 +180,9 @@ class DataOptions:
         int | None, option(panel=DATA, min=1, help="Most images to calibrate with. 256 by default.")
     ] = None
     limit: Annotated[int | None, option(panel=DATA, min=1, help="Most images in either part. All by default.")] = None
+    skip_corrupt: Annotated[
+        bool, option(panel=DATA, help="Leave out images that cannot be read; how many is said on every result.")
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,8 @@ def _images(name: str, model: ModelOptions, data: DataOptions) -> Case:
         network(model), model.weights, data.data or "", classes=data.classes, calibration_data=data.calibration_data,
         weights_tag=data.weights_tag, preprocessing=data.preprocessing, size=data.size, mean=data.mean, std=data.std,
         pixel_range=data.pixel_range, layout=data.layout, channels=data.channels, weights_key=model.weights_key,
-        model_arguments=_arguments(model), expected=data.expected, limit=data.limit, **given,
+        model_arguments=_arguments(model), expected=data.expected, limit=data.limit,
+        skip_corrupt=data.skip_corrupt, **given,
     )  # fmt: skip
     return case if case.name == name else replace(case, name=name)
 

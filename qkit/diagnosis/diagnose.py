@@ -25,7 +25,9 @@ from qkit.diagnosis.remedies import Remedy
 from qkit.diagnosis.verdict import Verdict, amount, judge
 from qkit.diagnosis.widths import accumulator_overflow, bias_width
 from qkit.engines.lane import EngineLane
+from qkit.errors import QkitError
 from qkit.execution.evaluator import Budget, OutOfBudgetError
+from qkit.execution.gradient import rank_by_gradient
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches as batches_of
 from qkit.execution.scores import Scores
@@ -251,10 +253,11 @@ def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
     ratios = {tensor: noise(subject) for tensor, subject in found.items()}
     ranking = sorted(found, key=ratios.__getitem__)
     if bench.budget.left is not None:
-        # the noisiest first, with a third left for what is to be confirmed
+        # the dearest first, with a third left for what is to be confirmed
         room = max(bench.budget.left // 3, 1)
         if room < len(ranking):
-            draft.remarks.append(f"The budget allowed {room} of {len(ranking)} tensors to be tried alone: the noisiest ones.")
+            ranking, how = _dearest(bench, plan, ranking)
+            draft.remarks.append(f"The budget allowed {room} of {len(ranking)} tensors to be tried alone: {how}.")
             ranking = ranking[:room]
     where = places(bench, plan, ranking)
     if len(where) == len(found):
@@ -274,6 +277,17 @@ def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
     others = [cause.remedy for options in confirmed for _, cause in options if cause.remedy not in named]
     todo = [remedy for remedy in (*named, *others) if remedy not in draft.remedies]
     _combine(bench, plan, todo, everywhere, tolerance, draft)
+
+
+def _dearest(bench: Bench, plan: Plan, noisiest: Sequence[str]) -> tuple[list[str], str]:
+    """Tensors in the order of what gradients on the calibration images say they cost, and what that order is, in words."""
+    study = bench.study
+    try:
+        found = rank_by_gradient(study.graph, study.calibration, plan, study.metric, progress=bench.progress)
+    except QkitError:
+        return list(noisiest), "the noisiest ones"
+    rest = [tensor for tensor in noisiest if tensor not in found.costs]
+    return [*found.order, *rest], "those that cost most by their gradients"
 
 
 def _interaction(bench: Bench, plan: Plan, tensors: Sequence[str]) -> Interval:

@@ -269,7 +269,7 @@ def _remarks(scores: Scores) -> list[str]:
     n = len(exact)
     if scores.metric == "top1" and n >= 10 and (labels := scores.most_common) is not None:
         label, count = labels
-        if float(exact.mean()) <= count / n:
+        if count < n and float(exact.mean()) <= count / n:
             said.append(
                 f"Float is right in {scores.units.score(float(exact.mean()))} of the samples, no more than who always answers "
                 "class "

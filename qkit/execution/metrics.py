@@ -29,6 +29,7 @@ __all__ = [
     "check_expected",
     "choose",
     "metric_of",
+    "part_of",
     "score_batch",
     "tolerance_of",
     "unlabelled",
@@ -224,7 +225,7 @@ def check_expected(metric: Metric, expected: float | None) -> None:
     raise QkitError(f"expected={expected:g}: {metric} is a share, from 0 to 1{hint}.")
 
 
-def _part(value: Any, output: str | int | None, *, name: str) -> Any:
+def part_of(value: Any, output: str | int | None, *, name: str) -> Any:
     """One output of several, or one target of as many."""
     if output is None:
         return value
@@ -254,10 +255,10 @@ def score_batch(metric: Metric, outputs: Any, targets: Any, reference: Any, size
             f"metric {name!r} needs targets, and the evaluation loader gives none: add them, or use metric='closeness' or "
             "'agreement'."
         )
-    outputs = _part(outputs, metric.output, name=name)
-    other = _part(reference, metric.output, name=name) if by_float else targets
+    outputs = part_of(outputs, metric.output, name=name)
+    other = part_of(reference, metric.output, name=name) if by_float else targets
     if not by_float and metric.output is not None and isinstance(other, (Mapping, tuple, list)):
-        other = _part(other, metric.output, name=name)
+        other = part_of(other, metric.output, name=name)
     scores = torch.as_tensor(metric.function(outputs, other)).detach().double().cpu().numpy()
     if scores.shape != (size,):
         raise DataError(f"metric {name!r} gave scores of shape {scores.shape} for {size} samples: return one score per sample.")

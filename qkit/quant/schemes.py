@@ -50,7 +50,7 @@ class Scheme:
         """The same rules with weights and activations at another width.
 
         The bias keeps pace (64 bits above 8), and so does an accumulator: it grows by as many bits as the products do, so that
-        it overflows at another width where it does at this one.
+        it overflows at another width where it does at this one. At a smaller width it stays as wide as the engine has it.
         """
 
         def wide(spec: QuantSpec | None) -> QuantSpec | None:
@@ -70,7 +70,7 @@ class Scheme:
         if self.accumulator_bits is None:
             return None
         growth = sum(bits - spec.bits for spec in (self.weight, self.activation) if spec is not None)
-        return min(max(self.accumulator_bits + growth, 8), 64)
+        return min(self.accumulator_bits + max(growth, 0), 64)
 
     def __repr__(self) -> str:
         return f"Scheme({self.name!r})"

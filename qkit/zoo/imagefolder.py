@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from qkit.errors import DataError, QkitError
 from qkit.files import explained
 from qkit.graph.door.model_files import network as opened
+from qkit.listing import few
+from qkit.progress import track
 from qkit.vision import load_torchvision
 from qkit.zoo.case import Case
 from qkit.zoo.classes import map_folders, read_classes
@@ -54,6 +56,7 @@ def user_case(
     batch_size: int | None = None,
     calibration_images: int = 256,
     limit: int | None = None,
+    skip_corrupt: bool = False,
     seed: int = 0,
 ) -> Case:
     """Make a `Case` of a model, a weights file and a folder of images.
@@ -99,6 +102,8 @@ def user_case(
         At most so many images calibrate, and no more than a quarter of them where one folder is split.
     limit
         At most so many images in either loader: a stratified, seeded choice.
+    skip_corrupt
+        Leave out images that cannot be read, which the case's remarks count; every image is read once for it.
     seed
         Of the split and the choice.
 
@@ -106,7 +111,7 @@ def user_case(
     ------
     QkitError
         Naming the file, tensor or class that is missing or does not fit. An unreadable image raises it when
-        its batch is loaded.
+        its batch is loaded, which names all that there are.
     """
     _check_positive(batch_size=batch_size, calibration_images=calibration_images, limit=limit)
     options = ImageOptions(size, mean, std, pixel_range, layout, channels)
@@ -117,6 +122,14 @@ def user_case(
     calibration, evaluation = _samples(Path(data), calibration_data, calibration_images, seed)
     folders = sorted({folder for _, folder in (*calibration, *evaluation)})
     calibration, evaluation = calibration[:limit], evaluation[:limit]
+    remarks = network.remarks
+    if skip_corrupt:
+        bad = unreadable([path for path, _ in (*calibration, *evaluation)])
+        calibration, evaluation = ([s for s in part if s[0] not in bad] for part in (calibration, evaluation))
+        if not calibration or not evaluation:
+            raise DataError(f"No image of {data} is left: {_listed(bad)}.")
+        if bad:
+            remarks = (*remarks, f"{len(bad)} images cannot be read and are left out: {_listed(bad)}.")
     known = None if classes is None else read_classes(classes)
     image = _load(evaluation[0][0], transform)
     fixed = None
@@ -150,7 +163,7 @@ def user_case(
         classes=names,
         description=f"{name}{'' if weights is None else f' with the weights {weights}'} on {len(evaluation)} images of {data}; "
         f"{len(calibration)} others calibrate.",
-        remarks=network.remarks,
+        remarks=remarks,
     )
 
 
@@ -174,16 +187,46 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
-        return _load(path, self.transform), label
+        try:
+            return _load(path, self.transform), label
+        except DataError as error:
+            bad = unreadable([path for path, _ in self.samples])
+            if len(bad) < 2:
+                raise
+            raise DataError(
+                f"{len(bad)} of {len(self)} images cannot be read: {_listed(bad)}. Repair or remove them, or leave them out by "
+                "--skip-corrupt (skip_corrupt=True)."
+            ) from error
+
+
+def unreadable(paths: Sequence[Path]) -> dict[Path, str]:
+    """Images that cannot be read, and why not; each is read whole."""
+    bad = {}
+    for path in track(paths, "reading images", unit="image"):
+        try:
+            _read(path)
+        except DataError as error:
+            bad[path] = str(error.__cause__ or error)
+    return bad
+
+
+def _listed(bad: Mapping[Path, str]) -> str:
+    return few([f"{path.parent.name}/{path.name} ({why})" for path, why in bad.items()], most=20)
 
 
 def _load(path: Path, transform: Preprocessing) -> Tensor:
+    return transform(_read(path))
+
+
+def _read(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
-            rgb = _eight_bits(image, path).convert("RGB")
+            return _eight_bits(image, path).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"The image {path} cannot be read ({error}): repair or remove it.") from error
-    return transform(rgb)
+        raise DataError(
+            f"The image {path} cannot be read ({error}): repair or remove it, or leave out what cannot be read by --skip-corrupt "
+            "(skip_corrupt=True)."
+        ) from error
 
 
 def _eight_bits(image: Image.Image, path: Path) -> Image.Image:

@@ -346,11 +346,12 @@ def test_biases_that_saturate_are_said(caplog: pytest.LogCaptureFixture) -> None
     with torch.no_grad():
         model[0].weight[1] = 1e-9
         model[0].bias[1] = 5.0
-    study = Study(model, [torch.randn(4, 3, 8, 8)], scheme="int8")
+    # with 32 bits planning makes it fit; with 14 the scale would have to be so coarse that it costs something
+    study = Study(model, [torch.randn(4, 3, 8, 8)], scheme=replace(PRESETS["int8"], bias_bits=14))
     with caplog.at_level("WARNING"):
         plan = study.calibrate("minmax", progress=False)
     assert saturations(study.graph, plan) == {"0": 1}
-    assert re.search(r"[Bb]ias.*\b32\b.*\b0: 1\b", study.remarks[-1])
+    assert re.search(r"[Bb]ias.*\b14\b.*\b0: 1\b", study.remarks[-1])
     assert study.remarks[-1] in caplog.text
     assert not saturations(study.graph, study.lane("int16")), "64 bits hold it"
 

@@ -134,6 +134,7 @@ def test_an_accumulator_keeps_its_headroom_at_another_width() -> None:
     scheme = replace(PRESETS["int8"], accumulator_bits=20)
     assert scheme.at_bits(16).accumulator_bits == 36
     assert scheme.at_bits(8).accumulator_bits == 20
+    assert replace(PRESETS["int16"], accumulator_bits=40).at_bits(8).accumulator_bits == 40, "the engine's own"
     assert PRESETS["int8"].at_bits(16).accumulator_bits is None
     assert replace(PRESETS["int4-weights"], accumulator_bits=20).at_bits(16).accumulator_bits == 40
     with pytest.raises(PlanError, match=r"accumulator_bits=4\b.*\b8\b.*\b64\b"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -315,3 +317,31 @@ def test_data_that_are_a_file_and_a_tag_of_nothing_are_named(images: Path, tmp_p
         user_case(MeanColour(), None, tmp_path / "x.npy", size=8, mean=0, std=1)
     with pytest.raises(QkitError, match="weights_tag"):
         user_case(MeanColour(), None, images, size=8, mean=0, std=1, weights_tag="IMAGENET1K_V1")
+
+
+def _parts(case: Any) -> tuple[Any, Any]:
+    return case.calibration, case.evaluation
+
+
+def test_all_corrupt_images_are_listed_at_once_or_left_out_and_counted(images: Path, weights: Path) -> None:
+    """One cut off in its middle, one that is no image; the rest is whole."""
+    whole = sum(len(part.dataset) for part in _parts(user_case(MODEL, weights, images)))
+    broken = sorted((images / "green").iterdir())[1], sorted((images / "blue").iterdir())[2]
+    broken[0].write_bytes(broken[0].read_bytes()[:-40])
+    broken[1].write_bytes(b"no image")
+    case = user_case(MODEL, weights, images, skip_corrupt=True)
+    assert sum(len(part.dataset) for part in _parts(case)) == whole - 2
+    (remark,) = (remark for remark in case.remarks if "2" in remark)
+    assert all(f"{path.parent.name}/{path.name}" in remark for path in broken)
+    for _ in case.evaluation:
+        pass
+    for path in broken:
+        path.write_bytes(b"")
+    for path in (images / "red").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"\bred/.*skip_corrupt"):
+        list(itertools.chain(*_parts(user_case(MODEL, weights, images))))
+    for path in images.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"\.png"):
+        user_case(MODEL, weights, images, skip_corrupt=True)

@@ -20,5 +20,8 @@ def candidates(subject: Subject) -> list[Candidate]:
     ratio = subject.reach(large) / subject.reach(small)
     evidence = f"{large} reaches {ratio:.3g} times as far as {small}, which is left with few steps of the common grid."
     text = f"Join at 16 bits at {join.name}, or scale its inputs apart."
+    readers = [op for op in subject.graph.operations if join.index in op.inputs]
+    if join.kind == "concat" and readers and all(op.kind == "output" for op in readers):
+        text = f"Return what {join.name} joins as outputs of their own: each has its own grid then, which costs nothing."
     remedy = Remedy("split-join", join.layer, text, subject.at_bits(16, lineage))
     return [Candidate("mismatched-join", join.layer, join.name, evidence, remedy)]
