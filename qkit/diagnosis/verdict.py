@@ -29,6 +29,8 @@ VerdictName = Literal["no-degradation", "quantization", "not-quantization", "bot
 NEARLY_ALL = 0.99
 #: Samples at the first look of an evaluation that ends as soon as the answer is sure.
 _FIRST_LOOK = 48
+#: On fewer samples nothing is said to be close, however far all decisions are from changing.
+_FEWEST = 24
 #: 16 bits that lose no more than this share of what 8 bits lose are not what is wrong, however few the samples.
 _LITTLE = 0.25
 #: What 8 bits lose beyond 16 is quantization if it is more than this share of what 16 bits lose.
@@ -222,6 +224,9 @@ def _judged(scores: Scores, wide: str, narrow: str, tolerance: float, expected: 
         reason += f"from none; about {needed} would do."
         return verdict("inconclusive", reason, needed)
     if state_wide == "close":
+        if state_narrow == "close" and scores.n < _FEWEST:
+            reason = f"{at_wide} and {at_narrow}, which is close to float; but {scores.n} samples show no rare loss. "
+            return verdict("inconclusive", f"{reason}{_FIRST_LOOK} would do.", _FIRST_LOOK)
         if state_narrow == "close":
             return verdict("no-degradation", f"{at_wide} and {at_narrow}: both are close to float.")
         return verdict(

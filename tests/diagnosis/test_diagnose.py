@@ -377,11 +377,11 @@ def test_tensors_that_the_plan_leaves_out_are_said(resnet: Case) -> None:
 
 
 def found_alone(case: Case) -> dict[str, float]:
-    """What every tensor of the plan loses alone, each scored by a study of its own."""
+    """What every tensor of the plan is expected to lose alone, each scored by a study of its own."""
     study = study_of(case)
     plans = {tensor: study.plan.only([tensor]) for tensor in study.plan}
     scores = study.evaluate({"float": qkit.FLOAT, **plans}, batches=4, progress=False)
-    return {tensor: scores.loss(tensor).value for tensor in plans}
+    return {tensor: scores.expected_loss(tensor).value for tensor in plans}
 
 
 @pytest.mark.slow
@@ -390,10 +390,10 @@ def test_errors_that_do_not_add_up_are_said(hostile: Case, explained: tuple[qkit
     assert found.interaction is not None
     assert found.parts is not None
     alone = sum(found_alone(hostile).values())
-    assert found.verdict.narrow is not None
-    assert found.interaction.value == pytest.approx(found.verdict.narrow.value - alone)
+    assert found.verdict.expected_narrow is not None
+    assert found.interaction.value == pytest.approx(found.verdict.expected_narrow.value - alone)
     beyond_chance = not found.interaction.low <= 0.0 <= found.interaction.high
-    said = interaction_words(found.interaction, share=True)
+    said = interaction_words(found.interaction, found.units, 0.01)
     assert bool(said) == (beyond_chance and abs(found.interaction.value) > 0.01)
     assert said in str(found)
     few = study_of(hostile).diagnose(**QUIET, budget=60)

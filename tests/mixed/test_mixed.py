@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import qkit
-import qkit.mixed.search as finding
+import qkit.mixed.fewest as finding
 from qkit.errors import QkitError
 from qkit.execution.evaluator import Budget, Evaluator, OutOfBudgetError, relative_errors
 from qkit.figures.front import draw
 from qkit.mixed import Mixed, search
-from qkit.mixed.search import Trials
+from qkit.mixed.fewest import Trials
 from qkit.mixed.settings import Network, network
 from qkit.progress import listening
 from qkit.quant.schemes import PRESETS

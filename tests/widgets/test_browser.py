@@ -265,7 +265,7 @@ def test_guide(notebook: Open) -> None:
     book.until("len(guide.applied) == 1 and not guide.worker.busy")
     assert value(book, "guide.scores['now'].value") > before + 0.3
     numbers = "__import__('qkit.widgets.numbers', fromlist=['change_words'])"
-    gain = value(book, f"{numbers}.change_words(guide.scores.loss('before', against='now'), guide.scores.metric)")
+    gain = value(book, f"{numbers}.change_words(guide.scores.loss('before', against='now'), guide.scores.units)")
     assert gain.startswith("+")
     expect(page.locator(".qkit-panel")).to_contain_text(gain)
     pictured(book, "guide-applied")

@@ -257,7 +257,7 @@ def make(
         "tolerance": tolerance,
         "expected": study.expected,
     }
-    judged = facts.verdict_of(verdict)
+    judged = facts.verdict_of(verdict, diagnosis)
     tried = [] if diagnosis is None else facts.tried_of(study, diagnosis, batches, progress=progress)
     found = None if diagnosis is None else facts.strip(facts.diagnosis_of(diagnosis))
     treatment = None if study.treatment is None else study.treatment.to_dict()

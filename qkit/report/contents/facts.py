@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from qkit.diagnosis.verdict import Verdict
+from qkit.diagnosis.verdict import Verdict, amount
 from qkit.errors import QkitError
 from qkit.execution.capture import Capture
 from qkit.execution.loading import batches as batches_of
@@ -53,10 +53,16 @@ def layers_of(captured: Capture) -> pd.DataFrame:
     return layers
 
 
-def verdict_of(verdict: Verdict) -> dict[str, Any]:
-    """The verdict with what it means and what to do next."""
+def verdict_of(verdict: Verdict, diagnosis: Diagnosis | None = None) -> dict[str, Any]:
+    """The verdict with what it means and what to do next, which a diagnosis knows better than any rule."""
     words = VERDICTS[verdict.name]
-    return verdict.to_dict() | {"headline": words.headline, "meaning": words.meaning, "then": words.then}
+    then = words.then
+    if diagnosis is not None and diagnosis.remedies and verdict.name != "no-degradation":
+        steps = "; then ".join(f"{remedy.text.rstrip('.')} ({remedy.kind})" for remedy in diagnosis.remedies)
+        left = diagnosis.best_loss
+        measured = "" if left is None else f" Measured with that: {amount(left, verdict.units)} are still lost."
+        then = f"{steps}.{measured} {diagnosis.qat}"
+    return verdict.to_dict() | {"headline": words.headline, "meaning": words.meaning, "then": then}
 
 
 def remarks_of(study: Study, lanes: dict[str, Plan], scores: Scores, captured: Capture, layers: pd.DataFrame) -> list[str]:
