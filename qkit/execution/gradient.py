@@ -13,7 +13,7 @@ cross-entropy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,9 +30,8 @@ from qkit.execution.measures import beliefs
 from qkit.execution.metrics import Metric, part_of
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
-from qkit.graph.running import execution, operate, place_inputs
+from qkit.graph.running import execution, operate, walk_float
 from qkit.graph.structures import float_tensors, map_tensors
-from qkit.graph.table import UNBOUNDED
 from qkit.progress import track
 from qkit.quant.plan import Plan
 
@@ -139,7 +138,7 @@ def _some(x: Tensor, *, size: int, at: int, step: int) -> Tensor:
 class _Seen:
     """An operation's values on the way forth: what it reads, its sum before the activation, and after it."""
 
-    read: list[Any]
+    read: Sequence[Any]
     before: Tensor
     after: Tensor
 
@@ -169,23 +168,17 @@ def _costs(
 
 
 def _forth(graph: Graph, inputs: tuple[Any, ...], plan: Plan) -> tuple[Any, dict[str, _Seen]]:
-    values: dict[int, Any] = {}
     seen: dict[str, _Seen] = {}
-    given = place_inputs(graph, inputs)
-    for op in graph.operations:
-        read = [given[op.argument]] if op.argument is not None else [values[i] for i in op.inputs]
-        if op.kind == "input":
-            read = [read[0].detach().clone().requires_grad_()]
-        weight = None if op.weight is None else graph.weights[op.weight]
-        y = operate(op, read, weight, None if op.bias is None else graph.biases[op.bias])
-        z = y if op.act == UNBOUNDED or not isinstance(y, Tensor) else y.clamp(*op.act)
-        values[op.index] = z
-        if isinstance(z, Tensor) and z.requires_grad and (op.name in plan.grids or op.weight in plan.grids):
-            seen[op.name] = _Seen(read, y, z)
-        for i in {*op.inputs, op.index}:
-            if graph.last_use[i] <= op.index and op.kind != "output":
-                values.pop(i, None)
-    return values[graph.operations[-1].index], seen
+
+    def look(op: Operation, read: Sequence[Any], before: Any, after: Any) -> None:
+        if isinstance(after, Tensor) and after.requires_grad and (op.name in plan.grids or op.weight in plan.grids):
+            seen[op.name] = _Seen(read, before, after)
+
+    return walk_float(graph, map_tensors(inputs, _leaf), look), seen
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return x.detach().clone().requires_grad_() if x.is_floating_point() else x
 
 
 def _vector(y: Tensor, generator: torch.Generator, *, classes: bool) -> Tensor:

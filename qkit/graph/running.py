@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,18 +31,33 @@ def operate(op: Operation, values: Sequence[Any], weight: Tensor | None = None, 
 
 def run_float(graph: Graph, inputs: tuple[Any, ...]) -> Any:
     """The graph's float output."""
+    with execution(graph.device):
+        return walk_float(graph, inputs)
+
+
+def walk_float(
+    graph: Graph, inputs: tuple[Any, ...], look: Callable[[Operation, Sequence[Any], Any, Any], None] | None = None
+) -> Any:
+    """The graph's float output, under the settings of torch that hold.
+
+    Parameters
+    ----------
+    look
+        ``look(op, read, before, after)``: what every operation reads, and gives before and after the activation fused into it.
+    """
     values: dict[int, Any] = {}
     given = place_inputs(graph, inputs)
-    with execution(graph.device):
-        for op in graph.operations:
-            read = [given[op.argument]] if op.argument is not None else [values[i] for i in op.inputs]
-            weight = None if op.weight is None else graph.weights[op.weight]
-            bias = None if op.bias is None else graph.biases[op.bias]
-            y = operate(op, read, weight, bias)
-            values[op.index] = y if op.act == UNBOUNDED else y.clamp(*op.act)
-            for i in {*op.inputs, op.index}:
-                if graph.last_use[i] <= op.index and op.kind != "output":
-                    values.pop(i, None)
+    for op in graph.operations:
+        read = [given[op.argument]] if op.argument is not None else [values[i] for i in op.inputs]
+        weight = None if op.weight is None else graph.weights[op.weight]
+        bias = None if op.bias is None else graph.biases[op.bias]
+        y = operate(op, read, weight, bias)
+        values[op.index] = z = y if op.act == UNBOUNDED else y.clamp(*op.act)
+        if look is not None:
+            look(op, read, y, z)
+        for i in {*op.inputs, op.index}:
+            if graph.last_use[i] <= op.index and op.kind != "output":
+                values.pop(i, None)
     return values[graph.operations[-1].index]
 
 
