@@ -16,8 +16,9 @@ from qkit.diagnosis.causes import Subject
 from qkit.diagnosis.experiments import Bench
 from qkit.diagnosis.remedies import Remedy
 from qkit.execution.lanes import quantize_weight
-from qkit.execution.statistics import Interval, expected_scores, paired_interval
-from qkit.quant.plan import FLOAT, Grid, Plan
+from qkit.execution.statistics import Interval, paired_interval
+from qkit.quant.memory import by_channel
+from qkit.quant.plan import Grid, Plan
 
 #: What a step is multiplied by; never less than 1, so that nothing is clipped that was not.
 _FACTORS = (1.0, 1.015, 1.03, 1.045, 1.06)
@@ -53,8 +54,7 @@ def relief(subject: Subject, other: Grid) -> float:
 
 def _of_channels(subject: Subject, grid: Grid) -> float:
     def energies(value: Tensor) -> np.ndarray:
-        rows = value.movedim(subject.op.weight_axis or 0, 0)
-        return np.asarray(rows.reshape(len(rows), -1).double().square().sum(1).cpu())
+        return np.asarray(by_channel(value, subject.op.weight_axis or 0).double().square().sum(1).cpu())
 
     weight = subject.weight
     noise, signal = energies(quantize_weight(weight, grid.params, grid.codes) - weight), energies(weight)
@@ -67,10 +67,7 @@ def steady_gain(bench: Bench, plan: Plan, tensor: str, remedy: Remedy) -> Interv
     after = [_varied(remedy.plan(plan), [name for name in remedy.grids if name in plan.grids], factor) for factor in _FACTORS]
     before = [_varied(plan, [tensor], factor) for factor in _FACTORS]
     bench.scores({str(i): p for i, p in enumerate([*after, *before])}, plan, what="steps varied")
-    exact = bench.known[FLOAT]
-    first, second = (
-        np.mean([expected_scores(exact, bench.known[varied]) for varied in plans], axis=0) for plans in (after, before)
-    )
+    first, second = (np.mean([bench.expected(varied) for varied in plans], axis=0) for plans in (after, before))
     return paired_interval(first, second)
 
 

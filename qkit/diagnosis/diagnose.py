@@ -31,7 +31,7 @@ from qkit.execution.gradient import rank_by_gradient
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches as batches_of
 from qkit.execution.scores import Scores
-from qkit.execution.statistics import Interval, adjusted, expected_scores, paired_interval
+from qkit.execution.statistics import Interval, adjusted, paired_interval
 from qkit.listing import few
 from qkit.quant.plan import FLOAT, Grid, Plan
 
@@ -292,13 +292,9 @@ def _dearest(bench: Bench, plan: Plan, noisiest: Sequence[str]) -> tuple[list[st
 
 def _interaction(bench: Bench, plan: Plan, tensors: Sequence[str]) -> Interval:
     """The loss of all tensors together less the sum of each one's own, sample by sample."""
-    exact = bench.known[FLOAT]
-
-    def lost(by: Plan) -> np.ndarray:
-        return np.asarray(expected_scores(exact, exact) - expected_scores(exact, bench.known[by]))
-
-    apart = sum((lost(plan.only([tensor])) for tensor in tensors), np.zeros(len(exact)))
-    return paired_interval(lost(plan), apart)
+    exact = bench.expected(FLOAT)
+    apart = sum((exact - bench.expected(plan.only([tensor])) for tensor in tensors), np.zeros_like(exact))
+    return paired_interval(exact - bench.expected(plan), apart)
 
 
 def _rank(cause: Cause) -> tuple[bool, float]:
@@ -427,13 +423,16 @@ def _grouped(bench: Bench, plan: Plan, causes: Sequence[Cause]) -> list[Cause]:
     return found
 
 
+def _merged(remedies: Sequence[Remedy]) -> tuple[dict[str, Grid], dict[str, tuple[float, ...]]]:
+    """Grids and corrections of several remedies; the last one's win where two set the same."""
+    grids = {name: grid for remedy in remedies for name, grid in remedy.grids.items()}
+    corrections = {name: values for remedy in remedies for name, values in remedy.corrections.items()}
+    return grids, corrections
+
+
 def _union(group: Sequence[Cause]) -> Remedy:
     """The remedies of several causes as one; the first cause's wins where two set the same grid."""
-    grids: dict[str, Grid] = {}
-    corrections: dict[str, tuple[float, ...]] = {}
-    for cause in reversed(group):
-        grids |= cause.remedy.grids
-        corrections |= cause.remedy.corrections
+    grids, corrections = _merged([cause.remedy for cause in reversed(group)])
     text = group[0].remedy.text
     if len(group) > 1:
         text = f"{text} Likewise at {few([cause.tensor for cause in group[1:]])}."
@@ -464,8 +463,7 @@ def _everywhere(found: Mapping[str, Subject]) -> dict[str, list[Candidate]]:
 
 
 def _together(listed: Sequence[Candidate]) -> Remedy:
-    grids = {name: grid for c in listed for name, grid in c.remedy.grids.items()}
-    corrections = {name: values for c in listed for name, values in c.remedy.corrections.items()}
+    grids, corrections = _merged([c.remedy for c in listed])
     kind = listed[0].remedy.kind
     return Remedy(kind, "", f"{kind} at all {len(listed)} tensors that it fits.", grids, corrections=corrections)
 

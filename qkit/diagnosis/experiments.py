@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from qkit.execution import statistics
 from qkit.execution.evaluator import Budget
 from qkit.execution.metrics import TOLERANCE
@@ -59,6 +61,10 @@ class Bench:
     def gain(self, after: Plan, before: Plan) -> Interval:
         """What `after` is expected to score more than `before`, paired; both have been scored."""
         return statistics.gain(self.known[after], self.known[before], self.known[FLOAT])
+
+    def expected(self, plan: Plan) -> np.ndarray:
+        """What a plan is expected to score, a sample each, float64 (N,); it has been scored."""
+        return statistics.expected_scores(self.known[FLOAT], self.known[plan])
 
     def sure(self, gain: Interval) -> bool:
         """Whether a gain is more than zero, and that is no chance."""
