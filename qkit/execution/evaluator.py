@@ -106,13 +106,15 @@ class _Passes:
             If it is not: lanes that see other samples cannot be compared.
         """
         found = fingerprint(batch)
-        if self.seen.setdefault(at, found) != found:
+        if at not in self.seen:
+            refuse_non_finite(batch, at)
+            self.seen[at] = found
+        elif self.seen[at] != found:
             raise DataError(
                 f"the evaluation loader gave another batch {at} than in the pass before, so that lanes would be compared on "
                 "different "
                 "samples: turn off shuffling and random augmentation, or give the sampler a generator with a seed."
             )
-        refuse_non_finite(batch, at)
 
     def keep(self, at: int, output: Any) -> None:
         """Keep a batch's output, if there is room."""
