@@ -1,4 +1,4 @@
-"""``python -m benchmarks.faults.few run|score``: the same faults and controls, diagnosed on 48, 96 and 192 images.
+"""``python -m benchmarks.faults.few run|list|score``: the same faults and controls, diagnosed on 48, 96 and 192 images.
 
 Cases have seeds of their own (split "few"), and the places of the report. What is true of a case is told by all images of the
 diagnosis' half, whatever few of them it is given.
@@ -11,20 +11,20 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.faults import command_line
 from benchmarks.faults.build import Built, build
 from benchmarks.faults.cases import CaseSpec, cases
-from benchmarks.faults.run import cause_record, run, truth
+from benchmarks.faults.run import cause_record, truth
 from benchmarks.faults.score import Groups, Record, alarm, cause_right, read, share, verdict, verdict_right
 from benchmarks.faults.setup import Images
 from benchmarks.faults.truth import INCONCLUSIVE
 
 SIZES = (48, 96, 192)
-OUT = Path("out/few.jsonl")
+MODULE = "benchmarks.faults.few"
 
 
 def few_of(images: Images, count: int, seed: int) -> Images:
@@ -109,29 +109,37 @@ def table(records: Sequence[Record]) -> str:
 
 def main() -> None:
     """Parse and dispatch."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults.few", description=__doc__)
-    parser.add_argument("command", choices=("run", "score"))
-    parser.add_argument("--out", type=Path, default=OUT, help="JSON lines of the cases that are done")
-    parser.add_argument("--only", nargs="+", default=[], help="kinds, plants, architectures, groups, or parts of ids")
-    parser.add_argument("--every", type=int, default=1, help="every so manyth case with a fault; controls are all taken")
-    parser.add_argument("--split", choices=("develop", "few"), default="few")
-    parser.add_argument("--jobs", type=int, default=1)
+    parser, commands = command_line.parsers(
+        MODULE, __doc__, splits=("develop", "few"), only="kinds, plants, architectures, groups, or parts of ids",
+        out="out/few.jsonl", into="few.md and few.json",
+    )  # fmt: skip
+    for command in commands.values():
+        command.set_defaults(split="few")
+    for name in ("run", "list"):
+        commands[name].add_argument(
+            "--every", type=int, default=1, help="every so manyth case with a fault; controls are all taken"
+        )
     options = parser.parse_args()
     if options.command == "score":
         records = read(options.out, options.split, options.only)
+        into = options.into or options.out.parent
         text = table(records)
-        options.out.with_suffix(".md").write_text(text, encoding="utf-8")
+        (into / "few.md").write_text(text, encoding="utf-8")
         plain = {str(size): {k: v.to_dict() for k, v in figures(at_size(records, size)).items()} for size in SIZES}
-        options.out.with_suffix(".json").write_text(
-            json.dumps({"cases": len(records), **plain}, indent=1) + "\n", encoding="utf-8"
-        )
+        (into / "few.json").write_text(json.dumps({"cases": len(records), **plain}, indent=1) + "\n", encoding="utf-8")
         print(text)
-        return
+    elif options.command == "list":
+        command_line.show(selected(options), lambda s: f"{s.split} {s.group} {' + '.join(s.kinds)}".strip())
+    else:
+        command_line.run(MODULE, selected(options), options, case=run_case)
+
+
+def selected(options: argparse.Namespace) -> list[CaseSpec]:
+    """The cases that the options name."""
     specs = cases(options.split)
     faults = [spec for spec in specs if spec.group != "control"][:: options.every]
     chosen = [*faults, *(spec for spec in specs if spec.group == "control")]
-    chosen = [s for s in chosen if not options.only or any(o in s.id or o in s.kinds for o in options.only)]
-    print(run(chosen, options.out, options.jobs, case=run_case), "cases run")
+    return [s for s in chosen if not options.only or any(o in s.id or o in s.kinds for o in options.only)]
 
 
 if __name__ == "__main__":
