@@ -319,6 +319,7 @@ def test_weights_are_left_alone() -> None:
     assert torch.equal(weight, before)
 
 
+@cache
 def _shapes() -> dict[str, np.ndarray]:
     """Thirty shapes of data: two-sided, one-sided, away from 0, with long tails, with gaps; float32 (40000,) each."""
     random, n = np.random.default_rng(0), 40_000
