@@ -701,6 +701,7 @@ class Study:
         lint: bool = True,
         mixed: Mixed | None = None,
         engines: EngineComparison | Sequence[EngineComparison] = (),
+        layer_map: Mapping[str, str] | str | Path | None = None,
         progress: bool = True,
     ) -> Report:
         """Write a degradation report; ``.html``, ``.md``, ``.json`` or ``.csv`` by suffix. See :func:`qkit.report.make`."""
@@ -708,7 +709,7 @@ class Study:
 
         report = make(
             self, title=title, batches=batches, worst=worst, sensitivity=sensitivity, diagnosis=diagnosis, tolerance=tolerance,
-            images=images, lint=lint, mixed=mixed, engines=engines, progress=progress,
+            images=images, lint=lint, mixed=mixed, engines=engines, layer_map=layer_map, progress=progress,
         )  # fmt: skip
         write(report, path)
         return report

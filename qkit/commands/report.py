@@ -56,6 +56,14 @@ Images = Annotated[
     bool,
     option("--images", panel=OUTPUT, help="Show feature maps. They let your images be recognised: without it none are shown."),
 ]
+LayerMap = Annotated[
+    Path | None,
+    option(
+        panel=OUTPUT,
+        metavar="FILE",
+        help="What the target calls the layers, said beside every name: TIDL's layer_info.txt, or .json with names by tap.",
+    ),
+]
 
 
 def demo(
@@ -98,6 +106,7 @@ def report(
     diagnose: Diagnose = True,
     images: Images = False,
     tolerance: Tolerance = None,
+    layer_map: LayerMap = None,
     compare: Annotated[
         tuple[Path, Path] | None,
         option(
@@ -132,12 +141,12 @@ def report(
     source.use_threads(machine)
     taken = source.load(model, data)
     paths = out or [Path("degradation.html")]
-    return _report(talk, taken, paths, grids, machine, batches, sensitivity, diagnose, images, tolerance, title)
+    return _report(talk, taken, paths, grids, machine, batches, sensitivity, diagnose, images, tolerance, title, layer_map)
 
 
 def _report(
     talk: Talk, taken: source.Source, out: list[Path], grids: GridOptions, machine: MachineOptions, batches: int | None,
-    sensitivity: bool, diagnose: bool, images: bool, tolerance: float | None, title: str | None,
+    sensitivity: bool, diagnose: bool, images: bool, tolerance: float | None, title: str | None, layer_map: Path | None = None,
 ) -> Outcome:  # fmt: skip
     from qkit.report import check_path, make, write
 
@@ -157,7 +166,7 @@ def _report(
     made = make(
         study, title=title or f"Degradation of {taken.case.name}", batches=batches, diagnosis=found, tolerance=tolerance,
         images=images, sensitivity=sensitivity and not talk.interrupted,
-        command=talk.line,
+        command=talk.line, layer_map=layer_map,
     )  # fmt: skip
     for path in out:
         write(made, path)

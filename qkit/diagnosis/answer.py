@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from markupsafe import Markup
 
+from qkit.card import Bar, bars, card
 from qkit.diagnosis.candidates import Cause
+from qkit.diagnosis.meanings import VERDICTS
 from qkit.diagnosis.remedies import Remedy
 from qkit.diagnosis.verdict import Verdict, amount
 from qkit.errors import QkitError
@@ -199,9 +201,38 @@ class Diagnosis:
         return f"Diagnosis({self.verdict.name}: {named}; {self.samples} samples, {self.evaluations} evaluations{ended})"
 
     def _repr_html_(self) -> str:
-        return "".join(f"<p>{html.escape(line)}</p>" for line in self.lines()) + str(
-            self.table().to_html(float_format="{:.4f}".format, index=False) if self.causes else ""
+        verdict, first = self.verdict, self.causes[0] if self.causes else None
+        answers = {"Why": verdict.reason}
+        if first is not None:
+            more = "" if len(self.causes) == 1 else f" {len(self.causes) - 1} more below."
+            answers["Cause"] = f"{first.kind}{f' at {first.layer}' if first.layer else ''}: {first.evidence}{more}"
+        if self.remedies:
+            answers["What to do"] = " ".join(remedy.text for remedy in self.remedies)
+        answers["Training?"] = _upper(self.qat.removeprefix("Quantization-aware training: "))
+        if not self.complete:
+            answers["Ended early"] = " ".join(self.remarks)
+        drawn = bars(self._bars(), self.units)
+        details = [Markup("<p>{}</p>").format(line) for line in self.lines()[1:]]
+        return str(card(verdict.name, VERDICTS[verdict.name].headline, drawn, answers, details))
+
+    def _bars(self) -> list[Bar]:
+        """Float's score, the score as it is, and the score with the remedies, as far as they were measured."""
+        base, lost = (
+            self.verdict.base,
+            {"as it is": self.verdict.narrow, "with the remedy": self.best_loss if self.remedies else None},
         )
+        if base is None:
+            return []
+        shown = [Bar("float", "float", base.value, base.low, base.high)]
+        for (label, loss), role in zip(lost.items(), ("before", "after"), strict=True):
+            if loss is not None:
+                ends = base.value - loss.high, base.value - loss.low
+                shown.append(Bar(label, role, base.value - loss.value, *ends, loss.value))  # type: ignore[arg-type]
+        return shown
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def interaction_words(interaction: Interval, units: Units, tolerance: float) -> str:

@@ -65,6 +65,8 @@ class Verdict:
         Samples after which the evaluation ended because the verdict was sure; None where all were taken.
     remarks
         What a reader has to know of the scores.
+    base
+        Float's own score on these samples, with its interval.
     """
 
     name: VerdictName
@@ -79,6 +81,7 @@ class Verdict:
     differs: bool = False
     stopped: int | None = None
     remarks: tuple[str, ...] = ()
+    base: Interval | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain numbers and strings."""
@@ -93,6 +96,7 @@ class Verdict:
             "tolerance": self.tolerance,
             "stopped": self.stopped,
             "remarks": list(self.remarks),
+            "base": None if self.base is None else self.base.to_dict(),
         }
 
     def __str__(self) -> str:
@@ -139,7 +143,10 @@ def judge(
     if share is not None and share.macs == 0.0:
         reason = "nothing of this network's arithmetic is computed on integers here, so the lanes say nothing about it: "
         reason += "study.graph.notes says what stays float, and why."
-        return Verdict("inconclusive", reason, scores.loss(wide), scores.loss(narrow), tolerance=tolerance, units=scores.units)
+        return Verdict(
+            "inconclusive", reason, scores.loss(wide), scores.loss(narrow), tolerance=tolerance, units=scores.units,
+            base=scores["float"],
+        )  # fmt: skip
     found = _judged(scores, wide, narrow, tolerance, expected, looks)
     if share is None or share.macs >= NEARLY_ALL:
         return found
@@ -207,7 +214,7 @@ def _judged(scores: Scores, wide: str, narrow: str, tolerance: float, expected: 
     def verdict(name: VerdictName, reason: str, needed: int | None = None) -> Verdict:
         return Verdict(
             name, reason, loss_wide, loss_narrow, needed, likely_wide, likely_narrow, tolerance, units, differs,
-            remarks=tuple(_remarks(scores)),
+            remarks=tuple(_remarks(scores)), base=scores["float"],
         )  # fmt: skip
 
     base = scores["float"]

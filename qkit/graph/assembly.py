@@ -312,7 +312,7 @@ def _made(source: _Source, form: NormalForm, reference: Any) -> Assembly:
     graph = Graph(
         operations, builder.weights, builder.biases, source.entry.model, source.device, source.entry,
         last_use=_last_use(operations), leaf_modules=source.leaf_modules, front=form.front,
-        remarks=(*source.remarks, *_remarks(form, source)),
+        remarks=(*source.remarks, *_remarks(form, source)), nodes=_nodes(operations, origin),
     )  # fmt: skip
     output = run_float(graph, source.inputs)
     graph = replace(graph, deviation=deviation(output, reference))
@@ -320,6 +320,11 @@ def _made(source: _Source, form: NormalForm, reference: Any) -> Assembly:
         said = f"The network computes with its batch of {size}: it takes no other."
         graph = replace(graph, fixed_batch=size, remarks=(*graph.remarks, said))
     return Assembly(graph, form, builder.part, source.model, constants, frozenset(builder.absorbed))
+
+
+def _nodes(operations: Sequence[Operation], origin: OnnxNetwork | None) -> dict[str, str]:
+    known = {} if origin is None else origin.nodes
+    return {op.name: known[op.name] for op in operations if op.name in known}
 
 
 def _hold(form: NormalForm, constants: Mapping[fx.Node, Any], origin: OnnxNetwork) -> None:

@@ -37,6 +37,8 @@ class Graph:
         How it takes a batch.
     fixed_batch
         The only batch size that it runs at; None where the batch is open.
+    nodes
+        Of an ONNX file, by operation: the node that makes its tensor, such as "Conv node 'conv1'".
     """
 
     operations: tuple[Operation, ...]
@@ -52,6 +54,7 @@ class Graph:
     front: str = "export"
     remarks: tuple[str, ...] = ()
     fixed_batch: int | None = None
+    nodes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def taps(self) -> tuple[str, ...]:

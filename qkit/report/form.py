@@ -96,6 +96,7 @@ class Verdict(Form):
     tolerance: Figure = optional("Loss that counts as close, in units of the score.")
     stopped: Whole | None = optional("Samples after which it was sure, where not all were taken.")
     remarks: list[str] = optional("What a reader has to know of the scores.")
+    base: Interval | None = optional("Float's own score on the verdict's samples.")
     headline: str
     meaning: str
     then: str
@@ -536,6 +537,7 @@ class Document(Form, extra="forbid", title="qkit degradation report"):
         description="Each layer quantized alone, the greatest loss first; null where it was not measured."
     )
     worst: list[Worst] = Field(description="The worst layers in detail.")
+    names: dict[str, dict[str, str]] = optional("By tap, what else it is called: node in the ONNX file, target in the layer map.")
     maps: dict[str, Maps] | None = Field(
         description="Feature maps of one image by tap; null unless asked for, since they show the user's image."
     )

@@ -90,6 +90,7 @@ def from_dict(data: Any) -> Report:
         treatment=_figures(data["treatment"]),
         mixed=_figures(data["mixed"]),
         engines=tuple(_figures(data["engines"])),
+        names=data.get("names", {}),
     )
 
 

@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from qkit import style
 from qkit.diagnosis.answer import Diagnosis
 from qkit.diagnosis.candidates import OUTSIDE, Cause
+from qkit.diagnosis.meanings import CAUSES, VERDICTS
 from qkit.diagnosis.remedies import Remedy
 from qkit.execution.statistics import Interval
 from qkit.figures import tensors
 from qkit.figures.entries import describe
-from qkit.report.text.terms import CAUSES, VERDICTS
 from qkit.style import Units
 from qkit.widgets.numbers import change_words, loss_words
 

@@ -285,7 +285,11 @@ def test_diagnosis_reads_and_survives_json(explained: tuple[qkit.Study, Diagnosi
     assert data["causes"][0]["remedy"]["kind"] == "per-channel-weights"
     assert len(found.table()) == len(found.causes)
     assert "weight-channel-imbalance" in repr(found)
-    assert "<table" in found._repr_html_()
+    shown = found._repr_html_()
+    assert shown.count('class="fill') == 3
+    base = found.verdict.base
+    for score in (base.value, base.value - found.verdict.narrow.value, base.value - found.best_loss.value):
+        assert f"<b>{100 * score:.2f} %</b>" in shown
     assert all("nan" not in line for line in found.lines())
 
 

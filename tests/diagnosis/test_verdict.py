@@ -120,4 +120,4 @@ def test_as_plain_data() -> None:
     data = json.loads(json.dumps(judge(scores(0.9, 0.9, 0.7)).to_dict(), allow_nan=False))
     assert data["verdict"] == "quantization"
     losses = {"loss16", "loss8", "expected16", "expected8"}
-    assert set(data) == {"verdict", "reason", "samples_needed", "tolerance", "stopped", "remarks"} | losses
+    assert set(data) == {"verdict", "reason", "samples_needed", "tolerance", "stopped", "remarks", "base"} | losses

@@ -16,11 +16,12 @@ from report_pages import Page, pictures, words_of
 from torch import nn
 
 from qkit import Scheme, Study
+from qkit.diagnosis.meanings import VERDICTS
 from qkit.report import make
 from qkit.report.page import html
 from qkit.report.text import markdown, tables
 from qkit.report.text.captions import sentences
-from qkit.report.text.terms import GLOSSARY, VERDICTS
+from qkit.report.text.terms import GLOSSARY
 
 SECTIONS = [
     "scores", "depth", "sensitivity", "worst", "layers", "weights", "lint", "plan", "remarks", "about", "reproduce", "terms",

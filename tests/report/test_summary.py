@@ -12,6 +12,7 @@ from report_pages import Page
 from qkit import Study, zoo
 from qkit.diagnosis import Cause, Diagnosis, Remedy, Verdict
 from qkit.diagnosis.diagnose import QAT
+from qkit.diagnosis.meanings import CAUSES, REMEDIES, VERDICTS
 from qkit.diagnosis.verdict import amount
 from qkit.execution.metrics import NAMED
 from qkit.execution.statistics import Interval
@@ -20,7 +21,6 @@ from qkit.report.page import html
 from qkit.report.text import markdown
 from qkit.report.text.captions import sentences
 from qkit.report.text.summary import QUESTIONS, TRAINING, summarize
-from qkit.report.text.terms import CAUSES, REMEDIES, VERDICTS
 
 
 def studied(

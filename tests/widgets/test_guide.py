@@ -21,9 +21,9 @@ from studies import Dropping, images, kept, nothing_runs, ruined_diagnosis, ruin
 from qkit import FLOAT, QkitError, Study
 from qkit.diagnosis.diagnose import QAT
 from qkit.diagnosis.experiments import Bench
+from qkit.diagnosis.meanings import CAUSES
 from qkit.diagnosis.remedies import Remedy
 from qkit.execution.metrics import NAMED
-from qkit.report.text.terms import CAUSES
 from qkit.widgets import Guide, guide
 from qkit.widgets.guide_steps import SOUND
 from qkit.widgets.numbers import change_words, loss_words, score_words

@@ -152,6 +152,7 @@ def _assemble(
         permutations={path: v.permutation for v, path in constants.items() if v.source and v.permutation is not None},
         cast=dict(walk.cast),
         rectified=dict(walk.rectified),
+        nodes=dict(walk.nodes),
     )
 
 

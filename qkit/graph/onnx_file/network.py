@@ -69,6 +69,8 @@ class OnnxNetwork:
 
     rectified: Mapping[str, str] = field(default_factory=dict)
     """Tensors behind a ReLU that the file does not have, since a grid from 0 on does its work: name, which ReLU it is read as."""
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    """Name of a tensor in the file: the node that makes it, such as "Conv node 'conv1'"."""
 
     def grid_of(self, path: str) -> OnnxGrid | None:
         """The grid of a parameter or buffer, its axis as in the module; None if the file has none."""

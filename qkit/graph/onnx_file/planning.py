@@ -61,6 +61,7 @@ class Walk:
     visited: int = 0
     read: set[str] = field(default_factory=set)
     rectified: dict[str, str] = field(default_factory=dict)
+    nodes: dict[str, str] = field(default_factory=dict)
     _signed: set[int] = field(default_factory=set)
     _rectified: dict[int, Value] = field(default_factory=dict)
     _in_batch: dict[int, Value] = field(default_factory=dict)
@@ -92,6 +93,7 @@ class Walk:
         for name in node.input:
             if name and name not in scope:
                 raise GraphError(f"{label}: its input {name!r} is not made by any node in front of it. The file is damaged.")
+        self.nodes |= {name: label for name in node.output if name}
         inputs = [scope[name] if name else None for name in node.input]
         attributes = attributes_of(node, label)
         domain = "" if node.domain in MAIN else node.domain

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from qkit.diagnosis.candidates import OUTSIDE
+from qkit.engines.tidl import layer_names
 from qkit.errors import QkitError
 from qkit.figures import entries
 from qkit.report.contents import facts, reproducing, samples, shown_maps
@@ -91,6 +93,8 @@ class Report:
         Findings on the model, as :meth:`qkit.linting.Lint.to_dict` gives them; `settings` says why there are none.
     maps
         Feature maps of one image by tap; None unless asked for.
+    names
+        By tap, what else it is called: ``node`` in the ONNX file, ``target`` in the layer map. Empty where neither is known.
     treatment, mixed, engines
         What post-training calibration did, what the search for mixed precision found, and engines against the simulation.
     """
@@ -124,6 +128,7 @@ class Report:
     mixed: dict[str, Any] | None = None
     engines: tuple[dict[str, Any], ...] = ()
     command: str = ""
+    names: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """What strict JSON can hold: infinities as "inf" and "-inf", missing figures as None; frames by row name."""
@@ -156,6 +161,7 @@ class Report:
             "weights": frame_dict(self.weights),
             "sensitivity": None if self.sensitivity is None else frame_dict(self.sensitivity),
             "worst": plain(self.worst),
+            "names": plain(self.names),
             "maps": plain(self.maps),
             "plan": plain(self.plan),
             "per_sample": None if self.per_sample is None else samples.encode(self.per_sample),
@@ -188,6 +194,7 @@ def make(
     mixed: Mixed | None = None,
     engines: EngineComparison | Sequence[EngineComparison] = (),
     command: str | None = None,
+    layer_map: Mapping[str, str] | str | Path | None = None,
     progress: bool = True,
 ) -> Report:
     """Measure what a degradation report holds.
@@ -219,6 +226,8 @@ def make(
         What :func:`qkit.engines.compare.compare` found, one or several.
     command
         The command line that made this report, where one did; by default the one that comes nearest to it.
+    layer_map
+        What the target calls the tensors, so that its vendor can read the report; see `qkit.engines.tidl.layer_names`.
 
     Raises
     ------
@@ -226,6 +235,7 @@ def make(
         If an option is out of range, or the study's data do not fit.
     """
     _check(worst, tolerance, batches)
+    at_target = {} if layer_map is None else layer_names(layer_map, study.graph)
     seen = study.observe(progress=progress)
     study.plan  # noqa: B018  # calibrates from what was just observed
     lanes = {name: study.lane(name) for name in ("float", WIDE, study.narrow)}
@@ -312,6 +322,7 @@ def make(
         mixed=None if mixed is None else mixed.to_dict(),
         engines=tuple(facts.engine_of(comparison) for comparison in compared),
         command=reproducing.command(study, options, diagnosis) if command is None else facts.without_folders(command),
+        names=facts.names_of(graph, at_target),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import platform
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from qkit.diagnosis.meanings import VERDICTS
 from qkit.diagnosis.verdict import Verdict, amount
 from qkit.errors import QkitError
 from qkit.execution.capture import Capture
@@ -28,18 +30,20 @@ from qkit.linting.finding import where
 from qkit.listing import few
 from qkit.quant.grids import QuantSpec
 from qkit.quant.plan import FLOAT, Plan
-from qkit.report.text.terms import VERDICTS
 from qkit.version import __version__
 
 if TYPE_CHECKING:
     from qkit.diagnosis.answer import Diagnosis
     from qkit.diagnosis.candidates import Cause
     from qkit.engines.tap_comparison import Comparison as EngineComparison
+    from qkit.graph import Graph
     from qkit.study import Study
 
 WIDE = "int16"
 #: Causes whose remedies are scored alone, the greatest gain first.
 MOST_TRIED = 8
+#: Engines whose version is said where a study has used them.
+ENGINES = ("onnxruntime", "torchao", "ai_edge_litert")
 
 
 def layers_of(captured: Capture) -> pd.DataFrame:
@@ -51,6 +55,12 @@ def layers_of(captured: Capture) -> pd.DataFrame:
     weights = [captured.graph.operation(str(tap)).weight for tap in layers.index]
     layers.insert(2, ("tap", "weight"), pd.Series(weights, index=layers.index, dtype=object))
     return layers
+
+
+def names_of(graph: Graph, at_target: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """What else the taps are called: the node in the ONNX file, the layer at the target."""
+    names = {tap: {"node": graph.nodes.get(tap, ""), "target": at_target.get(tap, "")} for tap in graph.taps}
+    return {tap: found for tap, both in names.items() if (found := {key: name for key, name in both.items() if name})}
 
 
 def verdict_of(verdict: Verdict, diagnosis: Diagnosis | None = None) -> dict[str, Any]:
@@ -113,6 +123,7 @@ def environment_of(study: Study) -> dict[str, Any]:
         "processor": processor,
         "device": str(device),
         "threads": torch.get_num_threads(),
+        **{engine: importlib.metadata.version(engine) for engine in ENGINES if engine in sys.modules},
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from markupsafe import Markup
 
 from qkit.report.contents.data import WIDE, Report
+from qkit.report.text.tables import bars_shown
 from qkit.style import decibels, is_missing, number, share, short, units_of
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 12.0, 26.0, 12.0
@@ -75,7 +76,7 @@ def chart(report: Report) -> Chart:
     names = [str(name) for name in report.layers.index]
     shown = [lane for lane in (WIDE, report.narrow) if lane in report.lanes] or list(report.lanes)
     column = min(max(_INNER / max(len(names), 1), 10.0), 48.0)
-    has_loss = report.sensitivity is not None and len(report.sensitivity) > 0
+    has_loss = bars_shown(report) > 0
     words = _FONT * max((len(short(name, _LONGEST)) for name in names), default=0) + 10
     bottom_of_errors = _TOP + _ERRORS
     losses = _losses(report, bottom_of_errors + _GAP) if has_loss else None

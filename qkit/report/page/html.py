@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from qkit.card import BAR_STYLE, Bar, bars
 from qkit.figures.tensors import channels_caption, histogram_caption, maps_caption
 from qkit.report.contents.data import Report
 from qkit.report.page.chart import chart
@@ -13,8 +15,8 @@ from qkit.report.page.pictures import all_pictures
 from qkit.report.text import sections, tables
 from qkit.report.text.captions import sentences
 from qkit.report.text.summary import QUESTIONS
-from qkit.report.text.terms import GLOSSARY, MOST_BARS
-from qkit.style import number
+from qkit.report.text.terms import GLOSSARY
+from qkit.style import number, units_of
 
 
 @functools.cache
@@ -55,11 +57,12 @@ def render(report: Report) -> str:
         causes=tables.causes(report),
         weights=tables.weights(report),
         sensitivity=tables.sensitivity(report),
-        most_bars=MOST_BARS,
         worst=worst,
         words=sentences(report),
         glossary=GLOSSARY,
         questions=QUESTIONS,
+        bars=bars(score_bars(report), units_of(report.metric)),
+        bar_style=BAR_STYLE,
         sections=[(anchor, head) for anchor, head, there in _sections(report) if there],
         chart=chart(report),
         tried=sections.tried(report),
@@ -71,6 +74,22 @@ def render(report: Report) -> str:
         plan_json=sections.plan_json(report),
         data=sections.data(report),
     )  # fmt: skip
+
+
+def score_bars(report: Report) -> list[Bar]:
+    """Float's score, the lane's as it is, and the score with all remedies, where they were measured."""
+    figures: Any = report.scores
+    exact, lane = ({k: float(v) for k, v in figures.loc[name].items()} for name in ("float", report.narrow))
+    shown = [
+        Bar("float", "float", exact["score"], exact["low"], exact["high"]),
+        Bar(f"{report.narrow}, as it is", "before", lane["score"], lane["low"], lane["high"], lane["loss"]),
+    ]
+    together = next((row for row in report.tried if row["what"] == "all"), None)
+    if together is not None:
+        score = together["score"]
+        label, lost = f"{report.narrow}, with the remedy", together["loss"]["value"]
+        shown.append(Bar(label, "after", score["value"], score["low"], score["high"], lost))
+    return shown
 
 
 def _sections(report: Report) -> list[tuple[str, str, bool]]:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from qkit.figures.drawing import address_of, svg_address
 from qkit.figures.tensors import channels, feature_maps, histogram
 from qkit.report.contents.data import WIDE, Report
-from qkit.report.text.terms import MOST_BARS
+from qkit.report.text.tables import bars_shown
 from qkit.style import GOOD, INK, MUTED, NARROW_COLOUR, OTHER, WIDE_COLOUR, short, units_of
 
 
@@ -45,7 +45,7 @@ def sensitivity(report: Report, *, ax: Axes) -> Axes:
     """Loss of each layer quantized alone with its interval, the greatest first."""
     assert report.sensitivity is not None
     units = units_of(report.metric)
-    top = report.sensitivity.head(MOST_BARS)
+    top = report.sensitivity.head(bars_shown(report))
     y = np.arange(len(top))
     value, low, high = (units.factor * np.asarray(top[c], dtype=float) for c in ("loss", "loss low", "loss high"))
     ends = np.stack([np.where(np.isfinite(low), value - low, 0.0), np.where(np.isfinite(high), high - value, 0.0)])
@@ -77,7 +77,7 @@ def map_pictures(entry: dict[str, Any]) -> str:
 def all_pictures(report: Report) -> dict[str, Any]:
     """Every picture of the report as a data URI: ``losses``, ``sensitivity``, and those of each worst layer."""
     maps = report.maps or {}
-    bars = 0 if report.sensitivity is None else min(len(report.sensitivity), MOST_BARS)
+    bars = bars_shown(report)
     return {
         "losses": svg_address(losses, report, width=5.4, height=0.95 + 0.42 * len(report.lanes)),
         "sensitivity": svg_address(sensitivity, report, width=9.2, height=0.8 + 0.25 * max(bars, 2)) if bars else None,

@@ -8,7 +8,7 @@ from qkit.diagnosis.answer import interaction_words
 from qkit.execution.statistics import Interval
 from qkit.report.contents.data import Report
 from qkit.report.text import sections
-from qkit.report.text.terms import MOST_BARS
+from qkit.report.text.tables import bars_shown
 from qkit.style import units_of
 
 #: Said where a diagnosis found none.
@@ -106,7 +106,8 @@ def _sensitivity(report: Report) -> str:
         return f"The sensitivity of single layers was {report.settings['sensitivity']}."
     sure = int((swept["loss low"] > 0).sum())
     chance = max(1, round(0.05 * len(swept)))
-    shown = f"The {MOST_BARS} greatest of {len(swept)}. " if len(swept) > MOST_BARS else ""
+    bars = bars_shown(report)
+    shown = f"The {bars} greatest of {len(swept)}. " if 0 < bars < len(swept) else ""
     found = "No layer's interval" if sure == 0 else "1 layer's interval" if sure == 1 else f"The intervals of {sure} layers"
     by_chance = "one may miss its own" if chance == 1 else f"{chance} may miss theirs"
     count = "1 layer" if len(swept) == 1 else f"{len(swept)} layers"

@@ -10,7 +10,7 @@ from qkit.report.contents.data import Report
 from qkit.report.text import sections, tables
 from qkit.report.text.captions import sentences
 from qkit.report.text.summary import QUESTIONS
-from qkit.report.text.terms import GLOSSARY, MOST_BARS
+from qkit.report.text.terms import FURTHER_BARS, GLOSSARY
 from qkit.style import number
 
 
@@ -96,7 +96,7 @@ def _diagnosis(report: Report, words: dict[str, str]) -> list[str]:
 def _layers(report: Report, words: dict[str, str]) -> list[str]:
     parts = ["## Sensitivity: each layer alone", text(words["sensitivity"])]
     if report.sensitivity is not None:
-        parts.append(_table(tables.sensitivity(report, MOST_BARS)))
+        parts.append(_table(tables.sensitivity(report, tables.bars_shown(report) or FURTHER_BARS)))
     parts += ["## The worst layers", text(words["worst"])]
     for i, entry in enumerate(report.worst, 1):
         facts = [f"- {text(term)}: {text(figures)}" for term, figures in tables.facts(report, entry)]

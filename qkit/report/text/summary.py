@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qkit.report.text.terms import CAUSES, REMEDIES
+from qkit.diagnosis.meanings import CAUSES, REMEDIES
 from qkit.style import Units, units_of
 
 #: What the summary answers, in this order.

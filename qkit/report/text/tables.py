@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qkit.report.contents.data import WIDE, Report
+from qkit.report.text.terms import FEW_BARS, FURTHER_BARS, MOST_BARS
 from qkit.style import NOTHING, decibels, is_missing, number, share, units_of
 
 
@@ -61,6 +62,9 @@ def scores(report: Report) -> Table:
     return table
 
 
+#: What a tap is called elsewhere, with the words in front of it.
+_NAMES = {"node": "In the ONNX file", "target": "At the target"}
+
 _LANE_FIGURES: tuple[tuple[str, str, Callable[[Any], str], bool], ...] = (
     ("local sqnr", "local SQNR", decibels, False),
     ("sqnr", "SQNR", decibels, False),
@@ -93,6 +97,8 @@ def layers(report: Report, *, lanes: Sequence[str] | None = None, minor: bool = 
     columns += [Column(head, lane, is_minor or lane != report.narrow) for lane, _, head, _, is_minor in shown]
     if minor:
         columns += [Column(head, "float", True) for head in ("min", "max", "rms")] + [Column("MACs", "", True)]
+    called = [key for key in _NAMES if any(key in names for names in report.names.values())]
+    columns += [Column(_NAMES[key], words=True, minor=key == "node") for key in called]
     table = Table(tuple(columns))
     for i, name in enumerate(report.layers.index):
         row = report.layers.loc[name]
@@ -103,6 +109,7 @@ def layers(report: Report, *, lanes: Sequence[str] | None = None, minor: bool = 
         if minor:
             cells += [_cell(row["float", figure], number) for figure in ("min", "max", "rms")]
             cells.append(_cell(int(row["tap", "macs"]), number))
+        cells += [Cell(report.names.get(str(name), {}).get(key, NOTHING)) for key in called]
         table.rows.append(cells)
     return table
 
@@ -167,11 +174,24 @@ def sensitivity(report: Report, most: int | None = None) -> Table:
     return table
 
 
+def bars_shown(report: Report) -> int:
+    """How many layers the sensitivity chart shows: those that lose more than chance, and a few to compare.
+
+    All where the layers are few; 0 where there are many and none loses more than chance.
+    """
+    if report.sensitivity is None or len(report.sensitivity) <= FEW_BARS:
+        return 0 if report.sensitivity is None else len(report.sensitivity)
+    sure = (report.sensitivity["loss low"] > 0).to_numpy().nonzero()[0]
+    return min(int(sure.max()) + 1 + FURTHER_BARS, MOST_BARS, len(report.sensitivity)) if len(sure) else 0
+
+
 def facts(report: Report, entry: dict[str, Any]) -> list[tuple[str, str]]:
     """What is known of one of the worst layers, as pairs of a term and its figures."""
     units = units_of(report.metric)
     row = report.layers.loc[entry["tap"]]
-    found = [("Operation", f"{row['tap', 'kind']}, output {_shape(row['tap', 'shape']).text} per sample")]
+    found = [(words, report.names.get(entry["tap"], {}).get(key, "")) for key, words in _NAMES.items()]
+    found = [(words, name) for words, name in found if name]
+    found.append(("Operation", f"{row['tap', 'kind']}, output {_shape(row['tap', 'shape']).text} per sample"))
     if report.sensitivity is not None and entry["tap"] in report.sensitivity.index:
         alone = report.sensitivity.loc[entry["tap"]]
         found.append(("Loss alone", units.amount(alone["loss"], alone["loss low"], alone["loss high"])))

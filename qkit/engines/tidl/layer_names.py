@@ -1,0 +1,60 @@
+"""What TIDL calls the tensors of a network, by tap: so that a report can be read by somebody who only has TIDL's files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from qkit.engines.traces.names import layer_infos, normal
+from qkit.errors import PlanError
+from qkit.files import read_json
+from qkit.graph import Graph
+
+
+def layer_names(layer_map: Mapping[str, str] | str | Path, graph: Graph) -> dict[str, str]:
+    """The target's name of every tap that the map knows.
+
+    Parameters
+    ----------
+    layer_map
+        Names by tap, or a file: TIDL's ``…layer_info.txt`` (columns ``layerId dataId name``, whose names are those of the ONNX
+        file's tensors, letter by letter or with other signs between the words), or a ``.json`` file with names by tap.
+
+    Raises
+    ------
+    PlanError
+        If the file is of neither kind, or no name of it is a tap of the graph.
+    """
+    if isinstance(layer_map, Mapping):
+        given = {str(tap): str(name) for tap, name in layer_map.items()}
+    else:
+        given = _of_file(Path(layer_map))
+    spelled = {normal(tap): tap for tap in graph.taps}
+    found = {tap if tap in graph.taps else spelled.get(normal(tap), ""): name for tap, name in given.items()}
+    found.pop("", None)
+    if not found:
+        first = next(iter(given), "nothing")
+        raise PlanError(
+            f"the layer map knows no tap of {graph.model_name}: it has {first!r}, the network {graph.taps[0]!r}. Give names by "
+            "tap."
+        )
+    return {tap: found[tap] for tap in graph.taps if tap in found}
+
+
+def _of_file(path: Path) -> dict[str, str]:
+    if path.suffix.lower() == ".json":
+        data = read_json(path, "a layer map", cure="Name a .json file with names by tap.")
+        if not isinstance(data, dict) or not all(isinstance(name, str) for name in data.values()):
+            raise PlanError(f"{path.name} is not a layer map: write an object with a name for every tap.")
+        return data
+    if not path.is_file():
+        raise PlanError(f"there is no layer map {path}: name TIDL's layer_info.txt or a .json file with names by tap.")
+    infos = layer_infos([path])
+    if not infos:
+        raise PlanError(f"{path.name} is not a layer map: name TIDL's file, which ends in layer_info.txt, or a .json file.")
+    several = len(infos) > 1
+    return {
+        name: f"dataId {data}" + (f" of subgraph {subgraph}" if several else "")
+        for subgraph, names in infos.items()
+        for data, name in names.items()
+    }
