@@ -6,14 +6,28 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qkit.execution.statistics import Samples, adjusted, expected_scores, gain, mean_interval, paired_interval
+from qkit.execution.statistics import (
+    CHANCE,
+    Samples,
+    adjusted,
+    expected_scores,
+    gain,
+    mean_interval,
+    paired_interval,
+    surprise,
+)
 
 
 def drawn(random: np.random.Generator, n: int, noise: float, shift: float = 0.0) -> tuple[Samples, Samples]:
     """Float's margins, and a lane's that are disturbed; both as samples of labelled class scores."""
     margins = random.normal(2.0, 1.5, n)
     moved = margins + noise * random.standard_normal(n) - shift
-    return tuple(Samples((m > 0).astype(float), m, np.ones(n)) for m in (margins, moved))  # type: ignore[return-value]
+    return decided(margins), decided(moved)
+
+
+def decided(margins: np.ndarray) -> Samples:
+    """Labelled class scores of these margins."""
+    return Samples((margins > 0).astype(float), margins, np.ones(len(margins)))
 
 
 def test_equal_lanes_differ_by_exactly_nothing() -> None:
@@ -117,3 +131,27 @@ def test_holm_by_its_definition(p: dict[str, float]) -> None:
 
 def test_an_interval_of_a_score_compares_nothing() -> None:
     assert mean_interval(np.array([1.0, 0.0, 1.0])).p is None
+
+
+def test_what_ruins_a_third_and_helps_the_others_a_little_is_no_chance() -> None:
+    """Ranks alone see as many signs either way; the decisions are 16 to none (McNemar: 2 · 0.5^16)."""
+    random = np.random.default_rng(4)
+    after = random.uniform(2.0, 6.0, 48)
+    before = after + random.uniform(0.01, 0.4, 48)
+    before[:16] = -random.uniform(0.01, 0.2, 16)
+    found = gain(decided(after), decided(before), decided(after))
+    ranks = stats.wilcoxon(surprise(before) - surprise(after)).pvalue
+    assert found.value == pytest.approx(16 / 48)
+    assert found.p == pytest.approx(min(1.0, 2 * min(ranks, stats.binomtest(16, 16).pvalue)))
+    assert found.above(0.01)
+
+
+def test_equal_lanes_are_seldom_found_to_differ() -> None:
+    """Noise without direction on decisions that are near: of 400 pairs about 1 in 100 may pass, both tests together."""
+    random = np.random.default_rng(9)
+    passed = 0
+    for _ in range(400):
+        exact = random.normal(0.5, 1.0, 96)
+        first, second = exact + random.normal(0, 0.6, 96), exact + random.normal(0, 0.6, 96)
+        passed += gain(decided(first), decided(second), decided(exact)).p < CHANCE
+    assert passed <= 10
