@@ -702,16 +702,23 @@ class Study:
         mixed: Mixed | None = None,
         engines: EngineComparison | Sequence[EngineComparison] = (),
         layer_map: Mapping[str, str] | str | Path | None = None,
+        attachment: str | Path | None = None,
         progress: bool = True,
     ) -> Report:
-        """Write a degradation report; ``.html``, ``.md``, ``.json`` or ``.csv`` by suffix. See :func:`qkit.report.make`."""
-        from qkit.report import make, write
+        """Write a degradation report; ``.html``, ``.md``, ``.json`` or ``.csv`` by suffix. See :func:`qkit.report.make`.
+
+        `attachment` is the path of an ``.npz`` that gets the worst layer's tensors and the images whose class changes; see
+        :func:`qkit.report.attach`.
+        """
+        from qkit.report import attach, make, write
 
         report = make(
             self, title=title, batches=batches, worst=worst, sensitivity=sensitivity, diagnosis=diagnosis, tolerance=tolerance,
             images=images, lint=lint, mixed=mixed, engines=engines, layer_map=layer_map, progress=progress,
         )  # fmt: skip
         write(report, path)
+        if attachment is not None:
+            attach(self, attachment, layer=report.worst[0]["tap"] if report.worst else None, progress=progress)
         return report
 
     def export(self, path: str | Path, plan: Plan | None = None, *, opset: int = 21) -> Exported:

@@ -64,6 +64,14 @@ LayerMap = Annotated[
         help="What the target calls the layers, said beside every name: TIDL's layer_info.txt, or .json with names by tap.",
     ),
 ]
+Attachment = Annotated[
+    Path | None,
+    option(
+        panel=OUTPUT,
+        metavar="FILE.npz",
+        help="Also write the worst layer's tensors and the images whose class changes, for a vendor. It holds your images.",
+    ),
+]
 
 
 def demo(
@@ -107,6 +115,7 @@ def report(
     images: Images = False,
     tolerance: Tolerance = None,
     layer_map: LayerMap = None,
+    attachment: Attachment = None,
     compare: Annotated[
         tuple[Path, Path] | None,
         option(
@@ -141,14 +150,17 @@ def report(
     source.use_threads(machine)
     taken = source.load(model, data)
     paths = out or [Path("degradation.html")]
-    return _report(talk, taken, paths, grids, machine, batches, sensitivity, diagnose, images, tolerance, title, layer_map)
+    return _report(
+        talk, taken, paths, grids, machine, batches, sensitivity, diagnose, images, tolerance, title, layer_map, attachment
+    )
 
 
 def _report(
     talk: Talk, taken: source.Source, out: list[Path], grids: GridOptions, machine: MachineOptions, batches: int | None,
     sensitivity: bool, diagnose: bool, images: bool, tolerance: float | None, title: str | None, layer_map: Path | None = None,
+    attachment: Path | None = None,
 ) -> Outcome:  # fmt: skip
-    from qkit.report import check_path, make, write
+    from qkit.report import attach, check_path, make, write
 
     for path in out:
         check_path(path)
@@ -171,6 +183,9 @@ def _report(
     for path in out:
         write(made, path)
         talk.sentence(f"Report: {path}")
+    if attachment is not None:
+        attach(study, attachment, layer=made.worst[0]["tap"] if made.worst else None)
+        talk.sentence(f"Attachment: {attachment}")
     seconds = time.perf_counter() - begun
     talk.say(f"{seconds:.0f} s{', interrupted: not all was measured' if talk.interrupted else ''}")
     told = {

@@ -238,3 +238,34 @@ def refuse_non_finite(batch: Batch, number: int) -> None:
             f"{bad} of {batch.size} samples of evaluation batch {number} hold NaN or infinity: look at how they are read and "
             "normalized (a division by a deviation of 0, a corrupt file), or leave them out."
         )
+
+
+def samples_at(
+    loader: Iterable[Any], numbers: Iterable[int], limit: int | None = None
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """The samples with these numbers in the loader's order, each with its tensors by name of the input, or by position.
+
+    The loader is read up to the last of them, and no other sample is kept.
+
+    Raises
+    ------
+    DataError
+        If the loader ends before.
+    """
+    wanted = sorted({int(number) for number in numbers})
+    at = 0
+    for batch in batches(loader, limit) if wanted else ():
+        tensors = _named_tensors(batch.inputs)
+        while wanted and wanted[0] < at + batch.size:
+            number = wanted.pop(0)
+            yield number, {name: tensor[number - at] for name, tensor in tensors.items()}
+        at += batch.size
+        if not wanted:
+            return
+    if wanted:
+        raise DataError(f"the loader ended after {at} samples, before number {wanted[0]}: pass the data that the figures are of.")
+
+
+def _named_tensors(inputs: tuple[Any, ...]) -> dict[str, Tensor]:
+    given = inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else dict(enumerate(inputs))
+    return {str(name): value for name, value in given.items() if isinstance(value, Tensor) and value.ndim}
