@@ -6,7 +6,7 @@ are higher where they are better; what is better when lower (an error) is kept w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from qkit.errors import DataError, QkitError
 from qkit.execution import measures
 from qkit.execution.statistics import Samples
+from qkit.execution.whole import Weighing, WholeSamples, WholeScore
 from qkit.graph.structures import float_tensors
 from qkit.style import Units
 
@@ -68,6 +69,10 @@ class Metric:
     among
         For class scores of which the right one has to be among so many greatest: decisions then have margins, which tell a loss
         on few samples. None for other metrics.
+    whole
+        Of a score of the whole set, such as mAP, which no mean over samples gives: `function` gives a record a sample then, and
+        ``whole(records)`` a function of weights, float64 (B, N), that gives the scores of B sets in which each sample counts so
+        often, float64 (B,). Its intervals come from resampled sets.
     """
 
     function: MetricFunction
@@ -78,6 +83,7 @@ class Metric:
     tolerance: float | None = None
     output: str | int | None = None
     among: int | None = None
+    whole: WholeScore | None = None
 
     def __post_init__(self) -> None:
         if self.tolerance is not None and not self.tolerance > 0.0:
@@ -136,7 +142,8 @@ def metric_of(metric: AnyMetric) -> Metric:
     if isinstance(metric, str):
         if metric not in NAMED:
             raise QkitError(
-                f"there is no metric {metric!r}; the named ones are {', '.join(NAMED)}. For another, pass a function."
+                f"there is no metric {metric!r}; the named ones are {', '.join(NAMED)}. For another, pass a function; "
+                "detection's mAP is qkit.mean_average_precision(decode=…)."
             )
         return NAMED[metric]
     if not callable(metric):
@@ -259,7 +266,10 @@ def score_batch(metric: Metric, outputs: Any, targets: Any, reference: Any, size
     other = part_of(reference, metric.output, name=name) if by_float else targets
     if not by_float and metric.output is not None and isinstance(other, (Mapping, tuple, list)):
         other = part_of(other, metric.output, name=name)
-    scores = torch.as_tensor(metric.function(outputs, other)).detach().double().cpu().numpy()
+    found = metric.function(outputs, other)
+    if metric.whole is not None:
+        return _records(metric, found, size)
+    scores = torch.as_tensor(found).detach().double().cpu().numpy()
     if scores.shape != (size,):
         raise DataError(f"metric {name!r} gave scores of shape {scores.shape} for {size} samples: return one score per sample.")
     if not np.isfinite(scores).all():
@@ -272,6 +282,26 @@ def score_batch(metric: Metric, outputs: Any, targets: Any, reference: Any, size
     if classes.ndim != 2:
         return Samples(scores)
     return _with_margins(scores, classes, other, by_float=by_float, among=metric.among)
+
+
+def _records(metric: Metric, records: Any, size: int) -> Samples:
+    if not isinstance(records, (list, tuple)) or len(records) != size:
+        count = len(records) if hasattr(records, "__len__") else "no"
+        raise DataError(
+            f"metric {metric.name!r} gave {count} records for {size} samples: a score of the whole set needs a list with one "
+            "record per sample."
+        )
+    score = metric.whole
+    assert score is not None
+    return WholeSamples(records, _negated(score) if metric.better == "lower" else score, metric.name)
+
+
+def _negated(score: WholeScore) -> WholeScore:
+    def other(records: Sequence[Any]) -> Weighing:
+        weigh = score(records)
+        return lambda weights: -weigh(weights)
+
+    return other
 
 
 def _with_margins(scores: np.ndarray, classes: Tensor, other: Any, *, by_float: bool, among: int) -> Samples:

@@ -56,12 +56,16 @@ class Scores:
         return tolerance_of(known, self._of("float"))
 
     def __getitem__(self, lane: str) -> Interval:
-        """The lane's mean score with its interval."""
-        return mean_interval(self._of(lane))
+        """The lane's score with its interval."""
+        values = self._of(lane)
+        return self.samples[lane].interval() if lane in self.samples else mean_interval(values)
 
     def loss(self, lane: str, against: str = "float") -> Interval:
         """How much the lane lost against another on these samples, with the paired interval; positive is worse."""
-        return paired_interval(self._of(against), self._of(lane))
+        first, second = self._of(against), self._of(lane)
+        if lane in self.samples and against in self.samples:
+            return self.samples[against].minus(self.samples[lane])
+        return paired_interval(first, second)
 
     def expected_loss(self, lane: str, against: str = "float", *, looks: int = 1) -> Interval:
         """What the lane is expected to lose on many such samples; see `qkit.execution.statistics.gain`."""

@@ -22,7 +22,6 @@ from qkit.errors import QkitError
 from qkit.execution.capture import Capture
 from qkit.execution.loading import batches as batches_of
 from qkit.execution.scores import Scores
-from qkit.execution.statistics import paired_interval
 from qkit.linting import lint
 from qkit.linting.finding import where
 from qkit.listing import few
@@ -254,7 +253,7 @@ def tried_of(study: Study, diagnosis: Diagnosis, batches: int | None, *, progres
         name = entry.pop("name")
         entry["before"] = scores["before"].to_dict()
         entry["score"] = scores[name].to_dict()
-        entry["gain"] = paired_interval(scores.lanes[name], scores.lanes["before"]).to_dict()
+        entry["gain"] = scores.loss("before", against=name).to_dict()
         entry["loss"] = scores.loss(name).to_dict()
     return rows
 
