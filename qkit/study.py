@@ -401,7 +401,14 @@ class Study:
         return other
 
     def with_expected(self, expected: float | None) -> Study:
-        """A new study that expects that float score."""
+        """A new study that expects that float score.
+
+        Raises
+        ------
+        QkitError
+            If it is no share of 1 where scores are.
+        """
+        check_expected(self.metric, expected)
         other = self._copy()
         other._expected = expected
         return other

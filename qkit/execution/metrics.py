@@ -29,6 +29,7 @@ __all__ = [
     "MetricFunction",
     "check_expected",
     "choose",
+    "metric_label",
     "metric_of",
     "part_of",
     "score_batch",
@@ -41,6 +42,10 @@ MetricFunction = Callable[[Any, Any], Any]
 TOLERANCE = 0.01
 #: The same as a share of the float lane's own score, for every other metric: MLPerf's rule, 99 % of the reference.
 RELATIVE_TOLERANCE = 0.01
+
+
+_BETTER = ("higher", "lower")
+_AGAINST = ("targets", "float", "either")
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,9 @@ class Metric:
     whole: WholeScore | None = None
 
     def __post_init__(self) -> None:
+        for said, given, allowed in (("better", self.better, _BETTER), ("against", self.against, _AGAINST)):
+            if given not in allowed:
+                raise QkitError(f"{said} of {self.name} is {given!r}: it has to be {' or '.join(map(repr, allowed))}.")
         if self.tolerance is not None and not self.tolerance > 0.0:
             raise QkitError(f"the tolerance of {self.name} is {self.tolerance}: it has to be above 0, in the metric's own unit.")
 
@@ -106,6 +114,11 @@ class Metric:
         return self.name
 
 
+def metric_label(name: str) -> str:
+    """What a metric of that name is called beside its figures: agreement is no accuracy, and is not to be taken for it."""
+    return f"{name} with float (not accuracy)" if name == "agreement" else name
+
+
 #: How a metric can be given.
 AnyMetric = str | Metric | MetricFunction
 
@@ -115,7 +128,8 @@ NAMED: Mapping[str, Metric] = {
     for metric in (
         Metric(measures.top1, "top1", "%", among=1),
         Metric(measures.top5, "top5", "%", among=5),
-        Metric(measures.agreement, "agreement", "%", against="float", among=1),
+        # a point of what float believed in its class, which is what a changed decision costs there, not of decisions
+        Metric(measures.agreement, "agreement", "%", against="float", among=1, tolerance=TOLERANCE),
         Metric(measures.closeness, "closeness", "%", against="float"),
         Metric(measures.cross_entropy, "cross-entropy", "nats", "lower"),
         Metric(measures.mean_iou, "mean-iou", "%"),
@@ -206,8 +220,14 @@ def tolerance_of(metric: Metric, exact: np.ndarray) -> float:
     Raises
     ------
     QkitError
-        If the float lane's scores are all 0, of which there is no 1 %.
+        If the float lane's scores are all 0, of which there is no 1 %, or all the greatest PSNR there is.
     """
+    if metric.function is measures.psnr and float(exact.min()) >= measures.MOST_PSNR:
+        raise QkitError(
+            f"float equals what it is measured against, which counts as {measures.MOST_PSNR:g} dB, and a loss from there says "
+            "nothing: give targets, or pass tolerance= (60 lets lanes through that have 40 dB to float), or use "
+            "metric='closeness'."
+        )
     if metric.tolerance is not None:
         return metric.tolerance
     if metric.unit == "%":
@@ -269,13 +289,19 @@ def score_batch(metric: Metric, outputs: Any, targets: Any, reference: Any, size
     found = metric.function(outputs, other)
     if metric.whole is not None:
         return _records(metric, found, size)
-    scores = torch.as_tensor(found).detach().double().cpu().numpy()
+    try:
+        scores = torch.as_tensor(found).detach().double().cpu().numpy()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"metric {name!r} gave a {type(found).__name__}: return one score per sample, as a tensor.") from error
     if scores.shape != (size,):
         raise DataError(f"metric {name!r} gave scores of shape {scores.shape} for {size} samples: return one score per sample.")
     if not np.isfinite(scores).all():
         raise DataError(f"metric {name!r} gave NaN or infinity for {int((~np.isfinite(scores)).sum())} of {size} samples.")
     if metric.better == "lower":
         scores = -scores
+    if metric.function is measures.closeness:
+        ratios = torch.stack(measures.noise_ratios(outputs, other), 1).cpu().numpy()
+        return Samples(scores, ratios=ratios, outputs=measures.output_names(outputs))
     if metric.among is None:
         return Samples(scores)
     classes = measures.class_scores(outputs)

@@ -199,6 +199,8 @@ class Samples:
         own class than in the lane's (in the runner-up, where that is the same).
     classes, labels
         The class that the lane chose, and the right one (without labels, float's), int64 (N,).
+    ratios, outputs
+        Of closeness to float: squared error over variance by output, float64 (N, K), and the names of the K outputs.
     """
 
     values: np.ndarray
@@ -206,6 +208,8 @@ class Samples:
     stakes: np.ndarray | None = None
     classes: np.ndarray | None = None
     labels: np.ndarray | None = None
+    ratios: np.ndarray | None = None
+    outputs: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)
@@ -230,7 +234,8 @@ class Samples:
             rows = [getattr(part, name) for part in parts]
             return None if any(row is None for row in rows) else np.concatenate(rows)
 
-        return Samples(*(all_of(item.name) for item in fields(Samples)))
+        arrays = {item.name: all_of(item.name) for item in fields(Samples) if item.name != "outputs"}
+        return Samples(**arrays, outputs=parts[0].outputs)
 
 
 def expected_scores(exact: Samples, lane: Samples) -> np.ndarray:

@@ -58,7 +58,7 @@ class WholeSamples(Samples):
     def __init__(self, records: Sequence[Any], score: WholeScore, name: str) -> None:
         for key, value in {"records": tuple(records), "score": score, "name": name}.items():
             object.__setattr__(self, key, value)
-        for key in ("margins", "stakes", "classes", "labels"):
+        for key in ("margins", "stakes", "classes", "labels", "ratios"):
             object.__setattr__(self, key, None)
 
     records: tuple[Any, ...]

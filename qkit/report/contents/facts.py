@@ -69,6 +69,7 @@ def remarks_of(study: Study, lanes: dict[str, Plan], scores: Scores, captured: C
     remarks = []
     if study.metric_name == "agreement" and not any("agreement" in remark for remark in study.remarks):
         remarks.append("The score is agreement with the float lane, not accuracy: float agrees with itself by definition.")
+    remarks += scores.notes
     if captured.samples < scores.n:
         remarks.append(f"Scores are measured on {scores.n} samples, the figures of layers and weights on {captured.samples}.")
     edited = [name for name, grid in study.plan.grids.items() if grid.method == "manual"]
