@@ -156,6 +156,9 @@ class Scores:
             raise QkitError(f"dB by output are of the metric 'closeness', not of {self.metric}: study.with_metric('closeness').")
         rows = {}
         for name, ratios in zip(found.outputs, found.ratios.T, strict=True):
+            if not np.isfinite(ratios).all():
+                rows[name] = dict.fromkeys(("dB", "low", "high"), -math.inf)
+                continue
             mean = mean_interval(ratios)
             ends = {"dB": mean.value, "low": mean.high, "high": mean.low}
             rows[name] = {key: _in_decibels(end) for key, end in ends.items()}
@@ -194,8 +197,10 @@ class Scores:
         told = []
         for lane in known:
             found = self.by_output(lane)["dB"]
-            told.append(f"{lane} {', '.join(f'{name} {decibels(value)} dB' for name, value in found.items())}")
-        return (f"Signal to noise by output: {'; '.join(told)}.",)
+            names = [f"output {name} " if str(name).isdigit() else f"{name} " for name in found.index]
+            each = zip(names if len(names) > 1 else [""], found, strict=True)
+            told.append(f"{lane} has {', '.join(f'{name}{decibels(value)} dB' for name, value in each)}")
+        return (f"Signal to noise against float's outputs: {'; '.join(told)}.",)
 
     def table(self) -> pd.DataFrame:
         """A row per lane: score, interval, loss against float, interval."""
@@ -248,7 +253,5 @@ class Scores:
 
 
 def _in_decibels(ratio: float) -> float:
-    """A ratio of noise to signal; no number where the noise is without bound."""
-    if not math.isfinite(ratio):
-        return -math.inf
+    """A ratio of noise to signal; infinity where there is no noise."""
     return -10.0 * math.log10(ratio) if ratio > 0.0 else math.inf
