@@ -58,8 +58,11 @@ class Scores:
         return tolerance_of(known, self._of("float"))
 
     def __getitem__(self, lane: str) -> Interval:
-        """The lane's score with its interval."""
+        """The lane's score with its interval; float's own, where it is what lanes are measured against, is no estimate."""
         values = self._of(lane)
+        if lane == "float" and self.measured is not None and self.measured.against == "float" and len(values):
+            own = float(values.mean())
+            return Interval(own, own, own, len(values))
         return self.samples[lane].interval() if lane in self.samples else mean_interval(values)
 
     def loss(self, lane: str, against: str = "float") -> Interval:
@@ -156,8 +159,8 @@ class Scores:
             raise QkitError(f"dB by output are of the metric 'closeness', not of {self.metric}: study.with_metric('closeness').")
         rows = {}
         for name, ratios in zip(found.outputs, found.ratios.T, strict=True):
-            if not np.isfinite(ratios).all():
-                rows[name] = dict.fromkeys(("dB", "low", "high"), -math.inf)
+            if not (np.isfinite(ratios).all() and ratios.any()):
+                rows[name] = dict.fromkeys(("dB", "low", "high"), -math.inf if ratios.any() else math.inf)
                 continue
             mean = mean_interval(ratios)
             ends = {"dB": mean.value, "low": mean.high, "high": mean.low}

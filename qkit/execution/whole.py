@@ -68,6 +68,9 @@ class WholeSamples(Samples):
     def __len__(self) -> int:
         return len(self.records)
 
+    def __repr__(self) -> str:
+        return f"WholeSamples({self.name} of {len(self)} samples)"
+
     def join(self, parts: Sequence[Samples]) -> Samples:
         """The samples of several batches, of which this is the first."""
         if len(parts) == 1:

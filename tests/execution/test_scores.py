@@ -90,7 +90,8 @@ def test_decibels_by_output(arrange: Callable[..., Any], names: tuple[str, str])
         assert table.loc[name, "dB"] == pytest.approx(10 * math.log10(exact.double().var(correction=0) / noise), abs=1e-6)
         assert table.loc[name, "low"] < table.loc[name, "dB"] < table.loc[name, "high"]
         assert name in " ".join(scores.notes)
-    assert (scores.by_output("float")["dB"] == math.inf).all()
+    assert (scores.by_output("float") == math.inf).all(axis=None)
+    assert (scores["float"].low, scores["float"].value, scores["float"].high) == (1.0, 1.0, 1.0), "by definition"
     assert scores["int8"].value < 0.995, "the score is that of the worst output"
 
 
