@@ -253,7 +253,7 @@ class Guide(Panel):
             words.append(f"The last step: {change_words(scores.loss('before', against='now'), units)}.")
             words.append(f"All together: {change_words(scores.loss('as opened', against='now'), units)}.")
         words.append(f"Still lost against float: {loss_words(scores.loss('now'), units)}; {scores.n} evaluation samples, paired.")
-        words += scores.notes
+        words += map(html.escape, scores.notes)
         self._effect.value = facts(rows, ["", metric, "remedies applied"]) + f'<div class="qkit-note">{" ".join(words)}</div>'
 
     def _present(self) -> None:

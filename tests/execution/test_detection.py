@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -300,6 +301,25 @@ def test_what_ruins_a_detector_is_found(study: qkit.Study) -> None:
     swept = ruined.sensitivity(progress=False)
     assert swept.table().index[0] == "heads"
     assert swept.effect([op.name for op in swept.layers].index("heads")).p < 0.01  # type: ignore[operator]
+
+
+def test_a_report_of_a_detector_is_read_again(study: qkit.Study, tmp_path: Path) -> None:
+    study.report(tmp_path / "detector.json", worst=1, progress=False)
+    read = qkit.report.read(tmp_path / "detector.json")
+    assert read.metric["name"] == "mAP"
+    scores = study.evaluate(progress=False)
+    assert read.scores.loc["int8", "loss high"] == pytest.approx(scores.loss("int8").high)
+    assert read.per_sample is not None
+    assert read.per_sample["int8"].mean() == pytest.approx(scores["int8"].value)
+
+
+def test_other_parts_score_by_map_too(study: qkit.Study) -> None:
+    ruined = study.with_plan(study.plan.with_range("heads", -2.0, 1.0))
+    mixed = ruined.mixed(progress=False)
+    assert mixed.found.layers == ("heads",)
+    assert mixed.found.evaluation.value == pytest.approx(study.evaluate(("int16",), progress=False)["int16"].value, abs=0.01)
+    effect = ruined.effect("heads")
+    assert effect.scores.mean() == pytest.approx(ruined.score().value) == ruined.evaluate(progress=False)["int8"].value
 
 
 def test_without_boxes_in_the_data_it_says_so(study: qkit.Study) -> None:
