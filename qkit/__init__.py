@@ -11,6 +11,7 @@ from qkit.version import __version__
 if TYPE_CHECKING:
     from qkit.errors import DataError, GraphError, MissingExtra, PlanError, QkitError
     from qkit.execution.capture import Capture
+    from qkit.execution.detection import mean_average_precision
     from qkit.execution.metrics import Metric
     from qkit.execution.observing import observe
     from qkit.execution.scores import Scores
@@ -33,6 +34,7 @@ _HOMES = {
     "graph": ("Graph",),
     "quant.histogram": ("Histogram",),
     "linting": ("Finding", "Lint", "lint"),
+    "execution.detection": ("mean_average_precision",),
     "execution.metrics": ("Metric",),
     "execution.scores": ("Scores",),
     "execution.statistics": ("Interval",),
@@ -103,6 +105,7 @@ __all__ = [
     "dequantize",
     "fake_quantize",
     "lint",
+    "mean_average_precision",
     "observe",
     "quantize",
 ]

@@ -23,7 +23,7 @@ from qkit.execution.plan_checks import saturations, zero_divisors
 from qkit.execution.prefix import Effect
 from qkit.execution.scores import Scores
 from qkit.execution.sensitivity import Mode, Sensitivity, sweep
-from qkit.execution.statistics import Interval, mean_interval
+from qkit.execution.statistics import Interval
 from qkit.graph import DEVIATION, Graph, build
 from qkit.graph.door.arrival import arrive
 from qkit.graph.door.model_files import network, origin_of
@@ -401,7 +401,14 @@ class Study:
         return other
 
     def with_expected(self, expected: float | None) -> Study:
-        """A new study that expects that float score."""
+        """A new study that expects that float score.
+
+        Raises
+        ------
+        QkitError
+            If it is no share of 1 where scores are.
+        """
+        check_expected(self.metric, expected)
         other = self._copy()
         other._expected = expected
         return other
@@ -527,7 +534,9 @@ class Study:
 
     def score(self, plan: Plan | None = None, *, batches: int | None = None) -> Interval:
         """The score of a plan near the current one, computed from the first changed operation on; see `Evaluator.score_near`."""
-        return mean_interval(self._evaluator.score_near(self.plan if plan is None else plan, self.plan, batches=batches))
+        plan = self.plan if plan is None else plan
+        self._evaluator.score_near(plan, self.plan, batches=batches)
+        return self._evaluator.samples({"plan": plan}, batches=batches, progress=False)["plan"].interval()
 
     def effect(self, tensor: str, plan: Plan | None = None, *, batches: int | None = None) -> Effect:
         """What the plan makes of a tap, of the output and of the score; see `Evaluator.effect`."""

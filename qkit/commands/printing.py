@@ -30,7 +30,10 @@ def score_table(scores: Scores) -> Table:
         show = units.loss if loss else units.score
         return show(interval.value), units.interval(interval.low, interval.high, loss=loss)
 
-    table = Table(title=f"{scores.metric} on {scores.n} images, 95 % intervals")
+    from qkit.execution.metrics import metric_label
+
+    title = f"{metric_label(scores.metric)} on {scores.n} images, 95 % intervals"
+    table = Table(title=title, caption=" ".join(scores.notes) or None, caption_justify="left")
     for name in ("lane", "score", "interval", f"loss ({units.points})" if units.points else "loss", "interval of the loss"):
         table.add_column(name, justify="left" if name == "lane" else "right")
     for lane in scores.lanes:

@@ -68,7 +68,7 @@ def steady_gain(bench: Bench, plan: Plan, tensor: str, remedy: Remedy) -> Interv
     before = [_varied(plan, [tensor], factor) for factor in _FACTORS]
     bench.scores({str(i): p for i, p in enumerate([*after, *before])}, plan, what="steps varied")
     first, second = (np.mean([bench.expected(varied) for varied in plans], axis=0) for plans in (after, before))
-    return paired_interval(first, second)
+    return paired_interval(first, second, ranks=bench.study.metric.whole is None)
 
 
 def _varied(plan: Plan, tensors: list[str], factor: float) -> Plan:

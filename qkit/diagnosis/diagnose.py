@@ -294,7 +294,7 @@ def _interaction(bench: Bench, plan: Plan, tensors: Sequence[str]) -> Interval:
     """The loss of all tensors together less the sum of each one's own, sample by sample."""
     exact = bench.expected(FLOAT)
     apart = sum((exact - bench.expected(plan.only([tensor])) for tensor in tensors), np.zeros_like(exact))
-    return paired_interval(exact - bench.expected(plan), apart)
+    return paired_interval(exact - bench.expected(plan), apart, ranks=bench.study.metric.whole is None)
 
 
 def _rank(cause: Cause) -> tuple[bool, float]:

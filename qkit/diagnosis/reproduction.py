@@ -82,7 +82,7 @@ def graph_differs(study: Study, limit: int | None) -> list[Cause]:
     if worst <= _SAME and not _second_pass_differs(study, model, batch):
         return []
     scores = module_samples(model, study, limit).values, study.evaluate(("float",), batches=limit, progress=False).lanes["float"]
-    apart = paired_interval(*scores)
+    apart = paired_interval(*scores, ranks=study.metric.whole is None)
     gain = apart if abs(apart.value) > 0.0 else None
     changed = _state_that_matters(study, batch)
     if changed:

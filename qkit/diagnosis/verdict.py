@@ -291,6 +291,12 @@ def _remarks(scores: Scores) -> list[str]:
         margins = scores.samples["float"].margins
         if margins is None:
             said.append(f"{scores.metric} is the same for every sample in every lane: does it look at the outputs at all?")
+    if scores.units.percent and not scores.units.lower and float(exact.mean()) <= scores.tolerance():
+        said.append(
+            f"Float scores {scores.units.score(float(exact.mean()))}, so that no more can be lost: are targets, class numbers "
+            "and units (of boxes: corners in the same pixels) those of this model?"
+        )
+    said += scores.notes
     return said
 
 

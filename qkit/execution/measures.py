@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qkit.errors import DataError, QkitError
 from qkit.execution.loading import targets_tensor
-from qkit.graph.structures import float_tensors
+from qkit.graph.structures import flatten, float_tensors, path_text
 from qkit.vision import load_torchvision
 
 #: The greatest peak signal to noise ratio that is told apart, in dB; equal images have no finite one.
@@ -170,6 +170,11 @@ def psnr(outputs: Any, targets: Any) -> Tensor:
 def ssim(outputs: Any, targets: Any) -> Tensor:
     """Structural similarity, by torchmetrics (Wang et al. 2004); the range is 255 where the targets exceed 1.5, else 1."""
     first, second = _alike(outputs, targets)
+    if first.ndim not in (4, 5):
+        raise DataError(
+            f"ssim compares images of shape (N, C, H, W), and the output is {tuple(first.shape)}: name another metric, such as "
+            "'absolute-error' or 'closeness'."
+        )
     peak = 255.0 if float(second.max()) > 1.5 else 1.0
     found = _torchmetrics("image").structural_similarity_index_measure(first, second, data_range=peak, reduction="none")
     return torch.as_tensor(found).double().reshape(-1)
@@ -219,6 +224,12 @@ def noise_ratios(outputs: Any, reference: Any) -> list[Tensor]:
     return found
 
 
+def output_names(outputs: Any) -> tuple[str, ...]:
+    """Names of the floating-point outputs, as `Metric.of` takes them where they are not nested: ``boxes``, ``1``."""
+    leaves = [(path, leaf) for path, leaf in flatten(outputs)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return tuple(("output" if not path else str(path[0])) if len(path) < 2 else path_text(path) for path, _ in leaves)
+
+
 def characters_right(outputs: Any, targets: Any) -> Tensor:
     """One less the edit distance of the decoded to the true sequence over the latter's length, at least 0, by torchmetrics.
 
@@ -227,7 +238,13 @@ def characters_right(outputs: Any, targets: Any) -> Tensor:
     could be.
     """
     scores = float_tensors(outputs)[0]
-    labels = torch.as_tensor(targets)
+    try:
+        labels = torch.as_tensor(targets)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            "the edit distance of CTC takes class indices of shape (N, L), not texts or rows of several lengths: map characters "
+            "to their classes, from 1 on, and pad shorter rows with 0."
+        ) from error
     if scores.ndim != 3 or labels.ndim != 2 or len(labels) != len(scores):
         raise DataError(
             f"the edit distance of CTC takes scores of shape (N, T, C) and labels of shape (N, L), not {tuple(scores.shape)} and "
@@ -235,6 +252,11 @@ def characters_right(outputs: Any, targets: Any) -> Tensor:
         )
     if int(labels.max()) >= scores.shape[2]:
         scores = scores.transpose(1, 2)
+    if int(labels.max()) >= scores.shape[2]:
+        raise DataError(
+            f"the labels go up to {int(labels.max())}, and neither axis of the scores {tuple(scores.shape)} has so many classes: "
+            "is the alphabet that of this model, with the blank in class 0?"
+        )
     best = scores.argmax(2)
     distance = _torchmetrics("text").edit_distance
     found = []

@@ -6,7 +6,7 @@ are higher where they are better; what is better when lower (an error) is kept w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from qkit.errors import DataError, QkitError
 from qkit.execution import measures
 from qkit.execution.statistics import Samples
+from qkit.execution.whole import Weighing, WholeSamples, WholeScore
 from qkit.graph.structures import float_tensors
 from qkit.style import Units
 
@@ -28,6 +29,7 @@ __all__ = [
     "MetricFunction",
     "check_expected",
     "choose",
+    "metric_label",
     "metric_of",
     "part_of",
     "score_batch",
@@ -40,6 +42,10 @@ MetricFunction = Callable[[Any, Any], Any]
 TOLERANCE = 0.01
 #: The same as a share of the float lane's own score, for every other metric: MLPerf's rule, 99 % of the reference.
 RELATIVE_TOLERANCE = 0.01
+
+
+_BETTER = ("higher", "lower")
+_AGAINST = ("targets", "float", "either")
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,10 @@ class Metric:
     among
         For class scores of which the right one has to be among so many greatest: decisions then have margins, which tell a loss
         on few samples. None for other metrics.
+    whole
+        Of a score of the whole set, such as mAP, which no mean over samples gives: `function` gives a record a sample then, and
+        ``whole(records)`` a function of weights, float64 (B, N), that gives the scores of B sets in which each sample counts so
+        often, float64 (B,). Its intervals come from resampled sets.
     """
 
     function: MetricFunction
@@ -78,8 +88,12 @@ class Metric:
     tolerance: float | None = None
     output: str | int | None = None
     among: int | None = None
+    whole: WholeScore | None = None
 
     def __post_init__(self) -> None:
+        for said, given, allowed in (("better", self.better, _BETTER), ("against", self.against, _AGAINST)):
+            if given not in allowed:
+                raise QkitError(f"{said} of {self.name} is {given!r}: it has to be {' or '.join(map(repr, allowed))}.")
         if self.tolerance is not None and not self.tolerance > 0.0:
             raise QkitError(f"the tolerance of {self.name} is {self.tolerance}: it has to be above 0, in the metric's own unit.")
 
@@ -100,6 +114,11 @@ class Metric:
         return self.name
 
 
+def metric_label(name: str) -> str:
+    """What a metric of that name is called beside its figures: agreement is no accuracy, and is not to be taken for it."""
+    return f"{name} with float (not accuracy)" if name == "agreement" else name
+
+
 #: How a metric can be given.
 AnyMetric = str | Metric | MetricFunction
 
@@ -109,7 +128,8 @@ NAMED: Mapping[str, Metric] = {
     for metric in (
         Metric(measures.top1, "top1", "%", among=1),
         Metric(measures.top5, "top5", "%", among=5),
-        Metric(measures.agreement, "agreement", "%", against="float", among=1),
+        # a point of what float believed in its class, which is what a changed decision costs there, not of decisions
+        Metric(measures.agreement, "agreement", "%", against="float", among=1, tolerance=TOLERANCE),
         Metric(measures.closeness, "closeness", "%", against="float"),
         Metric(measures.cross_entropy, "cross-entropy", "nats", "lower"),
         Metric(measures.mean_iou, "mean-iou", "%"),
@@ -136,7 +156,8 @@ def metric_of(metric: AnyMetric) -> Metric:
     if isinstance(metric, str):
         if metric not in NAMED:
             raise QkitError(
-                f"there is no metric {metric!r}; the named ones are {', '.join(NAMED)}. For another, pass a function."
+                f"there is no metric {metric!r}; the named ones are {', '.join(NAMED)}. For another, pass a function; "
+                "detection's mAP is qkit.mean_average_precision(decode=…)."
             )
         return NAMED[metric]
     if not callable(metric):
@@ -199,8 +220,14 @@ def tolerance_of(metric: Metric, exact: np.ndarray) -> float:
     Raises
     ------
     QkitError
-        If the float lane's scores are all 0, of which there is no 1 %.
+        If the float lane's scores are all 0, of which there is no 1 %, or all the greatest PSNR there is.
     """
+    if metric.function is measures.psnr and float(exact.min()) >= measures.MOST_PSNR:
+        raise QkitError(
+            f"float equals what it is measured against, which counts as {measures.MOST_PSNR:g} dB, and a loss from there says "
+            "nothing: give targets, or pass tolerance= (60 lets lanes through that have 40 dB to float), or use "
+            "metric='closeness'."
+        )
     if metric.tolerance is not None:
         return metric.tolerance
     if metric.unit == "%":
@@ -259,19 +286,48 @@ def score_batch(metric: Metric, outputs: Any, targets: Any, reference: Any, size
     other = part_of(reference, metric.output, name=name) if by_float else targets
     if not by_float and metric.output is not None and isinstance(other, (Mapping, tuple, list)):
         other = part_of(other, metric.output, name=name)
-    scores = torch.as_tensor(metric.function(outputs, other)).detach().double().cpu().numpy()
+    found = metric.function(outputs, other)
+    if metric.whole is not None:
+        return _records(metric, found, size)
+    try:
+        scores = torch.as_tensor(found).detach().double().cpu().numpy()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"metric {name!r} gave a {type(found).__name__}: return one score per sample, as a tensor.") from error
     if scores.shape != (size,):
         raise DataError(f"metric {name!r} gave scores of shape {scores.shape} for {size} samples: return one score per sample.")
     if not np.isfinite(scores).all():
         raise DataError(f"metric {name!r} gave NaN or infinity for {int((~np.isfinite(scores)).sum())} of {size} samples.")
     if metric.better == "lower":
         scores = -scores
+    if metric.function is measures.closeness:
+        ratios = torch.stack(measures.noise_ratios(outputs, other), 1).cpu().numpy()
+        return Samples(scores, ratios=ratios, outputs=measures.output_names(outputs))
     if metric.among is None:
         return Samples(scores)
     classes = measures.class_scores(outputs)
     if classes.ndim != 2:
         return Samples(scores)
     return _with_margins(scores, classes, other, by_float=by_float, among=metric.among)
+
+
+def _records(metric: Metric, records: Any, size: int) -> Samples:
+    if not isinstance(records, (list, tuple)) or len(records) != size:
+        count = len(records) if hasattr(records, "__len__") else "no"
+        raise DataError(
+            f"metric {metric.name!r} gave {count} records for {size} samples: a score of the whole set needs a list with one "
+            "record per sample."
+        )
+    score = metric.whole
+    assert score is not None
+    return WholeSamples(records, _negated(score) if metric.better == "lower" else score, metric.name)
+
+
+def _negated(score: WholeScore) -> WholeScore:
+    def other(records: Sequence[Any]) -> Weighing:
+        weigh = score(records)
+        return lambda weights: -weigh(weights)
+
+    return other
 
 
 def _with_margins(scores: np.ndarray, classes: Tensor, other: Any, *, by_float: bool, among: int) -> Samples:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import html
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from qkit.errors import QkitError
-from qkit.execution.metrics import NAMED, Metric, tolerance_of
+from qkit.execution.metrics import NAMED, Metric, metric_label, tolerance_of
 from qkit.execution.statistics import Interval, Samples, gain, mean_interval, paired_interval
-from qkit.style import PLAIN, Units
+from qkit.style import PLAIN, Units, decibels
 
 if TYPE_CHECKING:
     from qkit.figures.drawing import Picture
@@ -56,12 +58,19 @@ class Scores:
         return tolerance_of(known, self._of("float"))
 
     def __getitem__(self, lane: str) -> Interval:
-        """The lane's mean score with its interval."""
-        return mean_interval(self._of(lane))
+        """The lane's score with its interval; float's own, where it is what lanes are measured against, is no estimate."""
+        values = self._of(lane)
+        if lane == "float" and self.measured is not None and self.measured.against == "float" and len(values):
+            own = float(values.mean())
+            return Interval(own, own, own, len(values))
+        return self.samples[lane].interval() if lane in self.samples else mean_interval(values)
 
     def loss(self, lane: str, against: str = "float") -> Interval:
         """How much the lane lost against another on these samples, with the paired interval; positive is worse."""
-        return paired_interval(self._of(against), self._of(lane))
+        first, second = self._of(against), self._of(lane)
+        if lane in self.samples and against in self.samples:
+            return self.samples[against].minus(self.samples[lane])
+        return paired_interval(first, second)
 
     def expected_loss(self, lane: str, against: str = "float", *, looks: int = 1) -> Interval:
         """What the lane is expected to lose on many such samples; see `qkit.execution.statistics.gain`."""
@@ -133,6 +142,69 @@ class Scores:
         frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("label")
         return frame.sort_values("loss", ascending=False, kind="stable")
 
+    def by_output(self, lane: str) -> pd.DataFrame:
+        """How close the lane's outputs are to float's: a row per output, signal to noise in dB with its interval.
+
+        The signal is the variance of float's output, the noise the mean squared error: 20 dB are an error of a tenth of the
+        spread, infinity is none.
+
+        Raises
+        ------
+        QkitError
+            If the score is not closeness.
+        """
+        self._of(lane)
+        found = self.samples.get(lane)
+        if found is None or found.ratios is None:
+            raise QkitError(f"dB by output are of the metric 'closeness', not of {self.metric}: study.with_metric('closeness').")
+        rows = {}
+        for name, ratios in zip(found.outputs, found.ratios.T, strict=True):
+            if not (np.isfinite(ratios).all() and ratios.any()):
+                rows[name] = dict.fromkeys(("dB", "low", "high"), -math.inf if ratios.any() else math.inf)
+                continue
+            mean = mean_interval(ratios)
+            ends = {"dB": mean.value, "low": mean.high, "high": mean.low}
+            rows[name] = {key: _in_decibels(end) for key, end in ends.items()}
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("output")
+
+    def confident(self, lane: str) -> Interval:
+        """The lane's score on the half of the images of which float is surest: its margin is its median or more.
+
+        Most decisions that change are close ones in float already, and cost little; one that changes here is a fault.
+
+        Raises
+        ------
+        QkitError
+            If the metric does not decide between classes.
+        """
+        values, exact = self._of(lane), self.samples.get("float")
+        if exact is None or exact.margins is None:
+            raise QkitError(f"{self.metric} does not decide between classes, so float is sure of none: ask of top1 or agreement.")
+        sureness = np.abs(exact.margins)
+        return mean_interval(values[sureness >= np.median(sureness)])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the figures has to know: that agreement is no accuracy, and what closeness is in dB by output."""
+        lanes = [lane for lane in self.lanes if lane != "float"]
+        exact = self.samples.get("float")
+        if self.metric == "agreement" and exact is not None and exact.margins is not None and lanes:
+            sure = ", ".join(f"{lane} {self.units.score(self.confident(lane).value)}" for lane in lanes)
+            return (
+                f"Agreement is not accuracy: most decisions that change are close ones. On the half of the images of which float "
+                f"is surest the agreement is: {sure}.",
+            )
+        known = [lane for lane in lanes if lane in self.samples and self.samples[lane].ratios is not None]
+        if not known:
+            return ()
+        told = []
+        for lane in known:
+            found = self.by_output(lane)["dB"]
+            names = [f"output {name} " if str(name).isdigit() else f"{name} " for name in found.index]
+            each = zip(names if len(names) > 1 else [""], found, strict=True)
+            told.append(f"{lane} has {', '.join(f'{name}{decibels(value)} dB' for name, value in each)}")
+        return (f"Signal to noise against float's outputs: {'; '.join(told)}.",)
+
     def table(self) -> pd.DataFrame:
         """A row per lane: score, interval, loss against float, interval."""
         rows = {}
@@ -150,7 +222,7 @@ class Scores:
         from qkit.figures.plots import bar_height, intervals
 
         rows = {lane: self[lane] for lane in self.lanes}
-        what = f"{self.metric} on {self.n} samples{self.units.after}"
+        what = f"{metric_label(self.metric)} on {self.n} samples{self.units.after}"
         words = f"{self.metric} of {', '.join(self.lanes)}"
         return picture(intervals, rows, units=self.units, what=what, words=words, scores=True, height=bar_height(len(rows)))
 
@@ -159,6 +231,7 @@ class Scores:
         return {
             "metric": self.metric,
             "samples": self.n,
+            "notes": list(self.notes),
             "lanes": {
                 lane: {"score": self[lane].to_dict(), "loss": self.loss(lane).to_dict() if "float" in self.lanes else None}
                 for lane in self.lanes
@@ -166,7 +239,22 @@ class Scores:
         }
 
     def __repr__(self) -> str:
-        return f"Scores({self.metric} on {self.n} samples: " + ", ".join(f"{lane} {self[lane]}" for lane in self.lanes) + ")"
+        lanes = ", ".join(f"{lane} {self._shown(lane)}" for lane in self.lanes)
+        return " ".join([f"Scores({metric_label(self.metric)} on {self.n} samples: {lanes})", *self.notes])
 
     def _repr_html_(self) -> str:
-        return str(self.table().to_html(float_format="{:.4f}".format))
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        frame = self.table()
+        if self.units.lower:
+            frame[["score", "low", "high"]] = -frame[["score", "high", "low"]].to_numpy()
+        return str(frame.to_html(float_format="{:.4f}".format)) + notes
+
+    def _shown(self, lane: str) -> Interval:
+        """A score as a person reads it: what is better when lower is kept with its sign changed."""
+        found = self[lane]
+        return replace(found, value=-found.value, low=-found.high, high=-found.low) if self.units.lower else found
+
+
+def _in_decibels(ratio: float) -> float:
+    """A ratio of noise to signal; infinity where there is no noise."""
+    return -10.0 * math.log10(ratio) if ratio > 0.0 else math.inf

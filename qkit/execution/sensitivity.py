@@ -49,6 +49,8 @@ class Sensitivity:
         float64 (N,): scores of the lane that all are compared with: float for "only", the full plan for "except".
     units
         How scores and losses are shown.
+    ranks
+        Whether effects are tested by ranks; not where the score is one of the whole set, see `paired_interval`.
     """
 
     mode: Mode
@@ -57,6 +59,7 @@ class Sensitivity:
     scores: np.ndarray
     base: np.ndarray
     units: Units = PLAIN
+    ranks: bool = True
 
     @property
     def base_score(self) -> Interval:
@@ -66,7 +69,8 @@ class Sensitivity:
     def effect(self, layer: int) -> Interval:
         """What the layer costs when quantized alone ("only"), or what sparing it recovers ("except"); paired interval."""
         scores = self.scores[layer]
-        return paired_interval(self.base, scores) if self.mode == "only" else paired_interval(scores, self.base)
+        first, second = (self.base, scores) if self.mode == "only" else (scores, self.base)
+        return paired_interval(first, second, ranks=self.ranks)
 
     def table(self) -> pd.DataFrame:
         """A row per layer, the strongest effect first: kind, score, and ``loss`` or ``recovered`` with its 95 % interval.
@@ -165,7 +169,8 @@ def sweep(
         lanes, base=base, batches=batches, memory_budget=memory_budget, what=f"sensitivity ({mode})", progress=progress
     )
     scores = np.stack([found[op.name] for op in operations])
-    return Sensitivity(mode, evaluator.metric_name, tuple(operations), scores, found[_BASE], evaluator.metric.units)
+    metric = evaluator.metric
+    return Sensitivity(mode, metric.name, tuple(operations), scores, found[_BASE], metric.units, metric.whole is None)
 
 
 def _layers(graph: Graph, plan: Plan, names: Sequence[str] | None) -> list[Operation]:

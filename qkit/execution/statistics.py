@@ -120,13 +120,16 @@ def mean_interval(scores: np.ndarray, confidence: float = CONFIDENCE) -> Interva
     return _student(scores, confidence)
 
 
-def paired_interval(first: np.ndarray, second: np.ndarray, confidence: float = CONFIDENCE) -> Interval:
+def paired_interval(first: np.ndarray, second: np.ndarray, confidence: float = CONFIDENCE, *, ranks: bool = True) -> Interval:
     """Mean of ``first - second`` over the same samples, and how likely chance alone makes such a difference.
 
     For 0/1 scores the adjusted Wald interval of Bonett and Price (2012, "Adjusted Wald Confidence Interval for a
     Difference of Binomial Proportions Based on Paired Data"), which does not collapse to zero width where samples differ in
     neither direction, with McNemar's exact test; for other scores Student's interval and Wilcoxon's signed-rank test. Scores that
     are the same array, as a lane's and its own, differ by exactly 0.
+
+    Without `ranks` the test is Student's: of the pseudo-values of a score of the whole set (`qkit.execution.whole`) mean and
+    spread mean something, and ranks nothing.
     """
     if first.shape != second.shape or len(first) == 0:
         raise DataError(f"a paired comparison needs the same samples in both lanes, not {len(first)} and {len(second)}.")
@@ -142,7 +145,8 @@ def paired_interval(first: np.ndarray, second: np.ndarray, confidence: float = C
         centre = gained - lost
         half = z * math.sqrt(max(gained + lost - centre**2, 0.0) / (n + 2.0))
         return Interval(value, max(centre - half, -1.0), min(centre + half, 1.0), n, _mcnemar(ups, downs))
-    return replace(_student(difference, confidence), p=_wilcoxon(difference))
+    found = _student(difference, confidence)
+    return replace(found, p=_wilcoxon(difference) if ranks else _student_p(difference))
 
 
 def _student(values: np.ndarray, confidence: float) -> Interval:
@@ -156,6 +160,15 @@ def _student(values: np.ndarray, confidence: float) -> Interval:
 def _mcnemar(ups: int, downs: int) -> float:
     """Exact two-sided p-value of so many changes either way (McNemar 1947, by the binomial distribution)."""
     return float(stats.binomtest(ups, ups + downs, 0.5).pvalue) if ups + downs else 1.0
+
+
+def _student_p(difference: np.ndarray) -> float:
+    """Two-sided p-value of Student's test, never below that of all samples having changed in one direction."""
+    n, spread = len(difference), float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
+    mean = abs(float(difference.mean()))
+    if n < 2 or spread == 0.0:
+        return 1.0 if n < 2 or mean == 0.0 else 2.0 ** (1 - n)
+    return max(2.0 * float(stats.t.sf(mean * math.sqrt(n) / spread, n - 1)), 2.0 ** (1 - n))
 
 
 def _wilcoxon(difference: np.ndarray) -> float:
@@ -186,6 +199,8 @@ class Samples:
         own class than in the lane's (in the runner-up, where that is the same).
     classes, labels
         The class that the lane chose, and the right one (without labels, float's), int64 (N,).
+    ratios, outputs
+        Of closeness to float: squared error over variance by output, float64 (N, K), and the names of the K outputs.
     """
 
     values: np.ndarray
@@ -193,6 +208,8 @@ class Samples:
     stakes: np.ndarray | None = None
     classes: np.ndarray | None = None
     labels: np.ndarray | None = None
+    ratios: np.ndarray | None = None
+    outputs: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)
@@ -200,12 +217,25 @@ class Samples:
     @staticmethod
     def joined(parts: Sequence[Samples]) -> Samples:
         """The samples of several batches."""
+        return parts[0].join(parts)
+
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """The score with its interval."""
+        return mean_interval(self.values, confidence)
+
+    def minus(self, other: Samples, confidence: float = CONFIDENCE) -> Interval:
+        """How much more these score than others of the same samples, in pairs; see `paired_interval`."""
+        return paired_interval(self.values, other.values, confidence)
+
+    def join(self, parts: Sequence[Samples]) -> Samples:
+        """The samples of several batches, of which this is the first."""
 
         def all_of(name: str) -> Any:
             rows = [getattr(part, name) for part in parts]
             return None if any(row is None for row in rows) else np.concatenate(rows)
 
-        return Samples(*(all_of(item.name) for item in fields(Samples)))
+        arrays = {item.name: all_of(item.name) for item in fields(Samples) if item.name != "outputs"}
+        return Samples(**arrays, outputs=parts[0].outputs)
 
 
 def expected_scores(exact: Samples, lane: Samples) -> np.ndarray:
@@ -268,10 +298,10 @@ def gain(after: Samples, before: Samples, exact: Samples, *, looks: int = 1) -> 
         return Interval(0.0, 0.0, 0.0, len(after), 1.0)
     trials = 1 if looks == 1 else looks * (looks + 1)
     confidence = 1.0 - (1.0 - CONFIDENCE) / trials
-    first, second = expected_scores(exact, after), expected_scores(exact, before)
     if after.margins is None or before.margins is None:
-        found = paired_interval(first, second, confidence)
+        found = after.minus(before, confidence)
     else:
+        first, second = expected_scores(exact, after), expected_scores(exact, before)
         found = replace(_student(first - second, confidence), by_margins=True)
         p = _wilcoxon(surprise(before.margins) - surprise(after.margins))
         right, was_right = after.margins > 0.0, before.margins > 0.0

@@ -23,7 +23,7 @@ from qkit.execution.loading import Batch, batches
 from qkit.execution.metrics import score_batch, unlabelled
 from qkit.execution.observing import observe
 from qkit.execution.scores import Scores
-from qkit.execution.statistics import Interval, mean_interval, paired_interval
+from qkit.execution.statistics import Interval, Samples, mean_interval, paired_interval
 from qkit.graph.structures import float_tensors
 from qkit.progress import uninterrupted
 from qkit.ptq.absorption import absorb
@@ -185,14 +185,15 @@ class _Run:
                 noise += float((a.double() - b.double()).square().sum())
                 signal += float(b.double().square().sum())
             rows.append(self._score(output, reference, batch))
-        scores = np.concatenate([r for r in rows if r is not None]) if all(r is not None for r in rows) else None
+        known = [row for row in rows if row is not None]
+        scores = Samples.joined(known).values if known and len(known) == len(rows) else None
         return _Checked(noise / max(signal, 1e-30), scores)
 
-    def _score(self, output: Any, reference: Tensor, batch: Batch) -> np.ndarray | None:
-        """Per-sample scores; agreement with float where calibration samples have no targets; None where neither can be had."""
+    def _score(self, output: Any, reference: Tensor, batch: Batch) -> Samples | None:
+        """What a batch scores; agreement with float where calibration samples have no targets; None where neither can be had."""
         metric = self.original.metric if batch.targets is not None else unlabelled(self.original.metric)
         try:
-            return score_batch(metric, output, batch.targets, reference, batch.size).values
+            return score_batch(metric, output, batch.targets, reference, batch.size)
         except QkitError:
             return None
 

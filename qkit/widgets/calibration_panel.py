@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from qkit.errors import PlanError
 from qkit.execution.editing import figures
 from qkit.execution.loading import batches as batches_of
+from qkit.execution.metrics import metric_label
 from qkit.execution.scores import Scores
 from qkit.graph import Graph
 from qkit.quant.estimators import METHODS, Observation, check_method
@@ -355,11 +357,12 @@ class CalibrationPanel(Panel):
         rows = [[name, score_words(scores[name], units)] for name in scores.lanes]
         gain = scores.loss("as opened", against="chosen")
         text = f"Change: {change_words(gain, units)}, paired, on {gain.n} evaluation samples."
+        text = " ".join([text, *map(html.escape, scores.notes)])
         self._said.value = facts(rows) + f'<span class="qkit-note">{text}</span>'
 
     def _show_comparison(self, found: tuple[dict[str, Plan], Scores]) -> None:
         plans, scores = found
-        metric, units = scores.metric, scores.units
+        metric, units = metric_label(scores.metric), scores.units
         lines, records = [], {}
         for method, plan in plans.items():
             each = [self._figures(name, plan) for name in plan.grids if not plan[name].weight]

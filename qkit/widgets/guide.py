@@ -18,6 +18,7 @@ from qkit.diagnosis.answer import Diagnosis
 from qkit.diagnosis.remedies import Remedy
 from qkit.errors import DataError, QkitError
 from qkit.execution.editing import History
+from qkit.execution.metrics import metric_label
 from qkit.execution.scores import Scores
 from qkit.figures import drawing
 from qkit.quant.plan import FLOAT, Plan
@@ -241,7 +242,7 @@ class Guide(Panel):
         scores = self.scores
         if scores is None:
             return
-        metric, units = scores.metric, scores.units
+        metric, units = metric_label(scores.metric), scores.units
         rows = [
             ["float", score_words(scores["float"], units), ""],
             ["as opened", score_words(scores["as opened"], units), ""],
@@ -252,6 +253,7 @@ class Guide(Panel):
             words.append(f"The last step: {change_words(scores.loss('before', against='now'), units)}.")
             words.append(f"All together: {change_words(scores.loss('as opened', against='now'), units)}.")
         words.append(f"Still lost against float: {loss_words(scores.loss('now'), units)}; {scores.n} evaluation samples, paired.")
+        words += map(html.escape, scores.notes)
         self._effect.value = facts(rows, ["", metric, "remedies applied"]) + f'<div class="qkit-note">{" ".join(words)}</div>'
 
     def _present(self) -> None:

@@ -22,6 +22,7 @@ from qkit.execution.editing import (
     suggestions,
 )
 from qkit.execution.loading import batches as batches_of
+from qkit.execution.metrics import metric_label
 from qkit.execution.observing import observe_channels
 from qkit.execution.prefix import Effect
 from qkit.execution.statistics import Interval, mean_interval, paired_interval
@@ -563,7 +564,7 @@ class Tuner(Panel):
             **({"before": before} if before is not None and self._compare.value else {}),
             "as opened": base,
         }
-        metric, units = self._origin.metric_name, self._origin.metric.units
+        metric, units = metric_label(self._origin.metric_name), self._origin.metric.units
         rows = [
             ["layer alone (SQNR)", *(f"{decibels(e.local)} dB" for e in shown_effects.values())],
             ["layer, accumulated", *(f"{decibels(e.layer)} dB" for e in shown_effects.values())],

@@ -219,6 +219,8 @@ def test_agreement_is_not_called_accuracy():
     study = Study(Small(), [x for x, _ in image_batches()], metric="agreement")
     made = make(study, worst=1, progress=False)
     assert any("agreement" in remark for remark in made.remarks)
+    sure = study.evaluate(("float", "int16", "int8"), progress=False).confident("int8")
+    assert any("not accuracy" in remark and f"int8 {100 * sure.value:.2f} %" in remark for remark in made.remarks)
     _says_agreement(made, _page(made))
 
 

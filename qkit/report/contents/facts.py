@@ -24,7 +24,6 @@ from qkit.errors import QkitError
 from qkit.execution.capture import Capture
 from qkit.execution.loading import batches as batches_of
 from qkit.execution.scores import Scores
-from qkit.execution.statistics import paired_interval
 from qkit.linting import lint
 from qkit.linting.finding import where
 from qkit.listing import few
@@ -80,6 +79,7 @@ def remarks_of(study: Study, lanes: dict[str, Plan], scores: Scores, captured: C
     remarks = []
     if study.metric_name == "agreement" and not any("agreement" in remark for remark in study.remarks):
         remarks.append("The score is agreement with the float lane, not accuracy: float agrees with itself by definition.")
+    remarks += scores.notes
     if captured.samples < scores.n:
         remarks.append(f"Scores are measured on {scores.n} samples, the figures of layers and weights on {captured.samples}.")
     edited = [name for name, grid in study.plan.grids.items() if grid.method == "manual"]
@@ -265,7 +265,7 @@ def tried_of(study: Study, diagnosis: Diagnosis, batches: int | None, *, progres
         name = entry.pop("name")
         entry["before"] = scores["before"].to_dict()
         entry["score"] = scores[name].to_dict()
-        entry["gain"] = paired_interval(scores.lanes[name], scores.lanes["before"]).to_dict()
+        entry["gain"] = scores.loss("before", against=name).to_dict()
         entry["loss"] = scores.loss(name).to_dict()
     return rows
 
