@@ -15,6 +15,7 @@ from torch import nn
 import qkit
 from qkit import QkitError, Study
 from qkit.report import Report, make
+from qkit.report.contents import facts
 
 FLAT = ["loss", "loss low", "loss high"]
 
@@ -119,7 +120,7 @@ def test_environment_settings_and_reproduction(study, report):
     assert report.environment["torch"] == torch.__version__
     assert report.environment["python"] == platform.python_version()
     assert report.environment["machine"] == platform.machine()
-    assert report.environment["threads"] == torch.get_num_threads()
+    assert facts.environment_of(study)["threads"] == torch.get_num_threads()
     assert report.settings["scheme"] == "int8-per-tensor"
     assert re.search(r"\bmse\b", report.settings["activations"])
     assert re.search(r"\bminmax\b", report.settings["weights"])
