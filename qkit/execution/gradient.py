@@ -118,11 +118,13 @@ def rank_by_gradient(
     generator = torch.Generator().manual_seed(seed)
     rows: dict[str, list[np.ndarray]] = {tensor: [] for tensor in plan.grids}
     classes = metric.among is not None
+    with torch.no_grad():
+        errors = {name: lane_weight(graph, plan, name) - weight for name, weight in graph.weights.items() if name in plan.grids}
     for batch in track(batches(loader, limit), "gradients", unit="batch", show=progress):
         step = batch.size if graph.fixed_batch is not None else _TOGETHER
         for at in range(0, batch.size, step):
             part = map_tensors(batch.inputs, partial(_some, size=batch.size, at=at, step=step))
-            for tensor, cost in _costs(graph, part, plan, metric, generator, classes=classes).items():
+            for tensor, cost in _costs(graph, part, plan, errors, metric, generator, classes=classes).items():
                 rows[tensor].append(cost)
     if not any(rows.values()):
         raise DataError("the loader gave no batch: pass at least one.")
@@ -134,45 +136,67 @@ def _some(x: Tensor, *, size: int, at: int, step: int) -> Tensor:
     return x[at : at + step] if x.ndim and x.shape[0] == size else x
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class _Seen:
-    """An operation's values on the way forth: what it reads, its sum before the activation, and after it."""
+    """An operation on the way forth: its sum before the activation and its value after it, and the errors that are put to them.
 
-    read: Sequence[Any]
+    Attributes
+    ----------
+    before, after
+        Those whose gradients are wanted.
+    weight, tap
+        What the weight's error adds before the activation, and the value's own rounding error after it; None where there is no
+        grid.
+    """
+
     before: Tensor
     after: Tensor
+    weight: Tensor | None
+    tap: Tensor | None
 
 
 def _costs(
-    graph: Graph, inputs: tuple[Any, ...], plan: Plan, metric: Metric, generator: torch.Generator, *, classes: bool
-) -> dict[str, np.ndarray]:
+    graph: Graph, inputs: tuple[Any, ...], plan: Plan, errors: Mapping[str, Tensor], metric: Metric,
+    generator: torch.Generator, *, classes: bool,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """By tensor, one value a sample."""
     with execution(graph.device, inference=False), torch.enable_grad():
-        output, seen = _forth(graph, inputs, plan)
+        output, seen = _forth(graph, inputs, plan, errors)
         outputs = [y for y in float_tensors(part_of(output, metric.output, name=metric.name)) if y.requires_grad]
         if not outputs:
             raise QkitError(
                 "the network's output has no gradient, so that its tensors cannot be ranked by it: use mode='only', which "
                 "measures."
             )
+        wanted = [value.after for value in seen.values()] + [value.before for value in seen.values()]
         sums: dict[str, Tensor] = {}
         for draw in range(_DRAWS):
             vectors = [_vector(y.detach(), generator, classes=classes) for y in outputs]
-            wanted = [value.after for value in seen.values()] + [value.before for value in seen.values()]
             gradients = torch.autograd.grad(outputs, wanted, vectors, retain_graph=draw + 1 < _DRAWS, allow_unused=True)
             for (name, value), after, before in zip(seen.items(), gradients[: len(seen)], gradients[len(seen) :], strict=True):
-                for tensor, product in _products(graph, graph.operation(name), value, after, before, plan).items():
-                    half = product.square() / (2.0 * _DRAWS)
-                    sums[tensor] = sums[tensor] + half if tensor in sums else half
+                for tensor, gradient, error in ((name, after, value.tap), (graph.operation(name).weight, before, value.weight)):
+                    if tensor is not None and gradient is not None and error is not None:
+                        half = _by_sample(gradient, error).square() / (2.0 * _DRAWS)
+                        sums[tensor] = sums[tensor] + half if tensor in sums else half
     return {tensor: cost.cpu().numpy() for tensor, cost in sums.items()}
 
 
-def _forth(graph: Graph, inputs: tuple[Any, ...], plan: Plan) -> tuple[Any, dict[str, _Seen]]:
+def _forth(
+    graph: Graph, inputs: tuple[Any, ...], plan: Plan, errors: Mapping[str, Tensor]
+) -> tuple[Any, dict[str, _Seen]]:
     seen: dict[str, _Seen] = {}
 
     def look(op: Operation, read: Sequence[Any], before: Any, after: Any) -> None:
-        if isinstance(after, Tensor) and after.requires_grad and (op.name in plan.grids or op.weight in plan.grids):
-            seen[op.name] = _Seen(read, before, after)
+        if not isinstance(after, Tensor) or not after.requires_grad:
+            return
+        with torch.no_grad():
+            weight = tap = None
+            if op.weight in errors:
+                weight = operate(op, read, errors[op.weight], None if op.bias is None else torch.zeros_like(graph.biases[op.bias]))
+            if op.quantized and op.name in plan.grids:
+                tap = finish_value(op, after.detach().clone(), plan.params(op.name), (), None).sub_(after)
+        if weight is not None or tap is not None:
+            seen[op.name] = _Seen(before, after, weight, tap)
 
     return walk_float(graph, map_tensors(inputs, _leaf), look), seen
 
@@ -192,23 +216,10 @@ def _vector(y: Tensor, generator: torch.Generator, *, classes: bool) -> Tensor:
     return (noise / (spread.clamp_min(1e-30) * y[0].numel()).sqrt()).to(y.dtype)
 
 
-def _products(
-    graph: Graph, op: Operation, value: _Seen, after: Tensor | None, before: Tensor | None, plan: Plan
-) -> dict[str, Tensor]:
-    """Of the operation's tap and of its weight: gradient times error, summed within every sample, float64 (N,)."""
-    found = {}
-    with torch.no_grad():
-        if op.name in plan.grids and op.quantized and after is not None:
-            exact = value.after.detach()
-            rounded = finish_value(op, exact.clone(), plan.params(op.name), (), None)
-            found[op.name] = _by_sample(after * (rounded - exact))
-        if op.weight is not None and op.weight in plan.grids and before is not None:
-            error = lane_weight(graph, plan, op.weight) - graph.weights[op.weight]
-            read = [x.detach() if isinstance(x, Tensor) else x for x in value.read]
-            added = operate(op, read, error, None if op.bias is None else torch.zeros_like(graph.biases[op.bias]))
-            found[op.weight] = _by_sample(before * added)
-    return found
-
-
-def _by_sample(x: Tensor) -> Tensor:
-    return x.double().reshape(len(x), -1).sum(1)
+def _by_sample(gradient: Tensor, error: Tensor) -> Tensor:
+    """Their product, summed within every sample, float64 (N,); read in the order of memory where both have the same."""
+    pair = [gradient, error]
+    if error.ndim > 2 and not error.is_contiguous():
+        pair = [x.movedim(1, -1) for x in pair]
+    first, second = (x.reshape(len(x), 1, -1) for x in pair)
+    return torch.bmm(first, second.mT).double()[:, 0, 0]
