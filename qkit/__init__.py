@@ -11,11 +11,16 @@ from qkit.version import __version__
 if TYPE_CHECKING:
     from qkit.errors import DataError, GraphError, MissingExtra, PlanError, QkitError
     from qkit.execution.capture import Capture
+    from qkit.execution.depth import Depth
+    from qkit.execution.extremes import RangeSamples
+    from qkit.execution.flips import Flips
+    from qkit.execution.gradient import GradientRanking
     from qkit.execution.metrics import Metric
     from qkit.execution.observing import observe
     from qkit.execution.scores import Scores
     from qkit.execution.sensitivity import Sensitivity
     from qkit.execution.statistics import Interval
+    from qkit.execution.together import Together
     from qkit.graph import Graph
     from qkit.linting import Finding, Lint, lint
     from qkit.quant.grids import QuantParams, QuantSpec, dequantize, fake_quantize, quantize
@@ -33,6 +38,10 @@ _HOMES = {
     "graph": ("Graph",),
     "quant.histogram": ("Histogram",),
     "linting": ("Finding", "Lint", "lint"),
+    "execution.depth": ("Depth",),
+    "execution.extremes": ("RangeSamples",),
+    "execution.flips": ("Flips",),
+    "execution.gradient": ("GradientRanking",),
     "execution.metrics": ("Metric",),
     "execution.scores": ("Scores",),
     "execution.statistics": ("Interval",),
@@ -41,6 +50,7 @@ _HOMES = {
     "quant.schemes": ("PRESETS", "Scheme"),
     "execution.observing": ("observe",),
     "execution.sensitivity": ("Sensitivity",),
+    "execution.together": ("Together",),
     "study": ("Study",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -82,7 +92,10 @@ __all__ = [
     "PRESETS",
     "Capture",
     "DataError",
+    "Depth",
     "Finding",
+    "Flips",
+    "GradientRanking",
     "Graph",
     "GraphError",
     "Histogram",
@@ -95,10 +108,12 @@ __all__ = [
     "QkitError",
     "QuantParams",
     "QuantSpec",
+    "RangeSamples",
     "Scheme",
     "Scores",
     "Sensitivity",
     "Study",
+    "Together",
     "__version__",
     "dequantize",
     "fake_quantize",

@@ -14,16 +14,21 @@ from torch.export import ExportedProgram
 from qkit.diagnosis.verdict import Verdict, judge, judge_until_sure
 from qkit.errors import DataError, QkitError
 from qkit.execution.capture import MEMORY_BUDGET, Capture
+from qkit.execution.depth import POINTS, Depth, along_depth
 from qkit.execution.evaluator import Evaluator
+from qkit.execution.extremes import Extremes, RangeSamples
+from qkit.execution.flips import Flips
 from qkit.execution.gradient import GradientRanking, rank_by_gradient
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches
 from qkit.execution.metrics import AnyMetric, Metric, check_expected, choose, metric_of
+from qkit.execution.pictures import class_names, images_of, look_of
 from qkit.execution.plan_checks import saturations, zero_divisors
 from qkit.execution.prefix import Effect
 from qkit.execution.scores import Scores
 from qkit.execution.sensitivity import Mode, Sensitivity, sweep
 from qkit.execution.statistics import Interval, mean_interval
+from qkit.execution.together import FIRST, Ranking, Together, explained
 from qkit.graph import DEVIATION, Graph, build
 from qkit.graph.door.arrival import arrive
 from qkit.graph.door.model_files import network, origin_of
@@ -567,6 +572,83 @@ class Study:
                 plan = plan.only([t for t in plan.grids if self.graph.operation(t) in operations])
             return rank_by_gradient(self.graph, self.evaluation, plan, self.metric, limit=batches, progress=progress)
         return sweep(self._evaluator, plan, mode, layers=layers, batches=batches, progress=progress)
+
+    def depth(
+        self, *, lane: str | Plan | None = None, points: int = POINTS, batches: int | None = None, progress: bool = True
+    ) -> Depth:
+        """Loss with the first k operations quantized, along the depth: in weights, activations and both.
+
+        See :func:`qkit.execution.depth.along_depth`.
+        """
+        plan = lane if isinstance(lane, Plan) else self.lane(lane or self.narrow)
+        return along_depth(self._evaluator, plan, points=points, batches=batches, progress=progress)
+
+    def together(
+        self, first: int = FIRST, *, lane: str | Plan | None = None, ranking: Ranking | Sequence[str] = "gradient",
+        mode: Mode = "only", batches: int | None = None, progress: bool = True,
+    ) -> Together:  # fmt: skip
+        """How much of the loss the first tensors of a ranking explain together. See :func:`qkit.execution.together.explained`."""
+        plan = lane if isinstance(lane, Plan) else self.lane(lane or self.narrow)
+        return explained(
+            self._evaluator, plan, first=first, ranking=ranking, mode=mode, batches=batches, progress=progress
+        )  # fmt: skip
+
+    def flips(
+        self,
+        lane: str | None = None,
+        against: str = "float",
+        *,
+        images: int = 24,
+        classes: Sequence[str] | None = None,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+        batches: int | None = None,
+        progress: bool = True,
+    ) -> Flips:
+        """Evaluation samples of which a lane (`narrow`) chose another class than float, with their pictures.
+
+        Parameters
+        ----------
+        images
+            Most pictures, of the first that flipped; they are looked up in the evaluation data, which are never all held.
+        classes
+            Names of the classes; by default the data set's own ``classes``.
+        mean, std
+            How the images were normalized; by default as the data set's transform says, else every picture is stretched from its
+            least to its greatest value.
+        """
+        name = lane or self.narrow
+        scores = self.evaluate(tuple(dict.fromkeys((against, name))), batches=batches, progress=progress)
+        frame = scores.flips(name, against)
+        look = look_of(self.evaluation, mean, std)
+        shown = images_of(self.evaluation, frame.index[: max(images, 0)], look, limit=batches, progress=progress)
+        return Flips(name, against, scores.n, frame, shown, class_names(self.evaluation, classes))
+
+    def range_samples(
+        self,
+        *,
+        images: int = 12,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+        batches: int | None = None,
+        progress: bool = True,
+    ) -> RangeSamples:
+        """Which calibration samples set the ranges, how far beyond the next ones they are, and how they look; one float pass.
+
+        Parameters
+        ----------
+        images
+            Most pictures, of those that set most ranges.
+        mean, std
+            See `flips`.
+        """
+        work: Extremes = self._evaluator.resumed("extremes", batches, lambda: Extremes(self.graph))
+        found = work.run(self.calibration, limit=batches, progress=progress)
+        self._evaluator.finished("extremes")
+        look = look_of(self.calibration, mean, std)
+        worst = found.ranking().index[: max(images, 0)]
+        shown = images_of(self.calibration, worst, look, limit=batches, progress=progress)
+        return found.with_images({number: shown[number] for number in map(int, worst) if number in shown})
 
     def verdict(self, *, tolerance: float | None = None, batches: int | None = None, progress: bool = True) -> Verdict:
         """Is it quantization? From float, 16 bits and the study's own lane (`narrow`) on the evaluation data.

@@ -15,7 +15,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Plans and grids": (
         "Plan", "FLOAT", "Scheme", "PRESETS", "QuantSpec", "QuantParams", "quantize", "dequantize", "fake_quantize",
     ),
-    "Tensors, errors and scores": ("Capture", "Histogram", "Sensitivity", "Scores", "Interval", "Graph"),
+    "Tensors, errors and scores": (
+        "Capture", "Histogram", "Sensitivity", "GradientRanking", "Depth", "Together", "Scores", "Flips", "RangeSamples", "Interval", "Graph",
+    ),
     "Errors": ("QkitError", "DataError", "GraphError", "PlanError", "MissingExtra"),
     "More": (),
 }  # fmt: skip

@@ -72,17 +72,16 @@ class Depth:
 
     def table(self) -> pd.DataFrame:
         """A row per point: ``k``, and by curve ``loss`` with its 95 % interval and the output's ``sqnr`` in dB."""
-        rows = {}
-        for point, (operation, count) in enumerate(zip(self.operations, self.counts, strict=True)):
+        rows = []
+        for point, count in enumerate(self.counts):
             row: dict[tuple[str, str], Any] = {("", "k"): count}
             for curve in self.scores:
                 loss = self.loss(curve, point)
                 row |= {(curve, "loss"): loss.value, (curve, "loss low"): loss.low, (curve, "loss high"): loss.high}
                 row[curve, "sqnr"] = _decibels(float(self.errors[curve][point]))
-            rows[operation] = row
-        frame = pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name="up to"))
-        frame.columns = pd.MultiIndex.from_tuples(frame.columns)
-        return frame
+            rows.append(row)
+        columns = pd.MultiIndex.from_tuples(list(rows[0]))
+        return pd.DataFrame([list(row.values()) for row in rows], pd.Index(self.operations, name="up to"), columns)
 
     def plot(self) -> Picture:
         """Loss and the output's SQNR along the depth, as a picture."""

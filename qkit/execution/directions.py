@@ -6,8 +6,8 @@ vectors have to add up to this matrix, exactly or on average.
 
 - Of the likeliest classes they are columns of its Cholesky factor, which are known in closed form: what is left of the
   covariance once a class is taken out is that of a label drawn from the others.
-- One random vector has the covariance that is left, ``sqrt(q) e - q (sqrt(q) . e) / sum(q)`` of a normal e, where q are the beliefs in
-  the other classes.
+- One random vector has the covariance that is left, ``sqrt(q) e - q (sqrt(q) . e) / sum(q)`` of a normal e, where q are the
+  beliefs in the other classes.
 
 A sample that is torn between two classes is so described by its first vector alone, and nothing is left to chance.
 """
@@ -41,7 +41,7 @@ def class_vectors(scores: Tensor, count: int, generator: torch.Generator) -> lis
     found: list[Tensor] = []
     left = p
     last = p.shape[1] - 1
-    for _ in range(min(count - 1, last) if count < last else last):
+    for _ in range(count - 1 if count < last else last):
         at = left.argmax(1, keepdim=True)
         own, others = left.gather(1, at), left.scatter(1, at, 0.0)
         rest = others.sum(1, keepdim=True)
@@ -74,9 +74,9 @@ def uncertainty(scores: Tensor) -> np.ndarray:
 
 
 def shared_out(weights: Sequence[float], count: int) -> list[int]:
-    """`count` draws a part on average, at least one each, so that the estimates' variances ``weight^2 / draws`` add up to the least.
+    """`count` draws a part on average, at least one each, so that the variances ``weight^2 / draws`` add up to the least.
 
-    Neyman's allocation (1934) in whole draws.
+    Neyman's allocation (1934), in whole draws.
     """
     draws = [1] * len(weights)
     for _ in range((count - 1) * len(weights)):

@@ -5,9 +5,9 @@ gradient of one sample's loss at a label drawn from the network's own output (th
 products are taken sample by sample: of an activation with its own rounding error, of a weight through what its error adds to the
 layer's output, which is linear in it. So one backward pass serves all tensors.
 
-Instead of the gradients of single labels, vectors with their covariance go backward (`qkit.execution.directions`): networks that are
-sure hardly ever draw another label, and would make it a lottery. Of such networks a few samples hold nearly all of the expected
-cost. So a float pass tells first how sure each sample is; samples alike go together, and the unsure ones get more vectors.
+Instead of the gradients of single labels, vectors with their covariance go backward (`qkit.execution.directions`): networks that
+are sure hardly ever draw another label, and would make it a lottery. Of such networks a few samples hold nearly all of the
+expected cost. So a float pass tells first how sure each sample is; samples alike go together, and the unsure ones get more vectors.
 
 Outputs that are no class scores have squared error, relative to their variance, in the place of cross-entropy.
 """
@@ -154,7 +154,7 @@ def _of_batch(work: _Work, batch: Batch) -> dict[str, np.ndarray]:
     order = np.arange(size)
     weights = [1.0] * -(-size // step)
     if work.classes and size > step:
-        unsure = sum(uncertainty(y) for y in work.outputs(run_float(work.graph, batch.inputs)))
+        unsure = np.sum([uncertainty(y) for y in work.outputs(run_float(work.graph, batch.inputs))], axis=0)
         order = np.argsort(-unsure, kind="stable")
         weights = [float(unsure[order[at : at + step]].sum()) for at in range(0, size, step)]
     found: dict[str, np.ndarray] = {}
@@ -223,8 +223,9 @@ def _forth(work: _Work, inputs: tuple[Any, ...]) -> tuple[Any, dict[str, _Seen]]
             return
         with torch.no_grad():
             weight = tap = None
-            if op.weight in errors:
-                weight = operate(op, read, errors[op.weight], None if op.bias is None else torch.zeros_like(graph.biases[op.bias]))
+            if op.weight is not None and op.weight in errors:
+                bias = None if op.bias is None else torch.zeros_like(graph.biases[op.bias])
+                weight = operate(op, read, errors[op.weight], bias)
             if op.quantized and op.name in plan.grids:
                 tap = finish_value(op, after.detach().clone(), plan.params(op.name), (), None).sub_(after)
         if weight is not None or tap is not None:

@@ -67,7 +67,7 @@ class Together:
         return paired_interval(self.exact, self.whole)
 
     def _effects(self, scores: np.ndarray) -> np.ndarray:
-        return self.exact - scores if self.mode == "only" else scores - self.whole
+        return np.asarray(self.exact - scores if self.mode == "only" else scores - self.whole)
 
     def effect(self, k: int) -> Interval:
         """What the first k tensors lose together ("only"), or what sparing them recovers ("except"); paired interval."""
@@ -80,7 +80,7 @@ class Together:
         Below zero where they cost the same decisions, above where it takes several to change one.
         """
         effects = self._effects(self.together[k - 1])
-        return paired_interval(effects, self._effects(self.alone[:k]).sum(0))
+        return paired_interval(effects, effects if k == 1 else self._effects(self.alone[:k]).sum(0))
 
     def rest(self, k: int) -> Interval:
         """What of the whole plan's loss the first k do not explain; paired interval."""
@@ -192,7 +192,9 @@ def explained(
     order: list[str]
     if isinstance(ranking, str):
         if ranking == "gradient":
-            order = rank_by_gradient(evaluator.graph, evaluator.data, plan, evaluator.metric, limit=batches, progress=progress).order
+            order = rank_by_gradient(
+                evaluator.graph, evaluator.data, plan, evaluator.metric, limit=batches, progress=progress
+            ).order
         elif ranking == "measured":
             found = scores("every tensor alone", {tensor: part([tensor]) for tensor in plan.grids})
             worst = {tensor: float(found[tensor].mean()) for tensor in found}
