@@ -16,13 +16,12 @@ from qkit.errors import DataError, QkitError
 from qkit.execution.capture import MEMORY_BUDGET, Capture
 from qkit.execution.depth import POINTS, Depth, along_depth
 from qkit.execution.evaluator import Evaluator
-from qkit.execution.extremes import Extremes, RangeSamples
-from qkit.execution.flips import Flips
+from qkit.execution.extremes import RangeSamples, range_samples
+from qkit.execution.flips import Flips, flipped
 from qkit.execution.gradient import GradientRanking, rank_by_gradient
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches
 from qkit.execution.metrics import AnyMetric, Metric, check_expected, choose, metric_of
-from qkit.execution.pictures import class_names, images_of, look_of
 from qkit.execution.plan_checks import saturations, zero_divisors
 from qkit.execution.prefix import Effect
 from qkit.execution.scores import Scores
@@ -594,61 +593,30 @@ class Study:
         )  # fmt: skip
 
     def flips(
-        self,
-        lane: str | None = None,
-        against: str = "float",
-        *,
-        images: int = 24,
-        classes: Sequence[str] | None = None,
-        mean: float | Sequence[float] | None = None,
-        std: float | Sequence[float] | None = None,
-        batches: int | None = None,
+        self, lane: str | None = None, against: str = "float", *, images: int = 24, classes: Sequence[str] | None = None,
+        mean: float | Sequence[float] | None = None, std: float | Sequence[float] | None = None, batches: int | None = None,
         progress: bool = True,
-    ) -> Flips:
+    ) -> Flips:  # fmt: skip
         """Evaluation samples of which a lane (`narrow`) chose another class than float, with their pictures.
 
-        Parameters
-        ----------
-        images
-            Most pictures, of the first that flipped; they are looked up in the evaluation data, which are never all held.
-        classes
-            Names of the classes; by default the data set's own ``classes``.
-        mean, std
-            How the images were normalized; by default as the data set's transform says, else every picture is stretched from its
-            least to its greatest value.
+        See :func:`qkit.execution.flips.flipped`.
         """
         name = lane or self.narrow
-        scores = self.evaluate(tuple(dict.fromkeys((against, name))), batches=batches, progress=progress)
-        frame = scores.flips(name, against)
-        look = look_of(self.evaluation, mean, std)
-        shown = images_of(self.evaluation, frame.index[: max(images, 0)], look, limit=batches, progress=progress)
-        return Flips(name, against, scores.n, frame, shown, class_names(self.evaluation, classes))
+        plans = self._resolve(tuple(dict.fromkeys((against, name))))
+        return flipped(
+            self._evaluator, plans, name, against, images=images, classes=classes, mean=mean, std=std, batches=batches,
+            progress=progress,
+        )  # fmt: skip
 
     def range_samples(
-        self,
-        *,
-        images: int = 12,
-        mean: float | Sequence[float] | None = None,
-        std: float | Sequence[float] | None = None,
-        batches: int | None = None,
-        progress: bool = True,
-    ) -> RangeSamples:
-        """Which calibration samples set the ranges, how far beyond the next ones they are, and how they look; one float pass.
+        self, *, images: int = 12, mean: float | Sequence[float] | None = None, std: float | Sequence[float] | None = None,
+        batches: int | None = None, progress: bool = True,
+    ) -> RangeSamples:  # fmt: skip
+        """Which calibration samples set the ranges, how far beyond the next ones they are, and how they look.
 
-        Parameters
-        ----------
-        images
-            Most pictures, of those that set most ranges.
-        mean, std
-            See `flips`.
+        See :func:`qkit.execution.extremes.range_samples`.
         """
-        work: Extremes = self._evaluator.resumed("extremes", batches, lambda: Extremes(self.graph))
-        found = work.run(self.calibration, limit=batches, progress=progress)
-        self._evaluator.finished("extremes")
-        look = look_of(self.calibration, mean, std)
-        worst = found.ranking().index[: max(images, 0)]
-        shown = images_of(self.calibration, worst, look, limit=batches, progress=progress)
-        return found.with_images({number: shown[number] for number in map(int, worst) if number in shown})
+        return range_samples(self._evaluator, images=images, mean=mean, std=std, batches=batches, progress=progress)
 
     def verdict(self, *, tolerance: float | None = None, batches: int | None = None, progress: bool = True) -> Verdict:
         """Is it quantization? From float, 16 bits and the study's own lane (`narrow`) on the evaluation data.

@@ -16,7 +16,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "Plan", "FLOAT", "Scheme", "PRESETS", "QuantSpec", "QuantParams", "quantize", "dequantize", "fake_quantize",
     ),
     "Tensors, errors and scores": (
-        "Capture", "Histogram", "Sensitivity", "GradientRanking", "Depth", "Together", "Scores", "Flips", "RangeSamples", "Interval", "Graph",
+        "Capture", "Histogram", "Sensitivity", "GradientRanking", "Depth", "Together", "Scores", "Flips", "RangeSamples",
+        "Interval", "Graph",
     ),
     "Errors": ("QkitError", "DataError", "GraphError", "PlanError", "MissingExtra"),
     "More": (),

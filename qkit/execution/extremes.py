@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from qkit.errors import DataError
+from qkit.execution.evaluator import Evaluator
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches
+from qkit.execution.pictures import images_of, look_of
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.progress import track, uninterrupted
@@ -22,7 +24,7 @@ from qkit.style import frame_dict
 if TYPE_CHECKING:
     from qkit.figures.drawing import Picture
 
-__all__ = ["Extremes", "RangeSamples"]
+__all__ = ["Extremes", "RangeSamples", "range_samples"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +57,8 @@ class RangeSamples:
     def table(self) -> pd.DataFrame:
         """A row per tap: ``low`` and ``high``, the ``sample`` that sets each, and how far ``beyond`` the next sample that is.
 
-        ``beyond`` is a share of the tap's whole range: 0.3 is a range that would be 30 % narrower at this end without the sample. With
-        one sample alone it is missing. Of samples with the same extreme the first is named, and it is 0 beyond.
+        ``beyond`` is a share of the tap's whole range: 0.3 is a range that would be 30 % narrower at this end without the sample.
+        With one sample alone it is missing. Of samples with the same extreme the first is named, and it is 0 beyond.
         """
         rows = []
         for low, high in zip(self.low.astype(float), self.high.astype(float), strict=True):
@@ -68,9 +70,8 @@ class RangeSamples:
                 beyond = (sign * values[at] - others.max()) / width if len(others) and width else np.nan
                 row |= {(end, "value"): float(values[at]), (end, "sample"): at, (end, "beyond"): float(beyond)}
             rows.append(row)
-        frame = pd.DataFrame(rows, index=pd.Index(self.taps, name="tap"))
-        frame.columns = pd.MultiIndex.from_tuples(frame.columns)
-        return frame
+        columns = pd.MultiIndex.from_product([("low", "high"), ("value", "sample", "beyond")])
+        return pd.DataFrame([list(row.values()) for row in rows], pd.Index(self.taps, name="tap"), columns)
 
     def ranking(self) -> pd.DataFrame:
         """A row per sample that sets an end of a range alone, those that set most first.
@@ -80,13 +81,15 @@ class RangeSamples:
         """
         table = self.table()
         ends = [
-            (int(row[end, "sample"]), float(row[end, "beyond"]), tap) for tap, row in table.iterrows() for end in ("low", "high")
+            (int(sample), float(beyond), tap)
+            for end in ("low", "high")
+            for tap, sample, beyond in zip(self.taps, table[end, "sample"], table[end, "beyond"], strict=True)
         ]
         found: dict[int, list[tuple[float, str]]] = {}
         for sample, beyond, tap in ends:
             # where several samples reach the same end, as 0 after a ReLU, none of them sets it
             if not beyond <= 0.0:
-                found.setdefault(sample, []).append((beyond, str(tap)))
+                found.setdefault(sample, []).append((beyond, tap))
         rows = {}
         for sample, places in found.items():
             most, where = max(places, key=lambda place: place[0])
@@ -94,17 +97,11 @@ class RangeSamples:
         frame = pd.DataFrame.from_dict(rows, orient="index", columns=["ends", "beyond", "most", "where"]).rename_axis("sample")
         return frame.sort_values(["ends", "beyond"], ascending=False, kind="stable")
 
-    def with_images(self, images: Mapping[int, np.ndarray]) -> RangeSamples:
-        """The same with pictures of some samples."""
-        return replace(self, images=dict(images))
-
     def captions(self) -> dict[int, str]:
         """By sample with a picture, its number and what it sets."""
-        ranking = self.ranking()
-        return {
-            number: f"{number}: {ranking.loc[number, 'ends']} ends, {100 * ranking.loc[number, 'beyond']:.0f} % beyond"
-            for number in self.images
-        }
+        rows = self.ranking().to_dict("index")
+        said = "{}: {} ends, {:.0f} % beyond"
+        return {n: said.format(n, rows[n]["ends"], 100 * rows[n]["beyond"]) for n in self.images}
 
     def plot(self) -> Picture:
         """The pictures of the samples that set most ranges."""
@@ -120,14 +117,48 @@ class RangeSamples:
         }  # fmt: skip
 
     def __repr__(self) -> str:
-        ranking = self.ranking()
-        said = ", ".join(f"sample {number} sets {row['ends']}" for number, row in ranking.head(3).iterrows())
-        return f"RangeSamples({len(self.taps)} taps on {self.samples} samples; of {2 * len(self.taps)} ends {said or 'none is alone'})"
+        first = self.ranking().head(3)["ends"]
+        said = ", ".join(f"sample {number} sets {ends}" for number, ends in first.items()) or "no sample sets one alone"
+        return f"RangeSamples({len(self.taps)} taps on {self.samples} samples; of {2 * len(self.taps)} ends {said})"
 
     def _repr_html_(self) -> str:
         from qkit.figures.thumbnails import html
 
         return html(self.images, self.captions()) + str(self.ranking().head(20).to_html(float_format="{:.3f}".format))
+
+
+def range_samples(
+    evaluator: Evaluator,
+    *,
+    images: int = 12,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    batches: int | None = None,
+    progress: bool = True,
+) -> RangeSamples:
+    """Which calibration samples set the ranges, and how they look; one float pass, which goes on where it was interrupted.
+
+    Parameters
+    ----------
+    images
+        Most pictures, of those that set most ranges; 0 for none.
+    mean, std
+        How the images were normalized, see `qkit.execution.pictures.look_of`.
+    batches
+        Calibration batches to take; None for all.
+
+    Raises
+    ------
+    DataError
+        If the data are empty or do not fit, or a tap is not finite.
+    """
+    look = look_of(evaluator.calibration, mean, std)
+    work: Extremes = evaluator.resumed("extremes", batches, lambda: Extremes(evaluator.graph))
+    found = work.run(evaluator.calibration, limit=batches, progress=progress)
+    evaluator.finished("extremes")
+    worst = [int(number) for number in found.ranking().index[: max(images, 0)]]
+    shown = images_of(evaluator.calibration, worst, look, limit=batches, progress=progress)
+    return replace(found, images={number: shown[number] for number in worst if number in shown})
 
 
 class Extremes:
@@ -169,9 +200,7 @@ class Extremes:
             rows = y.reshape(size, -1)
             low, high = (x.float().cpu().numpy() for x in torch.aminmax(rows, dim=1))
             if not (np.isfinite(low).all() and np.isfinite(high).all()):
-                raise DataError(
-                    f"{op.name} holds NaN or infinity on the calibration data: study.diagnose() says where it comes from."
-                )
+                raise DataError(f"{op.name} holds NaN or infinity on the calibration data: study.diagnose() says why.")
             found[op.name] = low, high
 
         run_lanes(self._graph, [Lane("float")], inputs, observe=look)

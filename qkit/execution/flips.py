@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from qkit.execution.evaluator import Evaluator
+from qkit.execution.pictures import class_names, images_of, look_of
+from qkit.execution.scores import Scores
+from qkit.quant.plan import Plan
 from qkit.style import frame_dict
 
 if TYPE_CHECKING:
     from qkit.figures.drawing import Picture
 
-__all__ = ["Flips"]
+__all__ = ["Flips", "flipped"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +63,9 @@ class Flips:
 
     def captions(self) -> dict[int, str]:
         """By sample with a picture, its number and what became of it."""
-        found = {}
+        found, rows = {}, self.frame.to_dict("index")
         for number in self.images:
-            row = self.frame.loc[number]
+            row = rows[number]
             label, old, new = (self.name(int(row[column])) for column in ("label", "from", "to"))
             found[number] = f"{number}: {old} → {new}" + ("" if row["change"] == "lost" else f" ({row['change']}, label {label})")
         return found
@@ -90,3 +94,42 @@ class Flips:
         from qkit.figures.thumbnails import html
 
         return html(self.images, self.captions()) + str(self.table().head(50).to_html())
+
+
+def flipped(
+    evaluator: Evaluator,
+    plans: Mapping[str, Plan],
+    lane: str,
+    against: str,
+    *,
+    images: int = 24,
+    classes: Sequence[str] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    batches: int | None = None,
+    progress: bool = True,
+) -> Flips:
+    """Evaluation samples of which one lane of `plans` chose another class than another one, with their pictures.
+
+    Parameters
+    ----------
+    images
+        Most pictures, of the first that flipped; they are looked up in the evaluation data, which are never all held.
+    classes
+        Names of the classes; by default the data set's own ``classes``.
+    mean, std
+        How the images were normalized; by default as the data set's transform says, else every picture is stretched from its
+        least to its greatest value.
+    batches
+        Evaluation batches to take; None for all.
+
+    Raises
+    ------
+    QkitError
+        If the metric does not decide between classes.
+    """
+    look = look_of(evaluator.data, mean, std)
+    scores = Scores.of(evaluator.metric, evaluator.samples(plans, batches=batches, progress=progress))
+    frame = scores.flips(lane, against)
+    shown = images_of(evaluator.data, frame.index[: max(images, 0)], look, limit=batches, progress=progress)
+    return Flips(lane, against, scores.n, frame, shown, class_names(evaluator.data, classes))

@@ -7,7 +7,8 @@ layer's output, which is linear in it. So one backward pass serves all tensors.
 
 Instead of the gradients of single labels, vectors with their covariance go backward (`qkit.execution.directions`): networks that
 are sure hardly ever draw another label, and would make it a lottery. Of such networks a few samples hold nearly all of the
-expected cost. So a float pass tells first how sure each sample is; samples alike go together, and the unsure ones get more vectors.
+expected cost. So a float pass tells first how sure each sample is; samples alike go together, and the unsure ones get more
+vectors.
 
 Outputs that are no class scores have squared error, relative to their variance, in the place of cross-entropy.
 """

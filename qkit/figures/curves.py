@@ -25,7 +25,10 @@ _MOST_NAMES = 40
 
 
 def depth(found: Depth, *, ax: Axes, what: Literal["loss", "sqnr"] = "loss") -> Axes:
-    """A line per curve over the operation up to which it is quantized: its loss with its interval, or the output's SQNR."""
+    """A line per curve over the operation up to which it is quantized: its loss with its interval, or the output's SQNR.
+
+    A legend stands above the losses; the other picture has the same colours.
+    """
     x = np.asarray(found.counts)
     table = found.table()
     for curve in found.scores:
@@ -37,7 +40,8 @@ def depth(found: Depth, *, ax: Axes, what: Literal["loss", "sqnr"] = "loss") -> 
             _band(ax, x, [found.loss(curve, at) for at in range(len(x))], found.units.factor, colour, curve)
     _names(ax, x, found.operations)
     ax.set_ylabel("SQNR of the output (dB)" if what == "sqnr" else f"loss{_unit(found)}")
-    ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8.5)
+    if what == "loss":
+        ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8.5)
     return ax
 
 
@@ -47,7 +51,7 @@ def depth_figure(found: Depth, words: str) -> Picture:
         figure = Figure(figsize=(WIDTH, 5.4), layout="constrained", facecolor="white", dpi=DPI)
         above, below = figure.subplots(2, 1, sharex=True)
         depth(found, ax=above).tick_params(labelbottom=False)
-        depth(found, ax=below, what="sqnr").get_legend().remove()
+        depth(found, ax=below, what="sqnr")
         below.set_xlabel("quantized up to this operation, in the order of execution")
     return Picture(figure, words)
 
