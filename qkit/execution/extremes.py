@@ -67,7 +67,7 @@ class RangeSamples:
             for end, values, sign in (("low", low, -1.0), ("high", high, 1.0)):
                 at = int((sign * values).argmax())
                 others = np.delete(sign * values, at)
-                beyond = (sign * values[at] - others.max()) / width if len(others) and width else np.nan
+                beyond = (sign * values[at] - others.max()) / (width or 1.0) if len(others) else np.nan
                 row |= {(end, "value"): float(values[at]), (end, "sample"): at, (end, "beyond"): float(beyond)}
             rows.append(row)
         columns = pd.MultiIndex.from_product([("low", "high"), ("value", "sample", "beyond")])

@@ -116,8 +116,9 @@ def test_one_sample_is_beyond_nobody() -> None:
     found = study([images()[0][:1]]).range_samples(progress=False)
     assert found.table().xs("beyond", axis=1, level=1).isna().all().all()
     assert found.ranking().loc[0, "ends"] == 2 * len(TAPS)
-    empty = RangeSamples(("a",), np.zeros((1, 3), np.float32), np.zeros((1, 3), np.float32))
-    assert np.isnan(empty.table().loc["a", ("low", "beyond")])
+    constant = RangeSamples(("a",), np.ones((1, 3), np.float32), np.ones((1, 3), np.float32))
+    assert constant.table().loc["a", ("low", "beyond")] == 0.0
+    assert constant.ranking().empty
 
 
 def test_what_cannot_be_is_an_error() -> None:
