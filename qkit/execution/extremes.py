@@ -24,7 +24,7 @@ from qkit.style import frame_dict
 if TYPE_CHECKING:
     from qkit.figures.drawing import Picture
 
-__all__ = ["Extremes", "RangeSamples", "range_samples"]
+__all__ = ["RangeSamples", "range_samples"]
 
 
 @dataclass(frozen=True, eq=False)
