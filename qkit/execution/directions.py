@@ -9,7 +9,8 @@ vectors have to add up to this matrix, exactly or on average.
 - One random vector has the covariance that is left, ``sqrt(q) e - q (sqrt(q) . e) / sum(q)`` of a normal e, where q are the
   beliefs in the other classes.
 
-A sample that is torn between two classes is so described by its first vector alone, and nothing is left to chance.
+A sample that is torn between two classes is so described by its first vector alone, and nothing but its sign is left to chance.
+Signs are drawn, so that what one sample or output adds does not add up with what another one does where the two meet.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def class_vectors(scores: Tensor, count: int, generator: torch.Generator) -> lis
     if len(found) < last:
         root = left.sqrt() * _noise(p, generator)
         found.append(root - left * root.sum(1, keepdim=True) / left.sum(1, keepdim=True).clamp_min(_LEAST))
-    return [vector.to(scores.dtype) for vector in found]
+    return [(_noise(p[:, :1], generator).sign() * vector).to(scores.dtype) for vector in found]
 
 
 def square_vectors(y: Tensor, count: int, generator: torch.Generator) -> list[Tensor]:

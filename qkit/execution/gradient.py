@@ -29,6 +29,7 @@ from qkit.errors import DataError, QkitError
 from qkit.execution.directions import class_vectors, shared_out, square_vectors, uncertainty
 from qkit.execution.lanes import finish_value, lane_weight
 from qkit.execution.loading import Batch, batches
+from qkit.execution.measures import class_scores
 from qkit.execution.metrics import Metric, part_of
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
@@ -144,8 +145,9 @@ class _Work:
     classes: bool
 
     def outputs(self, output: Any) -> list[Tensor]:
-        """The output that the metric looks at, as a list of its tensors."""
-        return float_tensors(part_of(output, self.metric.output, name=self.metric.name))
+        """The output that the metric looks at: its class scores, or all of its tensors."""
+        part = part_of(output, self.metric.output, name=self.metric.name)
+        return [class_scores(part)] if self.classes else float_tensors(part)
 
 
 def _of_batch(work: _Work, batch: Batch) -> dict[str, np.ndarray]:
@@ -193,6 +195,7 @@ class _Seen:
 def _costs(work: _Work, inputs: tuple[Any, ...], draws: int) -> dict[str, np.ndarray]:
     """By tensor, one value a sample."""
     graph, generator = work.graph, work.generator
+    size = Batch(inputs).size
     with execution(graph.device, inference=False), torch.enable_grad():
         output, seen = _forth(work, inputs)
         outputs = [y for y in work.outputs(output) if y.requires_grad]
@@ -210,7 +213,7 @@ def _costs(work: _Work, inputs: tuple[Any, ...], draws: int) -> dict[str, np.nda
             for (name, value), after, before in zip(seen.items(), gradients[: len(seen)], gradients[len(seen) :], strict=True):
                 for tensor, gradient, error in ((name, after, value.tap), (graph.operation(name).weight, before, value.weight)):
                     if tensor is not None and gradient is not None and error is not None:
-                        half = _by_sample(gradient, error).square() / 2.0
+                        half = _by_sample(gradient, error, size).square() / 2.0
                         sums[tensor] = sums[tensor] + half if tensor in sums else half
     return {tensor: cost.cpu().numpy() for tensor, cost in sums.items()}
 
@@ -239,10 +242,16 @@ def _leaf(x: Tensor) -> Tensor:
     return x.detach().clone().requires_grad_() if x.is_floating_point() else x
 
 
-def _by_sample(gradient: Tensor, error: Tensor) -> Tensor:
-    """Their product, summed within every sample, float64 (N,); read in the order of memory where both have the same."""
+def _by_sample(gradient: Tensor, error: Tensor, size: int) -> Tensor:
+    """Their product, summed within every sample, float64 (N,); read in the order of memory where both have the same.
+
+    A first dimension of several times the samples is that of windows or heads, a sample's one after the other. Where it has
+    nothing to do with the samples, the product of all is shared out, so that the squares add up to its square.
+    """
     pair = [gradient, error]
     if error.ndim > 2 and not error.is_contiguous():
         pair = [x.movedim(1, -1) for x in pair]
-    first, second = (x.reshape(len(x), 1, -1) for x in pair)
+    if error.ndim == 0 or len(error) % size:
+        return (gradient.double() * error.double()).sum().expand(size).div(size**0.5)
+    first, second = (x.reshape(size, 1, -1) for x in pair)
     return torch.bmm(first, second.mT).double()[:, 0, 0]
