@@ -100,7 +100,7 @@ def rank_by_gradient(
 ) -> GradientRanking:
     """Expected cost of every tensor of the plan, by itself, on a loader's samples.
 
-    Takes five to nine float passes over them.
+    Takes three to eight float passes over them.
 
     Parameters
     ----------
