@@ -11,12 +11,17 @@ from qkit.version import __version__
 if TYPE_CHECKING:
     from qkit.errors import DataError, GraphError, MissingExtra, PlanError, QkitError
     from qkit.execution.capture import Capture
+    from qkit.execution.depth import Depth
     from qkit.execution.detection import mean_average_precision
+    from qkit.execution.extremes import RangeSamples
+    from qkit.execution.flips import Flips
+    from qkit.execution.gradient import GradientRanking
     from qkit.execution.metrics import Metric
     from qkit.execution.observing import observe
     from qkit.execution.scores import Scores
     from qkit.execution.sensitivity import Sensitivity
     from qkit.execution.statistics import Interval
+    from qkit.execution.together import Together
     from qkit.graph import Graph
     from qkit.linting import Finding, Lint, lint
     from qkit.quant.grids import QuantParams, QuantSpec, dequantize, fake_quantize, quantize
@@ -35,6 +40,10 @@ _HOMES = {
     "quant.histogram": ("Histogram",),
     "linting": ("Finding", "Lint", "lint"),
     "execution.detection": ("mean_average_precision",),
+    "execution.depth": ("Depth",),
+    "execution.extremes": ("RangeSamples",),
+    "execution.flips": ("Flips",),
+    "execution.gradient": ("GradientRanking",),
     "execution.metrics": ("Metric",),
     "execution.scores": ("Scores",),
     "execution.statistics": ("Interval",),
@@ -43,6 +52,7 @@ _HOMES = {
     "quant.schemes": ("PRESETS", "Scheme"),
     "execution.observing": ("observe",),
     "execution.sensitivity": ("Sensitivity",),
+    "execution.together": ("Together",),
     "study": ("Study",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -84,7 +94,10 @@ __all__ = [
     "PRESETS",
     "Capture",
     "DataError",
+    "Depth",
     "Finding",
+    "Flips",
+    "GradientRanking",
     "Graph",
     "GraphError",
     "Histogram",
@@ -97,10 +110,12 @@ __all__ = [
     "QkitError",
     "QuantParams",
     "QuantSpec",
+    "RangeSamples",
     "Scheme",
     "Scores",
     "Sensitivity",
     "Study",
+    "Together",
     "__version__",
     "dequantize",
     "fake_quantize",

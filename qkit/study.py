@@ -14,7 +14,10 @@ from torch.export import ExportedProgram
 from qkit.diagnosis.verdict import Verdict, judge, judge_until_sure
 from qkit.errors import DataError, QkitError
 from qkit.execution.capture import MEMORY_BUDGET, Capture
+from qkit.execution.depth import POINTS, Depth, along_depth
 from qkit.execution.evaluator import Evaluator
+from qkit.execution.extremes import RangeSamples, range_samples
+from qkit.execution.flips import Flips, flipped
 from qkit.execution.gradient import GradientRanking, rank_by_gradient
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches
@@ -24,6 +27,7 @@ from qkit.execution.prefix import Effect
 from qkit.execution.scores import Scores
 from qkit.execution.sensitivity import Mode, Sensitivity, sweep
 from qkit.execution.statistics import Interval
+from qkit.execution.together import FIRST, Ranking, Together, explained
 from qkit.graph import DEVIATION, Graph, build
 from qkit.graph.door.arrival import arrive
 from qkit.graph.door.model_files import network, origin_of
@@ -576,6 +580,52 @@ class Study:
                 plan = plan.only([t for t in plan.grids if self.graph.operation(t) in operations])
             return rank_by_gradient(self.graph, self.evaluation, plan, self.metric, limit=batches, progress=progress)
         return sweep(self._evaluator, plan, mode, layers=layers, batches=batches, progress=progress)
+
+    def depth(
+        self, *, lane: str | Plan | None = None, points: int = POINTS, batches: int | None = None, progress: bool = True
+    ) -> Depth:
+        """Loss with the first k operations quantized, along the depth: in weights, activations and both.
+
+        See :func:`qkit.execution.depth.along_depth`.
+        """
+        plan = lane if isinstance(lane, Plan) else self.lane(lane or self.narrow)
+        return along_depth(self._evaluator, plan, points=points, batches=batches, progress=progress)
+
+    def together(
+        self, first: int = FIRST, *, lane: str | Plan | None = None, ranking: Ranking | Sequence[str] = "gradient",
+        mode: Mode = "only", batches: int | None = None, progress: bool = True,
+    ) -> Together:  # fmt: skip
+        """How much of the loss the first tensors of a ranking explain together. See :func:`qkit.execution.together.explained`."""
+        plan = lane if isinstance(lane, Plan) else self.lane(lane or self.narrow)
+        return explained(
+            self._evaluator, plan, first=first, ranking=ranking, mode=mode, batches=batches, progress=progress
+        )  # fmt: skip
+
+    def flips(
+        self, lane: str | None = None, against: str = "float", *, images: int = 24, classes: Sequence[str] | None = None,
+        mean: float | Sequence[float] | None = None, std: float | Sequence[float] | None = None, batches: int | None = None,
+        progress: bool = True,
+    ) -> Flips:  # fmt: skip
+        """Evaluation samples of which a lane (`narrow`) chose another class than float, with their pictures.
+
+        See :func:`qkit.execution.flips.flipped`.
+        """
+        name = lane or self.narrow
+        plans = self._resolve(tuple(dict.fromkeys((against, name))))
+        return flipped(
+            self._evaluator, plans, name, against, images=images, classes=classes, mean=mean, std=std, batches=batches,
+            progress=progress,
+        )  # fmt: skip
+
+    def range_samples(
+        self, *, images: int = 12, mean: float | Sequence[float] | None = None, std: float | Sequence[float] | None = None,
+        batches: int | None = None, progress: bool = True,
+    ) -> RangeSamples:  # fmt: skip
+        """Which calibration samples set the ranges, how far beyond the next ones they are, and how they look.
+
+        See :func:`qkit.execution.extremes.range_samples`.
+        """
+        return range_samples(self._evaluator, images=images, mean=mean, std=std, batches=batches, progress=progress)
 
     def verdict(self, *, tolerance: float | None = None, batches: int | None = None, progress: bool = True) -> Verdict:
         """Is it quantization? From float, 16 bits and the study's own lane (`narrow`) on the evaluation data.

@@ -5,10 +5,12 @@ gradient of one sample's loss at a label drawn from the network's own output (th
 products are taken sample by sample: of an activation with its own rounding error, of a weight through what its error adds to the
 layer's output, which is linear in it. So one backward pass serves all tensors.
 
-Instead of single labels a vector with their gradients' covariance ``diag(p) - p p^T`` goes backward, which is
-``sqrt(p) e - p (sqrt(p) . e)`` of a normal e: the expectation is the same, and sure networks, which hardly ever draw another
-label, do not make it a lottery. Outputs that are no class scores have squared error, relative to their variance, in the place of
-cross-entropy.
+Instead of the gradients of single labels, vectors with their covariance go backward (`qkit.execution.directions`): networks that
+are sure hardly ever draw another label, and would make it a lottery. Of such networks a few samples hold nearly all of the
+expected cost. So a float pass tells first how sure each sample is; samples alike go together, and the unsure ones get more
+vectors.
+
+Outputs that are no class scores have squared error, relative to their variance, in the place of cross-entropy.
 """
 
 from __future__ import annotations
@@ -24,13 +26,14 @@ import torch
 from torch import Tensor
 
 from qkit.errors import DataError, QkitError
+from qkit.execution.directions import class_vectors, shared_out, square_vectors, uncertainty
 from qkit.execution.lanes import finish_value, lane_weight
-from qkit.execution.loading import batches
-from qkit.execution.measures import beliefs
+from qkit.execution.loading import Batch, batches
+from qkit.execution.measures import class_scores
 from qkit.execution.metrics import Metric, part_of
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
-from qkit.graph.running import execution, operate, walk_float
+from qkit.graph.running import execution, operate, run_float, walk_float
 from qkit.graph.structures import float_tensors, map_tensors
 from qkit.progress import track
 from qkit.quant.plan import Plan
@@ -39,7 +42,7 @@ __all__ = ["GradientRanking", "rank_by_gradient"]
 
 #: Samples that go through together, since all of their values stay for the way back.
 _TOGETHER = 16
-#: Random vectors that go backward for every sample.
+#: Vectors that go backward for a sample, on average.
 _DRAWS = 2
 
 
@@ -97,7 +100,7 @@ def rank_by_gradient(
 ) -> GradientRanking:
     """Expected cost of every tensor of the plan, by itself, on a loader's samples.
 
-    Takes about eight float passes over them.
+    Takes three to eight float passes over them.
 
     Parameters
     ----------
@@ -118,61 +121,119 @@ def rank_by_gradient(
     generator = torch.Generator().manual_seed(seed)
     rows: dict[str, list[np.ndarray]] = {tensor: [] for tensor in plan.grids}
     classes = metric.among is not None
+    with torch.no_grad():
+        errors = {name: lane_weight(graph, plan, name) - weight for name, weight in graph.weights.items() if name in plan.grids}
+    work = _Work(graph, plan, errors, metric, generator, classes=classes)
     for batch in track(batches(loader, limit), "gradients", unit="batch", show=progress):
-        step = batch.size if graph.fixed_batch is not None else _TOGETHER
-        for at in range(0, batch.size, step):
-            part = map_tensors(batch.inputs, partial(_some, size=batch.size, at=at, step=step))
-            for tensor, cost in _costs(graph, part, plan, metric, generator, classes=classes).items():
-                rows[tensor].append(cost)
+        for tensor, cost in _of_batch(work, batch).items():
+            rows[tensor].append(cost)
     if not any(rows.values()):
         raise DataError("the loader gave no batch: pass at least one.")
     found = {tensor: np.concatenate(parts) for tensor, parts in rows.items() if parts}
     return GradientRanking(found, "cross-entropy" if classes else "squared error")
 
 
-def _some(x: Tensor, *, size: int, at: int, step: int) -> Tensor:
-    return x[at : at + step] if x.ndim and x.shape[0] == size else x
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What is the same for all batches; `errors` are those of the quantized weights."""
+
+    graph: Graph
+    plan: Plan
+    errors: Mapping[str, Tensor]
+    metric: Metric
+    generator: torch.Generator
+    classes: bool
+
+    def outputs(self, output: Any) -> list[Tensor]:
+        """The output that the metric looks at: its class scores, or all of its tensors."""
+        part = part_of(output, self.metric.output, name=self.metric.name)
+        return [class_scores(part)] if self.classes else float_tensors(part)
 
 
-@dataclass(eq=False)
+def _of_batch(work: _Work, batch: Batch) -> dict[str, np.ndarray]:
+    """By tensor, one value a sample; in parts of samples that are about equally sure."""
+    size = batch.size
+    step = size if work.graph.fixed_batch is not None else _TOGETHER
+    order = np.arange(size)
+    weights = [1.0] * -(-size // step)
+    if work.classes and size > step:
+        unsure = np.sum([uncertainty(y) for y in work.outputs(run_float(work.graph, batch.inputs))], axis=0)
+        order = np.argsort(-unsure, kind="stable")
+        weights = [float(unsure[order[at : at + step]].sum()) for at in range(0, size, step)]
+    found: dict[str, np.ndarray] = {}
+    for at, draws in zip(range(0, size, step), shared_out(weights, _DRAWS), strict=True):
+        chosen = order[at : at + step]
+        part = map_tensors(batch.inputs, partial(_some, size=size, chosen=torch.from_numpy(chosen)))
+        for tensor, cost in _costs(work, part, draws).items():
+            found.setdefault(tensor, np.zeros(size))[chosen] = cost
+    return found
+
+
+def _some(x: Tensor, *, size: int, chosen: Tensor) -> Tensor:
+    return x[chosen.to(x.device)] if x.ndim and x.shape[0] == size else x
+
+
+@dataclass(frozen=True, eq=False)
 class _Seen:
-    """An operation's values on the way forth: what it reads, its sum before the activation, and after it."""
+    """An operation on the way forth: its sum before the activation and its value after it, and the errors that are put to them.
 
-    read: Sequence[Any]
+    Attributes
+    ----------
+    before, after
+        Those whose gradients are wanted.
+    weight, tap
+        What the weight's error adds before the activation, and the value's own rounding error after it; None where there is no
+        grid.
+    """
+
     before: Tensor
     after: Tensor
+    weight: Tensor | None
+    tap: Tensor | None
 
 
-def _costs(
-    graph: Graph, inputs: tuple[Any, ...], plan: Plan, metric: Metric, generator: torch.Generator, *, classes: bool
-) -> dict[str, np.ndarray]:
+def _costs(work: _Work, inputs: tuple[Any, ...], draws: int) -> dict[str, np.ndarray]:
     """By tensor, one value a sample."""
+    graph, generator = work.graph, work.generator
+    size = Batch(inputs).size
     with execution(graph.device, inference=False), torch.enable_grad():
-        output, seen = _forth(graph, inputs, plan)
-        outputs = [y for y in float_tensors(part_of(output, metric.output, name=metric.name)) if y.requires_grad]
+        output, seen = _forth(work, inputs)
+        outputs = [y for y in work.outputs(output) if y.requires_grad]
         if not outputs:
             raise QkitError(
                 "the network's output has no gradient, so that its tensors cannot be ranked by it: use mode='only', which "
                 "measures."
             )
+        wanted = [value.after for value in seen.values()] + [value.before for value in seen.values()]
+        vectors = class_vectors if work.classes else square_vectors
+        columns = list(zip(*(vectors(y.detach(), draws, generator) for y in outputs), strict=True))
         sums: dict[str, Tensor] = {}
-        for draw in range(_DRAWS):
-            vectors = [_vector(y.detach(), generator, classes=classes) for y in outputs]
-            wanted = [value.after for value in seen.values()] + [value.before for value in seen.values()]
-            gradients = torch.autograd.grad(outputs, wanted, vectors, retain_graph=draw + 1 < _DRAWS, allow_unused=True)
+        for at, column in enumerate(columns):
+            gradients = torch.autograd.grad(outputs, wanted, column, retain_graph=at + 1 < len(columns), allow_unused=True)
             for (name, value), after, before in zip(seen.items(), gradients[: len(seen)], gradients[len(seen) :], strict=True):
-                for tensor, product in _products(graph, graph.operation(name), value, after, before, plan).items():
-                    half = product.square() / (2.0 * _DRAWS)
-                    sums[tensor] = sums[tensor] + half if tensor in sums else half
+                for tensor, gradient, error in ((name, after, value.tap), (graph.operation(name).weight, before, value.weight)):
+                    if tensor is not None and gradient is not None and error is not None:
+                        half = _by_sample(gradient, error, size).square() / 2.0
+                        sums[tensor] = sums[tensor] + half if tensor in sums else half
     return {tensor: cost.cpu().numpy() for tensor, cost in sums.items()}
 
 
-def _forth(graph: Graph, inputs: tuple[Any, ...], plan: Plan) -> tuple[Any, dict[str, _Seen]]:
+def _forth(work: _Work, inputs: tuple[Any, ...]) -> tuple[Any, dict[str, _Seen]]:
+    graph, plan, errors = work.graph, work.plan, work.errors
     seen: dict[str, _Seen] = {}
 
     def look(op: Operation, read: Sequence[Any], before: Any, after: Any) -> None:
-        if isinstance(after, Tensor) and after.requires_grad and (op.name in plan.grids or op.weight in plan.grids):
-            seen[op.name] = _Seen(read, before, after)
+        if not isinstance(after, Tensor) or not after.requires_grad:
+            return
+        with torch.no_grad():
+            weight = tap = None
+            if op.weight is not None and op.weight in errors:
+                bias = None if op.bias is None else torch.zeros_like(graph.biases[op.bias])
+                weight = operate(op, read, errors[op.weight], bias)
+            if op.quantized and op.name in plan.grids:
+                tap = finish_value(op, after.detach().clone(), plan.params(op.name), (), None).sub_(after)
+        if weight is not None or tap is not None:
+            seen[op.name] = _Seen(before, after, weight, tap)
 
     return walk_float(graph, map_tensors(inputs, _leaf), look), seen
 
@@ -181,34 +242,16 @@ def _leaf(x: Tensor) -> Tensor:
     return x.detach().clone().requires_grad_() if x.is_floating_point() else x
 
 
-def _vector(y: Tensor, generator: torch.Generator, *, classes: bool) -> Tensor:
-    """A random vector with the covariance of the loss's gradient at the output."""
-    noise = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device)
-    if classes and y.ndim == 2:
-        p = beliefs(y)
-        root = p.sqrt()
-        return (root * noise - p * (root * noise).sum(1, keepdim=True)).to(y.dtype)
-    spread = y.double().var(correction=0) if y.numel() > 1 else y.double().square().mean()
-    return (noise / (spread.clamp_min(1e-30) * y[0].numel()).sqrt()).to(y.dtype)
+def _by_sample(gradient: Tensor, error: Tensor, size: int) -> Tensor:
+    """Their product, summed within every sample, float64 (N,); read in the order of memory where both have the same.
 
-
-def _products(
-    graph: Graph, op: Operation, value: _Seen, after: Tensor | None, before: Tensor | None, plan: Plan
-) -> dict[str, Tensor]:
-    """Of the operation's tap and of its weight: gradient times error, summed within every sample, float64 (N,)."""
-    found = {}
-    with torch.no_grad():
-        if op.name in plan.grids and op.quantized and after is not None:
-            exact = value.after.detach()
-            rounded = finish_value(op, exact.clone(), plan.params(op.name), (), None)
-            found[op.name] = _by_sample(after * (rounded - exact))
-        if op.weight is not None and op.weight in plan.grids and before is not None:
-            error = lane_weight(graph, plan, op.weight) - graph.weights[op.weight]
-            read = [x.detach() if isinstance(x, Tensor) else x for x in value.read]
-            added = operate(op, read, error, None if op.bias is None else torch.zeros_like(graph.biases[op.bias]))
-            found[op.weight] = _by_sample(before * added)
-    return found
-
-
-def _by_sample(x: Tensor) -> Tensor:
-    return x.double().reshape(len(x), -1).sum(1)
+    A first dimension of several times the samples is that of windows or heads, a sample's one after the other. Where it has
+    nothing to do with the samples, the product of all is shared out, so that the squares add up to its square.
+    """
+    pair = [gradient, error]
+    if error.ndim > 2 and not error.is_contiguous():
+        pair = [x.movedim(1, -1) for x in pair]
+    if error.ndim == 0 or len(error) % size:
+        return (gradient.double() * error.double()).sum().expand(size).div(size**0.5)
+    first, second = (x.reshape(size, 1, -1) for x in pair)
+    return torch.bmm(first, second.mT).double()[:, 0, 0]

@@ -243,7 +243,7 @@ def refuse_non_finite(batch: Batch, number: int) -> None:
 def samples_at(
     loader: Iterable[Any], numbers: Iterable[int], limit: int | None = None
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """The samples with these numbers in the loader's order, each with its tensors by name of the input, or by position.
+    """The samples with these numbers in the loader's order, each with its tensors by the path to them in the inputs.
 
     The loader is read up to the last of them, and no other sample is kept.
 
@@ -267,5 +267,5 @@ def samples_at(
 
 
 def _named_tensors(inputs: tuple[Any, ...]) -> dict[str, Tensor]:
-    given = inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else dict(enumerate(inputs))
-    return {str(name): value for name, value in given.items() if isinstance(value, Tensor) and value.ndim}
+    """The tensors of nested inputs by the path to them, such as "0" for the first input and "0.mask"."""
+    return {".".join(map(str, path)): x for path, x in flatten(inputs)[0] if isinstance(x, Tensor) and x.ndim}

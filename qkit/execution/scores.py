@@ -102,7 +102,7 @@ class Scores:
         """Samples of which the lane chose another class than the other lane: a row per sample, by its number in the data.
 
         Columns: ``label`` (without targets, float's class), ``from``, ``to``, and ``change``: "lost", "gained" or "other" (wrong
-        before and after).
+        before and after). `Study.flips` shows their images too.
 
         Raises
         ------

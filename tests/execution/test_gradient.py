@@ -108,7 +108,46 @@ def test_the_ranking_is_that_of_what_is_measured(name: str) -> None:
     scores = study.evaluate(plans, progress=False)
     both = np.array([[float(cost.mean()), scores.loss(tensor).value] for tensor, cost in ranking.costs.items()])
     assert len(both) == len(plan.grids)
-    assert spearmanr(both[:, 0], both[:, 1]).statistic > 0.9
+    weights = np.array([tensor in study.graph.weights for tensor in ranking.costs])
+    for chosen in (weights, ~weights):  # of vgg_small ten each
+        assert spearmanr(both[chosen, 0], both[chosen, 1]).statistic > 0.9
+    assert spearmanr(both[:, 0], both[:, 1]).statistic > 0.95
+
+
+def test_samples_keep_their_places_and_the_seed_hardly_matters() -> None:
+    """Samples go through in parts that are sorted by how sure they are, of a batch as of single ones."""
+    case = zoo.load("vgg_small")
+    x = next(iter(case.evaluation))[0][:28]
+    study = qkit.Study(case.model, case.calibration, [x], metric="agreement", scheme="int8-per-tensor")
+    study.calibrate(progress=False)
+
+    def ranked(batches: list[torch.Tensor], seed: int = 0) -> np.ndarray:
+        found = rank_by_gradient(study.graph, batches, study.plan, study.metric, seed=seed, progress=False)
+        return np.stack(list(found.costs.values()))
+
+    whole, other, single = ranked([x]), ranked([x], 1), ranked([x[i : i + 1] for i in range(28)])
+    assert spearmanr(whole.mean(1), other.mean(1)).statistic > 0.95
+    assert spearmanr(whole.mean(1), single.mean(1)).statistic > 0.95
+    # over all tensors a sample has about the same, whichever part it goes in
+    assert spearmanr(whole.sum(0), single.sum(0)).statistic > 0.7
+
+
+def test_a_map_of_classes_is_ranked_by_cross_entropy() -> None:
+    """``1/2 sum of D^T (diag(p) - p p^T) D / positions`` of the last tensor's own rounding."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1)).eval()
+        x = 3.0 * torch.randn(12, 2, 5, 5)
+    study = qkit.Study(model, [x], metric="agreement", scheme="int4-weights")
+    plan = study.with_scheme("int8-per-tensor").plan
+    many = rank_by_gradient(study.graph, [x] * 60, plan, study.metric, progress=False)
+    with torch.no_grad():
+        y = model(x).double()
+    error = qkit.fake_quantize(y.float(), plan.params("0")).double() - y
+    p = y.softmax(1)
+    exact = 0.5 * ((p * error.square()).sum(1) - (p * error).sum(1).square()).mean((1, 2))
+    assert many.costs["0"].mean() == pytest.approx(float(exact.mean()), rel=0.1)
+    assert many.loss == "cross-entropy"
 
 
 def test_layers_and_data_are_those_asked_for() -> None:
@@ -140,3 +179,30 @@ def test_a_network_without_gradients_says_so() -> None:
     study.calibrate(progress=False)
     with pytest.raises(QkitError, match=r"gradient.*'only'"):
         study.sensitivity("gradient", progress=False)
+
+
+def test_windows_of_a_sample_are_its_own() -> None:
+    """A network that cuts its images into windows along the first dimension costs what the same one without windows does."""
+
+    class Windows(nn.Module):
+        def __init__(self, *, cut: bool) -> None:
+            super().__init__()
+            self.cut = cut
+            self.first, self.last = nn.Linear(6, 6), nn.Linear(24, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(x.reshape(-1, 2, 6) if self.cut else x)
+            return self.last(y.reshape(-1, 24))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Windows(cut=True).eval(), torch.randn(20, 4, 6)
+        plain = Windows(cut=False).eval()
+        plain.load_state_dict(model.state_dict())
+    found = []
+    for network in (model, plain):
+        study = qkit.Study(network, [x], metric="agreement", scheme="int8-per-tensor")
+        study.calibrate(progress=False)
+        found.append(study.sensitivity("gradient", progress=False).costs)
+    for tensor in ("first", "first.weight", "last", "last.weight"):
+        np.testing.assert_allclose(found[0][tensor], found[1][tensor], rtol=1e-3, atol=1e-12)
