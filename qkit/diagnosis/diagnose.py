@@ -21,7 +21,7 @@ from qkit.diagnosis.experiments import Bench
 from qkit.diagnosis.finite import non_finite
 from qkit.diagnosis.gate import gate
 from qkit.diagnosis.localize import Place, noise, places, subjects, suspects
-from qkit.diagnosis.remedies import Remedy
+from qkit.diagnosis.remedies import EVERYWHERE, Remedy
 from qkit.diagnosis.verdict import Verdict, amount, judge
 from qkit.diagnosis.widths import accumulator_overflow, bias_width
 from qkit.engines.lane import EngineLane
@@ -276,7 +276,7 @@ def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
     # what was confirmed at a tensor beside the believed cause may be the remedy that it takes in the end
     others = [cause.remedy for options in confirmed for _, cause in options if cause.remedy not in named]
     todo = [remedy for remedy in (*named, *others) if remedy not in draft.remedies]
-    _combine(bench, plan, todo, everywhere, tolerance, draft)
+    _combine(bench, plan, todo, len([remedy for remedy in todo if remedy in named]), everywhere, tolerance, draft)
 
 
 def _dearest(bench: Bench, plan: Plan, noisiest: Sequence[str]) -> tuple[list[str], str]:
@@ -465,7 +465,8 @@ def _everywhere(found: Mapping[str, Subject]) -> dict[str, list[Candidate]]:
 def _together(listed: Sequence[Candidate]) -> Remedy:
     grids, corrections = _merged([c.remedy for c in listed])
     kind = listed[0].remedy.kind
-    return Remedy(kind, "", f"{kind} at all {len(listed)} tensors that it fits.", grids, corrections=corrections)
+    text = f"{EVERYWHERE[kind]}: {len(listed)} in all."
+    return Remedy(kind, "", text, grids, corrections=corrections)
 
 
 def _confirm_everywhere(
@@ -496,9 +497,20 @@ def _confirm_everywhere(
 
 
 def _combine(
-    bench: Bench, plan: Plan, own: Sequence[Remedy], everywhere: Mapping[str, list[Candidate]], tolerance: float, draft: _Draft
+    bench: Bench,
+    plan: Plan,
+    own: Sequence[Remedy],
+    named: int,
+    everywhere: Mapping[str, list[Candidate]],
+    tolerance: float,
+    draft: _Draft,
 ) -> None:
-    """Add remedies one by one, the cheaper of those that do about as well, until the plan is close to float."""
+    """Add remedies one by one until the plan is close to float, those of named causes (the first of `own`) first.
+
+    Of those that do about as well, the cheaper one; of equally cheap ones, that with the fewest places which does not gain less
+    than the best by more than chance.
+    """
+    found = [remedy for remedy in own[:named] if remedy.changes]
     options = [*own, *(_together(listed) for kind, listed in everywhere.items() if kind != "sixteen-bit-layer")]
     options = [remedy for remedy in options if remedy.changes]
     current = plan
@@ -512,7 +524,14 @@ def _combine(
         if not helpful:
             break
         most = max(gains[i].value for i in helpful)
-        pick = min((i for i in helpful if gains[i].value >= _ALMOST * most), key=lambda i: (options[i].cost, -gains[i].value))
+        enough = [i for i in helpful if gains[i].value >= _ALMOST * most]
+        # what to do follows from what was found, where that does about as well as anything
+        enough = [i for i in enough if options[i] in found] or enough
+        cheapest = min(options[i].cost for i in enough)
+        enough = [i for i in enough if options[i].cost == cheapest]
+        best = max(enough, key=lambda i: gains[i].value)
+        as_good = [i for i in enough if not bench.sure(bench.gain(plans[best], plans[i]))]
+        pick = min(as_good, key=lambda i: (options[i].places, -gains[i].value))
         current = plans[pick]
         draft.remedies.append(options.pop(pick))
         draft.best = current

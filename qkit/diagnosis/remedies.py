@@ -21,6 +21,20 @@ COST: Mapping[str, int] = {
     "free-scale": 1, "per-channel-weights": 1, "split-join": 2, "sixteen-bit-layer": 3,
 }  # fmt: skip
 
+#: What a remedy does where it is applied to all tensors that it fits, in a phrase.
+EVERYWHERE: Mapping[str, str] = {
+    "recalibrate": "Calibrate the ranges anew of all tensors whose range does not fit",
+    "widen-range": "Widen the range of all tensors that are cut off",
+    "clip-activation": "Clip the activations that have outliers",
+    "clip-weights": "Clip the weights that have outliers",
+    "bias-correction": "Correct the biases of all layers whose mean output shifts",
+    "affine-activation": "Give all one-sided activations an unsigned or affine grid",
+    "free-scale": "Let all tensors have scales that are not powers of two",
+    "per-channel-weights": "Give all weights with uneven channels one scale per output channel",
+    "split-join": "Join at 16 bits, or scale the inputs apart, wherever they differ much",
+    "sixteen-bit-layer": "Keep all tensors in 16 bits",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Remedy:
@@ -56,6 +70,11 @@ class Remedy:
     def changes(self) -> bool:
         """Whether it changes a plan at all."""
         return bool(self.grids or self.corrections) or self.bias_bits is not None or self.accumulator_bits is not None
+
+    @property
+    def places(self) -> int:
+        """Tensors and biases that it changes."""
+        return len(self.grids) + len(self.corrections)
 
     @property
     def cost(self) -> int:

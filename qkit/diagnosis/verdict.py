@@ -307,4 +307,4 @@ def amount(loss: Interval, units: Units) -> str:
     texts = (show.format(units.factor * end) for end in (loss.value, loss.low, loss.high))
     # what rounds to nothing has no sign
     value, low, high = (text.removeprefix("-") if float(text) == 0.0 else text for text in texts)
-    return f"{value}{unit} [{low}, {high}]"
+    return f"{value}{unit} [{low}, {high}]".replace("-", "−")

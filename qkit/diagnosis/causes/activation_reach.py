@@ -53,7 +53,8 @@ def _clips(subject: Subject, peaks: np.ndarray, typical: np.ndarray, channel: in
     clipped = subject.regrid(grid.spec)
     now, then = subject.histogram.error(grid.params), subject.histogram.error(clipped.params)
     figures = f"channel {channel} of {origin.name} reaches {peaks[channel]:.4g}, 99 % of it stay below {typical[channel]:.4g}"
-    if now.total > 1.5 * then.total:
+    narrower = bool((clipped.params.lo >= grid.params.lo).all() and (clipped.params.hi <= grid.params.hi).all())
+    if narrower and now.total > 1.5 * then.total:
         low, high = float(clipped.params.lo), float(clipped.params.hi)
         evidence = f"{figures}; a range of {low:.4g} to {high:.4g} has {now.total / then.total:.1f} times less error."
         remedy = Remedy("clip-activation", subject.op.layer, f"Clip {subject.tensor} at {low:.4g} to {high:.4g}.", {

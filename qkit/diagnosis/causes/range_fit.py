@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from qkit.diagnosis.candidates import Candidate
@@ -28,11 +29,20 @@ def candidates(subject: Subject) -> list[Candidate]:
     if channel is not None:
         covers = f"in channel {channel} {covers}"
     fit = _ends(best.params, channel) if channel is None else "of every channel by least error"
-    if bool((span < 0.9 * wanted).any()) and now.clipping > now.rounding and now.total > 1.2 * then.total:
+    cut = (best.params.lo < grid.params.lo) | (best.params.hi > grid.params.hi)
+    if (
+        bool((span < 0.9 * wanted).any() or (cut.any() and now.total > 1.5 * then.total))
+        and now.clipping > now.rounding
+        and now.total > 1.2 * then.total
+    ):
         share = now.clipping / now.total
         evidence = f"{covers}; {now.clipped:.2%} of the elements are clipped, and clipping is {share:.0%} of its error."
+        # both ends, since what is called widening takes nothing away at the other one
+        ends = torch.minimum(best.params.lo, grid.params.lo), torch.maximum(best.params.hi, grid.params.hi)
+        wider = grid.at(grid.spec.params(*ends, axis=grid.params.axis))
+        fit = _ends(wider.params, channel) if channel is None else "of every channel by least error"
         text = f"Widen the range of {tensor}: {fit}."
-        return [Candidate("range-too-narrow", op.layer, tensor, evidence, Remedy("widen-range", op.layer, text, {tensor: best}))]
+        return [Candidate("range-too-narrow", op.layer, tensor, evidence, Remedy("widen-range", op.layer, text, {tensor: wider}))]
     if bool((span > 1.3 * seen).any()) and now.total > 1.2 * then.total:
         evidence = f"{covers}: {float((seen / span).min()):.0%} of its codes' range is ever reached."
         text = f"Calibrate the range of {tensor} anew: {fit}."
