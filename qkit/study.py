@@ -653,12 +653,15 @@ class Study:
         batches: int | None = None,
         budget: int | None = None,
         engine: EngineLane | Sequence[EngineLane] = (),
+        check_export: bool = True,
         progress: bool = True,
     ) -> Diagnosis:
         """Verdict, confirmed causes, and remedies with their measured gain. See :func:`qkit.diagnosis.diagnose`."""
         from qkit.diagnosis.diagnose import diagnose
 
-        return diagnose(self, tolerance=tolerance, batches=batches, budget=budget, engine=engine, progress=progress)
+        return diagnose(
+            self, tolerance=tolerance, batches=batches, budget=budget, engine=engine, check_export=check_export, progress=progress
+        )
 
     def apply(self, *remedies: Remedy) -> Study:
         """A new study whose plan has these remedies; this one is untouched, which is how to revert.

@@ -50,7 +50,9 @@ def run_case(spec: CaseSpec) -> dict[str, Any]:
 
 def _answer(built: Built, size: int, seed: int) -> dict[str, Any]:
     started = time.perf_counter()
-    diagnosis = built.setup.study(built.calibration, few_of(built.diagnosis, size, seed)).diagnose(progress=False)
+    diagnosis = built.setup.study(built.calibration, few_of(built.diagnosis, size, seed)).diagnose(
+        check_export=False, progress=False
+    )
     return {
         "verdict": diagnosis.verdict.name,
         "reason": diagnosis.verdict.reason,

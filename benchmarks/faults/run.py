@@ -112,7 +112,7 @@ def _diagnose(built: Built, seconds: dict[str, float], compare: bool) -> dict[st
     seconds["baselines"] = time.perf_counter() - started
     started = time.perf_counter()
     study = built.setup.study(built.calibration, built.diagnosis)
-    diagnosis = study.diagnose(progress=False)
+    diagnosis = study.diagnose(check_export=False, progress=False)
     seconds["diagnosis"] = time.perf_counter() - started
     started = time.perf_counter()
     found["said"] = {

@@ -12,6 +12,7 @@ from qkit.card import Bar, bars, card
 from qkit.diagnosis.candidates import Cause
 from qkit.diagnosis.meanings import VERDICTS
 from qkit.diagnosis.remedies import Remedy
+from qkit.diagnosis.survival import Survival
 from qkit.diagnosis.verdict import Verdict, amount
 from qkit.errors import QkitError
 from qkit.execution.statistics import Interval
@@ -76,6 +77,8 @@ class Diagnosis:
         Name of the score.
     complete
         False where a budget or an interrupt ended it early; the remarks say which.
+    exported
+        What became of the offered plans in an exported file, where an engine is installed.
     """
 
     verdict: Verdict
@@ -93,6 +96,7 @@ class Diagnosis:
     evaluations: int
     metric: str
     complete: bool = True
+    exported: tuple[Survival, ...] = ()
 
     @property
     def units(self) -> Units:
@@ -158,6 +162,7 @@ class Diagnosis:
             "samples": self.samples,
             "evaluations": self.evaluations,
             "complete": self.complete,
+            "exported": [one.to_dict() for one in self.exported],
         }
 
     def lines(self) -> list[str]:
@@ -190,7 +195,7 @@ class Diagnosis:
         if self.remedies:
             steps = "; ".join(f"{r.kind}" + (f" at {r.layer}" if r.layer else " everywhere") for r in self.remedies)
             found.append(f"What to do, in this order: {steps}.")
-        return [*found, self.qat, *self.remarks]
+        return [*found, *(one.said(units) for one in self.exported), self.qat, *self.remarks]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -208,6 +213,9 @@ class Diagnosis:
             answers["Cause"] = f"{first.kind}{f' at {first.layer}' if first.layer else ''}: {first.evidence}{more}"
         if self.remedies:
             answers["What to do"] = " ".join(remedy.text for remedy in self.remedies)
+        if self.exported:
+            failed = [one for one in self.exported if not one.survives]
+            answers["Export"] = " ".join(one.said(self.units) for one in failed or self.exported[:1])
         answers["Training?"] = _upper(self.qat.removeprefix("Quantization-aware training: "))
         if not self.complete:
             answers["Ended early"] = " ".join(self.remarks)

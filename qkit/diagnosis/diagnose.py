@@ -15,13 +15,26 @@ from qkit.diagnosis.answer import Decomposition, Diagnosis
 from qkit.diagnosis.candidates import Candidate, Cause
 from qkit.diagnosis.causes import Subject, candidates
 from qkit.diagnosis.chance import explained, steady_gain
+from qkit.diagnosis.combining import (
+    ALMOST,
+    HALF,
+    combine,
+    confirm_everywhere,
+    everywhere,
+    grouped,
+    once,
+    rank,
+    union,
+    without_covered,
+)
 from qkit.diagnosis.engine_parting import causes as mismatch
 from qkit.diagnosis.engine_parting import causes_of_alignment, plan_at
 from qkit.diagnosis.experiments import Bench
 from qkit.diagnosis.finite import non_finite
 from qkit.diagnosis.gate import gate
 from qkit.diagnosis.localize import Place, noise, places, subjects, suspects
-from qkit.diagnosis.remedies import EVERYWHERE, Remedy
+from qkit.diagnosis.remedies import Remedy
+from qkit.diagnosis.survival import check_exports
 from qkit.diagnosis.verdict import Verdict, amount, judge
 from qkit.diagnosis.widths import accumulator_overflow, bias_width
 from qkit.engines.lane import EngineLane
@@ -32,20 +45,15 @@ from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches as batches_of
 from qkit.execution.scores import Scores
 from qkit.execution.statistics import Interval, adjusted, paired_interval
-from qkit.listing import few
-from qkit.quant.plan import FLOAT, Grid, Plan
+from qkit.quant.plan import FLOAT, Plan
 
 if TYPE_CHECKING:
     from qkit.study import Study
 
 logger = logging.getLogger(__name__)
 
-#: A more specific cause is believed if its remedy recovers this share of what the most effective one does.
-_ALMOST = 0.7
-#: A specific cause is believed rather than too few bits if its remedy recovers this share of what 16 bits do.
-_HALF = 0.5
-#: Remedies to combine at most.
-_ROUNDS = 6
+#: Causes whose own remedies are exported to be checked, the first ones.
+_MOST_CHECKED = 3
 
 
 @dataclass
@@ -98,6 +106,7 @@ def diagnose(
     batches: int | None = None,
     budget: int | None = None,
     engine: EngineLane | Sequence[EngineLane] = (),
+    check_export: bool = True,
     progress: bool = True,
 ) -> Diagnosis:
     """Is it quantization, where, why, and what is the cheapest thing that fixes it?
@@ -115,6 +124,8 @@ def diagnose(
         Most evaluations of these to spend. The gate and the verdict come first; what the rest does not reach is said.
     engine
         Lanes of real engines to compare with the simulation at their width; where one leaves it is a cause by itself.
+    check_export
+        Whether to write what is offered as ONNX and run it in ONNX Runtime on some 64 samples, where that is installed.
 
     Raises
     ------
@@ -124,12 +135,13 @@ def diagnose(
     with torch.random.fork_rng():
         # a model with randomness in its forward pass would move the user's generator
         lanes = tuple(engine) if isinstance(engine, Sequence) else (engine,)
-        return _diagnose(study, tolerance, batches, budget, lanes, progress)
+        return _diagnose(study, tolerance, batches, budget, lanes, check_export, progress)
 
 
 def _diagnose(
-    study: Study, tolerance: float | None, batches: int | None, budget: int | None, engines: Sequence[EngineLane], progress: bool
-) -> Diagnosis:
+    study: Study, tolerance: float | None, batches: int | None, budget: int | None, engines: Sequence[EngineLane],
+    check_export: bool, progress: bool,
+) -> Diagnosis:  # fmt: skip
     logger.info("diagnosis: %s", cost(study, batches=batches, budget=budget))
     if broken := non_finite(study, batches):
         return _not_a_number(study, broken)
@@ -164,11 +176,24 @@ def _diagnose(
     best = draft.best
     best_loss = bench.gain(FLOAT, best) if best is not None and best in bench.known else None
     qat = _qat(verdict, best_loss, tolerance)
+    checked = check_exports(study, _offered(plan, draft), tolerance=tolerance) if check_export and draft.complete else []
     return Diagnosis(
         verdict, tuple(draft.causes), tuple(findings), tuple(draft.harmless), draft.parts, draft.interaction,
         tuple(draft.remedies), best, best_loss, qat, tuple(draft.remarks),
-        bench.samples, bench.budget.spent, study.metric_name, draft.complete,
+        bench.samples, bench.budget.spent, study.metric_name, draft.complete, tuple(checked),
     )  # fmt: skip
+
+
+def _offered(plan: Plan, draft: _Draft) -> dict[str, Plan]:
+    """The plans that are offered: with all remedies, and with each cause's own that is not among them."""
+    plans = {}
+    if draft.best is not None and draft.remedies:
+        one = draft.remedies[0]
+        plans["all remedies" if len(draft.remedies) > 1 else f"{one.kind}{f' at {one.layer}' if one.layer else ''}"] = draft.best
+    for cause in draft.causes[:_MOST_CHECKED]:
+        if cause.remedy.changes and cause.remedy not in draft.remedies:
+            plans[f"{cause.remedy.kind} at {cause.layer}"] = cause.remedy.plan(plan)
+    return plans
 
 
 def _compare(
@@ -267,16 +292,18 @@ def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
     draft.causes += bias_width(bench, plan)
     confirmed = _confirm(bench, plan, why, {place.tensor: place for place in where})
     believed = [_no_luck(bench, plan, found, options) for options in confirmed]
-    draft.causes += _grouped(bench, plan, _gaining(bench, plan, _once([cause for cause in believed if cause is not None])))
-    everywhere = _everywhere(found)
-    draft.causes += _confirm_everywhere(bench, plan, everywhere, draft.causes[len(before) :])
+    draft.causes += grouped(bench, plan, _gaining(bench, plan, once([cause for cause in believed if cause is not None])))
+    at_all = everywhere(found)
+    draft.causes += confirm_everywhere(bench, plan, at_all, draft.causes[len(before) :])
     # what was found before quantization stays first and in its order: each would mislead what comes after it
-    draft.causes = [*before, *sorted(draft.causes[len(before) :], key=_rank)]
+    draft.causes = [*before, *sorted(draft.causes[len(before) :], key=rank)]
     named = [cause.remedy for cause in draft.causes]
     # what was confirmed at a tensor beside the believed cause may be the remedy that it takes in the end
     others = [cause.remedy for options in confirmed for _, cause in options if cause.remedy not in named]
     todo = [remedy for remedy in (*named, *others) if remedy not in draft.remedies]
-    _combine(bench, plan, todo, len([remedy for remedy in todo if remedy in named]), everywhere, tolerance, draft)
+    first = len([remedy for remedy in todo if remedy in named])
+    for remedy, best in combine(bench, plan, todo, first, at_all, tolerance):
+        draft.remedies, draft.best = without_covered([*draft.remedies, remedy]), best
 
 
 def _dearest(bench: Bench, plan: Plan, noisiest: Sequence[str]) -> tuple[list[str], str]:
@@ -295,13 +322,6 @@ def _interaction(bench: Bench, plan: Plan, tensors: Sequence[str]) -> Interval:
     exact = bench.expected(FLOAT)
     apart = sum((exact - bench.expected(plan.only([tensor])) for tensor in tensors), np.zeros_like(exact))
     return paired_interval(exact - bench.expected(plan), apart, ranks=bench.study.metric.whole is None)
-
-
-def _rank(cause: Cause) -> tuple[bool, float]:
-    """By the gain in the whole network; where that is chance, by the gain alone."""
-    if cause.gain is not None and cause.gain.clear:
-        return False, -cause.gain.value
-    return True, -(cause.alone_gain.value if cause.alone_gain is not None else 0.0)
 
 
 def _at_sixteen_bits(plan: Plan) -> Plan:
@@ -364,7 +384,7 @@ def _believed(options: Sequence[tuple[float, Cause]]) -> Cause:
     """The most specific cause that explains enough; more bits recover more than any rule, so they are asked for less."""
     specific = [value for value, cause in options if cause.kind != "insufficient-bits"]
     most = max(value for value, _ in options)
-    bar = min(_ALMOST * max(specific, default=most), most) if max(specific, default=0.0) >= _HALF * most else _ALMOST * most
+    bar = min(ALMOST * max(specific, default=most), most) if max(specific, default=0.0) >= HALF * most else ALMOST * most
     return next(cause for value, cause in options if value >= bar)
 
 
@@ -380,7 +400,7 @@ def _no_luck(bench: Bench, plan: Plan, found: Mapping[str, Subject], options: li
         if subject is None or explained(subject, cause.remedy):
             return cause
         steady = steady_gain(bench, plan, subject.tensor, cause.remedy)
-        if bench.sure(steady) and cause.gain is not None and steady.value >= _HALF * cause.gain.value:
+        if bench.sure(steady) and cause.gain is not None and steady.value >= HALF * cause.gain.value:
             return replace(cause, gain=steady)
         options[:] = [(value, other) for value, other in options if other is not cause]
     return None
@@ -392,7 +412,7 @@ def _gaining(bench: Bench, plan: Plan, causes: Sequence[Cause]) -> list[Cause]:
     shown = [cause for cause in causes if cause not in hidden]
     if not hidden:
         return shown
-    base = _union(shown).plan(plan) if shown else plan
+    base = union(shown).plan(plan) if shown else plan
     plans = {str(i): cause.remedy.plan(base) for i, cause in enumerate(hidden)}
     bench.scores({**plans, "base": base}, plan, what="causes beside others")
     for i, cause in enumerate(hidden):
@@ -402,139 +422,6 @@ def _gaining(bench: Bench, plan: Plan, causes: Sequence[Cause]) -> list[Cause]:
                 replace(cause, gain=gain, evidence=f"{cause.evidence} It shows once the causes before it are put right.")
             )
     return shown
-
-
-def _grouped(bench: Bench, plan: Plan, causes: Sequence[Cause]) -> list[Cause]:
-    """Causes of one kind with one kind of remedy as one finding with its places, its gain measured with all of them put right."""
-    groups: dict[tuple[str, str], list[Cause]] = {}
-    for cause in sorted(causes, key=_rank):
-        groups.setdefault((cause.kind, cause.remedy.kind), []).append(cause)
-    together = {key: _union(group) for key, group in groups.items() if len(group) > 1}
-    bench.scores({" ".join(key): remedy.plan(plan) for key, remedy in together.items()}, plan, what="causes at several places")
-    found = []
-    for key, group in groups.items():
-        first = group[0]
-        if key in together:
-            remedy = together[key]
-            places = tuple(cause.tensor for cause in group)
-            more = f"{first.evidence} The same at {few(places[1:])}."
-            first = replace(first, remedy=remedy, gain=bench.gain(remedy.plan(plan), plan), evidence=more, places=places)
-        found.append(first)
-    return found
-
-
-def _merged(remedies: Sequence[Remedy]) -> tuple[dict[str, Grid], dict[str, tuple[float, ...]]]:
-    """Grids and corrections of several remedies; the last one's win where two set the same."""
-    grids = {name: grid for remedy in remedies for name, grid in remedy.grids.items()}
-    corrections = {name: values for remedy in remedies for name, values in remedy.corrections.items()}
-    return grids, corrections
-
-
-def _union(group: Sequence[Cause]) -> Remedy:
-    """The remedies of several causes as one; the first cause's wins where two set the same grid."""
-    grids, corrections = _merged([cause.remedy for cause in reversed(group)])
-    text = group[0].remedy.text
-    if len(group) > 1:
-        text = f"{text} Likewise at {few([cause.tensor for cause in group[1:]])}."
-    where = few([cause.remedy.layer for cause in group])
-    return replace(group[0].remedy, layer=where, text=text, grids=grids, corrections=corrections)
-
-
-def _once(causes: Sequence[Cause]) -> list[Cause]:
-    """What several tensors show of one cause, at its origin and where it is handed on, by the one that gains most."""
-    best: dict[tuple[str, str], Cause] = {}
-    for cause in causes:
-        known = best.get((cause.kind, cause.tensor))
-        if known is None or _rank(cause) < _rank(known):
-            best[cause.kind, cause.tensor] = cause
-    return list(best.values())
-
-
-def _everywhere(found: Mapping[str, Subject]) -> dict[str, list[Candidate]]:
-    """Candidates of all tensors by remedy, for causes that lie in the scheme and not in one tensor."""
-    grouped: dict[str, list[Candidate]] = {}
-    for subject in found.values():
-        for candidate in candidates(subject):
-            # equalizations of neighbouring layers set the same weight's grid
-            if candidate.remedy.kind == "cross-layer-equalization":
-                continue
-            grouped.setdefault(candidate.remedy.kind, []).append(candidate)
-    return grouped
-
-
-def _together(listed: Sequence[Candidate]) -> Remedy:
-    grids, corrections = _merged([c.remedy for c in listed])
-    kind = listed[0].remedy.kind
-    text = f"{EVERYWHERE[kind]}: {len(listed)} in all."
-    return Remedy(kind, "", text, grids, corrections=corrections)
-
-
-def _confirm_everywhere(
-    bench: Bench, plan: Plan, everywhere: Mapping[str, list[Candidate]], local: Sequence[Cause]
-) -> list[Cause]:
-    """A cause in many tensors at once, where no local one explains half of the loss: its remedy on all of them together."""
-    loss = bench.gain(FLOAT, plan).value
-    explained = max((cause.gain.value for cause in local if cause.gain is not None), default=0.0)
-    if explained >= _HALF * loss:
-        return []
-    # 16 bits everywhere are the int16 lane over again: a cause only where there is no other
-    kinds = [kind for kind in everywhere if kind != "sixteen-bit-layer" or not local]
-    remedies = {kind: _together(everywhere[kind]) for kind in kinds}
-    plans = {kind: remedy.plan(plan) for kind, remedy in remedies.items()}
-    bench.scores({**plans, "plan": plan}, plan, what="remedies everywhere")
-    options = []
-    for kind, remedy in remedies.items():
-        gain = bench.gain(plans[kind], plan)
-        worst = everywhere[kind][0]
-        if bench.sure(gain) and gain.value > explained and all(worst.kind != cause.kind for cause in local):
-            evidence = f"no tensor is confirmed by itself, all {len(everywhere[kind])} together are. The first: {worst.evidence}"
-            options.append(Cause(worst.kind, "", worst.tensor, evidence, remedy, gain))
-    if not options:
-        return []
-    most = max(c.gain.value for c in options if c.gain is not None)
-    enough = [c for c in options if c.gain is not None and c.gain.value >= _ALMOST * most]
-    return [min(enough, key=lambda cause: cause.remedy.cost)]
-
-
-def _combine(
-    bench: Bench,
-    plan: Plan,
-    own: Sequence[Remedy],
-    named: int,
-    everywhere: Mapping[str, list[Candidate]],
-    tolerance: float,
-    draft: _Draft,
-) -> None:
-    """Add remedies one by one until the plan is close to float, those of named causes (the first of `own`) first.
-
-    Of those that do about as well, the cheaper one; of equally cheap ones, that with the fewest places which does not gain less
-    than the best by more than chance.
-    """
-    found = [remedy for remedy in own[:named] if remedy.changes]
-    options = [*own, *(_together(listed) for kind, listed in everywhere.items() if kind != "sixteen-bit-layer")]
-    options = [remedy for remedy in options if remedy.changes]
-    current = plan
-    for _ in range(_ROUNDS):
-        if bench.gain(FLOAT, current).value <= tolerance or not options:
-            break
-        plans = [remedy.plan(current) for remedy in options]
-        bench.scores({str(i): p for i, p in enumerate(plans)}, current, what="remedies")
-        gains: list[Interval] = [bench.gain(p, current) for p in plans]
-        helpful = [i for i, gain in enumerate(gains) if bench.sure(gain)]
-        if not helpful:
-            break
-        most = max(gains[i].value for i in helpful)
-        enough = [i for i in helpful if gains[i].value >= _ALMOST * most]
-        # what to do follows from what was found, where that does about as well as anything
-        enough = [i for i in enough if options[i] in found] or enough
-        cheapest = min(options[i].cost for i in enough)
-        enough = [i for i in enough if options[i].cost == cheapest]
-        best = max(enough, key=lambda i: gains[i].value)
-        as_good = [i for i in enough if not bench.sure(bench.gain(plans[best], plans[i]))]
-        pick = min(as_good, key=lambda i: (options[i].places, -gains[i].value))
-        current = plans[pick]
-        draft.remedies.append(options.pop(pick))
-        draft.best = current
 
 
 #: The plain answers on quantization-aware training, by a word each; `loss` is what the remedies leave.

@@ -63,7 +63,8 @@ def inputs_differ(study: Study, limit: int | None, tolerance: float) -> list[Cau
         like = {"in the other order": _flipped(_as_it_is), "brought to those figures": lambda x: _match(x, here, there)}
         gains = _gains_of_inputs(study, limit, like)
         best = max(gains, key=lambda name: gains[name].value)
-        if gains[best].above(tolerance):
+        # the images differ for sure, and one question is left, whether putting them right helps: an interval answers it
+        if gains[best].value > tolerance and gains[best].low > 0.0:
             cure = f"Prepare the evaluation inputs as the calibration inputs (and the training's) were; here, channels {best}."
             return [_cause(figures, cure, gains[best])]
         seen = observe(study.graph, study.evaluation, limit=limit, progress=False)

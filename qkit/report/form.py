@@ -188,6 +188,17 @@ class Parts(Form):
     clipping: Interval
 
 
+class Exported(Form):
+    """What became of an offered plan in an exported file."""
+
+    remedy: str
+    engine: str = Field(description="Name and version.")
+    survives: bool = Field(description="Whether the file scores as the simulation does.")
+    samples: Count
+    lost: Interval | None = Field(description="What the file loses against the simulation; null where it could not be run.")
+    reason: str
+
+
 class Diagnosis(Form):
     """Causes and remedies."""
 
@@ -202,6 +213,7 @@ class Diagnosis(Form):
     remarks: list[str]
     samples: Count
     evaluations: Count
+    exported: list[Exported] = optional("What became of the offered plans in an exported file, where an engine is installed.")
 
 
 class Tried(Form):

@@ -21,7 +21,7 @@ from qkit.diagnosis.experiments import Bench
 from qkit.diagnosis.verdict import amount
 from qkit.zoo.case import Case
 
-QUIET: dict[str, Any] = {"batches": 4, "progress": False}
+QUIET: dict[str, Any] = {"batches": 4, "check_export": False, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def changed(loader: Any, change: Any) -> list[Any]:
 @pytest.fixture(scope="module")
 def explained(hostile: Case) -> tuple[qkit.Study, Diagnosis]:
     study = study_of(hostile)
-    return study, study.diagnose(**QUIET)
+    return study, study.diagnose(**{**QUIET, "check_export": True})
 
 
 def test_hostile_network_is_explained_and_fixed(explained: tuple[qkit.Study, Diagnosis]) -> None:
@@ -70,6 +70,9 @@ def test_hostile_network_is_explained_and_fixed(explained: tuple[qkit.Study, Dia
     assert fixed.plan == found.best
     assert fixed.evaluate(("float", "int8"), progress=False).loss("int8").value < 0.02
     assert study.plan != fixed.plan, "the study itself is untouched"
+    assert [remedy.kind for remedy in found.remedies] == ["per-channel-weights"], "what is done everywhere is not said twice"
+    assert found.exported
+    assert all(one.survives for one in found.exported)
 
 
 @pytest.mark.slow

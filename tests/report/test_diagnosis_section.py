@@ -61,7 +61,7 @@ def test_what_the_gate_found_and_errors_that_do_not_add_up_are_said(tmp_path: Pa
     assert made.verdict["verdict"] == "both", "the lanes alone do not see what the gate has found"
     text = write(made, tmp_path / "report.md").read_text()
     assert "something is wrong before quantization." in text
-    assert re.search(r"-30\.0 points \[-40\.0, -20\.0\].*\boverlap\b", text)
+    assert re.search(r"−30\.0 points \[−40\.0, −20\.0\].*\boverlap\b", text)
     chance = Interval(-0.3, -0.7, 0.1, 64)
     assert interaction_words(chance, base.units, 0.01) == ""
     assert "-30.0" not in str(replace(base, interaction=chance))

@@ -175,7 +175,7 @@ def another(model: nn.Module, spec: EngineSpec) -> nn.Module:
 def said(study: qkit.Study, lane: EngineLane) -> dict[str, Any]:
     """What the diagnosis says with the engine's lane."""
     started = time.process_time()
-    diagnosis = study.diagnose(engine=lane, progress=False)
+    diagnosis = study.diagnose(engine=lane, check_export=False, progress=False)
     return {
         "verdict": diagnosis.verdict.name,
         "causes": [_plain(cause) for cause in diagnosis.causes],

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from qkit.diagnosis.answer import interaction_words
+from qkit.diagnosis.survival import Survival
 from qkit.execution.statistics import Interval
 from qkit.report.contents.data import Report
 from qkit.report.text import sections
@@ -75,7 +78,15 @@ def _diagnosis(report: Report) -> str:
     if found["interaction"] is not None:
         together = interaction_words(Interval(**found["interaction"]), units_of(report.metric), report.metric["tolerance"])
         text += f" {together}" if together else ""
-    return text
+    return " ".join([text, *(survival.said(units_of(report.metric)) for survival in survivals(found))])
+
+
+def survivals(diagnosis: dict[str, Any]) -> list[Survival]:
+    """What became of the offered plans in exported files; none in reports from before that was looked at."""
+    return [
+        Survival(**{**one, "lost": None if one["lost"] is None else Interval(**one["lost"])})
+        for one in diagnosis.get("exported", [])
+    ]
 
 
 def _depth(report: Report) -> str:
