@@ -64,7 +64,7 @@ def test_what_the_gate_found_and_errors_that_do_not_add_up_are_said(tmp_path: Pa
     assert re.search(r"−30\.0 points \[−40\.0, −20\.0\].*\boverlap\b", text)
     chance = Interval(-0.3, -0.7, 0.1, 64)
     assert interaction_words(chance, base.units, 0.01) == ""
-    assert "-30.0" not in str(replace(base, interaction=chance))
+    assert "−30.0" not in str(replace(base, interaction=chance))
 
 
 def test_without_a_diagnosis_there_is_no_section(tmp_path: Path) -> None:
