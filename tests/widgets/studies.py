@@ -117,7 +117,7 @@ class Dropping(nn.Module):
 @contextmanager
 def nothing_runs() -> Iterator[None]:
     """Work that is started meanwhile waits until this is over, so that what comes between is no matter of time."""
-    with work._ONE_AT_A_TIME:
+    with work.TURNS:
         yield
 
 

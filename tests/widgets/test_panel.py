@@ -22,7 +22,7 @@ from studies import nothing_runs, ruined_diagnosis, ruined_study, small_study
 import qkit
 from qkit import MissingExtra, PlanError, QkitError
 from qkit.progress import track
-from qkit.widgets import CalibrationPanel, Explorer, Guide, Tuner, panel, work
+from qkit.widgets import CalibrationPanel, Explorer, Guide, Tuner, live, panel, work
 from qkit.widgets.canvas import Canvas, es_module, style_sheet
 from qkit.widgets.code import CodeBox
 from qkit.widgets.layer_chart import LayerTable
@@ -245,7 +245,7 @@ def test_the_stand_in_lies_beside_the_widget_and_follows_its_state(monkeypatch: 
         return outputs[-1] if display_id else None
 
     monkeypatch.setattr("IPython.display.display", display)
-    monkeypatch.setattr(panel, "_QUIET", 0.0)
+    monkeypatch.setattr(live, "_QUIET", 0.0)
 
     async def session() -> None:
         made = tuner()
