@@ -16,7 +16,7 @@ from qkit.errors import PlanError
 from qkit.execution.editing import figures
 from qkit.execution.loading import batches as batches_of
 from qkit.execution.scores import Scores
-from qkit.graph import Graph
+from qkit.execution.tensors import tensor_classes
 from qkit.quant.estimators import METHODS, Observation, check_method
 from qkit.quant.histogram import Histogram
 from qkit.quant.plan import Grid, Plan
@@ -33,21 +33,6 @@ if TYPE_CHECKING:
 _SAME = "as above"
 _SCHEME = "as the scheme"
 _GRAINS = ("per tensor", "per channel")
-
-
-def tensor_classes(graph: Graph, plan: Plan) -> dict[str, list[str]]:
-    """The plan's tensors by the kind of what makes them: activations by operation, weights by layer."""
-    found: dict[str, list[str]] = {}
-    for op in graph.operations:
-        if op.weight is not None and op.weight in plan.grids:
-            weight = graph.weights[op.weight]
-            depthwise = op.kind == "conv" and weight.shape[1] == 1 < weight.shape[0]
-            names = found.setdefault(f"weights: {'depthwise conv' if depthwise else op.kind}", [])
-            if op.weight not in names:
-                names.append(op.weight)
-        if op.quantized and op.name in plan.grids:
-            found.setdefault(f"activations: {op.kind}", []).append(op.name)
-    return dict(sorted(found.items()))
 
 
 class CalibrationPanel(Panel):

@@ -9,8 +9,9 @@ import ipywidgets
 
 from qkit.widgets.canvas import Canvas, es_module
 from qkit.widgets.composite import Composite
-from qkit.widgets.live import Live
-from qkit.widgets.live import shown as shown
+from qkit.widgets.live import Live, shown
+
+__all__ = ["Frame", "Panel", "button", "row", "shown"]
 
 
 def row(*children: ipywidgets.Widget, **layout: str) -> ipywidgets.Box:

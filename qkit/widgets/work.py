@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -19,11 +18,9 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import numpy as np
-import torch
-
 from qkit.closing import Closeable
 from qkit.errors import QkitError
+from qkit.execution.loading import seeded
 from qkit.progress import listening
 
 #: Held by whoever reads or changes the state of widgets.
@@ -59,8 +56,13 @@ class Turns:
         return "" if stopped is not None and stopped.is_set() else what
 
     def acquire(
-        self, what: str, *, short: bool = False, stopped: threading.Event | None = None, waits: Callable[[str], None] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        what: str,
+        *,
+        short: bool = False,
+        stopped: threading.Event | None = None,
+        waits: Callable[[str], None] | None = None,
+    ) -> None:
         """Wait for the turn.
 
         Parameters
@@ -100,17 +102,13 @@ class Turns:
         """Let short work go first, if some waits. Random states come back as they were."""
         if not self._short:
             return
-        states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-        with self._change:
+        with seeded(None, 0), self._change:
             depth = len(self._running)
             while self._short or len(self._running) > depth:
                 self._open = len(self._running) == depth
                 self._change.notify_all()
                 self._change.wait(0.05)
             self._open = False
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])
 
 
 TURNS = Turns()
