@@ -35,7 +35,6 @@ S = TypeVar("S", bound="Live")
 #: Seconds without a change after which the static stand-in is drawn anew.
 _QUIET = 1.5
 _DPI = 110
-_MOST_ROWS = 12
 #: Characters from which a cell is a sentence rather than a figure, and begins at the left.
 _SENTENCE = 60
 #: Hides the output before the stand-in, the one that holds the widget, where no widget came to life: JupyterLab would say
@@ -66,6 +65,8 @@ class Live(Closeable):
     """
 
     model_id: str
+    #: Rows of the static table.
+    most_rows = 12
     _given: Study | None = None
     _displays: dict[str, Any]
 
@@ -209,10 +210,10 @@ class Live(Closeable):
 
     def _table(self) -> str:
         whole = self.summary()
-        table = whole.head(_MOST_ROWS).to_html(float_format="{:.4g}".format, border=0, na_rep="–")
+        table = whole.head(self.most_rows).to_html(float_format="{:.4g}".format, border=0, na_rep="–")
         if whole.map(lambda cell: len(str(cell)) > _SENTENCE).any(axis=None):
             table = table.replace("<td>", '<td style="text-align:left;white-space:normal">')
-        left = len(whole) - _MOST_ROWS
+        left = len(whole) - self.most_rows
         return f'<div style="overflow:auto;white-space:nowrap">{table}</div>' + (
             f"<p>… and {left} more rows</p>" if left > 0 else ""
         )
