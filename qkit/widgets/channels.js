@@ -15,7 +15,8 @@ const CHANNEL_STEPS = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10,
  * @param {Channels} source What it shows, and what is told of a choice.
  */
 export function channelPlot(el, host, height, source) {
-  const bottomSpace = height < 120 ? 20 : 36;
+  const small = height < 120;
+  const bottomSpace = small ? 20 : 36;
   const tools = make("div", { class: "qkit-tools" });
   tools.style.marginLeft = `${LEFT}px`;
   const scale = make("button", { type: "button" });
@@ -54,7 +55,8 @@ export function channelPlot(el, host, height, source) {
         : bottom - ((v - least) / (most - least)) * (bottom - TOP);
     c.textAlign = "right";
     c.textBaseline = "middle";
-    for (const tick of log ? decades(least, most) : ticks(least, most, 4)) {
+    const lines = log ? decades(least, most) : ticks(least, most, small ? 2 : 4);
+    for (const tick of lines.filter((_, i) => !small || i % Math.ceil(lines.length / 3) === 0)) {
       c.strokeStyle = colours.lines;
       c.strokeRect(LEFT, Math.round(y(tick)) + 0.5, width - LEFT - RIGHT, 0);
       c.fillStyle = colours.ink;
@@ -72,8 +74,19 @@ export function channelPlot(el, host, height, source) {
       if (log) c.fillRect(left, y(p.peak), thick, bottom - y(p.peak));
       else c.fillRect(left, y(p.high), thick, Math.max(y(p.low) - y(p.high), 1));
       c.fillStyle = colours.narrow;
-      const lines = p.step > 0 ? (log ? [p.end, p.step] : [p.lo, p.hi]) : [];
-      for (const v of lines) c.fillRect(LEFT + i * wide, y(v) - 1, Math.max(wide, 1), 2);
+      const ends = p.step > 0 ? (log ? [p.end, p.step] : [p.lo, p.hi]) : [];
+      for (const v of ends) c.fillRect(LEFT + i * wide, y(v) - 1, Math.max(wide, 1), 2);
+    }
+    const worst = source.worst();
+    if (worst !== null && worst < all.length) {
+      // a triangle over the channel whose output suffers most
+      const at = LEFT + (worst + 0.5) * wide;
+      c.fillStyle = colours.bad;
+      c.beginPath();
+      c.moveTo(at - 5, TOP - 7);
+      c.lineTo(at + 5, TOP - 7);
+      c.lineTo(at, TOP);
+      c.fill();
     }
     c.strokeStyle = colours.muted;
     c.strokeRect(LEFT, bottom + 0.5, width - LEFT - RIGHT, 0);
@@ -83,19 +96,19 @@ export function channelPlot(el, host, height, source) {
     for (const tick of ticks(0, Math.max(all.length - 1, 0), Math.max(2, Math.floor(width / 90)))) {
       if (Number.isInteger(tick)) c.fillText(`${tick}`, LEFT + (tick + 0.5) * wide, bottom + 4);
     }
-    if (bottomSpace > 30) c.fillText(source.title(), (LEFT + width - RIGHT) / 2, bottom + 19);
+    if (!small) c.fillText(source.title(), (LEFT + width - RIGHT) / 2, bottom + 19);
     c.save();
     c.translate(11, (TOP + bottom) / 2);
     c.rotate(-Math.PI / 2);
-    c.fillText(log ? "max |x| (log)" : "range", 0, -6);
+    c.fillText(!log ? "range" : small ? "max |x|" : "max |x| (log)", 0, -6);
     c.restore();
     if (chosen < all.length) {
       const p = all[chosen];
       const [low, high, lo, hi, step] = [p.low, p.high, p.lo, p.hi, p.step].map((v) => label(+v.toPrecision(3)));
       const grid = p.step > 0 ? `; grid ${lo} to ${hi}, step ${step}` : "";
-      const lines = log ? "the grid's end and its step" : "the grid's ends";
+      const marks = log ? "the grid's end and its step" : "the grid's ends";
       const ratio = source.ratio(chosen);
-      said.textContent = `channel ${chosen} of ${all.length}: ${low} to ${high}${grid}${ratio} (lines: ${lines})`;
+      said.textContent = `channel ${chosen} of ${all.length}: ${low} to ${high}${grid}${ratio} (lines: ${marks})`;
     }
   });
 
@@ -116,7 +129,7 @@ export function channelPlot(el, host, height, source) {
     pick(source.selected() + step);
   });
   const named = () => {
-    scale.textContent = source.log() ? "show ranges, linear" : "show magnitudes, log";
+    scale.textContent = source.log() ? "linear" : "log";
     board.redraw();
   };
   scale.addEventListener("click", () => {

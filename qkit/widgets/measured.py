@@ -11,7 +11,7 @@ from qkit.execution.prefix import Effect
 from qkit.execution.statistics import Interval, mean_interval, paired_interval
 from qkit.quant.plan import FLOAT, Plan
 from qkit.style import Units, decibels
-from qkit.widgets.numbers import change_words, score_words
+from qkit.widgets.numbers import change_words
 
 if TYPE_CHECKING:
     from qkit.study import Study
@@ -52,16 +52,17 @@ class Measured:
             "metric": study.metric_name,
             "now": "" if score is None else units.score(score.value),
             "interval": "" if score is None else f"[{units.interval(score.low, score.high)}]",
+            "unit": f", {units.points}" if units.points else "",
             "lines": [[name, self._score(other, units), self._change(plan, other, units)] for name, other in others.items()],
             "note": "" if score is None else f"on {score.n} evaluation samples.",
         }
 
     def _score(self, plan: Plan, units: Units) -> str:
-        return score_words(mean_interval(self.scores[plan]), units)
+        return units.score(mean_interval(self.scores[plan]).value)
 
     def _change(self, plan: Plan, other: Plan, units: Units) -> str:
         change = None if plan == other else self.loss(plan, other)
-        return "" if change is None else change_words(change, units)
+        return "" if change is None else change_words(change, units).replace(f" {units.points} ", " ")
 
     def rows(self, tensor: str, plan: Plan, before: Plan | None, base: Plan) -> list[list[str]]:
         """The layer's error with what it inherits, and the output's: of a plan, of the one before, of the first."""
@@ -73,7 +74,7 @@ class Measured:
             return "" if value is None else f"{decibels(value)} dB"
 
         return [
-            ["layer, with what it inherits", *(words(e and e.layer) for e in effects)],
+            ["layer, accumulated", *(words(e and e.layer) for e in effects)],
             ["network's output", *(words(e and e.output) for e in effects)],
         ]
 

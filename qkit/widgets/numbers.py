@@ -35,7 +35,7 @@ def _range_figures(f: Figures) -> dict[str, str]:
     return {
         "clipped": share(f.clipped),
         "SQNR of this range": f"{decibels(f.sqnr)} dB",
-        "error by rounding, clipping": f"{number(f.rounding, 3)}, {number(f.clipping, 3)}",
+        "rounding, clipping": f"{number(f.rounding, 3)}, {number(f.clipping, 3)}",
         "steps used": f"{f.used} of {f.steps}",
     }
 
@@ -43,8 +43,8 @@ def _range_figures(f: Figures) -> dict[str, str]:
 def _output_figures(errors: ChannelErrors | None) -> dict[str, str]:
     if errors is None:
         return {}
-    worst = "" if errors.worst_channel is None else f" (channel {errors.worst_channel})"
-    lost = {} if errors.lost is None else {"channels that round to 0": f"{errors.lost} of {errors.channels}"}
+    worst = "" if errors.worst_channel is None else f", no. {errors.worst_channel}"
+    lost = {} if errors.lost is None else {"channels at 0": f"{errors.lost} of {errors.channels}"}
     return {
         "layer's output": f"{decibels(errors.total)} dB",
         "worst channel": f"{decibels(errors.worst)} dB{worst}",

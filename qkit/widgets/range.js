@@ -3,7 +3,7 @@ import { contextOf, decades, floats, follow, guarded, label, make, sender, surfa
 
 /** @import { Draw, End, Figures, Gesture, Model, Reply, Tuner } from "./types" */
 
-const [PLOT_LEFT, PLOT_RIGHT, PLOT_BOTTOM] = [58, 14, 58];
+const [PLOT_LEFT, PLOT_RIGHT, PLOT_BOTTOM] = [58, 14, 52];
 const ROW = 14;
 /** @type {readonly End[]} */
 const ENDS = ["lo", "hi"];
@@ -163,6 +163,11 @@ export function rangePlot(el, host, model, height, listed) {
       c.stroke();
     }
     c.setLineDash([]);
+    c.fillStyle = colours.other;
+    c.textBaseline = "top";
+    const right = Math.min(x(ghost.hi, width), width - PLOT_RIGHT);
+    c.textAlign = right + 50 < width - PLOT_RIGHT ? "left" : "right";
+    if (right > PLOT_LEFT + 50) c.fillText("before", c.textAlign === "left" ? right + 4 : right - 4, top() + 3);
     c.lineWidth = 1;
   };
 

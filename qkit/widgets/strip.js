@@ -25,6 +25,7 @@ export default {
       log: () => model.get("log"),
       title: () => model.get("title"),
       ratio: () => "",
+      worst: () => null,
       pick: (channel) => set("selected", channel),
       rescale: () => set("log", !model.get("log")),
     });

@@ -61,6 +61,7 @@ export default {
     const members = make("select", { "aria-label": "shown of them" });
     const counts = press("log", "logarithmic counts: switch to a linear axis and back");
     const zoom = press("the range", "show the range: the range and a tenth around, or all values");
+    const code = press("code", "copy as code: Python that makes this plan");
     const heading = make(
       "div",
       { class: "qkit-tools qkit-heading" },
@@ -69,6 +70,7 @@ export default {
       make("span", { class: "qkit-gap" }),
       counts,
       zoom,
+      code,
     );
     // the plot, with the strip under it
     const drawing = make("div", { class: "qkit-drawing" });
@@ -101,16 +103,15 @@ export default {
     const [undo, redo, reset] = [
       press("↶", "undo: the plan before"),
       press("↷", "redo: the plan that was undone"),
-      press("reset", "reset: the plan as opened; can be undone"),
+      press("⟲", "reset: the plan as opened; can be undone"),
     ];
-    const code = press("code", "copy as code: Python that makes this plan");
     const controls = make(
       "div",
       { class: "qkit-tools qkit-controls" },
       labelled("bits", bits),
       kind,
       labelled("per channel", perChannel),
-      labelled("power of two", power),
+      labelled("2ⁿ", power),
       labelled("from", low),
       labelled("to", high),
       labelled("by", by),
@@ -119,9 +120,10 @@ export default {
       undo,
       redo,
       reset,
-      code,
     );
     kind.setAttribute("aria-label", "grid");
+    power.setAttribute("aria-label", "power of two");
+    power.title = "the step is a power of two";
     code.setAttribute("aria-expanded", "false");
     // progress, code, errors
     const bar = make("progress", { max: "1" });
@@ -149,6 +151,11 @@ export default {
           ? ""
           : `; output ${Number.isFinite(ratio) ? label(+ratio.toFixed(1)) : "∞"} dB`;
       },
+      worst: () => {
+        const all = floats(model.get("ratios"));
+        const least = Math.min(Infinity, ...all.filter((v) => !Number.isNaN(v)));
+        return least < Infinity ? all.indexOf(least) : null;
+      },
       pick: (channel) => tell({ event: "channel", value: channel }),
       rescale: () => {
         logarithmic = !logarithmic;
@@ -172,7 +179,7 @@ export default {
           const card = model.get("score");
           now.replaceChildren(card.now || "…", " ", make("span", { class: "qkit-metric" }, card.metric), " ", interval);
           interval.textContent = card.interval;
-          fill(others, [["", "", "change"], ...card.lines]);
+          fill(others, [["", "", `change${card.unit}`], ...card.lines]);
           note.textContent = model.get("measuring") ? "measuring …" : card.note;
           score.classList.toggle("qkit-old", model.get("measuring"));
         },

@@ -50,7 +50,7 @@ class TunerPage(Canvas):
     # words
     figure_rows: Any = traitlets.List([]).tag(sync=True)
     measured_rows: Any = traitlets.List([]).tag(sync=True)
-    score: Any = traitlets.Dict({"metric": "", "now": "", "interval": "", "lines": [], "note": ""}).tag(sync=True)
+    score: Any = traitlets.Dict({"metric": "", "now": "", "interval": "", "unit": "", "lines": [], "note": ""}).tag(sync=True)
     measuring = traitlets.Bool(False).tag(sync=True)
     code = traitlets.Unicode("").tag(sync=True)
     error_words = traitlets.Unicode("").tag(sync=True)

@@ -138,6 +138,7 @@ export interface Score {
   metric: string;
   now: string;
   interval: string;
+  unit: string;
   lines: string[][];
   note: string;
 }
@@ -204,6 +205,7 @@ export interface Channels {
   log(): boolean;
   title(): string;
   ratio(channel: number): string;
+  worst(): number | null;
   pick(channel: number): void;
   rescale(): void;
 }
