@@ -5,7 +5,7 @@ No widget is needed for any of it; the widgets are its front end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,10 @@ def choose(
     return result
 
 
+#: Several names as an expression in Python.
+Listed = Callable[[Sequence[str]], str]
+
+
 class Edit:
     """What makes a plan of the one before.
 
@@ -56,20 +60,27 @@ class Edit:
         """The plan after it."""
         raise NotImplementedError
 
-    def code(self, before: Plan, after: Plan, names: Sequence[str], study: str) -> list[str]:
+    def code(self, after: Plan, names: Sequence[str], study: str, listed: Listed) -> list[str]:
         """The same in Python, for some of its tensors: lines that make ``plan`` of ``plan``."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Chosen(Edit):
-    """Ranges by a calibration method, each tensor's by its own rule with these changes."""
+    """Ranges by a calibration method, each tensor's by its own rule with these changes.
+
+    Attributes
+    ----------
+    said
+        A pattern or kind that means the tensors, for the code; "" for none.
+    """
 
     study: Study
     tensors: tuple[str, ...]
     method: Method
     percentile: float = 99.99
     changes: tuple[tuple[str, object], ...] = ()
+    said: str = ""
 
     def made(self, plan: Plan) -> Plan:
         """The plan after it."""
@@ -78,7 +89,7 @@ class Chosen(Edit):
             plan = choose(self.study, [tensor], self.method, percentile=self.percentile, spec=spec, plan=plan)
         return plan
 
-    def code(self, before: Plan, after: Plan, names: Sequence[str], study: str) -> list[str]:
+    def code(self, after: Plan, names: Sequence[str], study: str, listed: Listed) -> list[str]:
         """A call of `Study.choose` for each rule."""
         rules: dict[QuantSpec, list[str]] = {}
         for name in names:
@@ -89,7 +100,8 @@ class Chosen(Edit):
             # what the plan has before is what the study came with, unless it was changed on the way
             changed = any(self.study.plan[name].spec != spec for name in tensors)
             options += f", spec=qkit.{_spec_code(spec)}" if changed else ""
-            lines.append(f"plan = {study}.choose({_names(tensors)}, {self.method!r}{options}, plan=plan)")
+            which = repr(self.said) if self.said and set(tensors) == set(self.tensors) else listed(tensors)
+            lines.append(f"plan = {study}.choose({which}, {self.method!r}{options}, plan=plan)")
         return lines
 
 
@@ -105,10 +117,10 @@ class Ruled(Edit):
         """The plan after it."""
         return plan.with_rule(self.tensors, **dict(self.changes))  # type: ignore[arg-type]
 
-    def code(self, before: Plan, after: Plan, names: Sequence[str], study: str) -> list[str]:
+    def code(self, after: Plan, names: Sequence[str], study: str, listed: Listed) -> list[str]:
         """A call of `Plan.with_rule`."""
         options = ", ".join(f"{name}={value!r}" for name, value in self.changes)
-        return [f"plan = plan.with_rule({_names(names)}, {options})"]
+        return [f"plan = plan.with_rule({listed(names)}, {options})"]
 
 
 @dataclass(frozen=True)
@@ -138,7 +150,7 @@ class Ranged(Edit):
         low[self.channel], high[self.channel] = self.lo, self.hi
         return plan.with_range(self.tensor, low, high)
 
-    def code(self, before: Plan, after: Plan, names: Sequence[str], study: str) -> list[str]:
+    def code(self, after: Plan, names: Sequence[str], study: str, listed: Listed) -> list[str]:
         """The range as numbers."""
         if self.channel is None:
             return _ranges(after, names)
@@ -165,10 +177,10 @@ class Scaled(Edit):
             plan = plan.with_range(name, params.lo * self.low, params.hi * self.high)
         return plan
 
-    def code(self, before: Plan, after: Plan, names: Sequence[str], study: str) -> list[str]:
+    def code(self, after: Plan, names: Sequence[str], study: str, listed: Listed) -> list[str]:
         """A loop over the tensors."""
         return [
-            f"for name in {_names(names)}:",
+            f"for name in {listed(names)}:",
             "    params = plan[name].params",
             f"    plan = plan.with_range(name, params.lo * {self.low!r}, params.hi * {self.high!r})",
         ]
@@ -189,7 +201,7 @@ class Reset(Edit):
         """The first plan."""
         return self.base
 
-    def code(self, before: Plan, after: Plan, names: Sequence[str], study: str) -> list[str]:
+    def code(self, after: Plan, names: Sequence[str], study: str, listed: Listed) -> list[str]:
         """Nothing: the code begins with that plan."""
         return []
 
@@ -261,7 +273,18 @@ class History:
         changed += [name for name in self.plan.grids if name in rules and name not in changed]
         rounded = [name for name in changed if self.plan[name].codes is not None]
         lines = [f"# {name} was rounded by a remedy or by study.ptc(), which its range alone does not tell" for name in rounded]
-        lines += self._steps(changed, study)
+        variables: dict[tuple[str, ...], str] = {}
+
+        def listed(names: Sequence[str]) -> str:
+            """Several names as a variable, so that they are written once."""
+            if len(names) == 1:
+                return repr(list(names))
+            return variables.setdefault(tuple(names), f"tensors_{len(variables) + 1}" if variables else "tensors")
+
+        steps = self._steps(changed, study, listed)
+        for names, variable in variables.items():
+            lines += [f"{variable} = [", *(f"    {name!r}," for name in names), "]"]
+        lines += steps
         if gone := [name for name, (_, grid) in apart.items() if grid is None]:
             lines.append(f"plan = plan.without({gone!r})")
         if new := [name for name, (old, _) in apart.items() if old is None]:
@@ -274,7 +297,7 @@ class History:
         needed = [f"import {name}" for name in ("qkit", "torch") if f"{name}." in body]
         return "\n".join([*needed, *([""] if needed else []), f"plan = {study}.plan", *lines, f"tuned = {study}.with_plan(plan)"])
 
-    def _steps(self, changed: Sequence[str], study: str) -> list[str]:
+    def _steps(self, changed: Sequence[str], study: str, listed: Listed) -> list[str]:
         """Lines for the edits that the changed tensors' grids come from, the last whole one of each and what follows it."""
         open_for = dict.fromkeys(changed)
         edits = (*self.edits, *[None] * len(self.plans))
@@ -285,7 +308,7 @@ class History:
             names = [name for name in open_for if name in touched]
             if not names:
                 continue
-            parts.append(_ranges(after, names) if edit is None else edit.code(before, after, names, study))
+            parts.append(_ranges(after, names) if edit is None else edit.code(after, names, study, listed))
             if edit is None or edit.whole:
                 for name in names:
                     del open_for[name]
@@ -311,10 +334,6 @@ def _ranges(plan: Plan, names: Sequence[str]) -> list[str]:
             f"    spec=qkit.{_spec_code(spec)}{axis})",
         ]
     return lines
-
-
-def _names(names: Sequence[str]) -> str:
-    return repr(list(names))
 
 
 def _literal(bound: Tensor) -> str:

@@ -5,7 +5,7 @@ import { darkness, floats, follow, guarded, label, make } from "./common.js";
 import { codeBox } from "./copy.js";
 import { rangePlot } from "./range.js";
 
-/** @import { Action, Tuner, View } from "./types" */
+/** @import { Action, Reply, Tuner, View } from "./types" */
 
 const [PLOT_HEIGHT, PLOT_ALONE, CHANNELS_HEIGHT] = [212, 316, 76];
 
@@ -285,6 +285,11 @@ export default {
       return follow(model, names, safely);
     });
 
+    const refreshed = (/** @type {Reply} */ message) => {
+      if (message.event === "refresh") for (const [, show] of shows) guarded(el, show)();
+    };
+    model.on("msg:custom", refreshed);
+
     // what is done here, told
     bits.addEventListener("change", () => tell({ event: "rule", value: { bits: Math.round(Number(bits.value)) } }));
     kind.addEventListener("change", () => tell({ event: "rule", value: { symmetric: kind.value === "symmetric" } }));
@@ -307,7 +312,8 @@ export default {
       code.setAttribute("aria-expanded", `${!copy.box.hidden}`);
     });
     return () => {
-      for (const undo_one of unfollow) undo_one();
+      for (const stop of unfollow) stop();
+      model.off("msg:custom", refreshed);
       plot.destroy();
       channels.destroy();
       unlive();

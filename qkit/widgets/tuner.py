@@ -120,7 +120,10 @@ class Tuner(TunerView):
         per_channel = bool(changes.get("per_channel", params.axis is not None or self._wanted is not None))
         rule_of(self.grid, **{**changes, "per_channel": per_channel})  # refuses what no grid has
         waiting, self._wanted = self._wanted or {}, None
-        changes = {**waiting, **changes, "per_channel": per_channel}
+        changes = {**waiting, **changes}
+        changes.pop("per_channel", None)
+        if per_channel != (params.axis is not None):
+            changes["per_channel"] = per_channel
         if per_channel == (params.axis is not None) or not per_channel:
             self._do(Ruled(self._changing(per_channel), tuple(changes.items())))
             return
@@ -140,7 +143,7 @@ class Tuner(TunerView):
         if percentile is not None:
             self.percentile = percentile
         known: Any = method
-        self._do(Chosen(self._origin, self.tensors, known, self.percentile))
+        self._do(Chosen(self._origin, self.tensors, known, self.percentile, said=self._said()))
 
     def undo(self) -> None:
         """The plan before."""
@@ -169,7 +172,9 @@ class Tuner(TunerView):
         try:
             done = self._pressed_on(event, message)
         finally:
-            self._show_rule()
+            if not self.closed:
+                self._show_rule()
+                answer(self, {"event": "refresh"})  # a field that was refused shows what there is, though no trait has changed
         if not done:
             raise QkitError(f"the page sent a gesture that is none: {message!r}; load the page again.")
 
@@ -262,6 +267,14 @@ class Tuner(TunerView):
             return self.tensors
         return tuple(name for name in self.tensors if self.plan[name].params.axis is not None)
 
+    def _said(self) -> str:
+        """The pattern or kind that means the tensors that are tuned together; "" where there is none."""
+        said = self.group_name if self.group else ""
+        try:
+            return said if named(self._origin.graph, self.history.base, said) == self.tensors else ""
+        except PlanError:  # a number of tensors that were named one by one
+            return ""
+
     def _ranged(self, lo: float, hi: float) -> Edit:
         if len(self.tensors) == 1:
             return Ranged(self.tensor, lo, hi, self.channel)
@@ -275,7 +288,8 @@ class Tuner(TunerView):
         if changes is None:
             return
         plain = [n for n in self.tensors if self.plan[n].params.axis is None and axis_of(self._origin, n) is not None]
-        self._do(Chosen(self._origin, tuple(plain), "minmax", self.percentile, tuple(changes.items())))
+        said = self._said() if tuple(plain) == self.tensors else ""
+        self._do(Chosen(self._origin, tuple(plain), "minmax", self.percentile, tuple(changes.items()), said))
 
     def _do(self, edit: Edit) -> None:
         self._check_open()

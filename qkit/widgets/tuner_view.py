@@ -146,7 +146,6 @@ class TunerView(Live, TunerPage):
         spec = self.grid.spec if self._wanted is None else rule_of(self.grid, **self._wanted)
         per_channel = self.grid.params.axis is not None or self._wanted is not None
         self.rule = page.rule_shown(spec, self._shown(self.grid.params), per_channel=per_channel, method=self.grid.method)
-        self.send_state("rule")  # a field that was refused shows what there is, though nothing changed
 
     def _rows(self, params: QuantParams, output: ChannelErrors | None, before: Plan | None) -> list[list[str]]:
         """Figures for the table: of the chosen channel where every channel has a grid."""

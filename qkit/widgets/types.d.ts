@@ -181,7 +181,7 @@ export interface Gesture {
   seq: number;
 }
 
-export type Reply = Figures | Refused;
+export type Reply = Figures | Refused | Refresh;
 
 export interface Figures {
   event: "figures";
@@ -194,6 +194,11 @@ export interface Figures {
 export interface Refused {
   event: "refused";
   seq: number;
+}
+
+/** Controls show what there is once more: what was typed into one was refused. */
+export interface Refresh {
+  event: "refresh";
 }
 
 // the page's own
