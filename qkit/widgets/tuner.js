@@ -1,5 +1,5 @@
 // The range tuner: heading, histogram with handles, strip of channels, score, figures, controls, progress and errors.
-import { alive } from "./alive.js";
+import { alive, watched } from "./alive.js";
 import { channelPlot } from "./channels.js";
 import { darkness, floats, follow, guarded, label, make } from "./common.js";
 import { codeBox } from "./copy.js";
@@ -47,10 +47,32 @@ function press(text, title) {
   return make("button", { type: "button", title, "aria-label": title.split(":")[0] }, text);
 }
 
+/**
+ * Calls `done` when a field's value is given: by Enter, or by leaving it.
+ * @param {HTMLInputElement} field
+ * @param {() => void} done
+ */
+function entered(field, done) {
+  /** @type {string | null} */
+  let told = null;
+  const tell = () => {
+    // leaving a field after Enter gives nothing new
+    if (field.value !== told) done();
+    told = field.value;
+  };
+  field.addEventListener("focus", () => (told = null));
+  field.addEventListener("input", () => (told = null));
+  field.addEventListener("change", tell);
+  field.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") tell();
+  });
+}
+
 export default {
   /** @param {View<Tuner>} view */
   render({ model, el }) {
     el.classList.add("qkit", "qkit-panel", "qkit-tuner");
+    el.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take Enter and the arrows for the notebook
     const undark = darkness(el);
     const unlive = alive(el);
     /** @param {Action} message */
@@ -289,16 +311,17 @@ export default {
       if (message.event === "refresh") for (const [, show] of shows) guarded(el, show)();
     };
     model.on("msg:custom", refreshed);
+    const unwatch = watched(model, el);
 
     // what is done here, told
-    bits.addEventListener("change", () => tell({ event: "rule", value: { bits: Math.round(Number(bits.value)) } }));
+    entered(bits, () => tell({ event: "rule", value: { bits: Math.round(Number(bits.value)) } }));
     kind.addEventListener("change", () => tell({ event: "rule", value: { symmetric: kind.value === "symmetric" } }));
     perChannel.addEventListener("change", () => tell({ event: "rule", value: { per_channel: perChannel.checked } }));
     power.addEventListener("change", () => tell({ event: "rule", value: { power_of_two: power.checked } }));
-    low.addEventListener("change", () => tell({ event: "typed", end: "lo", value: low.value }));
-    high.addEventListener("change", () => tell({ event: "typed", end: "hi", value: high.value }));
+    entered(low, () => tell({ event: "typed", end: "lo", value: low.value }));
+    entered(high, () => tell({ event: "typed", end: "hi", value: high.value }));
     by.addEventListener("change", () => tell({ event: "choose", value: by.value }));
-    percentile.addEventListener("change", () => tell({ event: "percentile", value: percentile.value }));
+    entered(percentile, () => tell({ event: "percentile", value: percentile.value }));
     tensors.addEventListener("change", () => tell({ event: "select", value: tensors.value }));
     members.addEventListener("change", () => tell({ event: "tensor", value: members.value }));
     counts.addEventListener("click", () => tell({ event: "logarithmic", value: !model.get("logarithmic") }));
@@ -318,6 +341,7 @@ export default {
       channels.destroy();
       unlive();
       undark();
+      unwatch();
     };
   },
 };

@@ -13,9 +13,9 @@ export interface Model<Traits> {
   set<Name extends keyof Traits>(name: Name, value: Traits[Name]): void;
   save_changes(): void;
   send(message: Gesture | Action): void;
-  on(event: `change:${string}`, callback: () => void): void;
+  on(event: `change:${string}` | "comm_live_update", callback: () => void): void;
   on(event: "msg:custom", callback: (message: Reply) => void): void;
-  off(event: `change:${string}`, callback: () => void): void;
+  off(event: `change:${string}` | "comm_live_update", callback: () => void): void;
   off(event: "msg:custom", callback: (message: Reply) => void): void;
 }
 
@@ -167,7 +167,7 @@ export interface Can {
 // messages: a handle that moves, the kernel's answer, and what else is done
 
 export type Action =
-  | { event: "undo" | "redo" | "reset" | "cancel" }
+  | { event: "undo" | "redo" | "reset" | "cancel" | "ping" }
   | { event: "rule"; value: Partial<Rule> }
   | { event: "choose" | "percentile" | "select" | "tensor"; value: string }
   | { event: "typed"; end: End; value: string }

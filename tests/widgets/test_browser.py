@@ -165,7 +165,7 @@ def test_several_tensors_are_tuned_together_with_one_undo(notebook: Open) -> Non
     page.get_by_label("percentile").fill("99")
     page.get_by_label("percentile").press("Enter")
     page.get_by_label("range by").select_option("percentile")
-    book.until("tuner.history.at == 1 and not tuner.worker.busy")
+    book.until("tuner.history.at == 1 and tuner.effect is not None and not tuner.worker.busy")
     assert value(book, "set(study.plan.diff(tuner.plan)) == set(tuner.tensors)")
     assert value(book, "float(tuner.effect.scores.mean())") > opened + 0.3
     page.get_by_role("button", name="copy as code").click()
@@ -185,13 +185,17 @@ def test_several_tensors_are_tuned_together_with_one_undo(notebook: Open) -> Non
 
 @pytest.mark.slow
 def test_a_restarted_kernel_is_said_on_the_widgets(notebook: Open) -> None:
-    book = notebook(STUDY, f"tuner = study.tune({TAP!r})\ntuner", height=1000)
+    book = notebook(STUDY, f"tuner = study.tune({TAP!r})\ntuner", "panel = study.calibration_panel()\npanel", height=1400)
     page = book.page
     page.locator(".qkit-handle").first.wait_for()
-    said = "getComputedStyle(document.querySelector('.qkit-panel'), '::before').content"
-    assert "run the cell again" not in page.evaluate(said)
-    page.evaluate("async () => { await jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart(); }")
-    page.wait_for_function(f"{said}.includes('run the cell again')")
+    said = "[...document.querySelectorAll('.qkit-panel')].map(e => getComputedStyle(e, '::before').content)"
+    assert "run the cell again" not in "".join(page.evaluate(said))
+    page.evaluate("async () => { await jupyterapp.shell.currentWidget.sessionContext.restartKernel(); }")
+    page.wait_for_function(f"{said}.filter(words => words.includes('run the cell again')).length === 2")
+    # nothing else is left to press, and no broken icons stand beside it
+    assert page.evaluate("document.querySelectorAll('.qkit-gone > :not([inert])').length") == 0
+    icons = "[...document.querySelectorAll('.qkit-panel .jupyter-widgets-disconnected')].map(e => getComputedStyle(e, '::before').display)"
+    assert set(page.evaluate(icons)) == {"none"}
     book.errors.clear()  # the page lost its kernel
 
 
@@ -232,6 +236,7 @@ def test_errors_show_in_place(notebook: Open) -> None:
     assert value(book, "tuner.plan == study.plan")
     page.get_by_label("range by").select_option("minmax")
     expect(page.get_by_role("alert")).to_have_count(0)
+    book.until("tuner.grid.method == 'minmax' and tuner.effect is not None")
     # JavaScript's: what the plot cannot draw
     book.kernel("setattr(tuner, 'marks', [None])")
     expect(page.get_by_role("alert")).to_be_visible()
