@@ -28,7 +28,7 @@ from qkit.quant.memory import by_channel
 from qkit.quant.plan import Plan
 from qkit.quant.sqnr import sqnr
 
-__all__ = ["ChannelErrors", "LayerSample", "few_inputs", "grid_errors", "layer_sample"]
+__all__ = ["ChannelErrors", "LayerSample", "few_inputs", "grid_errors", "layer_errors", "layer_sample"]
 
 #: Multiply-accumulates of all samples through the whole network, and their number.
 _NETWORK_MACS, _FEWEST, _MOST = 2_000_000_000, 4, 32
@@ -208,12 +208,12 @@ def grid_errors(graph: Graph, inputs: tuple[Any, ...], plans: Sequence[Plan]) ->
     return [{name: errors[name] for name in plan.grids if name in errors} for plan, errors in zip(plans, found, strict=True)]
 
 
-def split(graph: Graph, inputs: tuple[Any, ...], layer: str, plan: Plan) -> Mapping[str, ChannelErrors]:
+def layer_errors(graph: Graph, inputs: tuple[Any, ...], layer: str, plan: Plan) -> Mapping[str, ChannelErrors]:
     """A layer's local error: "weight" and "activation" each alone on its grid, and "both"; without those that it has not."""
     sample = layer_sample(graph, inputs, layer)
     op = sample.op
     found = {}
-    if op.weight in plan.grids:
+    if op.weight is not None and op.weight in plan.grids:
         found["weight"] = sample.errors(plan.only([op.weight]))
     if op.quantized and op.name in plan.grids:
         found["activation"] = sample.errors(plan.only([op.name]))

@@ -70,12 +70,9 @@ class Measured:
         if not any(effects):
             return []
 
-        def words(value: float | None) -> str:
-            return "" if value is None else f"{decibels(value)} dB"
-
         return [
-            ["layer, accumulated", *(words(e and e.layer) for e in effects)],
-            ["network's output", *(words(e and e.output) for e in effects)],
+            ["layer, accumulated", *("" if e is None else f"{decibels(e.layer)} dB" for e in effects)],
+            ["network's output", *("" if e is None else f"{decibels(e.output)} dB" for e in effects)],
         ]
 
 
