@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import time
 from typing import Any
 
 import numpy as np
@@ -610,6 +611,19 @@ def test_the_score_stands_there_from_the_start_against_float_and_the_plan_as_ope
     assert rows["layer, accumulated"] == [f"{decibels(e.layer)} dB" for e in (made.effect, base, base)]
 
 
+def test_a_score_says_what_it_waits_for() -> None:
+    made = tuner("depthwise")
+    made.wait()
+    with nothing_runs():
+        made.set_range(0.0, 0.5)
+        end = time.monotonic() + 10
+        while "waits for" not in made.doing and time.monotonic() < end:
+            made.worker._drain()
+        assert "other work" in made.doing
+    made.wait()
+    assert made.doing == ""
+
+
 def test_the_last_of_several_edits_is_measured() -> None:
     made = tuner("depthwise")
     with nothing_runs():
@@ -669,6 +683,76 @@ def test_a_grid_of_another_kind_is_not_compared_with() -> None:
     assert made.channel == 0
     assert made.ghost == {}
     assert all(len(row) == 2 for row in made.figure_rows)
+
+
+def test_the_output_of_the_layer_is_shown_while_a_handle_moves() -> None:
+    made = tuner("side.weight")
+    rows = {name: values for name, *values in gesture(made, "drag", "hi", 0.01)[0]["figures"]}
+    expected = small_study().plan.with_range("side.weight", -0.01, 0.01)
+    sample = layer_sample(small_study().graph, few_inputs(small_study().graph, small_study().evaluation), "side.weight")
+    for errors, at in ((sample.errors(expected), 0), (sample.errors(small_study().plan), 1)):
+        assert rows["layer's output"][at] == f"{decibels(errors.total)} dB"
+        assert rows["worst channel"][at] == f"{decibels(errors.worst)} dB, no. {errors.worst_channel}"
+        assert rows["median channel"][at] == f"{decibels(errors.median)} dB"
+        assert rows["channels at 0"][at] == f"{errors.lost} of 4"
+    np.testing.assert_array_equal(np.frombuffer(made.ratios, np.float32), made.output.by_channel.astype(np.float32))
+
+
+# several tensors at once
+
+
+CONVOLUTIONS = ("stem.weight", "project.weight", "side.weight")
+
+
+@pytest.mark.parametrize("which", ["weights: conv", list(CONVOLUTIONS), ["s*.weight", "project.weight"]])
+def test_several_tensors_take_a_method_together_and_one_undo_takes_it_back(which: Any) -> None:
+    made = kept(small_study().tune(which, batches=BATCHES))
+    assert made.tensors == CONVOLUTIONS
+    assert made.tensor == "stem.weight"
+    press(made, "percentile", "99")
+    press(made, "choose", "percentile")
+    assert made.error == ""
+    expected = small_study().with_calibration(weight_method="percentile", percentile=99.0).plan
+    assert set(small_study().plan.diff(made.plan)) == set(CONVOLUTIONS)
+    assert all(made.plan.params(name) == expected.params(name) for name in CONVOLUTIONS)
+    assert executed(made, small_study()).plan == made.plan
+    assert "percentile=99.0" in made.code
+    assert "with_range" not in made.code
+    assert ("'weights: conv'" in made.code) == (which == "weights: conv"), "by the words that were used"
+    made.wait()
+    assert made.effect is not None
+    assert made.effect.scores.tolist() == small_study().evaluator.known(made.plan, BATCHES).tolist()  # type: ignore[union-attr]
+    press(made, "undo")
+    assert made.plan == small_study().plan
+    assert not made.can["undo"]
+
+
+def test_a_handle_scales_the_ranges_of_all() -> None:
+    made = tuner("weights: conv")
+    before = made.plan
+    gesture(made, "release", "hi", 0.5 * made.grid_drawn["hi"])
+    assert made.error == ""
+    for name in CONVOLUTIONS:
+        assert float(made.plan[name].params.hi) == pytest.approx(0.5 * float(before[name].params.hi), rel=1e-5)
+    made.set_rule(bits=5)
+    assert {made.plan[name].spec.bits for name in CONVOLUTIONS} == {5}
+    made.set_rule(per_channel=True)
+    assert {made.plan[name].params.axis for name in CONVOLUTIONS} == {0}
+    assert executed(made, small_study()).plan == made.plan
+    made.tensor = "side.weight"
+    assert made.tensors == CONVOLUTIONS, "another of them is looked at"
+    press(made, "select", "side")
+    assert made.tensors == ("side",)
+    assert made.group == []
+
+
+def test_names_of_several_that_mean_nothing_are_said() -> None:
+    with pytest.raises(PlanError, match="weights: conv"):
+        Tuner(small_study(), "*.bias")
+    made = tuner()
+    press(made, "select", "weights: norm")
+    assert "weights: conv" in made.error
+    assert made.tensors == ("depthwise",)
 
 
 # the code
