@@ -8,6 +8,7 @@ inputs of a few samples, in float and on its grids, and every output channel's s
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class ChannelErrors:
         """Output channels."""
         return len(self.signal)
 
-    @property
+    @functools.cached_property
     def by_channel(self) -> np.ndarray:
         """Every channel's signal to quantization noise ratio in dB, float64 (C,); NaN where it has neither signal nor noise."""
         ratio = sqnr(self.signal, self.noise)

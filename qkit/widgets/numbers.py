@@ -43,7 +43,7 @@ def _range_figures(f: Figures) -> dict[str, str]:
 def _output_figures(errors: ChannelErrors | None) -> dict[str, str]:
     if errors is None:
         return {}
-    worst = "" if errors.worst_channel is None else f", no. {errors.worst_channel}"
+    worst = "" if errors.worst_channel is None else f" #{errors.worst_channel}"
     lost = {} if errors.lost is None else {"channels at 0": f"{errors.lost} of {errors.channels}"}
     return {
         "layer's output": f"{decibels(errors.total)} dB",

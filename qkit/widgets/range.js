@@ -117,7 +117,11 @@ export function rangePlot(el, host, model, height, listed) {
     c.fillStyle = colours.narrow;
     c.textAlign = "right";
     c.textBaseline = "top";
-    c.fillText(every === 1 ? "grid" : `grid /${every}`, PLOT_LEFT - 6, bottom + 1);
+    c.fillText(
+      every === 1 ? "grid" : `grid /${every < 1024 ? every : `${Math.round(every / 1024)}k`}`,
+      PLOT_LEFT - 6,
+      bottom + 1,
+    );
   };
 
   /** @type {Draw} */

@@ -40,6 +40,7 @@ class TunerView(Live, TunerPage):
         self.history = History((study.plan,))
         self._counted, self._measured = Counted(), Measured()
         self._sample: tuple[str, LayerSample] | None = None
+        self._old: tuple[Plan, str, ChannelErrors] | None = None
         self._inputs = few_inputs(study.graph, study.evaluation)
         self._previous: Plan | None = None
         self._wanted: dict[str, object] | None = None  # the rule that channels are being counted for
@@ -48,7 +49,7 @@ class TunerView(Live, TunerPage):
     def _release(self) -> None:
         super()._release()
         self._counted.clear()
-        self._sample, self._inputs = None, ()
+        self._sample, self._old, self._inputs = None, None, ()
         for part in (self, self.layout):
             part.unobserve_all()
         TunerPage.close(self)
@@ -153,7 +154,7 @@ class TunerView(Live, TunerPage):
         if before is None or before[self.tensor].params.axis != params.axis:
             return figure_rows(now, output=output)
         old = figures([self._histogram()], self._shown(before[self.tensor].params))
-        return figure_rows(now, old, output=output, output_before=self._layer().errors(before))
+        return figure_rows(now, old, output=output, output_before=self._errors_of(before))
 
     def _before(self) -> Plan | None:
         """The plan before the last change, to compare with; None where the tensor's grid is of another kind there."""
@@ -167,6 +168,12 @@ class TunerView(Live, TunerPage):
         if self._sample is None or self._sample[0] != self.tensor:
             self._sample = self.tensor, layer_sample(self._origin.graph, self._inputs, self.tensor)
         return self._sample[1]
+
+    def _errors_of(self, plan: Plan) -> ChannelErrors:
+        """What a plan that was there before does to the layer: the same again and again while a handle moves."""
+        if self._old is None or self._old[0] is not plan or self._old[1] != self.tensor:
+            self._old = plan, self.tensor, self._layer().errors(plan)
+        return self._old[2]
 
     def _ready(self, params: QuantParams) -> bool:
         return params.axis is None or self._counted.has(self._origin, self.tensor)

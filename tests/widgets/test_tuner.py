@@ -692,7 +692,7 @@ def test_the_output_of_the_layer_is_shown_while_a_handle_moves() -> None:
     sample = layer_sample(small_study().graph, few_inputs(small_study().graph, small_study().evaluation), "side.weight")
     for errors, at in ((sample.errors(expected), 0), (sample.errors(small_study().plan), 1)):
         assert rows["layer's output"][at] == f"{decibels(errors.total)} dB"
-        assert rows["worst channel"][at] == f"{decibels(errors.worst)} dB, no. {errors.worst_channel}"
+        assert rows["worst channel"][at] == f"{decibels(errors.worst)} dB #{errors.worst_channel}"
         assert rows["median channel"][at] == f"{decibels(errors.median)} dB"
         assert rows["channels at 0"][at] == f"{errors.lost} of 4"
     np.testing.assert_array_equal(np.frombuffer(made.ratios, np.float32), made.output.by_channel.astype(np.float32))
