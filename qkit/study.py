@@ -35,7 +35,8 @@ from qkit.graph.share import Share, share_of
 from qkit.graph.structures import map_tensors
 from qkit.listing import few
 from qkit.quant.calibration import check_weights, make_plan
-from qkit.quant.estimators import Observation
+from qkit.quant.estimators import Observation, check_method
+from qkit.quant.grids import QuantSpec
 from qkit.quant.plan import FLOAT, Plan
 from qkit.quant.schemes import PRESETS, Scheme, scheme_of
 
@@ -342,6 +343,33 @@ class Study:
         for remark in self.remarks[len(self._remarks) :]:
             logger.warning("%s", remark)
         return plan
+
+    def choose(
+        self, tensors: str | Sequence[str], method: str, *, percentile: float = 99.99, spec: QuantSpec | None = None,
+        plan: Plan | None = None,
+    ) -> Plan:  # fmt: skip
+        """A plan in which these tensors have the ranges that a calibration method chooses; the study stays as it is.
+
+        Parameters
+        ----------
+        tensors
+            Names of taps and weights, patterns such as ``"*.conv.1.0.weight"``, or kinds such as ``"weights: depthwise conv"``.
+        spec
+            Rule of the grids; each tensor's own if there is none.
+        plan
+            The plan to start from; the current one if there is none.
+
+        Raises
+        ------
+        PlanError
+            If there is no such tensor or method, or the method is not defined for a grid's rule.
+        """
+        from qkit.execution.edits import choose
+        from qkit.execution.tensors import named
+
+        start = self.plan if plan is None else plan
+        chosen = named(self.graph, start, tensors)
+        return choose(self, chosen, check_method(method), percentile=percentile, spec=spec, plan=start)
 
     def with_plan(self, plan: Plan) -> Study:
         """A new study with that plan; it shares the histograms and scores that this one has."""
@@ -793,8 +821,8 @@ class Study:
 
         return export(self, plan, path, opset=opset)
 
-    def tune(self, tensor: str | None = None, *, batches: int | None = None) -> Tuner:
-        """A widget to tune a tap's or weight's range with the mouse. See :class:`qkit.widgets.Tuner`."""
+    def tune(self, tensor: str | Sequence[str] | None = None, *, batches: int | None = None) -> Tuner:
+        """A widget to tune ranges of taps and weights with the mouse, one or several at once. See :class:`qkit.widgets.Tuner`."""
         from qkit.widgets import Tuner
 
         return Tuner(self, tensor, batches=batches)

@@ -1,4 +1,4 @@
-"""Editing a plan by hand: figures of a range at once, what the methods would choose, undo and redo, and the code for it.
+"""Editing a range by hand: its figures at once, what the methods would choose, and where an end may go.
 
 No widget is needed for any of it; the widgets are its front end.
 """
@@ -9,106 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from qkit.errors import PlanError
 from qkit.quant.estimators import METHODS, Method, activation_grid, weight_grid
 from qkit.quant.grids import QuantParams, QuantSpec
 from qkit.quant.histogram import Histogram
-from qkit.quant.plan import Grid, Plan
+from qkit.quant.plan import Grid
 
 if TYPE_CHECKING:
     from qkit.study import Study
-
-
-@dataclass(frozen=True)
-class History:
-    """Plans in the order in which they were made, and which of them is the current one."""
-
-    plans: tuple[Plan, ...]
-    at: int = 0
-
-    @property
-    def plan(self) -> Plan:
-        """The current one."""
-        return self.plans[self.at]
-
-    @property
-    def base(self) -> Plan:
-        """The first one."""
-        return self.plans[0]
-
-    @property
-    def previous(self) -> Plan:
-        """The one before the current one; the first has itself."""
-        return self.plans[max(self.at - 1, 0)]
-
-    @property
-    def can_undo(self) -> bool:
-        """Whether there is one before."""
-        return self.at > 0
-
-    @property
-    def can_redo(self) -> bool:
-        """Whether one was undone."""
-        return self.at < len(self.plans) - 1
-
-    def then(self, plan: Plan) -> History:
-        """That plan is the current one now; what was undone before is gone. The same plan once more changes nothing."""
-        same = plan == self.plan and {n: g.spec for n, g in plan.grids.items()} == {n: g.spec for n, g in self.plan.grids.items()}
-        return self if same else History((*self.plans[: self.at + 1], plan), self.at + 1)
-
-    def undone(self) -> History:
-        """One step back, if there is one."""
-        return replace(self, at=max(self.at - 1, 0))
-
-    def redone(self) -> History:
-        """One step forth, if there is one."""
-        return replace(self, at=min(self.at + 1, len(self.plans) - 1))
-
-    def code(self, study: str = "study") -> str:
-        """Python that makes the current plan from that of the variable `study`: ranges and rules equal to the last bit.
-
-        What cannot be written as ranges (biases, accumulators, new grids) is said in a comment.
-        """
-        apart = self.base.diff(self.plan)
-        changed = [(name, grid) for name, (old, grid) in apart.items() if old is not None and grid is not None]
-        lines = [f"plan = {study}.plan"]
-        if changed:
-            lines = ["import qkit", *(["import torch"] if any(g.params.axis is not None for _, g in changed) else []), "", *lines]
-        for name, grid in changed:
-            if grid.codes is not None:
-                lines.append(f"# {name} was rounded by a remedy or by study.ptc(), which its range alone does not tell")
-            params, spec = grid.params, grid.spec
-            axis = "" if params.axis is None else f", axis={params.axis}"
-            if params.axis is None:
-                spec = replace(spec, per_channel=False)  # a weight without a channel axis has one grid, whatever its rule
-            lines += [
-                f"plan = plan.with_range({name!r}, {_literal(params.lo)}, {_literal(params.hi)},",
-                f"    spec=qkit.{_spec_code(spec)}{axis})",
-            ]
-        if gone := [name for name, (_, grid) in apart.items() if grid is None]:
-            lines.append(f"plan = plan.without({gone!r})")
-        if new := [name for name, (old, _) in apart.items() if old is None]:
-            lines.append(f"# new grids are left out: {', '.join(new)}")
-        if self.plan.bias_bits != self.base.bias_bits or self.plan.corrections != self.base.corrections:
-            lines.append("# biases were changed by a remedy: study.apply(remedy) does that")
-        if self.plan.accumulator_bits != self.base.accumulator_bits:
-            lines.append(f"# accumulators have {self.plan.accumulator_bits} bits: Scheme(accumulator_bits=) sets that")
-        return "\n".join([*lines, f"tuned = {study}.with_plan(plan)"])
-
-
-def _literal(bound: Tensor) -> str:
-    """The bound as Python writes it, all digits of a float64."""
-    if bound.ndim == 0:
-        return repr(float(bound))
-    return f"torch.tensor({[float(v) for v in bound]!r}, dtype=torch.float64)"
-
-
-def _spec_code(spec: QuantSpec) -> str:
-    plain = QuantSpec()
-    given = {name: value for name, value in vars(spec).items() if value != getattr(plain, name)}
-    return f"QuantSpec({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
 
 @dataclass(frozen=True)

@@ -225,6 +225,42 @@ class Plan:
             raise PlanError(f"{tensor}: {error}") from error
         return self.with_grid(tensor, old.at(params, spec=rule))
 
+    def with_rule(
+        self, tensors: str | Iterable[str], *, bits: int | None = None, symmetric: bool | None = None,
+        power_of_two: bool | None = None, per_channel: bool | None = None,
+    ) -> Plan:  # fmt: skip
+        """A new plan in which these tensors have another rule on the same ranges; what is not given stays.
+
+        Parameters
+        ----------
+        per_channel
+            False joins the channels' grids into one over all their ranges. The other way needs the ranges of the channels:
+            `with_range`, or `Study.choose`.
+
+        Raises
+        ------
+        PlanError
+            If there is no such tensor, for bits that no grid has, or for channels that have no ranges yet.
+        """
+        given = {"bits": bits, "symmetric": symmetric, "power_of_two": power_of_two, "per_channel": per_channel}
+        changes = {name: value for name, value in given.items() if value is not None}
+        plan = self
+        for tensor in [tensors] if isinstance(tensors, str) else tensors:
+            old, params = plan[tensor], plan[tensor].params
+            spec = replace(old.spec, **{"per_channel": params.axis is not None, **changes})  # type: ignore[arg-type]
+            if not spec.symmetric:
+                spec = replace(spec, narrow=False)  # a narrow grid is one of weights around 0
+            if spec.per_channel and params.axis is None:
+                raise PlanError(f"{tensor} has had one grid so far: give bounds for every channel, or choose a method.")
+            low, high = params.lo, params.hi
+            if old.spec.symmetric and bool((low < 0).all()):
+                # the one code more below 0 is the rule's, not the range's: else it would grow with every change of bits
+                low = -high
+            if params.axis is not None and not spec.per_channel:
+                low, high = low.min(), high.max()
+            plan = plan.with_range(tensor, low, high, spec=spec)
+        return plan
+
     def where(self, keep: Callable[[str, Grid], bool], name: str | None = None) -> Plan:
         """A new plan with only those grids for which ``keep(tensor, grid)`` holds."""
         return replace(self, grids={k: g for k, g in self.grids.items() if keep(k, g)}, name=name or self.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,10 +16,11 @@ from matplotlib.figure import Figure
 
 from qkit.errors import PlanError
 from qkit.execution.editing import figures
+from qkit.execution.layer_errors import ChannelErrors, few_inputs, grid_errors
 from qkit.execution.loading import batches as batches_of
 from qkit.execution.metrics import metric_label
 from qkit.execution.scores import Scores
-from qkit.graph import Graph
+from qkit.execution.tensors import tensor_classes
 from qkit.quant.estimators import METHODS, Observation, check_method
 from qkit.quant.histogram import Histogram
 from qkit.quant.plan import Grid, Plan
@@ -34,22 +36,14 @@ if TYPE_CHECKING:
 
 _SAME = "as above"
 _SCHEME = "as the scheme"
+_WORST = "SQNR of the output channel that suffers most from this range alone, on a few samples, in dB"
+_MEDIAN = "SQNR of the median output channel under this range alone, on a few samples, in dB"
 _GRAINS = ("per tensor", "per channel")
 
 
-def tensor_classes(graph: Graph, plan: Plan) -> dict[str, list[str]]:
-    """The plan's tensors by the kind of what makes them: activations by operation, weights by layer."""
-    found: dict[str, list[str]] = {}
-    for op in graph.operations:
-        if op.weight is not None and op.weight in plan.grids:
-            weight = graph.weights[op.weight]
-            depthwise = op.kind == "conv" and weight.shape[1] == 1 < weight.shape[0]
-            names = found.setdefault(f"weights: {'depthwise conv' if depthwise else op.kind}", [])
-            if op.weight not in names:
-                names.append(op.weight)
-        if op.quantized and op.name in plan.grids:
-            found.setdefault(f"activations: {op.kind}", []).append(op.name)
-    return dict(sorted(found.items()))
+def _channels(errors: ChannelErrors | None) -> tuple[float, float, int | None]:
+    """Worst and median channel, and channels that round to 0; nothing of a tensor that no batch reached."""
+    return (math.nan, math.nan, None) if errors is None else (errors.worst, errors.median, errors.lost)
 
 
 class CalibrationPanel(Panel):
@@ -71,6 +65,8 @@ class CalibrationPanel(Panel):
         self._base = study.plan
         self._edited = study.with_calibration().plan != self._base
         self._weights: dict[str, list[Histogram]] = {}
+        self._inputs = few_inputs(study.graph, study.evaluation)
+        self._suffering: dict[Plan, Mapping[str, ChannelErrors]] = {}
         self.scores: Scores | None = None
         self.comparison: pd.DataFrame | None = None
         self.table = LayerTable(noun="tensor")
@@ -90,6 +86,8 @@ class CalibrationPanel(Panel):
         self._plan = self._chosen.plan
         del self._chosen
         self._weights.clear()
+        self._inputs = ()
+        self._suffering.clear()
 
     def _build(self, study: Study) -> None:
         wide = ipywidgets.Layout(width="230px")
@@ -281,7 +279,9 @@ class CalibrationPanel(Panel):
         seen, scheme, settings, origin = self._seen(), self._scheme(), self._settings(), self._origin
 
         def run() -> Study:
-            return origin.with_calibration(scheme=scheme, observed=seen(), **settings)
+            chosen = origin.with_calibration(scheme=scheme, observed=seen(), **settings)
+            self._suffer(chosen.plan)  # here and not on the page's thread
+            return chosen
 
         self.work("choosing ranges", run, self._take)
 
@@ -313,6 +313,12 @@ class CalibrationPanel(Panel):
         found = figures(histograms, grid.params)
         return lo, hi, found.sqnr, found.clipped
 
+    def _suffer(self, plan: Plan) -> Mapping[str, ChannelErrors]:
+        """What every grid of a plan does alone to its layer's output, channel by channel."""
+        if plan not in self._suffering:
+            (self._suffering[plan],) = grid_errors(self._origin.graph, self._inputs, [plan])
+        return self._suffering[plan]
+
     def _show(self) -> None:
         brief = partial(number, digits=4)
         columns = [
@@ -323,27 +329,45 @@ class CalibrationPanel(Panel):
             Column("from", brief),
             Column("to", brief),
             Column("width, new by old", partial(number, digits=3), tip="1 where the range is the same"),
-            Column("SQNR, before", decibels, tip="of this range on the calibration data, in dB"),
-            Column("SQNR", decibels, tip="of this range on the calibration data, in dB"),
+            Column("worst channel, before", decibels, tip=_WORST),
+            Column("worst channel", decibels, tip=_WORST),
+            Column("median channel, before", decibels, tip=_MEDIAN),
+            Column("median channel", decibels, tip=_MEDIAN),
+            Column("channels at 0", number, down=True, tip="output channels of a weight that round to 0 as a whole"),
+            Column("SQNR, before", decibels, tip="of this range's own values on the calibration data, in dB"),
+            Column("SQNR", decibels, tip="of this range's own values on the calibration data, in dB"),
             Column("clipped, before", share, down=True),
             Column("clipped", share, down=True),
         ]
         rows = {}
+        old, new = self._suffer(self._base), self._suffer(self.plan)
         kinds = {tensor: name for name, tensors in self.classes.items() for tensor in tensors}
         for name in self._base.grids:
             before, now = self._figures(name, self._base), self._figures(name, self.plan)
             width = (now[1] - now[0]) / max(before[1] - before[0], 1e-300)
-            rows[name] = (name, kinds[name], *before[:2], *now[:2], width, before[2], now[2], before[3], now[3])
-        lines = [Line("SQNR, before", "other", "diamond", dash=True), Line("SQNR", "narrow", "circle")]
+            channels = [_channels(old.get(name)), _channels(new.get(name))]
+            worst, median = ([each[k] for each in channels] for k in (0, 1))
+            ends = (*before[:2], *now[:2])
+            rows[name] = (
+                name, kinds[name], *ends, width, *worst, *median, channels[1][2], before[2], now[2], before[3], now[3],
+            )  # fmt: skip
         charts = {
-            ("SQNR of the range", "SQNR of the range (dB)"): lines,
+            ("output's channels", "SQNR of the layer's output by this range alone (dB)"): [
+                Line("worst channel, before", "other", "diamond", dash=True),
+                Line("worst channel", "narrow", "circle"),
+                Line("median channel", "wide", "triangle"),
+            ],
+            ("SQNR of the range", "SQNR of the range (dB)"): [
+                Line("SQNR, before", "other", "diamond", dash=True),
+                Line("SQNR", "narrow", "circle"),
+            ],
             ("width, new by old", "width of the range, new by old"): [Line("width, new by old", "wide", "circle")],
             ("clipped", "share clipped"): [
                 Line("clipped, before", "other", "diamond", dash=True),
                 Line("clipped", "narrow", "circle"),
             ],
         }
-        self.table.show(columns, rows, charts, limit="SQNR", logarithmic=("width, new by old", "clipped"))
+        self.table.show(columns, rows, charts, limit="worst channel", logarithmic=("width, new by old", "clipped"))
         changed = len(self._base.diff(self.plan))
         lost = " Edits by hand and remedies that it had are not in this one." if changed and self._edited else ""
         self._note(f"{changed} of {len(rows)} ranges differ from the plan as opened.{lost}")
@@ -390,15 +414,16 @@ class CalibrationPanel(Panel):
     # where there is no front end
 
     def draw(self, figure: Figure) -> None:
-        """SQNR of every tensor's range, before and now."""
+        """What the worst channel suffers from every tensor's range, before and now."""
         ax = figure.add_subplot()
         names = list(self._base.grids)
         x = np.arange(1, len(names) + 1)
         for plan, label, colour, style in ((self._base, "before", OTHER, "d--"), (self.plan, "now", NARROW_COLOUR, "o-")):
-            y = [v if np.isfinite(v) else np.nan for v in (self._figures(name, plan)[2] for name in names)]
+            errors = self._suffer(plan)
+            y = [v if np.isfinite(v) else np.nan for v in (_channels(errors.get(name))[0] for name in names)]
             ax.plot(x, y, style, color=colour, ms=3.5, lw=1.0, label=label)
         ax.set_xlabel("tensor, in the order of execution")
-        ax.set_ylabel("SQNR of the range (dB)")
+        ax.set_ylabel("SQNR of the worst channel (dB)")
         ax.grid(axis="y")
         ax.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 

@@ -11,12 +11,25 @@ import anywidget
 _HERE = Path(__file__).parent
 
 
+_IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.js";\n', flags=re.MULTILINE)
+_EXPORT = re.compile(r"^export (?=(?:async )?function|const|class)", flags=re.MULTILINE)
+
+
 def es_module(name: str) -> str:
-    """The widget's ES module in one piece: `common.js`, then its own file, without the imports between them."""
-    parts = [(_HERE / f"{part}.js").read_text(encoding="utf-8") for part in ("common", name)]
-    common = re.sub(r"^export (?=(?:async )?function|const|class)", "", parts[0], flags=re.MULTILINE)
-    own = re.sub(r'^import \{[^}]*\} from "\./common\.js";\n', "", parts[1], flags=re.MULTILINE)
-    return common + "\n" + own
+    """The widget's ES module in one piece: the files that it imports, each once, then its own, without the imports between."""
+    parts: dict[str, str] = {}
+
+    def take(part: str) -> None:
+        if part in parts:
+            return
+        text = (_HERE / f"{part}.js").read_text(encoding="utf-8")
+        for other in _IMPORT.findall(text):
+            take(other)
+        text = _IMPORT.sub("", text)
+        parts[part] = text if part == name else _EXPORT.sub("", text)
+
+    take(name)
+    return "\n".join(parts.values())
 
 
 def style_sheet() -> str:

@@ -236,3 +236,24 @@ export function follow(model, names, callback) {
     for (const event of events) model.off(event, callback);
   };
 }
+
+/**
+ * Marks the element as standing on a dark page, also where a front end (marimo) puts it into a shadow tree, which the style
+ * sheet's rules for ancestors do not reach. Returns what ends it.
+ * @param {HTMLElement} el
+ */
+export function darkness(el) {
+  const look = () => {
+    const [body, root] = [document.body, document.documentElement];
+    const dark =
+      body.dataset.jpThemeLight === "false" ||
+      root.getAttribute("theme") === "dark" ||
+      [body, root].some((node) => ["dark", "dark-theme", "vscode-dark"].some((name) => node.classList.contains(name)));
+    el.classList.toggle("qkit-dark", dark);
+  };
+  const looking = new MutationObserver(look);
+  for (const node of [document.body, document.documentElement])
+    looking.observe(node, { attributes: true, attributeFilter: ["class", "theme", "data-jp-theme-light"] });
+  look();
+  return () => looking.disconnect();
+}

@@ -1,39 +1,12 @@
 // Shows nothing; marks the cell's outputs as living, so that the static stand-in (a picture, then a table) hides.
-import { guarded } from "./common.js";
+import { alive } from "./alive.js";
 
 /** @import { View } from "./types" */
-
-/**
- * Widgets inside widgets mark the same outputs: the last one to go takes the mark along.
- * @param {HTMLElement} outputs
- * @param {number} change
- */
-function count(outputs, change) {
-  const alive = Number(outputs.dataset.qkitAlive ?? 0) + change;
-  outputs.dataset.qkitAlive = String(alive);
-  outputs.classList.toggle("qkit-live", alive > 0);
-}
 
 export default {
   /** @param {View<object>} view */
   render({ el }) {
     el.style.display = "none";
-    let frame = 0;
-    /** @type {HTMLElement | null} */
-    let outputs = null;
-    const mark = guarded(el, () => {
-      // the front end puts the element into the page after this returns
-      if (!el.isConnected) {
-        frame = requestAnimationFrame(mark);
-        return;
-      }
-      outputs = el.closest(".jp-OutputArea, .output_container, .output");
-      if (outputs) count(outputs, 1);
-    });
-    mark();
-    return () => {
-      cancelAnimationFrame(frame);
-      if (outputs) count(outputs, -1);
-    };
+    return alive(el);
   },
 };

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from qkit.diagnosis.answer import Diagnosis
 from qkit.diagnosis.remedies import Remedy
 from qkit.errors import DataError, QkitError
-from qkit.execution.editing import History
+from qkit.execution.edits import History
 from qkit.execution.metrics import metric_label
 from qkit.execution.scores import Scores
 from qkit.figures import drawing

@@ -6,23 +6,51 @@ import html
 from collections.abc import Sequence
 
 from qkit.execution.editing import Figures
+from qkit.execution.layer_errors import ChannelErrors
 from qkit.execution.statistics import Interval
-from qkit.style import Units, decibels, number, share
+from qkit.style import NOTHING, Units, decibels, number, share
 
 
-def figure_rows(now: Figures, before: Figures | None = None) -> list[list[str]]:
-    """The figures of a range, a row for each; with `before` the figures of another range in a third column."""
-    columns = [
-        {
-            "SQNR of this range": f"{decibels(f.sqnr)} dB",
-            "clipped": share(f.clipped),
-            "rounding error (rms)": number(f.rounding, 3),
-            "clipping error (rms)": number(f.clipping, 3),
-            "steps used": f"{f.used} of {f.steps}",
-        }
-        for f in (now, *([] if before is None else [before]))
-    ]
-    return [[name, *(column[name] for column in columns)] for name in columns[0]]
+def figure_rows(
+    now: Figures,
+    before: Figures | None = None,
+    *,
+    output: ChannelErrors | None = None,
+    output_before: ChannelErrors | None = None,
+) -> list[list[str]]:
+    """The figures of a range, a row for each; with `before` the figures of another range in a third column.
+
+    Parameters
+    ----------
+    output, output_before
+        What the layer's output suffers, where that is known.
+    """
+    columns = [_output_figures(output) | _range_figures(now)]
+    if before is not None:
+        columns.append(_output_figures(output_before) | _range_figures(before))
+    return [[name, *(column.get(name, NOTHING) for column in columns)] for name in columns[0]]
+
+
+def _range_figures(f: Figures) -> dict[str, str]:
+    return {
+        "clipped": share(f.clipped),
+        "SQNR of this range": f"{decibels(f.sqnr)} dB",
+        "rounding, clipping": f"{number(f.rounding, 3)}, {number(f.clipping, 3)}",
+        "steps used": f"{f.used} of {f.steps}",
+    }
+
+
+def _output_figures(errors: ChannelErrors | None) -> dict[str, str]:
+    if errors is None:
+        return {}
+    worst = "" if errors.worst_channel is None else f" #{errors.worst_channel}"
+    lost = {} if errors.lost is None else {"channels at 0": f"{errors.lost} of {errors.channels}"}
+    return {
+        "layer's output": f"{decibels(errors.total)} dB",
+        "worst channel": f"{decibels(errors.worst)} dB{worst}",
+        "median channel": f"{decibels(errors.median)} dB",
+        **lost,
+    }
 
 
 def score_words(score: Interval, units: Units) -> str:

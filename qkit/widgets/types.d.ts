@@ -12,18 +12,14 @@ export interface Model<Traits> {
   get<Name extends keyof Traits>(name: Name): Traits[Name];
   set<Name extends keyof Traits>(name: Name, value: Traits[Name]): void;
   save_changes(): void;
-  send(message: Gesture): void;
-  on(event: `change:${string}`, callback: () => void): void;
+  send(message: Gesture | Action): void;
+  on(event: `change:${string}` | "comm_live_update", callback: () => void): void;
   on(event: "msg:custom", callback: (message: Reply) => void): void;
-  off(event: `change:${string}`, callback: () => void): void;
+  off(event: `change:${string}` | "comm_live_update", callback: () => void): void;
   off(event: "msg:custom", callback: (message: Reply) => void): void;
 }
 
 // traits, by class
-
-export interface CodeBox {
-  code: string;
-}
 
 export interface LayerTable {
   columns: Column[];
@@ -47,19 +43,40 @@ export interface MapPlot {
   colours: DataView;
 }
 
-export interface RangePlot {
+export interface Tuner {
+  tensor: string;
   counts: DataView;
   view: [number, number];
-  log: boolean;
-  grid: Grid;
+  logarithmic: boolean;
+  zoomed: boolean;
+  grid_drawn: Grid;
+  ghost: Grid | NoGrid;
   marks: Mark[];
   mark_rows: number;
-  ghost: Grid | NoGrid;
-  figures: string[][];
   extremes: [number, number];
   stride: number;
   axis: string;
-  locked: boolean;
+  ranges: DataView;
+  ratios: DataView;
+  selected: number;
+  strip_title: string;
+  figure_rows: string[][];
+  measured_rows: string[][];
+  score: Score;
+  measuring: boolean;
+  code: string;
+  error_words: string;
+  notice_words: string;
+  doing: string;
+  share_done: number;
+  names: string[];
+  kinds: [string, number][];
+  group: string[];
+  group_name: string;
+  rule: Rule;
+  methods: Method[];
+  percentile: number;
+  can: Can;
 }
 
 export interface ChannelStrip {
@@ -117,7 +134,45 @@ export interface Mark {
   hi: number;
 }
 
-// messages: a handle that moves, and the kernel's answer
+export interface Score {
+  metric: string;
+  now: string;
+  interval: string;
+  unit: string;
+  lines: string[][];
+  note: string;
+}
+
+export interface Rule {
+  bits: number;
+  symmetric: boolean;
+  power_of_two: boolean;
+  per_channel: boolean;
+  lo: string;
+  hi: string;
+  method: string;
+}
+
+export interface Method {
+  name: string;
+  defined: boolean;
+}
+
+export interface Can {
+  undo: boolean;
+  redo: boolean;
+  reset: boolean;
+}
+
+// messages: a handle that moves, the kernel's answer, and what else is done
+
+export type Action =
+  | { event: "undo" | "redo" | "reset" | "cancel" | "ping" }
+  | { event: "rule"; value: Partial<Rule> }
+  | { event: "choose" | "percentile" | "select" | "tensor"; value: string }
+  | { event: "typed"; end: End; value: string }
+  | { event: "channel"; value: number }
+  | { event: "logarithmic" | "zoomed"; value: boolean };
 
 export interface Gesture {
   event: "drag" | "release";
@@ -126,7 +181,7 @@ export interface Gesture {
   seq: number;
 }
 
-export type Reply = Figures | Refused;
+export type Reply = Figures | Refused | Refresh;
 
 export interface Figures {
   event: "figures";
@@ -141,7 +196,24 @@ export interface Refused {
   seq: number;
 }
 
+/** Controls show what there is once more: what was typed into one was refused. */
+export interface Refresh {
+  event: "refresh";
+}
+
 // the page's own
+
+/** What a strip of channels shows, and what it tells of a choice. */
+export interface Channels {
+  ranges(): DataView;
+  selected(): number;
+  log(): boolean;
+  title(): string;
+  ratio(channel: number): string;
+  worst(): number | null;
+  pick(channel: number): void;
+  rescale(): void;
+}
 
 export type End = "lo" | "hi";
 

@@ -20,14 +20,98 @@ from typing import Any
 
 from qkit.closing import Closeable
 from qkit.errors import QkitError
+from qkit.execution.loading import seeded
 from qkit.progress import listening
 
-#: Passes of two widgets would only take the processor from each other.
-_ONE_AT_A_TIME = threading.Lock()
 #: Held by whoever reads or changes the state of widgets.
 STATE = threading.RLock()
 #: Seconds between two reports of progress.
 _REPORT_EVERY = 0.1
+
+
+class Turns:
+    """One piece of work at a time: passes of two widgets would only take the processor from each other.
+
+    What is short, as a score that a handle waits for, goes before what is long: before all that waits, and what runs lets it
+    in at its next step (`let_in`).
+    """
+
+    def __init__(self) -> None:
+        self._change = threading.Condition()
+        # the last one has the turn, those before it have let it in; with what stops them
+        self._running: list[tuple[str, threading.Event | None]] = []
+        self._short = 0
+        self._open = True
+
+    def __enter__(self) -> None:
+        self.acquire("other work")
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    @property
+    def running(self) -> str:
+        """What has the turn; "" for nothing, or for what is about to stop."""
+        what, stopped = self._running[-1] if self._running else ("", None)
+        return "" if stopped is not None and stopped.is_set() else what
+
+    def acquire(
+        self,
+        what: str,
+        *,
+        short: bool = False,
+        stopped: threading.Event | None = None,
+        waits: Callable[[str], None] | None = None,
+    ) -> None:
+        """Wait for the turn.
+
+        Parameters
+        ----------
+        stopped
+            Ends the waiting with a KeyboardInterrupt.
+        waits
+            ``waits(other)`` is told what has the turn, whenever that is another.
+        """
+        told = ""
+        with self._change:
+            self._short += short
+            try:
+                while not self._free(short):
+                    if stopped is not None and stopped.is_set():
+                        raise KeyboardInterrupt
+                    if waits is not None and self.running not in ("", told):
+                        told = self.running
+                        waits(told)
+                    self._change.wait(0.05)
+                self._running.append((what, stopped))
+                self._open = False
+            finally:
+                self._short -= short
+
+    def _free(self, short: bool) -> bool:
+        return (not self._running and (short or not self._short)) or (short and self._open)
+
+    def release(self) -> None:
+        """Give the turn back."""
+        with self._change:
+            self._running.pop()
+            self._open = False
+            self._change.notify_all()
+
+    def let_in(self) -> None:
+        """Let short work go first, if some waits. Random states come back as they were."""
+        if not self._short:
+            return
+        with seeded(None, 0), self._change:
+            depth = len(self._running)
+            while self._short or len(self._running) > depth:
+                self._open = len(self._running) == depth
+                self._change.notify_all()
+                self._change.wait(0.05)
+            self._open = False
+
+
+TURNS = Turns()
 
 
 @dataclass(eq=False)
@@ -36,6 +120,7 @@ class _Job:
     function: Callable[[], Any]
     done: Callable[[Any], None]
     loop: asyncio.AbstractEventLoop | None
+    short: bool = False
     stopped: threading.Event = field(default_factory=threading.Event)
 
 
@@ -71,11 +156,11 @@ class Worker(Closeable):
         """Whether something runs or its result has not been delivered yet."""
         return self._job is not None
 
-    def start(self, what: str, function: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """Run ``function()`` in a thread and hand its result to `done`; returns at once."""
+    def start(self, what: str, function: Callable[[], Any], done: Callable[[Any], None], *, short: bool = False) -> None:
+        """Run ``function()`` in a thread and hand its result to `done`; returns at once. What is `short` goes before the rest."""
         self._check_open()
         self.cancel()
-        job = self._job = _Job(what, function, done, _running_loop() or self._loop)
+        job = self._job = _Job(what, function, done, _running_loop() or self._loop, short)
         self._report(what, None)
         threading.Thread(target=self._run, args=(job,), daemon=True, name=f"qkit {what}").start()
 
@@ -131,16 +216,19 @@ class Worker(Closeable):
             if time.monotonic() - last > _REPORT_EVERY:
                 last = time.monotonic()
                 self._post(job, lambda: self._tell(job, what, done / total if total else None))
+            if not job.short:
+                TURNS.let_in()
+
+        def waits(other: str) -> None:
+            self._post(job, lambda: self._tell(job, f"{job.what} waits for: {other}", None))
 
         try:
-            while not _ONE_AT_A_TIME.acquire(timeout=0.05):
-                if job.stopped.is_set():
-                    raise KeyboardInterrupt
+            TURNS.acquire(job.what, short=job.short, stopped=job.stopped, waits=waits)
             try:
                 with listening(listen):
                     result = job.function()
             finally:
-                _ONE_AT_A_TIME.release()
+                TURNS.release()
         except KeyboardInterrupt:
             self._post(job, lambda: self._finish(job, lambda: self._stopped(job.what)))
         except Exception as error:  # whatever a user's model or metric raises is shown, not lost with the thread

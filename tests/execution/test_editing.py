@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from qkit import FLOAT, PRESETS, GraphError, PlanError, QuantParams, QuantSpec, Scheme, Study, quantize
 from qkit.execution.editing import (
     Figures,
-    History,
     channel_params,
     codes_used,
     figures,
@@ -28,6 +27,7 @@ from qkit.execution.editing import (
     rule_of,
     suggestions,
 )
+from qkit.execution.edits import History
 from qkit.quant.estimators import METHODS
 from qkit.quant.histogram import Histogram
 from qkit.quant.plan import Grid, Plan

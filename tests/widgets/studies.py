@@ -117,13 +117,18 @@ class Dropping(nn.Module):
 @contextmanager
 def nothing_runs() -> Iterator[None]:
     """Work that is started meanwhile waits until this is over, so that what comes between is no matter of time."""
-    with work._ONE_AT_A_TIME:
+    with work.TURNS:
         yield
 
 
 def gesture(tuner: Tuner, event: Any, end: Any, value: Any, seq: int = 0) -> list[dict[str, Any]]:
     """What the page sends when a handle is moved; returns what the kernel answers."""
     replies: list[dict[str, Any]] = []
-    tuner.plot.send = lambda content, buffers=None: replies.append(content)
-    tuner._gesture(tuner.plot, {"event": event, "end": end, "value": value, "seq": seq}, [])
+    tuner.send = lambda content, buffers=None: replies.append(content)
+    tuner._received(tuner, {"event": event, "end": end, "value": value, "seq": seq}, [])
     return replies
+
+
+def press(tuner: Tuner, event: str, value: Any = None, **more: Any) -> None:
+    """What the page sends when a control is used."""
+    tuner._received(tuner, {"event": event, **({} if value is None else {"value": value}), **more}, [])

@@ -23,7 +23,6 @@ from playwright.sync_api import Browser, Page, expect
 from studies import small_study
 
 from qkit.widgets.canvas import es_module
-from qkit.widgets.code import CodeBox
 from qkit.widgets.layer_chart import Column, LayerTable
 from qkit.widgets.map_view import FeatureMaps
 from qkit.widgets.panel import Frame
@@ -76,9 +75,16 @@ def drag(page: Page, end: str, by: float, *, release: bool = True) -> None:
         page.mouse.up()
 
 
-def figure(page: Page, at: int) -> str:
-    """A figure of the tuner as the page shows it, by its place among `qkit.widgets.numbers.figure_rows`."""
-    return page.locator(".qkit-figures tr:has(td)").nth(at).locator("td").first.inner_text()
+def figure(page: Page, name: str) -> str:
+    """A figure of the tuner as the page shows it, by its name among `qkit.widgets.numbers.figure_rows`."""
+    return page.locator(".qkit-figures").first.locator("tr").filter(has_text=name).locator("td").first.inner_text()
+
+
+def box(page: Page, selector: str) -> Any:
+    """Where an element is, in pixels."""
+    found = page.locator(selector).first.bounding_box()
+    assert found is not None
+    return found
 
 
 def cells(page: Page, column: int) -> list[str]:
@@ -88,12 +94,20 @@ def cells(page: Page, column: int) -> list[str]:
 def test_tuner(notebook: Open) -> None:
     book = notebook(STUDY, f"tuner = study.tune({TAP!r})\ntuner", height=1150)
     page = book.page
-    before = value(book, "tuner.figures.sqnr")
+    # the score is there before anything is done
+    book.until("not tuner.worker.busy")
+    opened = value(book, "study.score(batches=tuner.batches).value")
+    expect(page.locator(".qkit-now")).to_contain_text(f"{100 * opened:.2f} %")
+    expect(page.locator(".qkit-others")).to_contain_text("float")
+    assert box(page, ".qkit-tuner")["height"] <= 420
+    before = value(book, "tuner.output.total")
     high = value(book, "float(tuner.grid.params.hi)")
 
     drag(page, "hi", -320, release=False)
     # the figures come from the kernel while the handle is held, and the plan stays
-    expect(page.locator(".qkit-figures")).not_to_contain_text(f"{before:.1f} dB")
+    expect(page.locator(".qkit-figures").first.locator("tr").nth(1).locator("td").first).not_to_have_text(f"{before:.1f} dB")
+    # beside those of the range that is being left
+    expect(page.locator(".qkit-figures").first.locator("tr").nth(1).locator("td").last).to_have_text(f"{before:.1f} dB")
     assert value(book, "tuner.history.at") == 0
     page.mouse.up()
     book.until("tuner.history.at == 1 and tuner.effect is not None")
@@ -101,14 +115,16 @@ def test_tuner(notebook: Open) -> None:
     assert 0 < tuned < 0.8 * high
     handle = page.locator(".qkit-handle[data-end=hi]")
     assert float(handle.get_attribute("aria-valuenow") or "nan") == pytest.approx(tuned)
-    assert figure(page, 0) == f"{value(book, 'tuner.figures.sqnr'):.1f} dB"
-    assert figure(page, 4) == "256 of 256"
+    assert figure(page, "SQNR") == f"{value(book, 'tuner.figures.sqnr'):.1f} dB"
+    assert figure(page, "layer's output") == f"{value(book, 'tuner.output.total'):.1f} dB"
+    assert figure(page, "steps used") == "256 of 256"
     # the score after the release is that of a whole evaluation
     assert value(book, "float(tuner.effect.scores.mean())") == value(
         book, "study.evaluate({'plan': tuner.plan}, batches=tuner.batches, progress=False)['plan'].value"
     )
-    expect(page.locator(".qkit-facts")).to_contain_text("top1")
-    expect(page.locator(".qkit-facts + .qkit-note").filter(has_text=re.compile(r"\b256\b"))).to_be_visible()
+    expect(page.locator(".qkit-now")).to_contain_text(f"{100 * value(book, 'float(tuner.effect.scores.mean())'):.2f} %")
+    expect(page.locator(".qkit-now")).to_contain_text("top1")
+    expect(page.locator(".qkit-score .qkit-note").filter(has_text=re.compile(r"\b256\b"))).to_be_visible()
 
     page.get_by_role("button", name="undo").click()
     book.until("tuner.history.at == 0")
@@ -125,15 +141,62 @@ def test_tuner(notebook: Open) -> None:
     book.until("tuner.history.at == 2")
     assert value(book, "float(tuner.grid.params.hi)") == pytest.approx(tuned - step, rel=1e-3)
 
-    page.get_by_role("button", name="compare").click()
-    expect(page.locator(".qkit-figures")).to_contain_text("before")
+    expect(page.locator(".qkit-figures").first).to_contain_text("before")
     page.get_by_role("button", name="copy as code").click()
     expect(page.locator(".qkit-code pre")).to_contain_text("tuned = study.with_plan(plan)")
     code = page.locator(".qkit-code pre").inner_text()
     assert value(book, f"(ns := {{'study': study}}, exec({code!r}, ns), ns['plan'] == tuner.plan)[2]")
-    page.get_by_role("button", name="entropy").click()
+    page.get_by_role("button", name="copy as code").click()
+    page.get_by_label("range by").select_option("entropy")
     book.until("tuner.grid.method == 'entropy' and not tuner.worker.busy")
+    expect(page.get_by_label("range by")).to_have_value("entropy")
     pictured(book, "tuner")
+
+
+@pytest.mark.slow
+def test_several_tensors_are_tuned_together_with_one_undo(notebook: Open) -> None:
+    book = notebook(STUDY, "tuner = study.tune('features.3.conv.1.0.weight')\ntuner", height=1000)
+    page = book.page
+    page.locator(".qkit-handle").first.wait_for()
+    book.until("not tuner.worker.busy")
+    opened = value(book, "float(tuner.effect.scores.mean())")
+    page.get_by_label("tensor", exact=True).select_option("weights: depthwise conv")
+    book.until("len(tuner.tensors) > 10 and tuner.tensor == 'features.3.conv.1.0.weight'")
+    page.get_by_label("percentile").fill("99")
+    page.get_by_label("percentile").press("Enter")
+    page.get_by_label("range by").select_option("percentile")
+    book.until("tuner.history.at == 1 and tuner.effect is not None and not tuner.worker.busy")
+    assert value(book, "set(study.plan.diff(tuner.plan)) == set(tuner.tensors)")
+    assert value(book, "float(tuner.effect.scores.mean())") > opened + 0.3
+    page.get_by_role("button", name="copy as code").click()
+    code = page.locator(".qkit-code pre").inner_text()
+    assert "'percentile', percentile=99.0" in code
+    assert len(code) < 250, "the rule, not a range for each tensor"
+    assert value(book, f"(ns := {{'study': study}}, exec({code!r}, ns), ns['plan'] == tuner.plan)[2]")
+    page.get_by_label("shown of them").select_option("features.5.conv.1.0.weight")
+    book.until("tuner.tensor == 'features.5.conv.1.0.weight' and len(tuner.tensors) > 10")
+    drag(page, "hi", -40)
+    book.until("tuner.history.at == 2 and not tuner.worker.busy")
+    page.get_by_role("button", name="undo").click()
+    page.get_by_role("button", name="undo").click()
+    book.until("tuner.history.at == 0")
+    assert value(book, "tuner.plan == study.plan")
+
+
+@pytest.mark.slow
+def test_a_restarted_kernel_is_said_on_the_widgets(notebook: Open) -> None:
+    book = notebook(STUDY, f"tuner = study.tune({TAP!r})\ntuner", "panel = study.calibration_panel()\npanel", height=1400)
+    page = book.page
+    page.locator(".qkit-handle").first.wait_for()
+    said = "[...document.querySelectorAll('.qkit-panel')].map(e => getComputedStyle(e, '::before').content)"
+    assert "run the cell again" not in "".join(page.evaluate(said))
+    page.evaluate("async () => { await jupyterapp.shell.currentWidget.sessionContext.restartKernel(); }")
+    page.wait_for_function(f"{said}.filter(words => words.includes('run the cell again')).length === 2")
+    # nothing else is left to press, and no broken icons stand beside it
+    assert page.evaluate("document.querySelectorAll('.qkit-gone > :not([inert])').length") == 0
+    icons = "[...document.querySelectorAll('.qkit-panel .jupyter-widgets-disconnected')].map(e => getComputedStyle(e, '::before').display)"
+    assert set(page.evaluate(icons)) == {"none"}
+    book.errors.clear()  # the page lost its kernel
 
 
 @pytest.mark.slow
@@ -158,16 +221,24 @@ def test_errors_show_in_place(notebook: Open) -> None:
     page = book.page
     page.locator(".qkit-handle").first.wait_for()
     # Python's: a range that ends before it begins
-    lower = page.get_by_role("spinbutton", name="from")
+    lower = page.get_by_role("textbox", name="from")
     lower.fill("30")
     lower.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text(re.compile(r"\[30, .*\bempty\b"))
     expect(lower).to_have_value("0")
     assert value(book, "tuner.plan == study.plan")
-    page.get_by_role("button", name="minmax").click()
+    # what is no finite number, and what is no number
+    for text, said in (("1e400", "finite"), ("nan", "finite"), ("wide", "number")):
+        lower.fill(text)
+        lower.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text(re.compile(said))
+        expect(lower).to_have_value("0")
+    assert value(book, "tuner.plan == study.plan")
+    page.get_by_label("range by").select_option("minmax")
     expect(page.get_by_role("alert")).to_have_count(0)
+    book.until("tuner.grid.method == 'minmax' and tuner.effect is not None")
     # JavaScript's: what the plot cannot draw
-    book.kernel("setattr(tuner.plot, 'marks', [None])")
+    book.kernel("setattr(tuner, 'marks', [None])")
     expect(page.get_by_role("alert")).to_be_visible()
     assert book.errors
     book.errors.clear()
@@ -288,9 +359,9 @@ def test_long_work_is_cancelled_and_leaves_the_page_alive(notebook: Open) -> Non
     expect(cancel).to_be_visible()
     assert value(book, "guide.worker.busy")
     # the diagnosis computes in its thread; gestures of another widget are answered all the same
-    before = page.locator(".qkit-figures").inner_text()
+    before = page.locator(".qkit-figures").first.inner_text()
     drag(page, "hi", -200, release=False)
-    expect(page.locator(".qkit-figures")).not_to_have_text(before)
+    expect(page.locator(".qkit-figures").first).not_to_have_text(before)
     assert value(book, "guide.worker.busy")
     page.mouse.up()
     cancel.click()
@@ -389,10 +460,10 @@ def test_views_clean_up_after_themselves(browser: Browser) -> None:
     maps, explorer = FeatureMaps(), study.explore(study.capture(progress=False))
     maps.show(study.capture(progress=False)["stem"], 1)
     canvases = {
-        "code": CodeBox(code="study"), "frame": Frame(), "layers": explorer.table, "maps": maps.plot,
-        "range": explorer.tuner.plot, "strip": explorer.tuner.strip,
+        "frame": Frame(), "layers": explorer.table, "maps": maps.plot, "tuner": explorer.tuner, "strip": explorer.strip,
     }  # fmt: skip
-    explorer.tuner.strip.show(np.array([-1.0, -2.0]), np.array([1.0, 3.0]), None)
+    explorer.tuner.wait()
+    explorer.strip.show(np.array([-1.0, -2.0]), np.array([1.0, 3.0]), None)
     page = browser.new_page()
     page.evaluate(_COUNTING)
     for name, canvas in canvases.items():
@@ -401,8 +472,8 @@ def test_views_clean_up_after_themselves(browser: Browser) -> None:
         }
         found = page.evaluate(_RENDERING, [es_module(name), state])
         assert (found["failed"], found["left"], found["handlers"]) == ("", [], 0), name
-        if name in ("layers", "range", "strip"):
-            assert found["busy"]["ResizeObserver"] == 2, "it is counted"
+        if name in ("layers", "tuner", "strip"):
+            assert found["busy"]["ResizeObserver"] == (4 if name == "tuner" else 2), "it is counted"
     page.close()
     explorer.close()
     maps.close()

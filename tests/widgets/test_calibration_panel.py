@@ -15,6 +15,7 @@ from studies import fresh_study, images, kept, nothing_runs, small_study
 
 from qkit import PlanError, Study
 from qkit.execution.editing import figures
+from qkit.execution.layer_errors import few_inputs, grid_errors
 from qkit.execution.metrics import NAMED
 from qkit.execution.observing import observe
 from qkit.quant.estimators import METHODS
@@ -293,6 +294,21 @@ def test_the_table_has_both_ranges() -> None:
     json.dumps(made.table.rows, allow_nan=False)
 
 
+def test_every_range_shows_what_its_worst_and_median_channel_suffer() -> None:
+    made, study = panel(), small_study()
+    plan = chosen(made, weight_method="percentile", percentile=60.0)
+    inputs = few_inputs(study.graph, study.evaluation)
+    for tail, source in ((", before", study.plan), ("", plan)):
+        (errors,) = grid_errors(study.graph, inputs, [source])
+        assert column(made, f"worst channel{tail}") == [plain(errors[name].worst) for name in source]
+        assert column(made, f"median channel{tail}") == [plain(errors[name].median) for name in source]
+    at = list(plan).index("stem.weight")
+    assert column(made, "worst channel")[at] < column(made, "worst channel, before")[at]
+    assert column(made, "channels at 0")[at] == 0
+    assert column(made, "channels at 0")[list(plan).index("input")] is None
+    assert made.table.columns[made.table.limit_column]["head"] == "worst channel"
+
+
 def test_channels_that_were_not_counted_apart_have_no_figures_and_weights_have() -> None:
     made = panel()
     plan = chosen(made, classes={"activations: add": (None, "per channel"), "weights: linear": (None, "per channel")})
@@ -391,7 +407,7 @@ def test_a_failing_score_is_said_in_place() -> None:
     made.wait()
     assert "ValueError: &lt;unscored&gt;" in made.error
     assert made.scores is None
-    assert plain(made.summary().shape) == [14, 10]
+    assert plain(made.summary().shape) == [14, 15]
 
 
 def test_cancelling_keeps_the_plan() -> None:

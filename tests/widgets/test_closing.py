@@ -62,7 +62,8 @@ EVERY = pytest.mark.parametrize("make", [tuner, explorer, calibration, guide])
 def test_a_closed_widget_leaves_none_of_its_children(make: Callable[[Study], Panel]) -> None:
     before = live()
     with make(small_study()) as made:
-        assert len(live()) > len(before) + 20
+        # the tuner is one widget and its layout, the others are made of many
+        assert len(live()) > len(before) + (1 if isinstance(made, Tuner) else 20)
         assert not made.closed
     assert made.closed
     assert live() == before

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import html
 import re
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from small_networks import READS
-from studies import fresh_study, gesture, images, kept, nothing_runs, small_study
+from studies import fresh_study, gesture, images, kept, nothing_runs, press, small_study
 from torch import nn
 
 import qkit
 from qkit import FLOAT, PlanError, Study
 from qkit.execution.editing import figures
+from qkit.execution.layer_errors import few_inputs, layer_sample
 from qkit.execution.metrics import NAMED
 from qkit.execution.observing import observe_channels
 from qkit.execution.prefix import Effect
 from qkit.execution.statistics import mean_interval
 from qkit.quant.estimators import METHODS
+from qkit.style import decibels
 from qkit.widgets import Tuner
-from qkit.widgets.numbers import figure_rows, score_words
+from qkit.widgets.numbers import figure_rows
 from qkit.widgets.tuner import batches_for
 
 BATCHES = 2
@@ -37,6 +40,24 @@ def tuner(tensor: str | None = "depthwise", study: Study | None = None) -> Tuner
 def ends(made: Tuner) -> tuple[float, float]:
     params = made.grid.params
     return float(params.lo.min()), float(params.hi.max())
+
+
+def rows_of(plan: qkit.Plan, tensor: str, before: qkit.Plan | None = None) -> list[list[str]]:
+    """The table of figures of a tap, from the histogram and from the layer itself."""
+    sample = layer_sample(small_study().graph, few_inputs(small_study().graph, small_study().evaluation), tensor)
+    now, old = (None if p is None else figures([histogram(tensor)], p[tensor].params) for p in (plan, before))
+    assert now is not None
+    return figure_rows(now, old, output=sample.errors(plan), output_before=None if before is None else sample.errors(before))
+
+
+def typed(made: Tuner) -> tuple[float, float]:
+    """The ends in the fields."""
+    return float(made.rule["lo"]), float(made.rule["hi"])
+
+
+def card(made: Tuner) -> dict[str, list[str]]:
+    """The lines of the score: what it is compared with, that one's score, the change."""
+    return {name: rest for name, *rest in made.score["lines"]}
 
 
 def histogram(tensor: str) -> Any:
@@ -65,25 +86,27 @@ def per_channel_study() -> Study:
 
 def test_a_drag_answers_and_a_release_edits() -> None:
     made = tuner()
+    made.wait()
     before = made.plan
     (reply,) = gesture(made, "drag", "hi", 1.0, seq=7)
     expected = before.with_range("depthwise", 0.0, 1.0)
     params = expected["depthwise"].params
     found = figures([histogram("depthwise")], params)
     assert (reply["event"], reply["seq"], reply["released"]) == ("figures", 7, False)
-    assert reply["figures"] == figure_rows(found)
+    assert reply["figures"] == rows_of(expected, "depthwise", before)
     assert reply["grid"] == {"lo": 0.0, "hi": float(params.hi), "scale": float(params.scale), "codes": 256}
     assert made.plan is before
     assert not made.history.can_undo
     assert not made.worker.busy, "nothing is scored while the handle is held"
-    assert made.plot.grid["hi"] == float(before["depthwise"].params.hi)
+    assert made.grid_drawn["hi"] == float(before["depthwise"].params.hi)
     (reply,) = gesture(made, "release", "hi", 1.0, seq=8)
     assert (reply["seq"], reply["released"]) == (8, True)
-    assert reply["figures"] == figure_rows(found)
+    assert reply["figures"] == rows_of(expected, "depthwise", before)
     assert made.plan == expected
     assert made.figures == found
-    assert made.plot.grid == reply["grid"]
-    assert made.plot.figures == reply["figures"]
+    assert made.grid_drawn == reply["grid"]
+    assert made.figure_rows == reply["figures"]
+    assert made.ghost["hi"] == float(before["depthwise"].params.hi), "the range that was left"
     assert made.history.can_undo
     assert made.error == ""
 
@@ -128,7 +151,7 @@ def test_both_ends_of_a_symmetric_grid_move() -> None:
 )
 def test_a_malformed_gesture_is_said_in_place(message: dict[str, Any]) -> None:
     made = tuner()
-    made._gesture(made.plot, message, [])
+    made._received(made, message, [])
     assert re.search(rf"\bgesture\b.*{re.escape(html.escape(repr(message)[1:-1]))}", made.error)
     assert made.plan == small_study().plan
     gesture(made, "drag", "hi", 1.0)
@@ -138,7 +161,7 @@ def test_a_malformed_gesture_is_said_in_place(message: dict[str, Any]) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_end_that_is_no_number_is_said_in_place(value: float) -> None:
     made = tuner()
-    assert gesture(made, "release", "hi", value) == []
+    assert [reply["event"] for reply in gesture(made, "release", "hi", value)] == ["refused"]
     assert "finite" in made.error
     assert made.plan == small_study().plan
 
@@ -148,7 +171,7 @@ def test_an_end_that_is_no_number_is_said_in_place(value: float) -> None:
 @pytest.mark.parametrize("end", ["lo", "hi"])
 def test_a_handle_that_is_let_go_where_it_was_changes_nothing(scheme: str, tensor: str, end: str) -> None:
     made = tuner(tensor, small_study(scheme))
-    gesture(made, "release", end, made.plot.grid[end])
+    gesture(made, "release", end, made.grid_drawn[end])
     assert made.error == ""
     assert made.plan == small_study(scheme).plan
 
@@ -165,21 +188,21 @@ def test_an_end_that_is_dragged_to_zero_does_not_widen_the_range() -> None:
 def test_set_range_undo_redo_reset() -> None:
     made = tuner()
     base = made.plan
-    assert (made._undo.disabled, made._redo.disabled, made._reset.disabled) == (True, True, True)
+    assert list(made.can.values()) == [False, False, False]
     made.set_range(0.0, 1.0)
     first = made.plan
     assert first == base.with_range("depthwise", 0.0, 1.0)
     made.set_range(0.0, 0.5)
     second = made.plan
-    assert (made._undo.disabled, made._redo.disabled, made._reset.disabled) == (False, True, False)
+    assert list(made.can.values()) == [True, False, True]
     made.undo()
     assert made.plan == first
-    assert made.plot.grid["hi"] == pytest.approx(1.0)
-    assert made._high.value == pytest.approx(made.plot.grid["hi"], rel=1e-5)
-    made._undo.click()
+    assert made.grid_drawn["hi"] == pytest.approx(1.0)
+    assert typed(made)[1] == pytest.approx(made.grid_drawn["hi"], rel=1e-5)
+    press(made, "undo")
     assert made.plan == base
-    assert (made._undo.disabled, made._redo.disabled, made._reset.disabled) == (True, False, True)
-    made._redo.click()
+    assert list(made.can.values()) == [False, True, False]
+    press(made, "redo")
     made.redo()
     assert made.plan == second
     made.redo()
@@ -188,7 +211,7 @@ def test_set_range_undo_redo_reset() -> None:
     assert made.plan == base
     made.undo()
     assert made.plan == second, "a reset can be undone"
-    made._reset.click()
+    press(made, "reset")
     assert made.plan == base
     assert made.error == ""
 
@@ -199,28 +222,28 @@ def test_a_plan_can_be_taken_as_one_step() -> None:
     other = base.with_range("stem", 0.0, 1.0).with_range("side", -1.0, 1.0)
     made.take(other)
     assert made.plan is other
-    assert made.plot.grid["hi"] == float(other["stem"].params.hi)
+    assert made.grid_drawn["hi"] == float(other["stem"].params.hi)
     made.undo()
     assert made.plan is base
 
 
 def test_typing_sets_the_range_and_an_impossible_one_goes_back() -> None:
     made = tuner("side")
-    shown = made._low.value, made._high.value
+    shown = typed(made)
     assert shown == pytest.approx(ends(made), rel=1e-5)
-    made._low.value = shown[1] + 1.0
+    press(made, "typed", str(shown[1] + 1.0), end="lo")
     assert re.search(r"\bside\b.*\bempty\b", made.error)
-    assert (made._low.value, made._high.value) == shown
+    assert typed(made) == shown
     assert made.plan == small_study().plan
-    made._high.value = float("inf")
+    press(made, "typed", "1e400", end="hi")
     assert "finite" in made.error
-    assert (made._low.value, made._high.value) == shown
+    assert typed(made) == shown
     assert made.plan == small_study().plan
     lo, _ = ends(made)
-    made._high.value = 0.5
+    press(made, "typed", str(0.5), end="hi")
     assert made.error == ""
     assert made.plan == small_study().plan.with_range("side", lo, 0.5), "the other end stays, to its last digit"
-    assert (made._low.value, made._high.value) == pytest.approx(ends(made), rel=1e-5)
+    assert typed(made) == pytest.approx(ends(made), rel=1e-5)
     with pytest.raises(PlanError, match=r"side.*empty"):
         made.set_range(1.0, 0.5)
 
@@ -247,24 +270,24 @@ def test_the_study_is_untouched() -> None:
 def test_the_controls_set_the_rule() -> None:
     made = tuner("average")
     lo, hi = ends(made)
-    made._bits.value = 4
+    press(made, "rule", {"bits": 4})
     assert made.grid.spec.bits == 4
-    assert made.plot.grid["codes"] == 16
+    assert made.grid_drawn["codes"] == 16
     assert made.plan == small_study().plan.with_range("average", lo, hi, spec=qkit.QuantSpec(4, symmetric=False))
     assert ends(made) == pytest.approx((lo, hi), abs=step_of(made))
-    made._rule.value = "symmetric"
+    press(made, "rule", {"symmetric": True})
     assert made.grid.spec.symmetric
     assert int(made.grid.params.zero_point) == 0
-    made._power.value = True
+    press(made, "rule", {"power_of_two": True})
     assert made.grid.spec.power_of_two
     assert float(np.log2(step_of(made))).is_integer()
-    made._granularity.value = True
+    press(made, "rule", {"per_channel": True})
     made.wait()
     assert made.grid.params.axis == 1
     assert made.grid.spec == qkit.QuantSpec(4, symmetric=True, per_channel=True, power_of_two=True)
-    made._granularity.value = False
+    press(made, "rule", {"per_channel": False})
     assert made.grid.params.axis is None
-    assert (made._bits.value, made._rule.value, made._power.value, made._granularity.value) == (4, "symmetric", True, False)
+    assert [made.rule[name] for name in ("bits", "symmetric", "power_of_two", "per_channel")] == [4, True, True, False]
     assert made.error == ""
 
 
@@ -275,7 +298,7 @@ def test_set_rule_keeps_the_range_and_the_other_rules() -> None:
     assert made.grid.spec == qkit.QuantSpec(5, symmetric=True, signed=True, narrow=True)
     made.set_rule(symmetric=False, bits=8)
     assert made.grid.spec == qkit.QuantSpec(8, symmetric=False, signed=True)
-    assert (made._rule.value, made._bits.value) == ("affine", 8)
+    assert (made.rule["symmetric"], made.rule["bits"]) == (False, 8)
     with pytest.raises(PlanError, match=r"bits=17\b.*\b2\b.*\b16\b"):
         made.set_rule(bits=17)
 
@@ -284,7 +307,7 @@ def test_a_width_that_is_tried_and_taken_back_leaves_a_symmetric_range_as_it_was
     made = tuner("side", small_study("int8-symmetric"))
     before = ends(made)
     for bits in (4, 8, 4, 8):
-        made._bits.value = bits
+        press(made, "rule", {"bits": bits})
     assert ends(made) == pytest.approx(before, rel=0.01)
 
 
@@ -292,9 +315,9 @@ def test_a_rule_is_taken_where_it_gives_the_same_grid_too() -> None:
     study = small_study()
     made = tuner("side", study.with_plan(study.plan.with_range("side", -1.28, 1.27)))
     assert int(made.grid.params.zero_point) == 0
-    made._rule.value = "symmetric"
+    press(made, "rule", {"symmetric": True})
     assert made.error == ""
-    assert made._rule.value == "symmetric"
+    assert made.rule["symmetric"]
     assert made.grid.spec.symmetric
     gesture(made, "release", "hi", 1.0)
     assert ends(made)[0] == pytest.approx(-1.0, abs=0.01), "the next edit follows the rule"
@@ -302,12 +325,12 @@ def test_a_rule_is_taken_where_it_gives_the_same_grid_too() -> None:
 
 def test_power_of_two_can_be_switched_off_again() -> None:
     made = tuner("depthwise")
-    made._power.value = True
+    press(made, "rule", {"power_of_two": True})
     assert made.grid.spec.power_of_two
-    made._power.value = False
+    press(made, "rule", {"power_of_two": False})
     assert made.error == ""
     assert not made.grid.spec.power_of_two
-    assert not made._power.value
+    assert not made.rule["power_of_two"]
 
 
 def test_a_transposed_weight_in_groups_has_a_grid_for_each_output_channel() -> None:
@@ -318,7 +341,7 @@ def test_a_transposed_weight_in_groups_has_a_grid_for_each_output_channel() -> N
     study.calibrate(progress=False)
     made = tuner("2.weight", study)
     assert made.grid.params.scale.shape == (4,)
-    assert made._granularity.value
+    assert made.rule["per_channel"]
     made.set_range(-0.125, 0.125)
     assert executed(made, study).plan == made.plan
     made.set_rule(bits=4)
@@ -332,7 +355,7 @@ def test_a_tap_per_channel_is_tuned_channel_by_channel() -> None:
     study = small_study()
     made = tuner("stem")
     assert made.channel is None
-    assert made.strip.layout.display == "none"
+    assert np.frombuffer(made.ranges, np.float32).shape == (5 * 8,), "all channels show, though one grid is for all of them"
     made.set_rule(per_channel=True)
     assert made.channel is None, "counting takes a pass"
     made.wait()
@@ -343,20 +366,19 @@ def test_a_tap_per_channel_is_tuned_channel_by_channel() -> None:
     np.testing.assert_array_equal(params.lo.numpy(), 0.0)
     counted = observe_channels(study.graph, study.calibration, "stem", progress=False)
     assert made.figures == figures(counted, params)
-    assert made.strip.layout.display == ""
-    strip = np.frombuffer(made.strip.ranges, np.float32).reshape(5, -1)
+    strip = np.frombuffer(made.ranges, np.float32).reshape(5, -1)
     np.testing.assert_array_equal(strip[0], seen.channel_min)
     np.testing.assert_array_equal(strip[1], seen.channel_max)
     for row, part in zip(strip[2:], (params.lo, params.hi, params.scale), strict=True):
         np.testing.assert_array_equal(row, part.numpy().astype(np.float32))
-    made.strip.selected = 3
+    made.selected = 3
     assert made.channel == 3
-    assert "channel 3" in made.plot.axis
-    assert made.plot.grid["hi"] == float(params.hi[3])
-    assert np.frombuffer(made.plot.counts, np.float32).sum() == pytest.approx(counted[3].total, rel=1e-5)
-    assert made.plot.figures[0][1] == figure_rows(figures([counted[3]], qkit.QuantParams(
+    assert "channel 3" in made.axis
+    assert made.grid_drawn["hi"] == float(params.hi[3])
+    assert np.frombuffer(made.counts, np.float32).sum() == pytest.approx(counted[3].total, rel=1e-5)
+    assert dict(row[:2] for row in made.figure_rows)["SQNR of this range"] == dict(figure_rows(figures([counted[3]], qkit.QuantParams(
         params.scale[3], params.zero_point[3], params.qmin, params.qmax
-    )))[0][1]  # fmt: skip
+    ))))["SQNR of this range"]  # fmt: skip
     (reply,) = gesture(made, "release", "hi", 0.5)
     after = made.grid.params
     assert float(after.hi[3]) == pytest.approx(0.5)
@@ -364,13 +386,12 @@ def test_a_tap_per_channel_is_tuned_channel_by_channel() -> None:
     others = [channel for channel in range(8) if channel != 3]
     assert torch.equal(after.scale[others], params.scale[others])
     assert torch.equal(after.zero_point[others], params.zero_point[others])
-    assert np.frombuffer(made.strip.ranges, np.float32).reshape(5, -1)[3, 3] == np.float32(after.hi[3])
+    assert np.frombuffer(made.ranges, np.float32).reshape(5, -1)[3, 3] == np.float32(after.hi[3])
     made.undo()
     assert made.grid.params == params
     made.set_rule(per_channel=False)
     assert made.grid.params.axis is None
     assert float(made.grid.params.hi) == pytest.approx(float(params.hi.max()))
-    assert made.strip.layout.display == "none"
 
 
 def test_a_weight_per_channel_is_tuned_channel_by_channel() -> None:
@@ -378,13 +399,13 @@ def test_a_weight_per_channel_is_tuned_channel_by_channel() -> None:
     made = tuner("side.weight", study)
     weight = study.graph.weights["side.weight"]
     assert made.channel == 0
-    made.strip.selected = 2
+    made.selected = 2
     params = made.grid.params
     made.set_range(-0.1, 0.1)
     after = made.grid.params
     assert float(after.hi[2]) == pytest.approx(0.1)
     assert torch.equal(after.scale[[0, 1, 3]], params.scale[[0, 1, 3]])
-    strip = np.frombuffer(made.strip.ranges, np.float32).reshape(5, -1)
+    strip = np.frombuffer(made.ranges, np.float32).reshape(5, -1)
     np.testing.assert_array_equal(strip[1], weight.flatten(1).amax(1).numpy())
     made.set_rule(per_channel=False)
     assert made.grid.params.axis is None
@@ -397,8 +418,8 @@ def test_a_weight_is_tuned_against_its_own_values() -> None:
     study = small_study()
     made = tuner("side.weight")
     weight = study.graph.weights["side.weight"]
-    assert np.frombuffer(made.plot.counts, np.float32).sum() == pytest.approx(weight.numel())
-    assert made.plot.extremes == [float(weight.min()), float(weight.max())]
+    assert np.frombuffer(made.counts, np.float32).sum() == pytest.approx(weight.numel())
+    assert made.extremes == [float(weight.min()), float(weight.max())]
     reach = float(weight.abs().max())
     made.set_range(-0.5 * reach, 0.5 * reach)
     params = made.grid.params
@@ -411,11 +432,11 @@ def test_a_weight_is_tuned_against_its_own_values() -> None:
 
 def test_a_channel_that_is_not_there_is_said_in_place() -> None:
     made = tuner("side.weight", small_study("int8"))
-    made.strip.selected = 99
+    made.selected = 99
     assert "99" in made.error
-    made.strip.selected = 1
+    made.selected = 1
     assert made.error == ""
-    assert made.plot.grid["hi"] == float(made.grid.params.hi[1])
+    assert made.grid_drawn["hi"] == float(made.grid.params.hi[1])
 
 
 def test_channels_are_counted_although_the_plan_is_edited_meanwhile() -> None:
@@ -424,7 +445,7 @@ def test_channels_are_counted_although_the_plan_is_edited_meanwhile() -> None:
     made.wait()
     assert made.error == ""
     assert made.figures.steps == 256
-    assert made.plot.grid["hi"] == pytest.approx(1.0)
+    assert made.grid_drawn["hi"] == pytest.approx(1.0)
     assert made.effect is not None
 
 
@@ -444,8 +465,8 @@ def test_what_is_done_while_channels_are_counted_does_not_lose_the_request(meanw
 def test_a_rule_that_is_changed_while_channels_are_counted_is_kept() -> None:
     made = tuner("stem")
     with nothing_runs():
-        made._granularity.value = True
-        made._bits.value = 4
+        press(made, "rule", {"per_channel": True})
+        press(made, "rule", {"bits": 4})
     made.wait()
     assert made.grid.params.axis == 1
     assert made.grid.spec.bits == 4
@@ -487,42 +508,49 @@ def test_a_method_gives_what_calibration_by_it_gives(method: str) -> None:
         made.choose(method)
         assert made.plan.params(tensor) == calibrated.params(tensor)
         assert made.grid.spec == calibrated[tensor].spec
-        marked = [mark for mark in made.plot.marks if method in mark["label"].split(", ")]
+        marked = [mark for mark in made.marks if method in mark["label"].split(", ")]
         assert [(mark["lo"], mark["hi"]) for mark in marked] == [ends(made)]
 
 
 @pytest.mark.parametrize("method", ["minmax", "mse"])
 def test_a_method_gives_every_channel_of_a_weight_its_range(method: str) -> None:
     made = tuner("side.weight", small_study("int8"))
-    made._methods[method].click()
+    press(made, "choose", method)
     assert made.error == ""
     assert made.plan.params("side.weight") == fresh_study("int8", weight_method=method).plan.params("side.weight")
 
 
 def test_methods_that_are_not_defined_cannot_be_chosen() -> None:
     made = tuner("side.weight", small_study("int8"))
-    assert [name for name, knob in made._methods.items() if not knob.disabled] == ["minmax", "mse"]
-    tips = {name: knob.tooltip for name, knob in made._methods.items()}
-    assert tips["minmax"].replace("minmax", "entropy") == tips["mse"].replace("mse", "entropy") != tips["entropy"]
+
+    def defined() -> list[str]:
+        assert [each["name"] for each in made.methods] == list(METHODS)
+        return [each["name"] for each in made.methods if each["defined"]]
+
+    assert defined() == ["minmax", "mse"]
     with pytest.raises(PlanError, match=r"^entropy\b.*\bside\.weight\b.*\bminmax, mse\b"):
         made.choose("entropy")
-    made._methods["entropy"].click()
+    press(made, "choose", "entropy")
     assert re.search(r"\bentropy\b.*\bside\.weight\b.*\bminmax, mse\b", made.error)
     made.tensor = "side"
-    assert not any(knob.disabled for knob in made._methods.values())
+    assert defined() == list(METHODS)
     made.set_rule(bits=9)
-    assert [name for name, knob in made._methods.items() if knob.disabled] == ["entropy"]
+    assert set(METHODS) - set(defined()) == {"entropy"}
 
 
-def test_the_field_of_the_percentile_goes_by_hundredths() -> None:
-    assert tuner()._percentile.step == 0.01
+def test_a_percentile_that_is_none_is_refused() -> None:
+    made = tuner()
+    for text in ("50", "100.01", "nan", "many"):
+        press(made, "percentile", text)
+        assert text.removesuffix(".01") in made.error
+        assert made.percentile == 99.99
 
 
 def test_the_percentile_is_that_of_the_field() -> None:
     made = tuner("side")
-    old = next(mark for mark in made.plot.marks if "percentile" in mark["label"])
-    made._percentile.value = 95.0
-    new = next(mark for mark in made.plot.marks if "percentile" in mark["label"])
+    old = next(mark for mark in made.marks if "percentile" in mark["label"])
+    press(made, "percentile", "95")
+    new = next(mark for mark in made.marks if "percentile" in mark["label"])
     assert new["hi"] < old["hi"]
     made.choose("percentile")
     expected = fresh_study()
@@ -542,7 +570,8 @@ def same(found: Effect | None, expected: Effect) -> None:
 @pytest.mark.slow
 def test_the_effect_is_that_of_the_plan_wherever_the_edits_are() -> None:
     made = tuner("average")
-    assert made.effect is None, "nothing is measured before something is edited"
+    made.wait()
+    same(made.effect, fresh_study().effect("average", small_study().plan, batches=BATCHES))
     for tensor, lo, hi in (("average", -0.2, 0.2), ("stem", 0.0, 0.3), ("side", -0.1, 0.1), ("classify.weight", -0.02, 0.02)):
         made.tensor = tensor
         made.set_range(lo, hi)
@@ -554,21 +583,45 @@ def test_the_effect_is_that_of_the_plan_wherever_the_edits_are() -> None:
     same(made.effect, fresh_study().effect("classify.weight", made.plan, batches=BATCHES))
 
 
-def test_the_score_is_shown_against_the_plan_as_opened() -> None:
+def test_the_score_stands_there_from_the_start_against_float_and_the_plan_as_opened() -> None:
     made = tuner("depthwise")
-    assert "<table" not in made._measured.value
+    assert made.measuring
+    made.wait()
+    assert not made.measuring
+    base = fresh_study().effect("depthwise", small_study().plan, batches=BATCHES)
+    exact = fresh_study().evaluate({"float": FLOAT}, batches=BATCHES, progress=False)["float"]
+    opened = mean_interval(base.scores)
+    assert made.score["now"] == TOP1.score(opened.value)
+    assert made.score["interval"] == f"[{TOP1.interval(opened.low, opened.high)}]"
+    assert card(made)["float"][0] == TOP1.score(exact.value)
+    assert card(made)["as opened"] == [TOP1.score(opened.value), ""]
+    assert re.search(rf"\b{8 * BATCHES}\b", made.score["note"])
     made.set_range(0.0, 0.01)
-    assert "measuring" in made._measured.value
+    assert made.measuring
+    assert made.score["now"] == "", "the score of another range is not shown for this one's"
     made.wait()
     assert made.effect is not None
-    base = fresh_study().effect("depthwise", small_study().plan, batches=BATCHES)
-    words = made._measured.value
-    for scores in (made.effect.scores, base.scores):
-        assert score_words(mean_interval(scores), TOP1) in words
-    assert re.search(rf"</table>.*\b{8 * BATCHES}\b", words)
+    assert made.score["now"] == TOP1.score(made.effect.scores.mean())
     loss = 100 * (base.scores.mean() - made.effect.scores.mean())
     assert loss > 0
-    assert f"−{loss:.2f} points" in words
+    assert card(made)["as opened"][1].startswith(f"−{loss:.2f}")
+    assert card(made)["float"][1].startswith(f"−{100 * (exact.value - made.effect.scores.mean()):.2f}")
+    rows = {name: values for name, *values in made.measured_rows}
+    assert rows["network's output"] == [f"{decibels(e.output)} dB" for e in (made.effect, base, base)]
+    assert rows["layer, accumulated"] == [f"{decibels(e.layer)} dB" for e in (made.effect, base, base)]
+
+
+def test_a_score_says_what_it_waits_for() -> None:
+    made = tuner("depthwise")
+    made.wait()
+    with nothing_runs():
+        made.set_range(0.0, 0.5)
+        end = time.monotonic() + 10
+        while "waits for" not in made.doing and time.monotonic() < end:
+            made.worker._drain()
+        assert "other work" in made.doing
+    made.wait()
+    assert made.doing == ""
 
 
 def test_the_last_of_several_edits_is_measured() -> None:
@@ -578,7 +631,7 @@ def test_the_last_of_several_edits_is_measured() -> None:
             made.set_range(0.0, hi)
     made.wait()
     same(made.effect, fresh_study().effect("depthwise", made.plan, batches=BATCHES))
-    assert score_words(mean_interval(made.effect.scores), TOP1) in made._measured.value
+    assert made.score["now"] == TOP1.score(made.effect.scores.mean())
 
 
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
@@ -586,59 +639,120 @@ def test_nothing_is_said_to_be_measured_when_it_no_longer_is(how: str, monkeypat
     made = tuner("depthwise", fresh_study())
     with nothing_runs():
         made.set_range(0.0, 0.5)
+        assert made.measuring
         if how == "cancelled":
-            made._cancel.click()
+            press(made, "cancel")
             made.wait()
         else:
             monkeypatch.setattr(made._origin, "effect", lambda *_, **__: 1 / 0)
     made.wait()
     assert ("ZeroDivisionError" in made.error) == (how == "failed")
-    assert "measuring" not in made._measured.value
+    assert not made.measuring
 
 
-def test_compare_shows_the_plan_before() -> None:
+def test_the_range_before_stands_beside_the_current_one() -> None:
     made = tuner("depthwise")
+    base = made.plan
+    assert all(len(row) == 2 for row in made.figure_rows)
+    assert made.ghost == {}
     made.set_range(0.0, 1.0)
-    earlier = made.figures
+    first = made.plan
+    assert made.figure_rows == rows_of(first, "depthwise", base)
     made.set_range(0.0, 0.5)
-    assert all(len(row) == 2 for row in made.plot.figures)
-    assert made.plot.ghost == {}
-    made._compare.value = True
-    assert made.plot.figures == figure_rows(made.figures, earlier)
-    assert all(len(row) == 3 for row in made.plot.figures)
-    assert made.plot.ghost["hi"] == pytest.approx(1.0)
+    made.wait()
+    assert made.figure_rows == rows_of(made.plan, "depthwise", first)
+    assert all(len(row) == 3 for row in made.figure_rows)
+    assert made.ghost["hi"] == pytest.approx(1.0)
     (reply,) = gesture(made, "drag", "hi", 0.25)
-    assert [row[2] for row in reply["figures"]] == [row[1] for row in figure_rows(earlier)]
-    made.set_range(0.0, 0.4)
+    assert [row[2] for row in reply["figures"]] == [row[1] for row in rows_of(made.plan, "depthwise")], "the one that is left"
     made.wait()
     made.set_range(0.0, 0.25)
     made.wait()
-    for head in ("now", "before", "as opened"):
-        assert f"<th>{head}</th>" in made._measured.value
-    made._compare.value = False
-    assert all(len(row) == 2 for row in made.plot.figures)
-    assert made.plot.ghost == {}
+    assert list(card(made)) == ["float", "as opened", "before"]
+    made.undo()
+    assert made.ghost["hi"] == pytest.approx(0.25), "undone, the other one is the one before"
+    made.reset()
+    made.wait()
+    assert list(card(made)) == ["float", "as opened", "before"]
 
 
-def test_compare_shows_the_score_before_as_soon_as_it_is_asked_for() -> None:
-    made = tuner("depthwise")
-    for hi in (1.0, 0.5):
-        made.set_range(0.0, hi)
-        made.wait()
-    assert "<th>before</th>" not in made._measured.value
-    made._compare.value = True
-    assert "<th>before</th>" in made._measured.value
-    made._compare.value = False
-    assert "<th>before</th>" not in made._measured.value
-
-
-def test_compare_leaves_out_a_grid_of_another_kind() -> None:
+def test_a_grid_of_another_kind_is_not_compared_with() -> None:
     made = tuner("side.weight")
-    made._compare.value = True
     made.set_rule(per_channel=True)
     assert made.error == ""
     assert made.channel == 0
-    assert all(len(row) == 2 for row in made.plot.figures)
+    assert made.ghost == {}
+    assert all(len(row) == 2 for row in made.figure_rows)
+
+
+def test_the_output_of_the_layer_is_shown_while_a_handle_moves() -> None:
+    made = tuner("side.weight")
+    rows = {name: values for name, *values in gesture(made, "drag", "hi", 0.01)[0]["figures"]}
+    expected = small_study().plan.with_range("side.weight", -0.01, 0.01)
+    sample = layer_sample(small_study().graph, few_inputs(small_study().graph, small_study().evaluation), "side.weight")
+    for errors, at in ((sample.errors(expected), 0), (sample.errors(small_study().plan), 1)):
+        assert rows["layer's output"][at] == f"{decibels(errors.total)} dB"
+        assert rows["worst channel"][at] == f"{decibels(errors.worst)} dB #{errors.worst_channel}"
+        assert rows["median channel"][at] == f"{decibels(errors.median)} dB"
+        assert rows["channels at 0"][at] == f"{errors.lost} of 4"
+    np.testing.assert_array_equal(np.frombuffer(made.ratios, np.float32), made.output.by_channel.astype(np.float32))
+
+
+# several tensors at once
+
+
+CONVOLUTIONS = ("stem.weight", "project.weight", "side.weight")
+
+
+@pytest.mark.parametrize("which", ["weights: conv", list(CONVOLUTIONS), ["s*.weight", "project.weight"]])
+def test_several_tensors_take_a_method_together_and_one_undo_takes_it_back(which: Any) -> None:
+    made = kept(small_study().tune(which, batches=BATCHES))
+    assert made.tensors == CONVOLUTIONS
+    assert made.tensor == "stem.weight"
+    press(made, "percentile", "99")
+    press(made, "choose", "percentile")
+    assert made.error == ""
+    expected = small_study().with_calibration(weight_method="percentile", percentile=99.0).plan
+    assert set(small_study().plan.diff(made.plan)) == set(CONVOLUTIONS)
+    assert all(made.plan.params(name) == expected.params(name) for name in CONVOLUTIONS)
+    assert executed(made, small_study()).plan == made.plan
+    assert "percentile=99.0" in made.code
+    assert "with_range" not in made.code
+    assert ("'weights: conv'" in made.code) == (which == "weights: conv"), "by the words that were used"
+    made.wait()
+    assert made.effect is not None
+    assert made.effect.scores.tolist() == small_study().evaluator.known(made.plan, BATCHES).tolist()  # type: ignore[union-attr]
+    press(made, "undo")
+    assert made.plan == small_study().plan
+    assert not made.can["undo"]
+
+
+def test_a_handle_scales_the_ranges_of_all() -> None:
+    made = tuner("weights: conv")
+    before = made.plan
+    gesture(made, "release", "hi", 0.5 * made.grid_drawn["hi"])
+    assert made.error == ""
+    for name in CONVOLUTIONS:
+        assert float(made.plan[name].params.hi) == pytest.approx(0.5 * float(before[name].params.hi), rel=1e-5)
+    made.set_rule(bits=5)
+    assert {made.plan[name].spec.bits for name in CONVOLUTIONS} == {5}
+    made.set_rule(per_channel=True)
+    assert {made.plan[name].params.axis for name in CONVOLUTIONS} == {0}
+    assert executed(made, small_study()).plan == made.plan
+    made.tensor = "side.weight"
+    assert made.tensors == CONVOLUTIONS, "another of them is looked at"
+    press(made, "select", "side")
+    assert made.tensors == ("side",)
+    assert made.group == []
+
+
+def test_names_of_several_that_mean_nothing_are_said() -> None:
+    with pytest.raises(PlanError, match="weights: conv"):
+        Tuner(small_study(), "*.bias")
+    made = tuner()
+    press(made, "select", "weights: norm")
+    assert "weights: conv" in made.error
+    assert made.tensors == ("depthwise",)
 
 
 # the code
@@ -654,7 +768,7 @@ def test_the_code_makes_the_plan() -> None:
     made.tensor = "depthwise"
     made.set_rule(per_channel=True)
     made.wait()
-    made.strip.selected = 5
+    made.selected = 5
     made.set_range(0.0, 0.7)
     made.tensor = "side.weight"
     made.choose("minmax")
@@ -668,16 +782,6 @@ def test_the_code_makes_the_plan() -> None:
     assert tuned.plan == made.plan
     assert {name: grid.spec for name, grid in tuned.plan.grids.items()} == {n: g.spec for n, g in made.plan.grids.items()}
     assert set(small_study().plan.diff(made.plan)) == {"stem", "side", "depthwise", "side.weight", "classify.weight"}
-    assert made._code.code == made.code
-
-
-def test_the_code_is_shown_on_demand() -> None:
-    made = tuner("stem")
-    assert made._code.layout.display == "none"
-    made._show_code.value = True
-    assert made._code.layout.display == ""
-    made.set_range(0.0, 1.0)
-    assert "with_range('stem', 0.0, 1.0" in made._code.code
 
 
 # the tensor and its picture
@@ -716,39 +820,40 @@ def test_a_plan_without_grids_is_refused() -> None:
 
 def test_switching_the_tensor_keeps_the_edits() -> None:
     made = tuner("input")
-    assert made._tensors.options == tuple(small_study().plan.grids)
-    assert made.plot.axis.startswith("input"), "the first of the list is drawn too"
+    assert made.names == list(small_study().plan.grids)
+    assert made.axis.startswith("input"), "the first of the list is drawn too"
     made.set_range(-1.0, 1.0)
     made.wait()
     edited = made.plan
-    made._tensors.value = "side.weight"
+    press(made, "select", "side.weight")
     assert made.tensor == "side.weight"
     assert made.plan is edited
-    assert made.plot.axis.startswith("side.weight")
-    assert "<table" not in made._measured.value, "the score belongs to the other tensor"
+    assert made.axis.startswith("side.weight")
+    assert made.score["now"], "the score is that of the plan, whatever tensor is looked at"
+    assert made.measured_rows == [], "what was measured of the other tensor is not shown here"
     made.set_range(-0.1, 0.1)
     assert set(small_study().plan.diff(made.plan)) == {"input", "side.weight"}
     made.tensor = "input"
-    assert made._tensors.value == "input"
-    assert (made._low.value, made._high.value) == pytest.approx((-1.0, 1.0), abs=0.01)
+    assert made.tensors == ("input",)
+    assert typed(made) == pytest.approx((-1.0, 1.0), abs=0.01)
 
 
 def test_the_histogram_is_the_tensors() -> None:
     made = tuner("side")
     seen = histogram("side")
-    assert np.frombuffer(made.plot.counts, np.float32).sum() == pytest.approx(seen.total, rel=1e-5)
-    assert made.plot.view[0] < min(seen.min, ends(made)[0])
-    assert made.plot.view[1] > max(seen.max, ends(made)[1])
-    assert made.plot.extremes == [seen.min, seen.max]
-    assert made.plot.stride == step_of(made)
+    assert np.frombuffer(made.counts, np.float32).sum() == pytest.approx(seen.total, rel=1e-5)
+    assert made.view[0] < min(seen.min, ends(made)[0])
+    assert made.view[1] > max(seen.max, ends(made)[1])
+    assert made.extremes == [seen.min, seen.max]
+    assert made.stride == step_of(made)
     made.set_range(-0.1, 0.1)
-    made._zoom.value = "the range"
-    assert made.plot.view == pytest.approx([-0.12, 0.12], abs=2 * step_of(made))
-    inside = np.frombuffer(made.plot.counts, np.float32).sum()
+    press(made, "zoomed", True)
+    assert made.view == pytest.approx([-0.12, 0.12], abs=2 * step_of(made))
+    inside = np.frombuffer(made.counts, np.float32).sum()
     assert 0 < inside < 0.5 * seen.total
-    assert made.plot.log
-    made._counts.value = "linear"
-    assert not made.plot.log
+    assert made.logarithmic
+    press(made, "logarithmic", False)
+    assert not made.logarithmic
 
 
 def test_the_summary_has_range_and_figures() -> None:
@@ -757,7 +862,11 @@ def test_the_summary_has_range_and_figures() -> None:
     column = made.summary()["side"]
     lo, hi = ends(made)
     assert (column["from"], column["to"], column["bits"]) == (f"{lo:.6g}", f"{hi:.6g}", "8")
-    assert all(column[name] == shown for name, shown in figure_rows(made.figures))
+    made.wait()
+    column = made.summary()["side"]
+    assert all(column[name] == shown for name, shown, _ in made.figure_rows)
+    assert column["top1"].startswith(made.score["now"]), "picture, table and score go together"
+    assert column["network's output (measured)"] == made.measured_rows[1][1]
 
 
 def test_scores_are_on_about_256_samples_unless_told_otherwise() -> None:

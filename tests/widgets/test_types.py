@@ -14,11 +14,9 @@ from studies import gesture, small_study
 
 from qkit.widgets import CalibrationPanel, Explorer, Tuner, canvas
 from qkit.widgets.canvas import Canvas
-from qkit.widgets.code import CodeBox
 from qkit.widgets.layer_chart import LayerTable
 from qkit.widgets.map_view import FeatureMaps, MapPlot
 from qkit.widgets.panel import Frame
-from qkit.widgets.range import RangePlot
 from qkit.widgets.strip import ChannelStrip
 
 SOURCE = Path(canvas.__file__).with_name("types.d.ts").read_text(encoding="utf-8")
@@ -97,26 +95,28 @@ def canvases() -> Iterator[dict[str, list[Canvas]]]:
     study = small_study()
     capture = study.capture(progress=False)
     tuner = Tuner(study, "depthwise", batches=1)
-    tuner._compare.value = True
+    fresh = Tuner(study, "stem.weight", batches=1)
     tuner.set_range(0.0, 0.5)
+    tuner.wait()
+    several = Tuner(study, "weights: conv", batches=1)
+    several.choose("percentile", 99.0)
     measured, calibration, maps = Explorer(study, capture=capture), CalibrationPanel(study, batches=1), FeatureMaps()
     unmeasured = LayerTable()
     unmeasured.show([], {}, {})
     maps.show(capture["stem"], 1)
-    tuner.strip.show(np.array([-1.0, -2.0]), np.array([1.0, 3.0]), None)
+    measured.strip.show(np.array([-1.0, -2.0]), np.array([1.0, 3.0]), None)
     tables = [measured.table, calibration.table, unmeasured]
     yield {
-        "CodeBox": [CodeBox(), tuner._code],
         "LayerTable": [LayerTable(), *tables],
         "MapPlot": [MapPlot(), maps.plot],
-        "RangePlot": [RangePlot(), tuner.plot],
-        "ChannelStrip": [ChannelStrip(), tuner.strip],
+        "Tuner": [fresh, tuner, several],
+        "ChannelStrip": [ChannelStrip(), measured.strip],
     }
-    for each in (tuner, measured, calibration, maps):
+    for each in (fresh, tuner, several, measured, calibration, maps):
         each.close()
 
 
-@pytest.mark.parametrize("name", ["CodeBox", "LayerTable", "MapPlot", "RangePlot", "ChannelStrip"])
+@pytest.mark.parametrize("name", ["LayerTable", "MapPlot", "Tuner", "ChannelStrip"])
 def test_traits_are_of_the_types_that_the_page_expects(name: str, canvases: dict[str, list[Canvas]]) -> None:
     for made in canvases[name]:
         assert type(made).__name__ == name
@@ -127,9 +127,13 @@ def test_traits_are_of_the_types_that_the_page_expects(name: str, canvases: dict
 
 
 def test_the_canvases_are_filled(canvases: dict[str, list[Canvas]]) -> None:
-    _, plot = canvases["RangePlot"]
-    assert plot.ghost, "there is a grid to compare with"
-    assert plot.marks
+    _, tuner, several = canvases["Tuner"]
+    assert tuner.ghost, "there is a grid to compare with"
+    assert tuner.marks
+    assert tuner.score["lines"]
+    assert tuner.measured_rows
+    assert several.group
+    assert several.kinds
     for table in canvases["LayerTable"][1:3]:
         assert table.rows
         assert table.charts

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from studies import nothing_runs
 
 from qkit import QkitError
@@ -327,3 +328,61 @@ def test_later_needs_a_loop() -> None:
         return cancelled.is_set()
 
     assert not asyncio.run(session())
+
+
+def test_what_is_short_goes_before_what_waits_and_into_what_runs() -> None:
+    running, waiting, short = Said(), Said(), Said()
+    order: list[str] = []
+    steps = Steps("ran")
+    running.start(lambda: (steps(), order.append("long"))[0], "a long one")
+    assert steps.entered.wait(SOON)
+    waiting.start(lambda: order.append("waiting"), "another")
+    short.worker.start("a score", lambda: order.append("short"), short.done, short=True)
+    while not any(what == "a score waits for: a long one" for what, _ in short.reports):
+        short.worker._drain()
+    steps.go.set()
+    for said in (short, running, waiting):
+        said.worker.wait(SOON)
+    assert order == ["short", "long", "waiting"]
+    assert running.results == ["ran"], "it went on where it was"
+    assert steps.taken == 5
+    assert ("another waits for: a long one", None) in waiting.reports
+
+
+def test_what_lets_something_in_keeps_its_random_numbers() -> None:
+    first, short, gate = Said(), Said(), threading.Event()
+    expected = [float(x) for x in torch.rand(2, generator=torch.Generator().manual_seed(3))]
+
+    def draw() -> list[float]:
+        before = torch.get_rng_state()
+        try:
+            torch.manual_seed(3)
+            drawn = []
+            for _ in track(range(2), "drawing", unit="number"):
+                drawn.append(float(torch.rand(())))
+                gate.set()
+                while not short.worker.busy and not short.results:
+                    pass
+            return drawn
+        finally:
+            torch.set_rng_state(before)
+
+    first.start(draw, "drawing")
+    assert gate.wait(SOON)
+    short.worker.start("a score", lambda: torch.rand(5).sum(), short.done, short=True)
+    short.worker.wait(SOON)
+    first.worker.wait(SOON)
+    assert first.results == [expected]
+
+
+def test_short_work_that_is_cancelled_while_it_waits_holds_nothing_up() -> None:
+    first, short, steps = Said(), Said(), Steps("ran")
+    first.start(steps)
+    assert steps.entered.wait(SOON)
+    short.worker.start("a score", lambda: 1, short.done, short=True)
+    short.worker.cancel()
+    short.worker.wait(SOON)
+    steps.go.set()
+    first.worker.wait(SOON)
+    assert first.results == ["ran"]
+    assert short.results == []
