@@ -37,6 +37,10 @@ export interface LayerTable {
   limit: number | null;
   limit_column: number;
   noun: string;
+  bars: number;
+  bars_unit: string;
+  folds: string;
+  unfolded: boolean;
 }
 
 export interface MapPlot {
@@ -76,6 +80,8 @@ export interface Column {
   words: boolean;
   down: boolean;
   tip: string;
+  bar: boolean;
+  fold: boolean;
 }
 
 export interface Row {

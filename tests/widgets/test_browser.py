@@ -22,7 +22,6 @@ from lab import Notebook, Server, opened
 from playwright.sync_api import Browser, Page, expect
 from studies import small_study
 
-from qkit.widgets.canvas import es_module
 from qkit.widgets.code import CodeBox
 from qkit.widgets.layer_chart import Column, LayerTable
 from qkit.widgets.map_view import FeatureMaps
@@ -399,7 +398,7 @@ def test_views_clean_up_after_themselves(browser: Browser) -> None:
         state = {
             key: {"bytes": list(v)} if isinstance(v, bytes) else v for key, v in canvas.get_state().items() if key != "layout"
         }
-        found = page.evaluate(_RENDERING, [es_module(name), state])
+        found = page.evaluate(_RENDERING, [canvas._esm, state])
         assert (found["failed"], found["left"], found["handlers"]) == ("", [], 0), name
         if name in ("layers", "range", "strip"):
             assert found["busy"]["ResizeObserver"] == 2, "it is counted"
@@ -420,7 +419,7 @@ def test_before_the_figures_come_there_is_nothing_to_point_at(browser: Browser) 
     table = LayerTable()
     table.show([Column("layer", words=True)], {"stem": ("stem",), "head": ("head",)}, {})
     page = browser.new_page()
-    page.evaluate(_SHOWING, [es_module("layers"), {key: v for key, v in table.get_state().items() if key != "layout"}])
+    page.evaluate(_SHOWING, [table._esm, {key: v for key, v in table.get_state().items() if key != "layout"}])
     expect(page.locator(".qkit-rows tbody tr")).to_have_count(2)
     page.locator(".qkit-plot canvas").hover()
     page.locator(".qkit-rows tbody tr").first.hover()
