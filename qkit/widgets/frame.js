@@ -1,4 +1,5 @@
-// Shows nothing; marks the cell's outputs as living, so that the static stand-in (a picture, then a table) hides.
+// Shows nothing; marks the cell's outputs as living, so that the static stand-in (a picture, then a table) hides. Where the
+// kernel has gone, the style sheet says what to do, and nothing in the panel can be focused any more.
 import { guarded } from "./common.js";
 
 /** @import { View } from "./types" */
@@ -13,6 +14,12 @@ function count(outputs, change) {
   outputs.dataset.qkitAlive = String(alive);
   outputs.classList.toggle("qkit-live", alive > 0);
 }
+
+/**
+ * Whether the front end has marked a panel as one without a kernel's end.
+ * @param {Element} panel
+ */
+const lost = (panel) => panel.classList.contains("jupyter-widgets-disconnected");
 
 export default {
   /** @param {View<object>} view */
@@ -29,9 +36,23 @@ export default {
       }
       outputs = el.closest(".jp-OutputArea, .output_container, .output");
       if (outputs) count(outputs, 1);
+      const panel = el.closest(".qkit-panel");
+      if (panel) watch(panel);
     });
+    /** @type {MutationObserver | null} */
+    let watching = null;
+    /** @param {Element} panel */
+    const watch = (panel) => {
+      const look = () => {
+        for (const child of panel.children) child.toggleAttribute("inert", lost(panel));
+      };
+      watching = new MutationObserver(look);
+      watching.observe(panel, { attributes: true, attributeFilter: ["class"] });
+      look();
+    };
     mark();
     return () => {
+      watching?.disconnect();
       cancelAnimationFrame(frame);
       if (outputs) count(outputs, -1);
     };

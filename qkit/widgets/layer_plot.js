@@ -3,12 +3,12 @@ import { contextOf, decades, guarded, label, make, numeric, surface, ticks } fro
 
 /** @import { Chart, LayerTable, Line, Model, Palette, Row } from "./types" */
 
-const [LEFT, RIGHT, TOP] = [58, 14, 12];
+const [LEFT, RIGHT, TOP] = [64, 14, 12];
 /** From the top: lines, a gap, bars, names. Where there are no bars, the lines have their room too. */
-const [LINES, GAP, BARS, NAMES] = [180, 16, 60, 120];
+const [LINES, GAP, BARS, NAMES] = [180, 16, 60, 122];
 const HEIGHT = TOP + LINES + GAP + BARS + NAMES;
 /** Least distance between two names, most signs of one, layers with the longest bars that are always named. */
-const [APART, SIGNS, NAMED] = [13, 19, 3];
+const [APART, SIGNS, NAMED] = [13, 18, 3];
 /** @type {Record<Line["shape"], (c: CanvasRenderingContext2D, x: number, y: number) => void>} */
 const SHAPES = {
   circle: (c, x, y) => c.arc(x, y, 3, 0, 7),

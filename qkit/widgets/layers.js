@@ -77,16 +77,17 @@ export default {
         model.set("selected", name);
         model.save_changes();
       }
-      mark();
+      mark(true);
     });
 
-    const mark = () => {
+    /** @param {boolean} [show] */
+    const mark = (show = false) => {
       const selected = model.get("selected");
       model.get("rows").forEach((row, i) => {
         const on = row.name === selected;
         if ((lines[i].getAttribute("aria-selected") === "true") !== on) lines[i].setAttribute("aria-selected", String(on));
         lines[i].tabIndex = on ? 0 : -1;
-        if (on && lines[i].isConnected) reveal(rows, lines[i]);
+        if (on && show && lines[i].isConnected) reveal(rows, lines[i]);
       });
       if (visible.length && !visible.some((i) => lines[i].tabIndex === 0)) lines[visible[0]].tabIndex = 0;
       board.redraw();
@@ -128,6 +129,12 @@ export default {
       }
       mark();
     });
+
+    /** In another order one begins at its top. */
+    const sorted = () => {
+      rows.scrollTop = 0;
+      order();
+    };
 
     /** Columns that fold, shown or hidden. */
     const fold = () => {
@@ -174,7 +181,7 @@ export default {
                 model.set("sort_by", column.head);
               }
               model.save_changes();
-              order();
+              sorted();
             });
             return cell;
           }),
@@ -194,6 +201,7 @@ export default {
       chart.value = `${model.get("chart")}`;
       fold();
       order();
+      mark(true);
       requestAnimationFrame(() => el.dispatchEvent(new CustomEvent("qkit-filled", { bubbles: true, detail: lines.length })));
     });
 
@@ -233,8 +241,9 @@ export default {
     filter.value = model.get("filter");
     const undo = [
       follow(model, ["columns", "rows", "charts"], fill),
-      follow(model, ["sort_by", "descending", "filter", "limit"], order),
-      follow(model, ["selected"], mark),
+      follow(model, ["sort_by", "descending"], sorted),
+      follow(model, ["filter", "limit"], order),
+      follow(model, ["selected"], () => mark(true)),
       follow(model, ["unfolded", "folds"], fold),
       follow(model, ["bars", "bars_unit"], board.redraw),
       follow(model, ["chart"], () => {
