@@ -73,7 +73,20 @@ export interface ChannelStrip {
   title: string;
 }
 
+export interface Stepper {
+  steps: Step[];
+  states: StepState[];
+  step: number;
+}
+
 // what the traits hold
+
+export type StepState = "here" | "seen" | "applied" | "open";
+
+export interface Step {
+  title: string;
+  part: string;
+}
 
 export interface Column {
   head: string;

@@ -34,6 +34,8 @@ case = zoo.load("mobilenet_v2_hostile")
 study = qkit.Study(case.model, case.calibration, case.evaluation, metric="top1", scheme="int8-per-tensor")
 study.calibrate(progress=False);"""
 TAP = "features.4.conv.1.0"
+#: The layer whose weight costs the bundled hostile network most.
+HOSTILE = "features.3.conv.1.0"
 
 Open = Callable[..., Notebook]
 
@@ -181,14 +183,20 @@ def test_explorer(notebook: Open) -> None:
     rows = page.locator(".qkit-rows tbody tr")
     expect(rows).to_have_count(len(names))
     assert cells(page, 1) == names
+    # what is at fault is open: the weight that was made hostile, not its activation
+    book.until("explorer.losses is not None and not explorer._ranker.busy")
+    assert value(book, "(explorer.selected, explorer.tuner.tensor)") == (HOSTILE, f"{HOSTILE}.weight")
+    expect(page.locator(".qkit-rows tr[aria-selected=true]")).to_contain_text(HOSTILE)
+    expect(page.locator(".qkit-split tr").filter(has_text="at fault")).to_contain_text("weight")
 
-    page.get_by_role("button", name="int8 local", exact=False).first.click()
+    page.get_by_role("button", name="int8 local", exact=True).click()
     book.until("explorer.table.sort_by == 'int8 local' and not explorer.table.descending")
     worst = value(book, "list(explorer.capture.table()['int8']['local sqnr'].sort_values(kind='stable').index)")
     assert cells(page, 1) == worst
     page.get_by_label("filter by name or kind").fill("add")
     book.until("explorer.table.filter == 'add'")
-    assert set(cells(page, 2)) == {"add"}
+    assert all(cell.endswith(":add") for cell in cells(page, 1))
+    assert len(cells(page, 1)) == value(book, "sum(explorer.capture.table()['tap']['kind'] == 'add')")
     page.get_by_label("filter by name or kind").fill("")
 
     # the keyboard walks through the rows, and the layer goes along
@@ -196,8 +204,13 @@ def test_explorer(notebook: Open) -> None:
     book.until(f"explorer.selected == {worst[0]!r}")
     rows.first.focus()
     page.keyboard.press("ArrowDown")
-    book.until(f"explorer.selected == {worst[1]!r} and explorer.tuner.tensor == {worst[1]!r}")
+    book.until(f"explorer.selected == {worst[1]!r} and explorer.tuner.tensor == {worst[1] + '.weight'!r}")
     expect(page.locator(".qkit-rows tr[aria-selected=true]")).to_contain_text(worst[1])
+    page.get_by_role("button", name="activation", exact=True).click()
+    book.until(f"explorer.tuner.tensor == {worst[1]!r}")
+    page.keyboard.press("Escape")
+    rows.first.click()
+    book.until(f"explorer.tuner.tensor == {worst[0] + '.weight'!r}")
     pictured(book, "explorer")
 
     page.get_by_role("button", name="weights per channel").click()
@@ -248,15 +261,37 @@ def test_calibration_panel(notebook: Open) -> None:
 def test_guide(notebook: Open) -> None:
     book = notebook(STUDY, "guide = study.guide(batches=4)\nguide", height=1000)
     page = book.page
+    # progress stands where the answer will
+    expect(page.locator(".qkit-walk .widget-hprogress")).to_be_visible()
     book.until("guide.diagnosis is not None and not guide.worker.busy", timeout=120)
     expect(page.get_by_role("heading", name=value(book, "guide.steps[0].question"))).to_be_visible()
+    # the answer first: three bars, and its remedy one click away
+    expect(page.locator(".qkit-card .track")).to_have_count(3)
+    expect(page.get_by_role("button", name="apply").first).to_be_visible()
+    pictured(book, "guide")
+    kinds = value(book, "[s.kind for s in guide.steps]")
+
+    # ticks and words say where one is; the keyboard walks
+    walk = page.locator(".qkit-steps button")
+    expect(walk).to_have_count(len(kinds))
+    assert page.locator(".qkit-steps small").all_inner_texts() == ["here", *["not seen"] * (len(kinds) - 1)]
     page.get_by_role("button", name="next").click()
     expect(page.get_by_role("heading", name=value(book, "guide.steps[1].question"))).to_be_visible()
+    expect(walk.nth(0)).to_contain_text("✓")
+    expect(walk.nth(1)).to_have_attribute("aria-current", "step")
+    walk.nth(1).focus()
+    page.keyboard.press("ArrowDown")
+    book.until("guide.step == 2")
+    expect(walk.nth(2)).to_be_focused()
+    expect(page.locator(".qkit-steps [aria-current=step]")).to_have_count(1)
     expect(page.locator(".qkit-picture svg")).to_be_visible()
-    pictured(book, "guide")
-    steps = value(book, "len(guide.steps)")
-    kinds = value(book, "[s.kind for s in guide.steps]")
-    page.locator(".qkit-panel select").first.select_option(index=kinds.index("remedies"))
+    page.keyboard.press("End")
+    book.until(f"guide.step == {len(kinds) - 1}")
+    page.keyboard.press("Home")
+    book.until("guide.step == 0")
+    assert page.locator(".qkit-steps small").all_inner_texts().count("seen") == 3
+    steps = len(kinds)
+    walk.nth(kinds.index("remedies")).click()
     book.until(f"guide.step == {kinds.index('remedies')}")
 
     before = value(book, "guide.scores['now'].value")
@@ -267,6 +302,7 @@ def test_guide(notebook: Open) -> None:
     gain = value(book, f"{numbers}.change_words(guide.scores.loss('before', against='now'), guide.scores.units)")
     assert gain.startswith("+")
     expect(page.locator(".qkit-panel")).to_contain_text(gain)
+    assert "applied" in page.locator(".qkit-steps small").all_inner_texts()
     pictured(book, "guide-applied")
     page.get_by_role("button", name="undo").click()
     book.until("not guide.applied and not guide.worker.busy and guide.plan == study.plan")
@@ -462,6 +498,7 @@ def test_a_saved_notebook(notebook: Open, lab: Server, browser: Browser) -> None
         expect(picture).to_be_visible()
         assert still.page.evaluate("() => document.querySelector('.jp-RenderedImage img').naturalWidth") > 600
         expect(still.page.get_by_text("model not found")).to_be_hidden()
+        expect(still.page.get_by_text("Run the cell again")).to_be_visible()
 
 
 @pytest.mark.slow
