@@ -1,5 +1,5 @@
 // Layers as a chart along the network's depth and as a table: sort, filter, choose.
-import { follow, guarded, make } from "./common.js";
+import { follow, guarded, make, watchKernel } from "./common.js";
 import { figure, layerPlot } from "./layer_plot.js";
 
 /** @import { LayerTable, Row, View } from "./types" */
@@ -240,6 +240,7 @@ export default {
     fill();
     filter.value = model.get("filter");
     const undo = [
+      watchKernel(model, el),
       follow(model, ["columns", "rows", "charts"], fill),
       follow(model, ["sort_by", "descending"], sorted),
       follow(model, ["filter", "limit"], order),

@@ -14,8 +14,10 @@ export interface Model<Traits> {
   save_changes(): void;
   send(message: Gesture): void;
   on(event: `change:${string}`, callback: () => void): void;
+  on(event: "comm_live_update", callback: () => void): void;
   on(event: "msg:custom", callback: (message: Reply) => void): void;
   off(event: `change:${string}`, callback: () => void): void;
+  off(event: "comm_live_update", callback: () => void): void;
   off(event: "msg:custom", callback: (message: Reply) => void): void;
 }
 

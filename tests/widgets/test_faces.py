@@ -156,7 +156,7 @@ def test_after_a_restart_each_widget_says_to_run_the_cell_again(notebook: Open) 
     def said() -> list[str]:
         """What the style sheet says before each thing that lost its kernel, where it shows."""
         return page.evaluate(  # type: ignore[no-any-return]
-            """() => [...document.querySelectorAll('.jupyter-widgets-disconnected')].flatMap(e => {
+            """() => [...document.querySelectorAll('.jupyter-widgets-disconnected, .qkit-lost')].flatMap(e => {
                 const before = getComputedStyle(e, '::before');
                 return before.display === 'none' || ['none', 'normal'].includes(before.content) ? [] : [before.content]; })"""
         )
@@ -170,7 +170,7 @@ def test_after_a_restart_each_widget_says_to_run_the_cell_again(notebook: Open) 
     )
     assert dead == 0
     book.run_all()
-    expect(page.locator(".jupyter-widgets-disconnected")).to_have_count(0)
+    expect(page.locator(".jupyter-widgets-disconnected, .qkit-lost")).to_have_count(0)
     expect(page.locator(".qkit-panel [inert]")).to_have_count(0)
     book.until("explorer.capture is capture")
     book.errors.clear()  # the page lost a kernel
