@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,7 @@ class Explorer(Panel):
         self._captured: Plan | None = None
         self.losses: Losses | None = None if sensitivity is None else losses_of(sensitivity, study.graph)
         self._measuring = self._setting = False
+        self._parts: dict[Any, Any] = {}
         self._opened = self._layer = ""
         self._by_hand = False
         self._reports: dict[str, tuple[str, float | None]] = {}
@@ -84,8 +86,13 @@ class Explorer(Panel):
         self._build()
         super().__init__(self._panes)
         # what is waited for is said above what waits for it
-        frame, panes, *below = self.children
-        self.children = [frame, row(self._again, self._alone, self._working), panes, *(each for each in below if each is not self._working)]
+        frame, panes, *below = self.trait_values()["children"]
+        self.children = [
+            frame,
+            row(self._again, self._alone, self._working),
+            panes,
+            *(each for each in below if each is not self._working),
+        ]
         self.add_class("qkit-explorer")
         ipywidgets.link((self, "selected"), (self.table, "selected"))
         self.observe(lambda _: self._chosen(), "selected")
@@ -269,14 +276,15 @@ class Explorer(Panel):
         """The table and the note under it, of the capture and the losses as they are."""
         assert self._found is not None
         show_figures(self.table, self._found, self.losses)
+        self._parts = local_parts(self._found).to_dict("index") if self._found.plans else {}
         self._alone.layout.display = "" if self._narrow() is not None and not (self.losses and self.losses.measured) else "none"
         self._noted("" if self.losses is None else self.losses.said)
 
     def _noted(self, about: str) -> None:
         assert self._found is not None
         self._note.value = (
-            f'<span class="qkit-note">{self._found.samples} evaluation samples. SQNR: accumulated up to the layer; local: its own '
-            f"quantization on float inputs. {about}</span>"
+            f'<span class="qkit-note">{self._found.samples} evaluation samples. SQNR: accumulated up to the layer; local: its '
+            f"own quantization on float inputs. {html.escape(about)}</span>"
         )
 
     def _open_worst(self) -> None:
@@ -287,7 +295,7 @@ class Explorer(Panel):
         worst = None if self.losses is None else self.losses.dearest
         if worst is None and self._found.plans:
             worst = noisiest_tap(self._found)
-        self._opened = worst if worst in names else names[0]
+        self._opened = worst if worst is not None and worst in names else names[0]
         self.selected = self._opened
 
     def _edited(self) -> None:
@@ -305,9 +313,8 @@ class Explorer(Panel):
         said = [layer_words(op, self.losses)]
         if self._found is not None and self._found.plans and op.name in self._found.floats:
             lane = next(reversed(self._found.plans))
-            local = float(self._found.table().loc[op.name, (lane, "local sqnr")])
             worst = "" if fault is None else "weight" if fault == op.weight else "activation"
-            said.append(split_words(local_parts(self._found, lane).loc[op.name], local, lane, worst))
+            said.append(split_words(self._parts[op.name], lane, worst))
         self._about.value = "".join(said)
         tensors = {"weight": op.weight, "activation": op.name}
         options = [(word, name) for word, name in tensors.items() if name is not None and name in self._origin.plan.grids]
@@ -388,9 +395,9 @@ class Explorer(Panel):
             return
         names = list(self.capture.table().index)
         losses = self.losses
-        ax, *rest = figure.subplots(1 + (losses is not None), sharex=True, squeeze=False, height_ratios=(3, 1)[: 1 + bool(losses)])[
-            :, 0
-        ]
+        ax, *rest = figure.subplots(
+            1 + (losses is not None), sharex=True, squeeze=False, height_ratios=(3, 1)[: 1 + bool(losses)]
+        )[:, 0]
         depth(self.capture, ax=ax)
         for below in rest:
             assert losses is not None

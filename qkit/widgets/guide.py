@@ -77,7 +77,7 @@ class Guide(Panel):
         self._walk = row(self._back, self._forth)
         super().__init__(self.stepper)
         # what is waited for is said between the buttons and what they measure
-        frame, _, *below = self.children
+        frame, _, *below = self.trait_values()["children"]
         waiting = [each for each in below if each is self._working]
         right = [self._text, self._picture, self._buttons, *waiting, self._effect, self._ending, self._walk]
         panes = ipywidgets.Box([self.stepper, ipywidgets.VBox(right)])
@@ -221,9 +221,7 @@ class Guide(Panel):
     def _take(self, diagnosis: Diagnosis) -> None:
         self.diagnosis, self._diagnosed = diagnosis, self.study
         self.steps = guide_steps(self.study, diagnosis, self._tolerance)
-        self.stepper.steps = [
-            {"title": f"{i}. {step.title}", "part": PARTS[step.kind]} for i, step in enumerate(self.steps, 1)
-        ]
+        self.stepper.steps = [{"title": f"{i}. {step.title}", "part": PARTS[step.kind]} for i, step in enumerate(self.steps, 1)]
         self._seen.clear()
         self._asking = False
         self._walk.layout.display = self.stepper.layout.display = ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import ipywidgets
 import numpy as np
@@ -37,13 +36,14 @@ def layer_words(op: Operation, losses: Losses | None) -> str:
     return "".join(said)
 
 
-def split_words(parts: Mapping[str, Any], local: float, lane: str, worst: str) -> str:
+def split_words(parts: Mapping[str, float], lane: str, worst: str) -> str:
     """The local error as two bars, weight and activation; `worst` is the one at fault, "" for neither. HTML."""
-    said = [f'<div class="qkit-split" role="group" aria-label="local error">{lane} local error: <b>{decibels(local)} dB</b>']
     weight_share = parts["weight share"]
     if math.isnan(weight_share):
-        return said[0].replace(f"<b>{decibels(local)} dB</b>", "none") + "</div>"
-    said.append("<table>")
+        return f"<div>{html.escape(lane)}: no local error</div>"
+    noise = sum(10.0 ** (-parts[tensor] / 10.0) for tensor in ("weight", "activation"))
+    local = f"{html.escape(lane)} local error: <b>{decibels(-10.0 * math.log10(noise))} dB</b>, of it"
+    said = [f'<div class="qkit-split" role="group" aria-label="local error">{local}<table>']
     for tensor, part in (("weight", weight_share), ("activation", 1.0 - weight_share)):
         mark = " ◂ at fault" if tensor == worst else ""
         said.append(

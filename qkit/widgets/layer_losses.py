@@ -65,7 +65,9 @@ def losses_of(found: Sensitivity | GradientRanking, graph: Graph) -> Losses:
         by_layer[name] = by_layer.get(name, 0.0) + float(cost.mean())
     order = {name: i for i, name in enumerate(graph.taps)}
     samples = len(next(iter(found.costs.values())))
-    said = f"Loss: estimated from gradients on {samples} samples, as the rise of the {found.loss} with each layer quantized alone."
+    said = (
+        f"Loss: estimated from gradients on {samples} samples, as the rise of the {found.loss} with each layer quantized alone."
+    )
     return Losses(
         {name: by_layer[name] for name in sorted(by_layer, key=lambda name: order.get(name, 0))}, False, "loss, estimated", said,
         lambda value: number(value, 3),

@@ -221,7 +221,8 @@ export default {
     });
     unfold.addEventListener("change", () => {
       model.set("unfolded", unfold.checked);
-      if (!unfold.checked && model.get("columns").some((c) => c.fold && c.head === model.get("sort_by"))) model.set("sort_by", "");
+      if (!unfold.checked && model.get("columns").some((c) => c.fold && c.head === model.get("sort_by")))
+        model.set("sort_by", "");
       model.save_changes();
     });
     filter.addEventListener("input", () => {

@@ -59,7 +59,7 @@ export default {
 
     list.addEventListener("keydown", (event) => {
       const move = MOVES[event.key];
-      const at = buttons.findIndex((button) => button === document.activeElement);
+      const at = document.activeElement instanceof HTMLButtonElement ? buttons.indexOf(document.activeElement) : -1;
       if (move === undefined || at < 0) return;
       event.preventDefault();
       event.stopPropagation();

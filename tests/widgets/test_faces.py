@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,8 +29,8 @@ Open = Callable[..., Notebook]
 
 
 def setup() -> str:
-    here = os.path.dirname(__file__)
-    return STUDY.format(paths=[here, os.path.dirname(here)])
+    here = Path(__file__).parent
+    return STUDY.format(paths=[str(here), str(here.parent)])
 
 
 def value(book: Notebook, expression: str) -> Any:
@@ -114,7 +115,9 @@ def test_losses_are_bars_and_measuring_them_shows_beside_the_button(notebook: Op
     page = book.page
     dearest = value(book, "explorer.losses.dearest")
     assert value(book, "explorer.selected") == dearest
-    parts = page.evaluate("() => [...document.querySelectorAll('td.qkit-bar')].map(td => parseFloat(td.style.getPropertyValue('--part')))")
+    parts = page.evaluate(
+        "() => [...document.querySelectorAll('td.qkit-bar')].map(td => parseFloat(td.style.getPropertyValue('--part')))"
+    )
     losses = value(book, "[max(explorer.losses.by_layer.get(row['name'], 0.0), 0.0) for row in explorer.table.rows]")
     assert parts == pytest.approx([100 * loss / max(losses) for loss in losses], abs=0.1)
     # the bars on the canvas are the theme's red

@@ -29,6 +29,7 @@ from qkit.widgets.layer_chart import LayerTable
 from qkit.widgets.map_view import FeatureMaps, MapPlot
 from qkit.widgets.panel import Frame, Panel, shown
 from qkit.widgets.range import RangePlot
+from qkit.widgets.stepper import Stepper
 from qkit.widgets.strip import ChannelStrip
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -318,7 +319,7 @@ def test_a_module_is_in_one_piece(name: str, tmp_path: Path) -> None:
 
 
 def test_every_canvas_has_a_module_of_its_own_and_the_one_style_sheet() -> None:
-    kinds = [CodeBox, Frame, LayerTable, MapPlot, RangePlot, ChannelStrip]
+    kinds = [CodeBox, Frame, LayerTable, MapPlot, RangePlot, ChannelStrip, Stepper]
     assert {kind()._esm for kind in kinds} == {es_module(*PARTS.get(name, (name,))) for name in MODULES}
     assert {kind()._css for kind in kinds} == {style_sheet()}
     assert ".qkit-error" in style_sheet()

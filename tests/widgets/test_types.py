@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from studies import gesture, small_study
+from studies import gesture, ruined_diagnosis, ruined_study, small_study
 
-from qkit.widgets import CalibrationPanel, Explorer, Tuner, canvas
+from qkit.widgets import CalibrationPanel, Explorer, Guide, Tuner, canvas
 from qkit.widgets.canvas import Canvas
 from qkit.widgets.code import CodeBox
 from qkit.widgets.layer_chart import LayerTable
 from qkit.widgets.map_view import FeatureMaps, MapPlot
 from qkit.widgets.panel import Frame
 from qkit.widgets.range import RangePlot
+from qkit.widgets.stepper import Stepper
 from qkit.widgets.strip import ChannelStrip
 
 SOURCE = Path(canvas.__file__).with_name("types.d.ts").read_text(encoding="utf-8")
@@ -105,18 +106,21 @@ def canvases() -> Iterator[dict[str, list[Canvas]]]:
     maps.show(capture["stem"], 1)
     tuner.strip.show(np.array([-1.0, -2.0]), np.array([1.0, 3.0]), None)
     tables = [measured.table, calibration.table, unmeasured]
+    guide = Guide(ruined_study(), ruined_diagnosis())
+    guide.step = 2
     yield {
         "CodeBox": [CodeBox(), tuner._code],
         "LayerTable": [LayerTable(), *tables],
         "MapPlot": [MapPlot(), maps.plot],
         "RangePlot": [RangePlot(), tuner.plot],
         "ChannelStrip": [ChannelStrip(), tuner.strip],
+        "Stepper": [Stepper(), guide.stepper],
     }
-    for each in (tuner, measured, calibration, maps):
+    for each in (tuner, measured, calibration, maps, guide):
         each.close()
 
 
-@pytest.mark.parametrize("name", ["CodeBox", "LayerTable", "MapPlot", "RangePlot", "ChannelStrip"])
+@pytest.mark.parametrize("name", ["CodeBox", "LayerTable", "MapPlot", "RangePlot", "ChannelStrip", "Stepper"])
 def test_traits_are_of_the_types_that_the_page_expects(name: str, canvases: dict[str, list[Canvas]]) -> None:
     for made in canvases[name]:
         assert type(made).__name__ == name
