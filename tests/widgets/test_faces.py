@@ -15,6 +15,8 @@ if os.environ.get("QKIT_REQUIRE_BROWSER") != "1":
 
 from lab import Notebook
 from playwright.sync_api import Page, expect
+from test_browser import STUDY as HOSTILE
+from test_browser import pictured
 
 #: A small study whose second half of layers has a cause; see `studies`.
 STUDY = """\
@@ -177,3 +179,61 @@ def test_after_a_restart_each_widget_says_to_run_the_cell_again(notebook: Open) 
     expect(page.locator(".qkit-panel [inert]")).to_have_count(0)
     book.until("explorer.capture is capture")
     book.errors.clear()  # the page lost a kernel
+
+
+@pytest.mark.slow
+def test_guide(notebook: Open) -> None:
+    book = notebook(HOSTILE, "guide = study.guide(batches=4)\nguide", height=1000)
+    page = book.page
+    # progress stands where the answer will
+    expect(page.locator(".qkit-walk .widget-hprogress")).to_be_visible()
+    book.until("guide.diagnosis is not None and not guide.worker.busy", timeout=120)
+    expect(page.get_by_role("heading", name=value(book, "guide.steps[0].question"))).to_be_visible()
+    # the answer first: three bars, and its remedy one click away
+    expect(page.locator(".qkit-card .track")).to_have_count(3)
+    expect(page.get_by_role("button", name="apply").first).to_be_visible()
+    pictured(book, "guide")
+    kinds = value(book, "[s.kind for s in guide.steps]")
+
+    # ticks and words say where one is; the keyboard walks
+    walk = page.locator(".qkit-steps button")
+    expect(walk).to_have_count(len(kinds))
+    assert page.locator(".qkit-steps small").all_inner_texts() == ["here", *["not seen"] * (len(kinds) - 1)]
+    page.get_by_role("button", name="next").click()
+    expect(page.get_by_role("heading", name=value(book, "guide.steps[1].question"))).to_be_visible()
+    expect(walk.nth(0)).to_contain_text("✓")
+    expect(walk.nth(1)).to_have_attribute("aria-current", "step")
+    walk.nth(1).focus()
+    page.keyboard.press("ArrowDown")
+    book.until("guide.step == 2")
+    expect(walk.nth(2)).to_be_focused()
+    expect(page.locator(".qkit-steps [aria-current=step]")).to_have_count(1)
+    expect(page.locator(".qkit-picture svg")).to_be_visible()
+    page.keyboard.press("End")
+    book.until(f"guide.step == {len(kinds) - 1}")
+    page.keyboard.press("Home")
+    book.until("guide.step == 0")
+    assert page.locator(".qkit-steps small").all_inner_texts().count("seen") == 3
+    steps = len(kinds)
+    walk.nth(kinds.index("remedies")).click()
+    book.until(f"guide.step == {kinds.index('remedies')}")
+
+    before = value(book, "guide.scores['now'].value")
+    page.get_by_role("button", name="apply").first.click()
+    book.until("len(guide.applied) == 1 and not guide.worker.busy")
+    assert value(book, "guide.scores['now'].value") > before + 0.3
+    numbers = "__import__('qkit.widgets.numbers', fromlist=['change_words'])"
+    gain = value(book, f"{numbers}.change_words(guide.scores.loss('before', against='now'), guide.scores.units)")
+    assert gain.startswith("+")
+    expect(page.locator(".qkit-panel")).to_contain_text(gain)
+    assert "applied" in page.locator(".qkit-steps small").all_inner_texts()
+    pictured(book, "guide-applied")
+    page.get_by_role("button", name="undo").click()
+    book.until("not guide.applied and not guide.worker.busy and guide.plan == study.plan")
+    assert value(book, "guide.scores['now'].value") == before
+
+    for _ in range(steps - 1 - kinds.index("remedies")):
+        page.get_by_role("button", name="next").click()
+    page.get_by_role("button", name="write the report").click()
+    book.until("__import__('pathlib').Path('degradation.html').exists()", timeout=120)
+    expect(page.get_by_role("link", name="degradation.html")).to_be_visible()
