@@ -827,11 +827,17 @@ class Study:
 
         return Tuner(self, tensor, batches=batches)
 
-    def explore(self, capture: Capture | None = None, *, batches: int = 1) -> Explorer:
+    def explore(
+        self,
+        capture: Capture | None = None,
+        *,
+        batches: int = 1,
+        sensitivity: Sensitivity | GradientRanking | None = None,
+    ) -> Explorer:
         """A widget to look at the network layer by layer. See :class:`qkit.widgets.Explorer`."""
         from qkit.widgets import Explorer
 
-        return Explorer(self, capture=capture, batches=batches)
+        return Explorer(self, capture=capture, batches=batches, sensitivity=sensitivity)
 
     def calibration_panel(self, *, batches: int | None = None) -> CalibrationPanel:
         """A widget to choose how ranges are estimated, and to compare. See :class:`qkit.widgets.CalibrationPanel`."""

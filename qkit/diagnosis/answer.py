@@ -206,6 +206,10 @@ class Diagnosis:
         return f"Diagnosis({self.verdict.name}: {named}; {self.samples} samples, {self.evaluations} evaluations{ended})"
 
     def _repr_html_(self) -> str:
+        return str(self.as_card())
+
+    def as_card(self, *, details: bool = True) -> Markup:
+        """The answer first: verdict, the scores as bars, cause, what to do; with `details` the rest folds away below. HTML."""
         verdict, first = self.verdict, self.causes[0] if self.causes else None
         answers = {"Why": verdict.reason}
         if first is not None:
@@ -220,8 +224,8 @@ class Diagnosis:
         if not self.complete:
             answers["Ended early"] = " ".join(self.remarks)
         drawn = bars(self._bars(), self.units)
-        details = [Markup("<p>{}</p>").format(line) for line in self.lines()[1:]]
-        return str(card(verdict.name, VERDICTS[verdict.name].headline, drawn, answers, details))
+        below = [Markup("<p>{}</p>").format(line) for line in self.lines()[1:]] if details else []
+        return card(verdict.name, VERDICTS[verdict.name].headline, drawn, answers, below)
 
     def _bars(self) -> list[Bar]:
         """Float's score, the score as it is, and the score with the remedies, as far as they were measured."""

@@ -19,7 +19,7 @@ from qkit.closing import Closeable
 from qkit.errors import DataError, QkitError
 from qkit.execution.lanes import Lane, finish_value, lane_weight, run_lanes
 from qkit.execution.loading import batches
-from qkit.execution.tensor_errors import ErrorSums, FloatSums, describe, local_error, measure
+from qkit.execution.tensor_errors import ErrorSums, FloatSums, describe, grid_error, local_error, measure
 from qkit.files import check_unused, explained, file_name, write_bytes
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
@@ -266,8 +266,10 @@ class Capture(Closeable):
                 self._add(op, lane, value, *_no_error(value, axis))
             return value
         if all(lane.endswith(_LOCAL) for lane in lanes):
+            weighted = op.weight is not None and self.plans[lanes[0].removesuffix(_LOCAL)].params(op.weight) is not None
+            grid = grid_error(reference, params, op.act, axis) if weighted else None
             squared = local_error(y, reference, params, op.act, axis)
-            self._pending += [partial(self._add_local, op, lane, squared) for lane in lanes]
+            self._pending += [partial(self._add_local, op, lane, squared, squared if grid is None else grid) for lane in lanes]
             return y
         value, sums, peaks = measure(y, reference, params, op.act, axis)
         for lane in lanes:
@@ -276,7 +278,7 @@ class Capture(Closeable):
 
     def _add(self, op: Operation, lane: str, value: Tensor, sums: np.ndarray, peaks: np.ndarray) -> None:
         if lane.endswith(_LOCAL):
-            self._pending.append(partial(self._add_local, op, lane, sums[0]))
+            self._pending.append(partial(self._add_local, op, lane, sums[0], sums[0]))
         else:
             count = value.numel() / sums.shape[1]
             self._pending.append(lambda: self._record(op, lane).add(sums, peaks, count))
@@ -286,9 +288,9 @@ class Capture(Closeable):
             self.floats[name] = FloatSums()
         self.floats[name].add(*described)
 
-    def _add_local(self, op: Operation, lane: str, squared: np.ndarray) -> None:
+    def _add_local(self, op: Operation, lane: str, squared: np.ndarray, grid: np.ndarray) -> None:
         record = self._record(op, lane)
-        record.local = record.local + squared
+        record.local, record.grid = record.local + squared, record.grid + grid
 
     def _record(self, op: Operation, lane: str) -> ErrorSums:
         key = op.name, lane.removesuffix(_LOCAL)

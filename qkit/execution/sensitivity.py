@@ -173,6 +173,23 @@ def sweep(
     return Sensitivity(mode, metric.name, tuple(operations), scores, found[_BASE], metric.units, metric.whole is None)
 
 
+def known_sweep(evaluator: Evaluator, plan: Plan, mode: Mode, *, batches: int | None = None) -> Sensitivity | None:
+    """What `sweep` over all layers gives, if everything that it asks for has been measured; None otherwise.
+
+    Raises
+    ------
+    QkitError
+        If the plan quantizes nothing.
+    """
+    operations = _layers(evaluator.graph, plan, None)
+    base = evaluator.known(FLOAT if mode == "only" else plan, batches)
+    found = [evaluator.known(_lane_plan(plan, op, mode), batches) for op in operations]
+    if base is None or any(scores is None for scores in found):
+        return None
+    scores = np.stack([scores for scores in found if scores is not None])
+    return Sensitivity(mode, evaluator.metric_name, tuple(operations), scores, base, evaluator.metric.units)
+
+
 def _layers(graph: Graph, plan: Plan, names: Sequence[str] | None) -> list[Operation]:
     operations = [s for s in graph.operations if s.quantized and (s.name in plan.grids or s.weight in plan.grids)]
     if not operations or (names is not None and not names):

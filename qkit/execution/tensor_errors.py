@@ -37,8 +37,9 @@ class ErrorSums:
         of the grid on all elements: what this lane's last rounding did, as against what it inherited.
     least, greatest
         Extremes of the lane's values.
-    local
-        Sum of the squared error of this layer's quantization alone, on float inputs.
+    local, grid
+        Sum of the squared error of this layer's quantization alone, on float inputs; and of that what the tap's own grid does to
+        the float values. The rest is the weight's and the bias's.
     """
 
     count: float = 0.0
@@ -52,6 +53,7 @@ class ErrorSums:
     least: np.ndarray = field(default_factory=lambda: np.full(1, math.inf))
     greatest: np.ndarray = field(default_factory=lambda: np.full(1, -math.inf))
     local: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    grid: np.ndarray = field(default_factory=lambda: np.zeros(1))
 
     def add(self, sums: np.ndarray, peaks: np.ndarray, count: float) -> None:
         """Add one batch's `measure`."""
@@ -141,6 +143,14 @@ def local_error(y: Tensor, reference: Tensor, params: QuantParams | None, act: B
         y = y.clamp_(*act)
     value = y if params is None else fake_quantize_(y, params)
     return _channels(value - reference, axis).square().sum(1).cpu().numpy()
+
+
+def grid_error(reference: Tensor, params: QuantParams | None, act: Bounds, axis: int) -> np.ndarray:
+    """Squared error per channel, float64 (C,), of float values put on the grid; 0 without one. The values stay as they are."""
+    if params is None:
+        return np.zeros(1)
+    copied = reference if _loops(reference, params) is not None else reference.clone()
+    return local_error(copied, reference, params, act, axis)
 
 
 def describe(value: Tensor, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -44,7 +44,7 @@ export function alive(el) {
 
 /**
  * Asks the kernel whether it still knows the widget, whenever the front end says that their connection has changed; without an
- * answer the element gets the class "qkit-gone". Returns what ends it.
+ * answer the element gets the class "qkit-lost". Returns what ends it.
  * @param {Model<Tuner>} model
  * @param {HTMLElement} el
  */
@@ -53,7 +53,7 @@ export function watched(model, el) {
   let waiting;
   /** @param {boolean} gone */
   const show = (gone) => {
-    el.classList.toggle("qkit-gone", gone);
+    el.classList.toggle("qkit-lost", gone);
     for (const part of el.children) part.toggleAttribute("inert", gone);
   };
   const ask = () => {

@@ -223,6 +223,23 @@ export function sender(model, leaving, flying = 4) {
 }
 
 /**
+ * Marks the element of a view whose kernel has gone, for the style sheet to say what to do, and lets nothing in it be focused;
+ * returns what undoes the watching. Needed where a module's view stands by itself: front ends mark their own widgets only.
+ * @param {Pick<Model<object>, "on" | "off">} model
+ * @param {HTMLElement} el
+ */
+export function watchKernel(model, el) {
+  /** @this {{ model?: { comm_live?: boolean } } | undefined} the view, which anywidget calls back with */
+  const look = function () {
+    const lost = !this?.model?.comm_live;
+    el.classList.toggle("qkit-lost", lost);
+    for (const child of el.children) child.toggleAttribute("inert", lost);
+  };
+  model.on("comm_live_update", look);
+  return () => model.off("comm_live_update", look);
+}
+
+/**
  * A callback for every change of the named traits; returns what undoes the subscription.
  * @template Traits
  * @param {Model<Traits>} model

@@ -25,14 +25,18 @@ from qkit.quant.plan import FLOAT, Plan
 from qkit.report.contents.data import make
 from qkit.report.writing import check_path, write
 from qkit.widgets.composite import discard
-from qkit.widgets.guide_steps import GuideStep, guide_steps
+from qkit.widgets.guide_steps import PARTS, GuideStep, guide_steps
 from qkit.widgets.numbers import change_words, facts, loss_words, score_words
 from qkit.widgets.panel import Panel, button, row
+from qkit.widgets.stepper import State, Stepper
 from qkit.widgets.work import STATE
 
 if TYPE_CHECKING:
     from qkit.report.contents.data import Report
     from qkit.study import Study
+
+#: Most characters of the places on a button.
+_LONGEST_PLACE = 60
 
 
 class Guide(Panel):
@@ -69,11 +73,21 @@ class Guide(Panel):
         self._asking = False
         self._names: dict[Plan, tuple[Remedy, ...]] = {base: ()}
         self.scores: Scores | None = None
+        self._seen: set[int] = set()
         self._build()
-        self._walk = row(self._back, self._list, self._forth)
-        super().__init__(self._walk, self._text, self._picture, self._buttons, self._effect, self._ending)
+        self._walk = row(self._back, self._forth)
+        super().__init__(self.stepper)
+        # what is waited for is said between the buttons and what they measure
+        frame, _, *below = self.trait_values()["children"]
+        waiting = [each for each in below if each is self._working]
+        right = [self._text, self._picture, self._buttons, *waiting, self._effect, self._ending, self._walk]
+        panes = ipywidgets.Box([self.stepper, ipywidgets.VBox(right)])
+        panes.add_class("qkit-walk")
+        self.children = [frame, panes, *(each for each in below if each is not self._working)]
+        self.add_class("qkit-guide")
         self.observe(lambda _: self._present(), "step")
-        self._walk.layout.display = self._ending.layout.display = "none"
+        for part in (self._walk, self._ending, self.stepper):
+            part.layout.display = "none"
         if diagnosis is None:
             self.diagnose()
         else:
@@ -86,10 +100,10 @@ class Guide(Panel):
     def _build(self) -> None:
         self._back = button("back", "The step before", icon="arrow-left")
         self._forth = button("next", "The next step", icon="arrow-right")
-        self._list = ipywidgets.Dropdown(layout=ipywidgets.Layout(width="min(520px, 100%)"))
+        self.stepper = Stepper()
         self._back.on_click(lambda _: self._to(self.step - 1))
         self._forth.on_click(lambda _: self._to(self.step + 1))
-        self._list.observe(lambda change: self._to(change["new"]), "value")
+        self.stepper.observe(lambda change: self._to(change["new"]), "step")
         self._text, self._picture, self._effect = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
         self._picture.add_class("qkit-picture")
         self._buttons = ipywidgets.VBox()
@@ -208,9 +222,10 @@ class Guide(Panel):
     def _take(self, diagnosis: Diagnosis) -> None:
         self.diagnosis, self._diagnosed = diagnosis, self.study
         self.steps = guide_steps(self.study, diagnosis, self._tolerance)
-        self._list.options = [(f"{i}. {step.title}", i - 1) for i, step in enumerate(self.steps, 1)]
+        self.stepper.steps = [{"title": f"{i}. {step.title}", "part": PARTS[step.kind]} for i, step in enumerate(self.steps, 1)]
+        self._seen.clear()
         self._asking = False
-        self._walk.layout.display = ""
+        self._walk.layout.display = self.stepper.layout.display = ""
         self.step = 0
         self._present()
         self._measure()
@@ -260,9 +275,10 @@ class Guide(Panel):
         if not self.steps:
             return
         step = self.steps[self.step]
-        self._list.value = self.step
+        self._seen.add(self.step)
+        self.stepper.step = self.step
         self._back.disabled, self._forth.disabled = self.step == 0, self.step == len(self.steps) - 1
-        parts = [f"<h3>{html.escape(step.question)}</h3>", facts(step.measured)]
+        parts = [f"<h3>{html.escape(step.question)}</h3>", step.card or facts(step.measured)]
         parts += [f"<p><b>What it means.</b> {html.escape(step.meaning)}</p>"] if step.meaning else []
         parts += [f"<p><b>What to do next.</b> {html.escape(step.then)}</p>"] if step.then else []
         self._text.value = "".join(parts)
@@ -276,7 +292,10 @@ class Guide(Panel):
         self._update_buttons()
 
     def _button(self, remedy: Remedy) -> ipywidgets.Button:
+        first, *others = (remedy.layer or "").split(", ")
         where = f" at {remedy.layer}" if remedy.layer else " everywhere"
+        if len(where) > _LONGEST_PLACE and others:
+            where = f" at {first} and {len(others)} more"
         knob = button(f"apply {remedy.kind}{where}", remedy.text, icon="check")
         knob.on_click(lambda _: self._pressed(lambda: self.apply(remedy)))
         return knob
@@ -285,6 +304,15 @@ class Guide(Panel):
         for remedy, knob in self._apply:
             knob.disabled = not remedy.changes or remedy in self.applied
         self._undo.disabled, self._redo.disabled = not self.history.can_undo, not self.history.can_redo
+        self.stepper.states = [self._state(i) for i in range(len(self.steps))]
+
+    def _state(self, step: int) -> State:
+        if step == self.step:
+            return "here"
+        changing = [remedy for remedy in self.steps[step].remedies if remedy.changes]
+        if changing and all(remedy in self.applied for remedy in changing):
+            return "applied"
+        return "seen" if step in self._seen else "open"
 
     # where there is no front end
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,14 +24,19 @@ from qkit.widgets.numbers import change_words, loss_words
 if TYPE_CHECKING:
     from qkit.study import Study
 
-#: The parts of a diagnosis, in its order; each confirmed cause inside quantization has a step of its own.
-StepKind = Literal["gate", "verdict", "parts", "tensors", "cause", "remedies", "training"]
+#: The parts of a diagnosis, in its order; each kind of confirmed cause inside quantization has a step of its own.
+StepKind = Literal["answer", "gate", "verdict", "parts", "tensors", "cause", "remedies", "training"]
+#: The parts of the walk, by kind of step.
+PARTS: Mapping[StepKind, str] = {
+    "answer": "the answer", "gate": "how it was found", "verdict": "how it was found", "parts": "how it was found",
+    "tensors": "how it was found", "cause": "how it was found", "remedies": "what to do", "training": "what to do",
+}  # fmt: skip
 
 #: Said where nothing is wrong before quantization.
 SOUND = "Nothing is wrong before quantization: numbers are finite, two passes agree, the graph equals the model."
 
-#: Causes that are shown one by one.
-_MOST_CAUSES = 8
+#: Kinds of causes that are shown one by one.
+_MOST_KINDS = 8
 _ON = "Go on: what part of it costs the score, where, and why. The cheap cures come before any training."
 
 
@@ -57,6 +62,8 @@ class GuideStep:
         What the picture shows.
     remedies
         That can be applied here.
+    card
+        The answer's card as HTML; "" where the step has none.
     """
 
     kind: StepKind
@@ -69,24 +76,39 @@ class GuideStep:
     height: float = 2.4
     caption: str = ""
     remedies: tuple[Remedy, ...] = field(default_factory=tuple)
+    card: str = ""
 
 
 def guide_steps(study: Study, found: Diagnosis, tolerance: float | None = None) -> tuple[GuideStep, ...]:
-    """The diagnosis as steps, in the order in which it asks."""
+    """The diagnosis as steps: the answer, then how it was found in the order in which it asks, then what to do."""
     units = found.units
     tolerance = (found.verdict.tolerance or 0.0) if tolerance is None else tolerance
     meaning = VERDICTS[found.verdict.name]
     then = _ON if found.verdict.name in ("quantization", "both") else meaning.then
-    steps = [_gate(study, found), _fork(found, study.narrow, meaning.meaning, then, tolerance)]
+    steps = [_answer(found), _gate(study, found), _fork(found, study.narrow, meaning.meaning, then, tolerance)]
     if found.parts is not None:
         steps.append(_parts(found, tolerance))
     inside = [cause for cause in found.causes if cause.kind not in OUTSIDE]
     if inside:
         steps.append(_where(found, inside, tolerance))
-        steps += [_why(study, cause, number, units) for number, cause in enumerate(inside[:_MOST_CAUSES], 1)]
+        kinds = list(dict.fromkeys(cause.kind for cause in inside))
+        for number, kind in enumerate(kinds[:_MOST_KINDS], 1):
+            steps.append(_why(study, [cause for cause in inside if cause.kind == kind], number, units))
     steps.append(_remedies(found))
     steps.append(_end(found))
     return tuple(steps)
+
+
+def _answer(found: Diagnosis) -> GuideStep:
+    rows = [["verdict", found.verdict.name], ["because", found.verdict.reason]]
+    rows += [["cause", f"{cause.kind}{f' at {cause.layer}' if cause.layer else ''}"] for cause in found.causes[:1]]
+    rows += [["what to do", remedy.text] for remedy in found.remedies]
+    then = "Go on to see how it was found."
+    if any(remedy.changes for remedy in found.remedies):
+        then = "Apply it here and watch the score below. Or go on to see how it was found."
+    question = "Is it quantization, where, why, and what fixes it?"
+    card = str(found.as_card(details=False))
+    return GuideStep("answer", "in short", question, rows, "", then, remedies=found.remedies, card=card)
 
 
 def _gate(study: Study, found: Diagnosis) -> GuideStep:
@@ -157,27 +179,34 @@ def _where(found: Diagnosis, causes: Sequence[Cause], tolerance: float) -> Guide
     )
 
 
-def _why(study: Study, cause: Cause, number: int, units: Units) -> GuideStep:
-    rows = [["cause", cause.kind], ["where", cause.tensor or "the whole network"], ["evidence", cause.evidence]]
-    if cause.alone is not None:
-        rows.append(["it loses alone", loss_words(cause.alone, units)])
-    if cause.alone_gain is not None:
-        rows.append(["of that the remedy recovers", change_words(cause.alone_gain, units)])
-    if cause.gain is not None:
-        rows.append(["in the whole network it recovers", change_words(cause.gain, units)])
+def _why(study: Study, causes: Sequence[Cause], number: int, units: Units) -> GuideStep:
+    """One kind of cause, at all its places; the picture is that of the first, which gains most."""
+    first = causes[0]
+    rows = [["cause", first.kind]]
+    for cause in causes:
+        rows += [["where", cause.tensor or "the whole network"], ["evidence", cause.evidence]]
+        if cause.alone is not None:
+            rows.append(["it loses alone", loss_words(cause.alone, units)])
+        if cause.alone_gain is not None:
+            rows.append(["of that the remedy recovers", change_words(cause.alone_gain, units)])
+        if cause.gain is not None:
+            rows.append(["in the whole network it recovers", change_words(cause.gain, units)])
     draw, caption = None, ""
-    if cause.tensor:
-        step = study.graph.operation(cause.tensor)
+    if first.tensor:
+        step = study.graph.operation(first.tensor)
         entry = describe(study.graph, study.plan, step.name, study.observe(progress=False), [])
-        if cause.tensor == step.weight and entry["weight"] is not None:
+        if first.tensor == step.weight and entry["weight"] is not None:
             draw, caption = partial(_drawn, tensors.channels, entry), tensors.channels_caption(entry)
         elif entry["histogram"] is not None:
             draw, caption = partial(_drawn, tensors.histogram, entry), tensors.histogram_caption(entry)
-    question = f"Why at {cause.layer}?" if cause.layer else "Why everywhere?"
-    then = cause.remedy.text if cause.remedy.changes else f"Yours to do: {cause.remedy.text}"
-    return GuideStep(
-        "cause", f"cause {number}: {cause.kind}", question, rows, CAUSES[cause.kind], then, draw, 2.5, caption, (cause.remedy,)
-    )
+    places = sum(len({cause.tensor, *cause.places}) for cause in causes)
+    question = (f"Why at {places} places?" if places > 1 else f"Why at {first.layer}?") if first.layer else "Why everywhere?"
+    title = f"cause {number}: {first.kind}{f', {places} places' if places > 1 else ''}"
+    remedies: tuple[Remedy, ...] = ()
+    for cause in causes:
+        remedies += () if cause.remedy in remedies else (cause.remedy,)
+    then = " ".join(r.text if r.changes else f"Yours to do: {r.text}" for r in remedies)
+    return GuideStep("cause", title, question, rows, CAUSES[first.kind], then, draw, 2.5, caption, remedies)
 
 
 def _remedies(found: Diagnosis) -> GuideStep:

@@ -15,13 +15,18 @@ from qkit.widgets.canvas import Canvas, es_module
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its head, how its values read, whether it holds words, and whether the greatest are of interest first."""
+    """A column: its head, how its values read, whether it holds words, and whether the greatest are of interest first.
+
+    With `bar` a bar lies behind the figure, as long as its part of the greatest; with `fold` it is shown on demand only.
+    """
 
     head: str
     show: Callable[[Any], str] = str
     words: bool = False
     down: bool = False
     tip: str = ""
+    bar: bool = False
+    fold: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,12 @@ class LayerTable(Canvas):
     limit = traitlets.Float(None, allow_none=True).tag(sync=True)
     limit_column = traitlets.Int(-1).tag(sync=True)
     noun = traitlets.Unicode("layer").tag(sync=True)
+    #: column drawn as bars below the lines, and the label of their axis; -1 for none
+    bars = traitlets.Int(-1).tag(sync=True)
+    bars_unit = traitlets.Unicode("").tag(sync=True)
+    #: what the columns that fold are of, and whether they are shown
+    folds = traitlets.Unicode("").tag(sync=True)
+    unfolded = traitlets.Bool(False).tag(sync=True)
 
     def show(
         self,
@@ -59,6 +70,8 @@ class LayerTable(Canvas):
         *,
         limit: str = "",
         logarithmic: Sequence[str] = (),
+        bars: tuple[str, str] = ("", ""),
+        folds: str = "",
     ) -> None:
         """Fill it.
 
@@ -72,6 +85,10 @@ class LayerTable(Canvas):
             Head of the column that "up to" filters by; "" for none.
         logarithmic
             Names of charts with a logarithmic axis.
+        bars
+            Head of the column that is drawn as bars below the lines, and the label of their axis.
+        folds
+            What the columns that fold are of, for the box that shows them.
         """
         heads = [column.head for column in columns]
 
@@ -85,7 +102,9 @@ class LayerTable(Canvas):
             }
 
         with self.hold_sync():
-            self.columns = [{"head": c.head, "words": c.words, "down": c.down, "tip": c.tip} for c in columns]
+            self.columns = [
+                {"head": c.head, "words": c.words, "down": c.down, "tip": c.tip, "bar": c.bar, "fold": c.fold} for c in columns
+            ]
             self.rows = [
                 {
                     "name": name,
@@ -99,6 +118,8 @@ class LayerTable(Canvas):
                 for (name, unit), lines in charts.items()
             ]
             self.limit_column = heads.index(limit) if limit else -1
+            self.bars, self.bars_unit = (heads.index(bars[0]) if bars[0] else -1), bars[1]
+            self.folds = folds
 
     def frame(self) -> pd.DataFrame:
         """The table as it reads, in the order of execution."""

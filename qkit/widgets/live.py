@@ -40,6 +40,8 @@ _SENTENCE = 60
 #: Hides the output before the stand-in, the one that holds the widget, where no widget came to life: JupyterLab would say
 #: there that it found no model.
 _NO_WIDGET = ".jp-OutputArea:not(.qkit-live) > .jp-OutputArea-child:has(+ * + * .qkit-static) { display: none; }"
+#: Where no kernel has the widget any more.
+_AGAIN = '<p class="qkit-again"><i>Picture and table of a widget as it was left. Run the cell again to use it.</i></p>'
 
 
 def shown(method: Callable[Concatenate[S, P], Any]) -> Callable[Concatenate[S, P], None]:
@@ -222,7 +224,7 @@ class Live(Closeable):
         return {
             "picture": {"image/png": self.png(), "text/plain": repr(self)},
             "table": {
-                "text/html": f'<style>{_NO_WIDGET}</style><div class="qkit-static">{self._table()}</div>',
+                "text/html": f'<style>{_NO_WIDGET}</style><div class="qkit-static">{_AGAIN}{self._table()}</div>',
                 "text/plain": self.summary().to_string(),
             },
         }

@@ -59,6 +59,7 @@ class FeatureMaps(Composite):
         self.image.observe(lambda _: self._try(self._ranked), "value")
         self.channel.observe(lambda _: self._try(self._drawn), "value")
         super().__init__([row(self.image, self.channel, self._back, self._forth), self.plot])
+        self.add_class("qkit-parts")
 
     def show(self, tap: TapCapture, axis: int) -> None:
         """The captured tensors of a tap, whose channels run along `axis`; the worst channel is chosen."""

@@ -1,5 +1,5 @@
 // Feature maps side by side: lanes on one colour scale, differences on another.
-import { contextOf, floats, follow, guarded, label, make } from "./common.js";
+import { contextOf, floats, follow, guarded, label, make, watchKernel } from "./common.js";
 
 /** @import { MapPlot, View } from "./types" */
 
@@ -83,6 +83,9 @@ export default {
       if (signed) keys.append(key("differences", diverging, signed));
     });
     draw();
-    return follow(model, ["maps", "shape", "titles", "scales"], draw);
+    const undo = [watchKernel(model, el), follow(model, ["maps", "shape", "titles", "scales"], draw)];
+    return () => {
+      for (const stop of undo) stop();
+    };
   },
 };

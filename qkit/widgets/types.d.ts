@@ -33,6 +33,10 @@ export interface LayerTable {
   limit: number | null;
   limit_column: number;
   noun: string;
+  bars: number;
+  bars_unit: string;
+  folds: string;
+  unfolded: boolean;
 }
 
 export interface MapPlot {
@@ -86,13 +90,28 @@ export interface ChannelStrip {
   title: string;
 }
 
+export interface Stepper {
+  steps: Step[];
+  states: StepState[];
+  step: number;
+}
+
 // what the traits hold
+
+export type StepState = "here" | "seen" | "applied" | "open";
+
+export interface Step {
+  title: string;
+  part: string;
+}
 
 export interface Column {
   head: string;
   words: boolean;
   down: boolean;
   tip: string;
+  bar: boolean;
+  fold: boolean;
 }
 
 export interface Row {

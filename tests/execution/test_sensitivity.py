@@ -19,7 +19,7 @@ from qkit.errors import DataError, QkitError
 from qkit.execution.evaluator import Evaluator
 from qkit.execution.lanes import Lane, run_lanes, run_to
 from qkit.execution.observing import observe
-from qkit.execution.sensitivity import Sensitivity, sweep
+from qkit.execution.sensitivity import Sensitivity, known_sweep, sweep
 from qkit.graph import Graph, build
 from qkit.quant.calibration import make_plan
 from qkit.quant.plan import FLOAT, Plan
@@ -229,6 +229,22 @@ def test_effects_are_losses_and_gains() -> None:
     assert re.match(r"Sensitivity\(2\b.*margin.*\b4\b.*\b2\.5", repr(only))
     assert repr(only) != repr(spared)
     assert "side" in only._repr_html_()
+
+
+def test_a_sweep_is_known_once_all_of_it_has_been_measured() -> None:
+    _, _, batches = setting()
+    study = Study(mixed_network(), batches, batches, metric=margin, scheme="int8-per-tensor")
+    study.calibrate("minmax", progress=False)
+    assert known_sweep(study.evaluator, study.plan, "only") is None
+    study.sensitivity("only", layers=["stem"], progress=False)
+    assert known_sweep(study.evaluator, study.plan, "only") is None, "one layer is not all"
+    swept = study.sensitivity("only", progress=False)
+    found = known_sweep(study.evaluator, study.plan, "only")
+    assert found is not None
+    assert found.layers == swept.layers
+    assert np.array_equal(found.scores, swept.scores)
+    assert np.array_equal(found.base, swept.base)
+    assert known_sweep(study.evaluator, study.plan, "except") is None
 
 
 def test_study_sweeps_a_lane_or_a_plan() -> None:

@@ -101,7 +101,9 @@ def test_captures_in_the_background_by_itself() -> None:
     assert column(made, "int8 SQNR") == [plain(value) for value in captured().table()["int8", "sqnr"]]
     assert re.search(r"\b8\b", made._note.value)
     assert made._note.value != waiting
-    assert made.selected == shown().selected
+    other = shown()
+    other.wait()
+    assert made.selected == other.selected
     twice = explorer(study, batches=2)
     twice.wait()
     assert twice.capture is not None
@@ -153,6 +155,7 @@ def test_selecting_links_table_tuner_and_weights() -> None:
     assert made.tuner.tensor == "stem"
     made.select("project.weight")
     assert made.selected == "project", "a weight stands for its layer"
+    assert made.tuner.tensor == "project.weight", "and is opened"
 
 
 def test_layers_that_are_not_there_are_refused() -> None:

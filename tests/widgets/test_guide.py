@@ -73,39 +73,41 @@ def measured(made: Guide, step: int) -> dict[str, str]:
 def test_steps_in_the_order_in_which_the_diagnosis_asks() -> None:
     made, found = ruined(), ruined_diagnosis()
     assert [step.kind for step in made.steps] == [
-        "gate", "verdict", "parts", "tensors", "cause", "remedies", "training",
+        "answer", "gate", "verdict", "parts", "tensors", "cause", "remedies", "training",
     ]  # fmt: skip
     assert all("range-too-narrow" in step.title for step in made.steps if step.kind == "cause")
-    assert len({step.title for step in made.steps}) == 7
+    assert len({step.title for step in made.steps}) == 8
     assert all(step.question.endswith("?") for step in made.steps)
     assert made.step == 0
     assert made.diagnosis is found
-    assert [label for label, _ in made._list.options] == [f"{i}. {step.title}" for i, step in enumerate(made.steps, 1)]
-    assert made.steps[0].meaning == SOUND
-    assert made.steps[0].then
-    assert measured(made, 1)["verdict"] == "quantization"
-    assert found.verdict.reason in measured(made, 1).values()
-    losses = {name.split()[0]: words for name, words in measured(made, 1).items() if name.startswith("int")}
+    listed = [step["title"] for step in made.stepper.steps]
+    assert listed == [f"{i}. {step.title}" for i, step in enumerate(made.steps, 1)]
+    assert made.steps[0].remedies == found.remedies
+    assert made.steps[1].meaning == SOUND
+    assert made.steps[1].then
+    assert measured(made, 2)["verdict"] == "quantization"
+    assert found.verdict.reason in measured(made, 2).values()
+    losses = {name.split()[0]: words for name, words in measured(made, 2).items() if name.startswith("int")}
     assert list(losses) == ["int16", "int8"]
     assert loss_words(evaluated(float=FLOAT, int8=ruined_study().plan).loss("int8"), TOP1) == losses["int8"]
-    assert re.search(r"\bactivations\b", made.steps[2].meaning)
-    assert "weights" not in made.steps[2].meaning
+    assert re.search(r"\bactivations\b", made.steps[3].meaning)
+    assert "weights" not in made.steps[3].meaning
     assert found.parts is not None
     parts = (found.parts.weights, found.parts.activations, found.parts.clipping)
-    assert list(measured(made, 2).values()) == [loss_words(part, found.units) for part in parts]
-    assert {"average", "depthwise"} <= set(measured(made, 3))
-    assert all(f"{sqnr:.0f} dB" in measured(made, 3)[tensor] for tensor, sqnr in found.harmless)
-    for number, cause in enumerate(found.causes, 4):
+    assert list(measured(made, 3).values()) == [loss_words(part, found.units) for part in parts]
+    assert {"average", "depthwise"} <= set(measured(made, 4))
+    assert all(f"{sqnr:.0f} dB" in measured(made, 4)[tensor] for tensor, sqnr in found.harmless)
+    for number, cause in enumerate(found.causes, 5):
         rows = measured(made, number)
         assert (rows["cause"], rows["where"], rows["evidence"]) == (cause.kind, cause.tensor, cause.evidence)
         assert made.steps[number].remedies == (cause.remedy,)
         assert made.steps[number].then == cause.remedy.text
-    assert made.steps[5].remedies == found.remedies
-    assert measured(made, 5)["1"].startswith("widen-range")
-    assert found.remedies[0].text in measured(made, 5)["1"]
-    assert found.qat in made.steps[6].meaning
-    assert measured(made, 6)["samples"] == "160"
-    assert str(found.evaluations) in measured(made, 6).values()
+    assert made.steps[6].remedies == found.remedies
+    assert measured(made, 6)["1"].startswith("widen-range")
+    assert found.remedies[0].text in measured(made, 6)["1"]
+    assert found.qat in made.steps[7].meaning
+    assert measured(made, 7)["samples"] == "160"
+    assert str(found.evaluations) in measured(made, 7).values()
 
 
 def test_walking() -> None:
@@ -116,7 +118,7 @@ def test_walking() -> None:
     assert made.step == 0
     for at in range(1, last + 1):
         made._forth.click()
-        assert made.step == made._list.value == at
+        assert made.step == made.stepper.step == at
         step = made.steps[at]
         for words in (step.question, step.meaning.split(".", maxsplit=1)[0], step.then.split(".", maxsplit=1)[0]):
             assert words in made._text.value
@@ -125,20 +127,20 @@ def test_walking() -> None:
     made._forth.click()
     assert made.step == last
     assert (made._back.disabled, made._forth.disabled) == (False, True)
-    made._list.value = 4
+    made.stepper.step = 4
     assert made.step == 4
     assert made.error == ""
 
 
 def test_pictures_of_the_causes_are_their_tensors() -> None:
     made = ruined()
-    for at in (4,):
+    for at in (5,):
         assert made.steps[at].draw is not None
         assert re.search("histogram|calibration", made.steps[at].caption.lower())
         ax = Figure().add_subplot()
         made.steps[at].draw(ax)
         assert ax.patches or ax.collections or ax.lines
-    made.step = 4
+    made.step = 5
     at_cause = made.png()
     made.step = 0
     assert made.png() != at_cause
@@ -161,38 +163,38 @@ def test_nothing_to_find_gives_a_guide_without_remedies() -> None:
     assert made.error == ""
     assert made.diagnosis is not None
     assert made.diagnosis.verdict.name == "no-degradation"
-    assert [step.kind for step in made.steps] == ["gate", "verdict", "remedies", "training"]
+    assert [step.kind for step in made.steps] == ["answer", "gate", "verdict", "remedies", "training"]
     assert all(step.remedies == () for step in made.steps)
     assert made.steps[-1].meaning == QAT["nothing-lost"]
     for at in range(len(made.steps)):
         made.step = at
         assert made._buttons.children == ()
-    assert re.match(r"Guide\(no-degradation\b.*\b4\b.*\b0\b", repr(made))
+    assert re.match(r"Guide\(no-degradation\b.*\b5\b.*\b0\b", repr(made))
 
 
-def test_a_cause_outside_quantization_is_named_in_the_first_step() -> None:
+def test_a_cause_outside_quantization_is_named_before_quantization() -> None:
     made = opened(shifted_study())
-    first = made.steps[0]
-    assert "preprocessing" in measured(made, 0)
+    first = made.steps[1]
+    assert "preprocessing" in measured(made, 1)
     assert made.diagnosis is not None
-    assert made.diagnosis.causes[0].evidence in measured(made, 0)["preprocessing"]
+    assert made.diagnosis.causes[0].evidence in measured(made, 1)["preprocessing"]
     assert first.meaning == CAUSES["preprocessing"]
     assert made.diagnosis.causes[0].remedy.text in first.then
     assert first.remedies == ()
     assert "preprocessing" in made._text.value
     assert not any(step.kind == "cause" for step in made.steps)
-    assert measured(made, 1)["verdict"] == "not-quantization"
+    assert measured(made, 2)["verdict"] == "not-quantization"
 
 
-def test_a_pass_that_does_not_repeat_is_named_in_the_first_step() -> None:
+def test_a_pass_that_does_not_repeat_is_named_before_quantization() -> None:
     data = images(2, 16, seed=5)
     study = Study(Dropping().eval(), data, scheme="int8-per-tensor")
     study.calibrate(progress=False)
     made = opened(study)
     assert made.error == ""
-    assert "train-mode" in measured(made, 0)
-    assert any(name.startswith("unquantized-layer") for name in measured(made, 0))
-    remarks = [row[1] for row in made.steps[0].measured if row[0] == "remark"]
+    assert "train-mode" in measured(made, 1)
+    assert any(name.startswith("unquantized-layer") for name in measured(made, 1))
+    remarks = [row[1] for row in made.steps[1].measured if row[0] == "remark"]
     assert remarks == list(study.remarks)
 
 
@@ -203,8 +205,8 @@ def test_a_score_that_nobody_expected_is_wrong_before_quantization() -> None:
     made = opened(study)
     assert made.diagnosis is not None
     assert made.diagnosis.verdict.name == "not-quantization"
-    assert "50.00 %" in measured(made, 0).values()
-    assert made.steps[0].meaning == made.diagnosis.verdict.reason
+    assert "50.00 %" in measured(made, 1).values()
+    assert made.steps[1].meaning == made.diagnosis.verdict.reason
 
 
 def test_a_checkpoint_that_is_broken_is_guided_through_too() -> None:
@@ -214,8 +216,8 @@ def test_a_checkpoint_that_is_broken_is_guided_through_too() -> None:
     study = Study(model, images(), scheme="int8-per-tensor")
     assert study.diagnose(progress=False).causes[0].kind == "non-finite"
     made = opened(study)
-    assert "non-finite" in measured(made, 0)
-    assert "side.weight" in made.steps[0].measured[0][1]
+    assert "non-finite" in measured(made, 1)
+    assert "side.weight" in made.steps[1].measured[0][1]
 
 
 def band(ax: Axes) -> float:
@@ -228,7 +230,7 @@ def band(ax: Axes) -> float:
 def test_the_shaded_band_is_the_tolerance_that_was_given(tolerance: float) -> None:
     found = ruined_study().diagnose(tolerance=tolerance, progress=False)
     made = opened(ruined_study(), found, tolerance=tolerance)
-    for at in (1, 2, 3):
+    for at in (2, 3, 4):
         ax = Figure().add_subplot()
         draw = made.steps[at].draw
         assert draw is not None
@@ -241,7 +243,7 @@ def test_text_of_models_is_escaped() -> None:
     found = ruined_diagnosis()
     cause = replace(found.causes[0], evidence="<b>5 & 6</b>")
     made = opened(ruined_study(), replace(found, causes=(cause,), qat="<i>no</i>"))
-    made.step = 4
+    made.step = 5
     assert "&lt;b&gt;5 &amp; 6&lt;/b&gt;" in made._text.value
     assert "<b>5" not in made._text.value
     made.step = len(made.steps) - 1
@@ -325,7 +327,7 @@ def test_a_remedy_is_applied_once() -> None:
 
 def test_the_buttons_apply() -> None:
     made = ruined()
-    made.step = 4
+    made.step = 5
     ((remedy, knob),) = made._apply
     assert remedy == ruined_diagnosis().causes[0].remedy
     assert knob.description == f"apply widen-range at {remedy.layer}"
@@ -335,12 +337,12 @@ def test_the_buttons_apply() -> None:
     assert made.error == ""
     assert made.applied == (remedy,)
     assert knob.disabled
+    made.step = 6
     made.step = 5
-    made.step = 4
     assert made._apply[0][1].disabled, "also when the step is shown again"
     made._undo.click()
     assert not made._apply[0][1].disabled
-    made.step = 5
+    made.step = 6
     assert [knob.description for _, knob in made._apply] == [f"apply widen-range at {remedy.layer}"]
 
 
@@ -402,7 +404,7 @@ def test_diagnosing_again_takes_the_remedies_along() -> None:
     assert made.diagnosis is not None
     assert made.diagnosis.verdict.name == "no-degradation"
     assert made.step == 0
-    assert len(made.steps) == len(made._list.options) == 4
+    assert len(made.steps) == len(made.stepper.steps) == 5
     assert made.applied == (remedy,)
     assert made.history.can_undo
     assert "no-degradation" in repr(made)
@@ -424,7 +426,7 @@ def test_cancelled_before_anything_is_found_it_can_be_started_again() -> None:
     assert made.error == ""
     assert made.diagnosis is not None
     assert made.diagnosis.verdict.name == "quantization"
-    assert len(made.steps) == 7
+    assert len(made.steps) == 8
 
 
 def test_cancelled_on_its_way_it_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,7 +473,7 @@ def test_a_diagnosis_that_is_not_finished_leaves_the_one_before(how: str) -> Non
     made.wait()
     assert made.error == ""
     assert made.diagnosis is ruined_diagnosis()
-    assert len(made.steps) == 7
+    assert len(made.steps) == 8
     assert made._text.value == shown, "the step is shown again, not a question without its answer"
 
 
@@ -555,4 +557,4 @@ def test_the_summary_has_all_steps() -> None:
     frame = made.summary()
     assert list(frame["question"]) == [step.question for step in made.steps]
     assert list(frame["meaning"]) == [step.meaning for step in made.steps]
-    assert re.match(r"verdict: quantization\b", frame["measured"][1])
+    assert re.match(r"verdict: quantization\b", frame["measured"][2])

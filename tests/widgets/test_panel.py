@@ -28,6 +28,7 @@ from qkit.widgets.layer_chart import LayerTable
 from qkit.widgets.live import Live
 from qkit.widgets.map_view import FeatureMaps, MapPlot
 from qkit.widgets.panel import Frame, Panel, shown
+from qkit.widgets.stepper import Stepper
 from qkit.widgets.strip import ChannelStrip
 from qkit.widgets.tuner_page import TunerPage
 
@@ -319,7 +320,7 @@ def test_a_module_is_in_one_piece(name: str, tmp_path: Path) -> None:
 
 
 def test_every_canvas_has_a_module_of_its_own_and_the_one_style_sheet() -> None:
-    kinds = [Frame, LayerTable, MapPlot, TunerPage, ChannelStrip]
+    kinds = [Frame, LayerTable, MapPlot, TunerPage, ChannelStrip, Stepper]
     assert {kind()._esm for kind in kinds} == {es_module(name) for name in MODULES}
     assert {kind()._css for kind in kinds} == {style_sheet()}
     assert ".qkit-error" in style_sheet()

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from studies import gesture, small_study
+from studies import gesture, ruined_diagnosis, ruined_study, small_study
 
-from qkit.widgets import CalibrationPanel, Explorer, Tuner, canvas
+from qkit.widgets import CalibrationPanel, Explorer, Guide, Tuner, canvas
 from qkit.widgets.canvas import Canvas
 from qkit.widgets.layer_chart import LayerTable
 from qkit.widgets.map_view import FeatureMaps, MapPlot
 from qkit.widgets.panel import Frame
+from qkit.widgets.stepper import Stepper
 from qkit.widgets.strip import ChannelStrip
 
 SOURCE = Path(canvas.__file__).with_name("types.d.ts").read_text(encoding="utf-8")
@@ -106,17 +107,20 @@ def canvases() -> Iterator[dict[str, list[Canvas]]]:
     maps.show(capture["stem"], 1)
     measured.strip.show(np.array([-1.0, -2.0]), np.array([1.0, 3.0]), None)
     tables = [measured.table, calibration.table, unmeasured]
+    guide = Guide(ruined_study(), ruined_diagnosis())
+    guide.step = 2
     yield {
         "LayerTable": [LayerTable(), *tables],
         "MapPlot": [MapPlot(), maps.plot],
         "Tuner": [fresh, tuner, several],
         "ChannelStrip": [ChannelStrip(), measured.strip],
+        "Stepper": [Stepper(), guide.stepper],
     }
-    for each in (fresh, tuner, several, measured, calibration, maps):
+    for each in (fresh, tuner, several, measured, calibration, maps, guide):
         each.close()
 
 
-@pytest.mark.parametrize("name", ["LayerTable", "MapPlot", "Tuner", "ChannelStrip"])
+@pytest.mark.parametrize("name", ["LayerTable", "MapPlot", "Tuner", "ChannelStrip", "Stepper"])
 def test_traits_are_of_the_types_that_the_page_expects(name: str, canvases: dict[str, list[Canvas]]) -> None:
     for made in canvases[name]:
         assert type(made).__name__ == name
