@@ -30,8 +30,28 @@ export function guarded(el, work) {
   };
 }
 
+/** Keys that lists and handles answer. */
+const OWN_KEYS = new Set("ArrowLeft ArrowRight ArrowUp ArrowDown Home End PageUp PageDown".split(" "));
+
 /**
- * An element with attributes, properties that start with a dot, and children.
+ * Keeps these keys for an element that has the focus, or holds what has it. Notebook 7 looks for a shortcut before the element
+ * sees the key, and would go to another cell; the mark on the element tells it not to. Ctrl+S and the like stay the notebook's.
+ * @param {HTMLElement} node
+ */
+export function ownKeys(node) {
+  /** @param {KeyboardEvent} event */
+  const mark = (event) => {
+    const own = OWN_KEYS.has(event.key) && !event.ctrlKey && !event.metaKey && !event.altKey;
+    if (node.isConnected) node.toggleAttribute("data-lm-suppress-shortcuts", own);
+    else window.removeEventListener("keydown", mark, true);
+  };
+  node.addEventListener("focusin", () => window.addEventListener("keydown", mark, true));
+  node.addEventListener("focusout", () => window.removeEventListener("keydown", mark, true));
+}
+
+/**
+ * An element with attributes, properties that start with a dot, and children. One that is given a place in the order of
+ * tabs keeps the keys that it answers, see `ownKeys`.
  * @template {keyof HTMLElementTagNameMap} Tag
  * @param {Tag} tag
  * @param {Record<string, string | number | boolean>} attributes
@@ -43,6 +63,7 @@ export function make(tag, attributes = {}, ...children) {
     if (name.startsWith(".")) Object.assign(node, { [name.slice(1)]: value });
     else node.setAttribute(name, String(value));
   }
+  if ("tabindex" in attributes) ownKeys(node);
   node.append(...children);
   return node;
 }

@@ -1,5 +1,5 @@
 // Layers as a chart along the network's depth and as a table: sort, filter, choose.
-import { contextOf, decades, follow, guarded, label, make, numeric, surface, ticks } from "./common.js";
+import { contextOf, decades, follow, guarded, label, make, numeric, ownKeys, surface, ticks } from "./common.js";
 
 /** @import { Chart, LayerTable, Line, Row, View } from "./types" */
 
@@ -321,6 +321,7 @@ export default {
       requestAnimationFrame(() => el.dispatchEvent(new CustomEvent("qkit-filled", { bubbles: true, detail: lines.length })));
     });
 
+    ownKeys(body);
     body.addEventListener("keydown", (event) => {
       const step = STEPS[event.key];
       if (step === undefined) return;
