@@ -1,4 +1,4 @@
-"""JupyterLab, Notebook 7 or marimo with a folder, settings and a port of its own: for the benchmark of the widgets and their tests."""
+"""JupyterLab, Notebook 7 or marimo with a folder, settings and a port of its own: for the widgets' benchmark and tests."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def server(root: Path, package: str = "jupyterlab") -> Iterator[Server]:
 
 @contextmanager
 def marimo_server(root: Path, notebook: str) -> Iterator[Server]:
-    """marimo's editor with this notebook, the text of a Python file, which it runs when a page opens it."""
+    """marimo with this notebook, the text of a Python file, which runs when a page opens it."""
     port = _free_port()
     (root / "notebooks").mkdir(parents=True)
     path = root / "notebooks" / "notebook.py"
     path.write_text(notebook)
-    command = ["marimo", "--yes", "edit", str(path), "--headless", "--no-token", "--skip-update-check", f"--port={port}"]
+    command = ["marimo", "--yes", "run", str(path), "--headless", "--no-token", f"--port={port}"]
     private = {f"XDG_{name}_HOME": str(root / name.lower()) for name in ("CONFIG", "STATE", "CACHE", "DATA")}
     url = f"http://127.0.0.1:{port}"
     with _running(root, command, f"{url}/health", private):

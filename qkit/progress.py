@@ -86,9 +86,9 @@ def _shown(bar: Any) -> Any:
     """The display of a bar that is a widget, whose output can be changed later; None for others, and for hidden ones."""
     if not hasattr(bar, "container"):
         return None
-    from IPython.display import display
+    from IPython import display
 
-    return display(bar.container, display_id=True)
+    return display.display(bar.container, display_id=True)  # type: ignore[no-untyped-call]
 
 
 class Bar(Closeable):

@@ -106,6 +106,6 @@ def _answers(scores: Scores, labels: list[int]) -> dict[str, list[int]]:
         if found.classes is None or found.labels is None:
             raise DataError(f"{scores.metric} does not decide between classes, so no lane has an answer: use the metric top1.")
         if found.labels[: len(labels)].tolist() != labels:
-            raise DataError("the scores are not of these images: the labels differ. Give scores of this case's evaluation images.")
+            raise DataError("the scores are of other images: their labels differ. Give scores of this case's evaluation images.")
         chosen[lane] = [int(each) for each in found.classes[: len(labels)]]
     return chosen

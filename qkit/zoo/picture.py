@@ -21,7 +21,7 @@ def draw(images: Tensor, names: Sequence[str], *, figure: Figure, answers: Answe
     """A row of images, (N, C, H, W), with their names; least and greatest value of all of them are black and white.
 
     The first three channels are red, green and blue; of one or two channels the first is shown in grey. Channels may come last.
-    Below each image stands what every lane of `answers` says, (name, whether it is right); a wrong one is bold, red and has a cross.
+    Below each image stands what the lanes of `answers` say, (name, whether it is right); a wrong one is red and bold, with a cross.
     """
     values = images.detach().cpu().double().numpy()
     if values.shape[-1] in (1, 3) and values.shape[1] not in (1, 3):
@@ -43,7 +43,6 @@ def draw(images: Tensor, names: Sequence[str], *, figure: Figure, answers: Answe
 
 def _answer(ax: Axes, said: Sequence[tuple[str, str, bool]]) -> None:
     for row, (lane, name, right) in enumerate(said):
-        look = {"color": MUTED} if right else {"color": BAD, "fontweight": "bold"}
-        ax.text(
-            0.5, _FIRST + row * _NEXT, f"{lane}: {name}" + ("" if right else " ✗"), transform=ax.transAxes, ha="center", va="top", fontsize=8.5, **look
-        )  # fmt: skip
+        text = f"{lane}: {name}" + ("" if right else " ✗")
+        drawn = ax.text(0.5, _FIRST + row * _NEXT, text, transform=ax.transAxes, ha="center", va="top", fontsize=8.5)
+        drawn.set(color=MUTED if right else BAD, fontweight="normal" if right else "bold")

@@ -143,8 +143,9 @@ def test_notebook_7(page: Page, tmp_path: Path) -> None:
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         try:
             dragged_and_the_score_comes_back(page)
-            page.screenshot(path=tmp_path / "notebook.png")
         finally:
+            # for whoever reads a failure
+            page.screenshot(path=tmp_path / "notebook.png")
             page.evaluate("async () => { await jupyterapp.shell.currentWidget.sessionContext.shutdown(); }")
 
 
@@ -160,4 +161,5 @@ def test_marimo(page: Page, tmp_path: Path) -> None:
         try:
             dragged_and_the_score_comes_back(page)
         finally:
+            # for whoever reads a failure
             page.screenshot(path=tmp_path / "marimo.png")

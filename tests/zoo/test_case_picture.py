@@ -40,7 +40,11 @@ def test_without_images_it_says_so() -> None:
 
 def scored(chosen: list[int], labels: list[int]) -> Scores:
     samples = Samples(
-        np.equal(chosen, labels).astype(float), np.zeros(len(labels)), np.ones(len(labels)), np.asarray(chosen), np.asarray(labels)
+        np.equal(chosen, labels).astype(float),
+        np.zeros(len(labels)),
+        np.ones(len(labels)),
+        np.asarray(chosen),
+        np.asarray(labels),
     )
     return Scores("top1", {"int8": samples.values}, {"int8": samples})
 
