@@ -21,7 +21,7 @@ def draw(images: Tensor, names: Sequence[str], *, figure: Figure, answers: Answe
     """A row of images, (N, C, H, W), with their names; least and greatest value of all of them are black and white.
 
     The first three channels are red, green and blue; of one or two channels the first is shown in grey. Channels may come last.
-    Below each image stands what the lanes of `answers` say, (name, whether it is right); a wrong one is red and bold, with a cross.
+    Below each image stand the `answers` of lanes, (name, whether it is right); a wrong one is red and bold, with a cross.
     """
     values = images.detach().cpu().double().numpy()
     if values.shape[-1] in (1, 3) and values.shape[1] not in (1, 3):
