@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -83,6 +84,19 @@ def marimo_server(root: Path, notebook: str) -> Iterator[Server]:
         yield Server(url, root / "notebooks")
 
 
+@contextmanager
+def first_lab(root: Path) -> Iterator[Server]:
+    """What ``qkit lab`` starts for somebody who never did: no settings yet; its URL is what a browser is sent to."""
+    port = _free_port()
+    root.mkdir(parents=True)
+    command = ["qkit", "lab", str(root / "notebooks"), "--no-browser", "--allow-root", "--port", str(port)]
+    private = {f"JUPYTER_{name}_DIR": str(root / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    private |= {f"JUPYTERLAB_{name}_DIR": str(root / name.lower()) for name in ("SETTINGS", "WORKSPACES")}
+    url = f"http://127.0.0.1:{port}"
+    with _running(root, command, f"{url}/api/status?token=t", {**private, "JUPYTER_TOKEN": "t"}):
+        yield Server(f"{url}/?token=t", root / "notebooks")
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -94,17 +108,25 @@ def _running(root: Path, command: list[str], status: str, settings: dict[str, st
     """A module that serves, from when its address answers to the end of the block."""
     env = {**os.environ, **settings, "IPYTHONDIR": str(root / "ipython"), "PYTHONPATH": os.pathsep.join(sys.path)}
     with (root / "server.log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-m", *command], env=env, stdout=log, stderr=log, cwd=root)
+        # with what it starts itself in one group, to be ended together
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], env=env, stdout=log, stderr=log, cwd=root, start_new_session=True
+        )
         try:
             _until_up(status, process, root / "server.log")
             yield
         finally:
-            process.terminate()
+            _end(process, signal.SIGTERM)
             try:
                 process.wait(60)
             except subprocess.TimeoutExpired:  # a busy machine: it has nothing to save
-                process.kill()
+                _end(process, signal.SIGKILL)
                 process.wait()
+
+
+def _end(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, how)
 
 
 def _until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

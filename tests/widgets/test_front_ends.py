@@ -1,12 +1,13 @@
 """The range tuner in the other front ends, in a real Chromium: a handle is dragged on the page, and the score comes back.
 
-JupyterLab has all the tests of `test_browser`; here one gesture, as a person makes it, in Notebook 7 and in marimo. Nothing is
-asked of the kernel: what a person sees is read from the page.
+JupyterLab has all the tests of `test_browser`; here one gesture, as a person makes it, in Notebook 7 and in marimo, and the first
+minutes of somebody who types ``qkit lab``. Nothing is asked of the kernel: what a person sees is read from the page.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from conftest import REQUIRED, missing
 from lab import chromium
 from playwright.sync_api import Browser, Locator, Page
 
-from benchmarks.lab import marimo_server, server, write_notebook
+from benchmarks.lab import first_lab, marimo_server, server, write_notebook
 
 #: The weight that costs the most; it opens at ±199, and at ±20 the network gets a third of the lost score back.
 WEIGHT = "features.3.conv.1.0.weight"
@@ -106,6 +107,7 @@ def dragged_and_the_score_comes_back(page: Page) -> None:
     panel = page.locator(".qkit-panel").first
     ends = panel.get_by_role("slider")
     ends.first.wait_for()
+    ends.first.scroll_into_view_if_needed()
     assert ends.count() == 2
     assert panel.locator("canvas").first.is_visible()
     assert "dB" in panel.inner_text(), "the figures are on the page"
@@ -163,3 +165,50 @@ def test_marimo(page: Page, tmp_path: Path) -> None:
         finally:
             # for whoever reads a failure
             page.screenshot(path=tmp_path / "marimo.png")
+
+
+@pytest.mark.slow
+def test_the_first_minutes(page: Page, tmp_path: Path) -> None:
+    """``qkit lab`` opens notebook 1; its cells are run, the culprit dragged, the remedy applied, the report written, the file saved."""
+    with first_lab(tmp_path / "root") as running:
+        page.goto(running.url)
+        # JupyterLab's own question to everybody who opens it the first time: whether it may fetch news
+        page.get_by_role("button", name="No", exact=True).click()
+        cells = page.locator(".jp-Notebook .jp-Cell")
+        page.locator("h1", has_text="Is it quantization?").wait_for()
+        # a cell that is run before the kernel is there is lost
+        page.get_by_text("| Idle").wait_for()
+        cells.first.click()
+        try:
+            for _ in range(4):
+                page.keyboard.press("Shift+Enter")
+            dragged_and_the_score_comes_back(page)
+            page.screenshot(path=tmp_path / "dragged.png")
+
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.get_by_role("menuitem", name="Run Selected Cell and All Below").click()
+            report = running.folder / "out" / "degradation.html"
+            for _ in range(SECONDS // 500):
+                if report.exists():
+                    break
+                page.wait_for_timeout(500)
+            assert "per-channel-weights" in report.read_text(encoding="utf-8")
+            page.get_by_text("| Idle").wait_for()
+            page.keyboard.press("Control+s")
+            saved = running.folder / "01_is_it_quantization.ipynb"
+            page.wait_for_function("() => !document.querySelector('.jp-mod-dirty')")
+            page.wait_for_timeout(1000)
+            assert views(saved) == ["tuner"]
+        finally:
+            page.screenshot(path=tmp_path / "lab.png")
+
+
+def views(path: Path) -> list[str]:
+    """The last line of every cell that has a live widget among its saved outputs: no bar of progress stays there."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [
+        "".join(cell["source"]).splitlines()[-1]
+        for cell in cells
+        for output in cell.get("outputs", [])
+        if "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    ]
