@@ -212,22 +212,28 @@ export function numeric(value) {
 /**
  * Sends messages with a running number, at most `flying` of them unanswered; of those that wait, the last one wins. The
  * other side answers with the number. `leaving(seq)` is called for each that is sent.
+ *
+ * A release waits until all that was sent before it is answered: JupyterLab sends the first messages to the kernel's main thread
+ * and later ones to another, where they would be handled first, and a range that was let go would be held again.
  * @param {Pick<Model<object>, "send">} model
  * @param {(seq: number) => void} leaving
  */
 export function sender(model, leaving, flying = 4) {
   let sent = 0;
-  let answered = 0;
+  let newest = 0;
+  /** @type {Set<number>} */
+  const unanswered = new Set();
   /** @type {Omit<Gesture, "seq"> | null} */
   let waiting = null;
   /** @param {Omit<Gesture, "seq">} message */
   const send = (message) => {
-    if (sent - answered >= flying) {
+    if (unanswered.size >= (message.event === "release" ? 1 : flying)) {
       waiting = message;
       return;
     }
     waiting = null;
     sent += 1;
+    unanswered.add(sent);
     leaving(sent);
     model.send({ ...message, seq: sent });
   };
@@ -236,9 +242,10 @@ export function sender(model, leaving, flying = 4) {
    * @param {number} seq
    */
   const answer = (seq) => {
-    answered = Math.max(answered, seq);
+    unanswered.delete(seq);
+    newest = Math.max(newest, seq);
     if (waiting) send(waiting);
-    return answered === sent;
+    return newest === sent;
   };
   return { send, answer };
 }
