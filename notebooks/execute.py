@@ -55,7 +55,8 @@ def clean(book: nbformat.NotebookNode) -> None:
     )
     for number, cell in enumerate(book.cells):
         cell.id = f"cell-{number:02d}"
-        cell.metadata = nbformat.from_dict({"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {})
+        # "jupyter" holds whether the cell is folded
+        cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in ("tags", "jupyter") if cell.metadata.get(key)})
         if cell.cell_type != "code":
             continue
         for output in cell.outputs:

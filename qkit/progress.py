@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from operator import length_hint
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -77,6 +77,20 @@ def uninterrupted() -> Iterator[Callable[[], AbstractContextManager[None]]]:
         through()
 
 
+def _in_a_page() -> bool:
+    """Whether bars are widgets of a notebook's page."""
+    return any(base.__module__ == "tqdm.notebook" for base in getattr(tqdm, "__mro__", ()))
+
+
+def _shown(bar: Any) -> Any:
+    """The display of a bar that is a widget, whose output can be changed later; None for others, and for hidden ones."""
+    if not hasattr(bar, "container"):
+        return None
+    from IPython import display
+
+    return display.display(bar.container, display_id=True)  # type: ignore[no-untyped-call]
+
+
 class Bar(Closeable):
     """Progress of one piece of work, which is over, finished or not, when it is closed."""
 
@@ -84,7 +98,11 @@ class Bar(Closeable):
         self._what, self._total, self._done = what, total, 0
         self._listener = _listener.get()
         hidden = not show or os.environ.get("QKIT_PROGRESS") == "0"
-        self._bar = None if self._listener else tqdm(total=total, desc=what, unit=unit, disable=hidden, leave=False)
+        self._bar, self._shown = None, None
+        if self._listener is None:
+            later = {"display": False} if _in_a_page() else {}
+            self._bar = tqdm(total=total, desc=what, unit=unit, disable=hidden, leave=False, **later)
+            self._shown = _shown(self._bar)
         self._tell()
 
     def _tell(self) -> None:
@@ -110,6 +128,10 @@ class Bar(Closeable):
             # a notebook keeps bars that stopped short of their total, though they are told not to stay
             self._bar.total = None
             self._bar.close()
+        if self._shown is not None:
+            # the output stays in the cell: a saved notebook would say "Loading widget..." there for ever
+            self._shown.update({"text/html": ""}, raw=True)
+            self._shown = None
 
 
 def track(items: Iterable[T], what: str, *, unit: str, show: bool = True) -> Iterator[T]:

@@ -12,8 +12,11 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 BOOKS = sorted(FOLDER.glob("*.ipynb"))
-COUNT = 10
+COUNT = 11
+#: Words of prose: half of what the notebooks had when they explained before they showed.
+MOST_WORDS = 440
 WIDGET = "application/vnd.jupyter.widget-view+json"
+WIDGETS = re.compile(r"\.(tune|explore|calibration_panel|guide)\(")
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="there are no notebooks beside this installation")
 
@@ -73,6 +76,9 @@ def test_it_can_be_read_without_running(path: Path, book: nbformat.NotebookNode)
     for cell in code(book):
         for output in cell.outputs:
             assert "it/s]" not in str(output.get("text", ""))
+            assert not re.search(
+                r"Loading widget|Error displaying widget|FloatProgress|TqdmHBox|HBox\(", str(output.get("data", ""))
+            )
             assert "Warning:" not in str(output.get("text", ""))
 
 
@@ -104,9 +110,26 @@ def test_links_lead_somewhere(book: nbformat.NotebookNode) -> None:
         assert link.startswith(("https://", "#")) or (FOLDER / link.partition("#")[0]).exists(), link
 
 
-def test_it_has_a_widget_to_answer_questions_with(book: nbformat.NotebookNode) -> None:
-    sources = "\n".join(cell.source for cell in code(book))
-    assert re.search(r"\.(tune|explore|calibration_panel|guide)\(", sources)
+def test_it_shows_before_it_explains(book: nbformat.NotebookNode) -> None:
+    """A picture by cell 3, a widget to answer questions with in the first half, and few words."""
+    pictures = [
+        at
+        for at, cell in enumerate(book.cells)
+        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+    ]
+    assert pictures[0] <= 3
+    widgets = [at for at, cell in enumerate(book.cells) if cell.cell_type == "code" and WIDGETS.search(cell.source)]
+    assert widgets[0] <= len(book.cells) / 2
+    assert len(text(book).split()) <= MOST_WORDS
+
+
+def test_the_first_has_a_widget_on_the_first_screen() -> None:
+    """What a network makes of images, then the tuner on the worst weight."""
+    first = nbformat.read(BOOKS[0], as_version=4)
+    shown = [cell for cell in first.cells[:4] if cell.cell_type == "code"]
+    assert "image/png" in shown[0].outputs[0].data
+    assert ".tune(" in shown[1].source
+    assert sum(cell.source.count("\n") + 1 for cell in first.cells[:4]) < 30
 
 
 def test_it_tells_nothing_of_the_machine(path: Path) -> None:

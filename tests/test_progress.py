@@ -388,3 +388,31 @@ def test_a_bar_that_stops_short_leaves_no_remnant_in_a_notebook() -> None:
         pass
     # what tqdm asks before it shows a bar as failed for good
     assert not (bar._bar.total and bar._bar.n < bar._bar.total)
+
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+LEFT = """\
+from qkit.progress import Bar, track
+list(track(range(3), "walking", unit="item"))
+with Bar("stopped short", 5, unit="lane") as bar:
+    bar.update(2)
+for step in track(range(3), "left early", unit="item"):
+    break
+print("done")"""
+
+
+@pytest.mark.slow
+def test_no_bar_stays_in_a_saved_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jupyter shows a saved bar as "Loading widget..." for ever: nothing of it is left in the cell's outputs."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipywidgets")
+    monkeypatch.delenv("QKIT_PROGRESS", raising=False)
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(LEFT)])
+    nbclient.NotebookClient(book, kernel_name="python3", timeout=120).execute()
+    outputs = book.cells[0].outputs
+    assert "".join(output.get("text", "") for output in outputs) == "done\n"
+    bundles = [output.data for output in outputs if "data" in output]
+    # a bar was shown, for each of the three
+    assert len(bundles) == 3
+    assert not any(WIDGET in data for data in bundles)
+    assert not any("".join(data.values()) for data in bundles)

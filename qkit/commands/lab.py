@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -38,7 +39,7 @@ def lab(
         option("--allow-root", panel=RUNNING, help="Start as root too, as in a container; JupyterLab refuses that otherwise."),
     ] = False,
 ) -> Outcome:
-    """Copy the notebooks into a folder of yours and open JupyterLab on it.
+    """Copy the notebooks into a folder of yours and open the first of them in JupyterLab.
 
     The copy is yours: notebooks that you have changed stay as they are, and those that you have not are brought up to date.
     JupyterLab and what the notebooks need are in an extra, lab.
@@ -74,6 +75,10 @@ def _require() -> None:
 def _start(folder: Path, *, browser: bool, port: int | None, allow_root: bool) -> int:
     """Run JupyterLab until it ends; Ctrl-C is its own business, it asks back."""
     arguments = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder.resolve()}"]
+    # the address that is said, and opened, is the first notebook's
+    first = min((path.name for path in folder.glob("01_*.ipynb")), default=None)
+    if first is not None:
+        arguments.append(f"--LabApp.default_url=/lab/tree/{quote(first)}")
     if not browser:
         arguments.append("--no-browser")
     if allow_root:

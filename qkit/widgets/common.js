@@ -30,8 +30,28 @@ export function guarded(el, work) {
   };
 }
 
+/** Keys that lists and handles answer. */
+const OWN_KEYS = new Set("ArrowLeft ArrowRight ArrowUp ArrowDown Home End PageUp PageDown".split(" "));
+
 /**
- * An element with attributes, properties that start with a dot, and children.
+ * Keeps these keys for an element that has the focus, or holds what has it. Notebook 7 looks for a shortcut before the element
+ * sees the key, and would go to another cell; the mark on the element tells it not to. Ctrl+S and the like stay the notebook's.
+ * @param {HTMLElement} node
+ */
+export function ownKeys(node) {
+  /** @param {KeyboardEvent} event */
+  const mark = (event) => {
+    const own = OWN_KEYS.has(event.key) && !event.ctrlKey && !event.metaKey && !event.altKey;
+    if (node.isConnected) node.toggleAttribute("data-lm-suppress-shortcuts", own);
+    else window.removeEventListener("keydown", mark, true);
+  };
+  node.addEventListener("focusin", () => window.addEventListener("keydown", mark, true));
+  node.addEventListener("focusout", () => window.removeEventListener("keydown", mark, true));
+}
+
+/**
+ * An element with attributes, properties that start with a dot, and children. One that is given a place in the order of
+ * tabs keeps the keys that it answers, see `ownKeys`.
  * @template {keyof HTMLElementTagNameMap} Tag
  * @param {Tag} tag
  * @param {Record<string, string | number | boolean>} attributes
@@ -43,6 +63,7 @@ export function make(tag, attributes = {}, ...children) {
     if (name.startsWith(".")) Object.assign(node, { [name.slice(1)]: value });
     else node.setAttribute(name, String(value));
   }
+  if ("tabindex" in attributes) ownKeys(node);
   node.append(...children);
   return node;
 }
@@ -191,22 +212,28 @@ export function numeric(value) {
 /**
  * Sends messages with a running number, at most `flying` of them unanswered; of those that wait, the last one wins. The
  * other side answers with the number. `leaving(seq)` is called for each that is sent.
+ *
+ * A release waits until all that was sent before it is answered: JupyterLab sends the first messages to the kernel's main thread
+ * and later ones to another, where they would be handled first, and a range that was let go would be held again.
  * @param {Pick<Model<object>, "send">} model
  * @param {(seq: number) => void} leaving
  */
 export function sender(model, leaving, flying = 4) {
   let sent = 0;
-  let answered = 0;
+  let newest = 0;
+  /** @type {Set<number>} */
+  const unanswered = new Set();
   /** @type {Omit<Gesture, "seq"> | null} */
   let waiting = null;
   /** @param {Omit<Gesture, "seq">} message */
   const send = (message) => {
-    if (sent - answered >= flying) {
+    if (unanswered.size >= (message.event === "release" ? 1 : flying)) {
       waiting = message;
       return;
     }
     waiting = null;
     sent += 1;
+    unanswered.add(sent);
     leaving(sent);
     model.send({ ...message, seq: sent });
   };
@@ -215,9 +242,10 @@ export function sender(model, leaving, flying = 4) {
    * @param {number} seq
    */
   const answer = (seq) => {
-    answered = Math.max(answered, seq);
+    unanswered.delete(seq);
+    newest = Math.max(newest, seq);
     if (waiting) send(waiting);
-    return answered === sent;
+    return newest === sent;
   };
   return { send, answer };
 }

@@ -1,5 +1,5 @@
 // Layers as a chart along the network's depth and as a table: sort, filter, choose.
-import { follow, guarded, make, watchKernel } from "./common.js";
+import { follow, guarded, make, ownKeys, watchKernel } from "./common.js";
 import { figure, layerPlot } from "./layer_plot.js";
 
 /** @import { LayerTable, Row, View } from "./types" */
@@ -205,6 +205,7 @@ export default {
       requestAnimationFrame(() => el.dispatchEvent(new CustomEvent("qkit-filled", { bubbles: true, detail: lines.length })));
     });
 
+    ownKeys(body);
     body.addEventListener("keydown", (event) => {
       const step = STEPS[event.key];
       if (step === undefined) return;

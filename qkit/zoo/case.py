@@ -13,6 +13,7 @@ from qkit.errors import DataError
 from qkit.execution.loading import batches
 
 if TYPE_CHECKING:
+    from qkit.execution.scores import Scores
     from qkit.figures.drawing import Picture
 
 
@@ -49,27 +50,62 @@ class Case:
     description: str
     remarks: tuple[str, ...] = ()
 
-    def plot(self, images: int = 8) -> Picture:
-        """The first evaluation images as the network is given them, with their classes and the range of their values."""
+    def plot(self, images: int = 8, *, scores: Scores | None = None) -> Picture:
+        """The first evaluation images as the network is given them, with their classes and the range of their values.
+
+        Parameters
+        ----------
+        scores
+            Of lanes on the evaluation images (``study.evaluate()``): the class that each lane chose stands below each image,
+            and a wrong one is marked.
+
+        Raises
+        ------
+        DataError
+            If there is no image, or the scores are of other images or of a metric that does not decide between classes.
+        """
         import matplotlib.style
         from matplotlib.figure import Figure
 
         from qkit.figures.drawing import DPI, WIDTH, Picture
-        from qkit.style import STYLE, short
+        from qkit.style import STYLE
         from qkit.zoo.picture import draw
 
         batch = next(iter(batches(self.evaluation)), None)
         if batch is None or images < 1:
             raise DataError("there is no evaluation image to show.")
         inputs, targets = batch.inputs[0][:images], batch.targets[:images]
-        names = [short(self.classes[int(target)], 16) for target in targets]
+        labels = [int(target) for target in targets]
+        answers = {} if scores is None else _answers(scores, labels)
+        names = [self._named(label) for label in labels]
+        said = {lane: [(self._named(each), each == label) for each, label in zip(chosen, labels, strict=True)]
+                for lane, chosen in answers.items()}  # fmt: skip
         with matplotlib.style.context(["default", STYLE]):
-            figure = Figure(figsize=(WIDTH, WIDTH / len(inputs) + 0.38), layout="constrained", facecolor="white", dpi=DPI)
-            draw(inputs, names, figure=figure)
-        return Picture(figure, f"{len(inputs)} evaluation images: {', '.join(names)}")
+            height = WIDTH / len(inputs) + 0.38 + 0.19 * len(said)
+            figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white", dpi=DPI)
+            draw(inputs, names, figure=figure, answers=said)
+        lanes = "".join(f"; {lane} says {', '.join(name for name, _ in each)}" for lane, each in said.items())
+        return Picture(figure, f"{len(inputs)} evaluation images: {', '.join(names)}{lanes}")
+
+    def _named(self, number: int) -> str:
+        from qkit.style import short
+
+        return short(self.classes[number], 16) if 0 <= number < len(self.classes) else str(number)
 
     def __repr__(self) -> str:
         score = "unknown" if self.expected is None else f"{self.expected:.2%}"
         model = self.model.name if isinstance(self.model, Path) else type(self.model).__name__
         count = len(self.classes)
         return f"Case({self.name!r}, {model}, {count} classes, expected top-1 {score})"
+
+
+def _answers(scores: Scores, labels: list[int]) -> dict[str, list[int]]:
+    """By lane, the classes that it chose for the first samples."""
+    chosen = {}
+    for lane, found in scores.samples.items():
+        if found.classes is None or found.labels is None:
+            raise DataError(f"{scores.metric} does not decide between classes, so no lane has an answer: use the metric top1.")
+        if found.labels[: len(labels)].tolist() != labels:
+            raise DataError("the scores are of other images: their labels differ. Give scores of this case's evaluation images.")
+        chosen[lane] = [int(each) for each in found.classes[: len(labels)]]
+    return chosen

@@ -134,6 +134,7 @@ def test_jupyterlab_is_started_on_the_copy(run: Run, source: Path, folder: Path,
     assert run("lab", "mine", "--no-browser", "--port", "9321")[0] == 0
     assert started[0][:3] == [sys.executable, "-m", "jupyterlab"]
     assert {f"--ServerApp.root_dir={folder / 'mine'}", "--no-browser", "--port=9321"} <= set(started[0])
+    assert "--LabApp.default_url=/lab/tree/01_one.ipynb" in started[0], "the first notebook opens by itself"
     code, _, warned = run("lab", "mine")
     assert code == 2
     assert re.search(r"\bJupyterLab\b.*\b3\b", warned)
@@ -162,6 +163,8 @@ def test_a_real_jupyterlab_serves_the_copy(folder: Path) -> None:
                 assert time.monotonic() < deadline
                 time.sleep(1)
         assert {path.name for path in notebooks.find().glob("*.ipynb")} <= names
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/?token=t", timeout=60) as answer:
+            assert answer.url.partition("?")[0].endswith("/lab/tree/01_is_it_quantization.ipynb"), "what is opened is the first"
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)

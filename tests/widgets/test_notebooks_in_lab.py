@@ -1,6 +1,6 @@
 """Notebooks in a real JupyterLab in a real Chromium: run as a whole, with live widgets and without errors on the page.
 
-By default the two with the most widgets; nbval runs the cells of all. With ``QKIT_NOTEBOOK_PICTURES=folder`` all ten, and the
+By default the two with the most widgets; nbval runs the cells of all. With ``QKIT_NOTEBOOK_PICTURES=folder`` all of them, and the
 whole page of each is saved there, to be looked at.
 """
 
