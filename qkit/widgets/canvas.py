@@ -11,12 +11,11 @@ import anywidget
 _HERE = Path(__file__).parent
 
 
-def es_module(name: str) -> str:
-    """The widget's ES module in one piece: `common.js`, then its own file, without the imports between them."""
-    parts = [(_HERE / f"{part}.js").read_text(encoding="utf-8") for part in ("common", name)]
-    common = re.sub(r"^export (?=(?:async )?function|const|class)", "", parts[0], flags=re.MULTILINE)
-    own = re.sub(r'^import \{[^}]*\} from "\./common\.js";\n', "", parts[1], flags=re.MULTILINE)
-    return common + "\n" + own
+def es_module(*names: str) -> str:
+    """The widget's ES module in one piece: `common.js`, then its own files, the view's last, without the imports between them."""
+    parts = [(_HERE / f"{part}.js").read_text(encoding="utf-8") for part in ("common", *names)]
+    whole = "\n".join(re.sub(r'^import \{[^}]*\} from "\./\w+\.js";\n', "", part, flags=re.MULTILINE) for part in parts)
+    return re.sub(r"^export (?=(?:async )?function|const|class)", "", whole, flags=re.MULTILINE)
 
 
 def style_sheet() -> str:

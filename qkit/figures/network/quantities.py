@@ -189,6 +189,25 @@ def paint(layout: Layout, network: Network, quantity: Quantity, values: Values |
     )
 
 
+def paint_pair(
+    layout: Layout, network: Network, quantity: Quantity, a: Values | None, b: Values | None, lanes: tuple[str, str]
+) -> tuple[Painted, Painted]:
+    """Two lanes on one scale, to stand side by side in each box; the texts have both."""
+    title = f"{quantity.name}: {lanes[0]} | {lanes[1]}"
+    if a is None or b is None:
+        none = paint(layout, network, quantity, None)
+        return (one := Painted(none.shares, none.texts, (), title, none.words)), one
+    scale = scale_of(quantity, a, b)
+    found = [of_boxes(layout, network, quantity, values) for values in (a, b)]
+    texts = tuple(_pair(quantity, x, y) for x, y in zip(*found, strict=True))
+    words = f"left half: {lanes[0]}, right half: {lanes[1]}"
+    first, second = (
+        Painted(tuple(None if v is None else scale.share(v) for v in of), texts, _ticks(quantity, scale), title, words)
+        for of in found
+    )
+    return first, second
+
+
 def paint_difference(
     layout: Layout, network: Network, quantity: Quantity, a: Values | None, b: Values | None, lanes: tuple[str, str]
 ) -> Painted:
@@ -203,12 +222,16 @@ def paint_difference(
     sign = -1.0 if quantity.low else 1.0  # positive is worse
     shares = tuple(None if d is None else max(min(sign * d / most, 1.0), -1.0) for d in apart)
     texts = tuple(
-        NOTHING if d is None else f"{quantity.words(x)} | {quantity.words(y)}"
+        NOTHING if d is None else f"{_signed(quantity.show(d))} ({_pair(quantity, x, y)})"
         for x, y, d in zip(ours, others, apart, strict=True)
     )
     better, worse = (quantity.words(-sign * most), quantity.words(sign * most))
     legend = ((-1.0, _signed(better)), (0.0, "equal"), (1.0, _signed(worse)))
     return Painted(shares, texts, legend, title, f"orange: {lanes[0]} is worse than {lanes[1]}; blue: better", signed=True)
+
+
+def _pair(quantity: Quantity, x: float | None, y: float | None) -> str:
+    return f"{NOTHING if x is None else quantity.show(x)} | {quantity.words(y)}"
 
 
 def _apart(a: Values, b: Values) -> list[float]:
