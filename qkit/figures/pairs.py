@@ -88,10 +88,8 @@ def channel_boxes(tap: TapCapture, lane: str | None = None, *, axis: int = 1, mo
     lane = lane or last_lane(tap)
     exact, rounded = tap["float"].values, tap[lane].values
     apart = (rounded.double() - exact.double()).cpu()
-    if apart.ndim > axis:
-        flat = apart.movedim(axis, 0).reshape(apart.shape[axis], -1).numpy()
-    else:
-        flat = apart.reshape(1, -1).numpy()
+    by_channel = apart.movedim(axis, 0) if apart.ndim > axis else apart[None]
+    flat = by_channel.reshape(len(by_channel), -1).numpy()
     power = np.square(flat).mean(1)
     order = np.argsort(-power, kind="stable")[:most]
     boxes = []

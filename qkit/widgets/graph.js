@@ -279,7 +279,7 @@ export default {
         // the innermost open block around the chosen box closes
         const i = number();
         const own = i < 0 ? -1 : boxes()[i].nodes[0];
-        const around = boxes().findLastIndex((box, j) => box.opened && j !== i && box.nodes.includes(own));
+        const around = boxes().reduce((last, box, j) => (box.opened && j !== i && box.nodes.includes(own) ? j : last), -1);
         if (around < 0) return;
         hold(around);
         model.set("selected", boxes()[around].key);
@@ -346,7 +346,11 @@ export default {
     const controls = guarded(el, () => {
       const by = model.get("figure");
       const figures = model.get("figures");
-      fill(figure, figures.map((f) => [f.key, f.name, f.tip]), by);
+      fill(
+        figure,
+        figures.map((f) => [f.key, f.name, f.tip]),
+        by,
+      );
       const lanes = model.get("lanes").map((name) => /** @type {[string, string, string]} */ ([name, name, ""]));
       fill(lane, lanes, model.get("lane"));
       fill(other, [["", "nothing", ""], ...lanes.filter(([name]) => name !== model.get("lane"))], model.get("other"));
@@ -367,11 +371,11 @@ export default {
     });
     const key = guarded(el, () => {
       const { title, words: said, signed, ticks } = model.get("legend");
-      const strip = make("canvas", { ".width": 160, ".height": 12, role: "img", "aria-label": `scale of ${title}` });
+      const strip = make("canvas", { ".width": 220, ".height": 12, role: "img", "aria-label": `scale of ${title}` });
       const c = contextOf(strip);
       const colours = board.colours();
-      for (let i = 0; i < 160; i += 1) {
-        const [colour, strength] = shade(signed ? i / 80 - 1 : i / 160, colours);
+      for (let i = 0; i < 220; i += 1) {
+        const [colour, strength] = shade(signed ? i / 110 - 1 : i / 220, colours);
         c.globalAlpha = strength;
         c.fillStyle = colour;
         c.fillRect(i, 0, 1, 12);
@@ -403,10 +407,14 @@ export default {
       board.redraw();
     });
     const beheld = guarded(el, () => {
-      const rows = model.get("facts").map(([name, text]) => make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, text)));
-      const open = model.get("actions").map(([action, text]) =>
-        press(text, `open in: ${text}`, () => ask({ event: "open", key: model.get("selected"), action })),
-      );
+      const rows = model
+        .get("facts")
+        .map(([name, text]) => make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, text)));
+      const open = model
+        .get("actions")
+        .map(([action, text]) =>
+          press(text, `open in: ${text}`, () => ask({ event: "open", key: model.get("selected"), action })),
+        );
       const pictures = model.get("pictures").map((svg) => {
         const box = make("div", { class: "qkit-graph-picture" });
         box.innerHTML = svg;

@@ -13,7 +13,9 @@ export const MAP = 74;
  */
 function brightness(colour) {
   const hex = /^#(..)(..)(..)/.exec(colour);
-  const parts = hex ? hex.slice(1).map((part) => Number.parseInt(part, 16)) : (colour.match(/[\d.]+/g) ?? [255, 255, 255]).map(Number);
+  const parts = hex
+    ? hex.slice(1).map((part) => Number.parseInt(part, 16))
+    : (colour.match(/[\d.]+/g) ?? [255, 255, 255]).map(Number);
   return (0.3 * parts[0] + 0.59 * parts[1] + 0.11 * parts[2]) / 255;
 }
 
@@ -72,8 +74,10 @@ function way(c, points) {
 export function compose(c, given) {
   c.font = "12px system-ui, sans-serif";
   const under = given.boxes.map((box, i) => {
-    const text = given.texts[i] ?? "";
-    return cut(c, box.block ? `${box.nodes.length} operations: ${text}` : text, box.place[2] - 18);
+    const [text, room] = [given.texts[i] ?? "", box.place[2] - 18];
+    // the figure comes first where there is no room for both
+    const longer = `${box.nodes.length} operations: ${text}`;
+    return box.block && c.measureText(longer).width <= room ? longer : cut(c, text, room);
   });
   c.font = "600 12px system-ui, sans-serif";
   const titles = given.boxes.map((box) => cut(c, box.title, box.place[2] - (box.block ? 34 : 18)));

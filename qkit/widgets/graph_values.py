@@ -106,6 +106,11 @@ class GraphValues:
                     done.append(partial(self.take_sensitivity, lane, study.sensitivity("only", lane=plan, progress=False)))
                 elif quantity == "gradient":
                     done.append(partial(self.take_ranking, lane, study.sensitivity("gradient", lane=plan, progress=False)))
-            return lambda: [keep() for keep in done] and None
+            return partial(_all, done)
 
         return run
+
+
+def _all(calls: Sequence[Callable[[], Any]]) -> None:
+    for call in calls:
+        call()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,6 @@ from qkit.errors import QkitError
 from qkit.execution.capture import Capture, TapCapture
 from qkit.execution.gradient import GradientRanking
 from qkit.execution.sensitivity import Sensitivity
-from qkit.figures import drawing as figures
-from qkit.figures import pairs
 from qkit.figures.network import drawing
 from qkit.figures.network.filling import network_of
 from qkit.figures.network.layout import Layout, layout
@@ -27,6 +24,7 @@ from qkit.figures.network.quantities import Painted, known, paint, paint_differe
 from qkit.quant.plan import Plan
 from qkit.style import number
 from qkit.widgets.graph_canvas import GraphCanvas
+from qkit.widgets.graph_details import block_facts, node_facts, value_pictures
 from qkit.widgets.graph_values import WORK, GraphValues
 from qkit.widgets.map_view import FeatureMaps
 from qkit.widgets.panel import Panel, shown
@@ -36,8 +34,6 @@ from qkit.widgets.work import Worker
 if TYPE_CHECKING:
     from qkit.study import Study
 
-#: Inches of the pictures beside the network.
-_WIDE, _TALL = 3.3, 2.6
 #: What can be opened, by action.
 ACTIONS = {"range": "tune range", "weight": "tune weight", "maps": "feature maps"}
 
@@ -165,8 +161,8 @@ class GraphView(Panel):
         """Open blocks, named by their module's path, with those around them; all where none is named."""
         for key in blocks:
             self._check_block(key)
-        inside = {key for key, block in self.network.blocks.items() if any(self._holds(key, other) for other in blocks)}
-        self._reopen(self._opened | inside | set(blocks) if blocks else frozenset(self.network.blocks))
+        around = {outer for key in blocks for outer in self.network.around(key)}
+        self._reopen(self._opened | around | set(blocks) if blocks else frozenset(self.network.blocks))
 
     def fold(self, *blocks: str) -> None:
         """Close blocks; all where none is named."""
@@ -182,17 +178,10 @@ class GraphView(Panel):
         GraphError, QkitError
             If there is none.
         """
-        if layer in self.network.blocks:
-            around = [key for key in self.network.blocks if self._holds(key, layer)]
-        else:
-            layer = layer if layer in self.network.number else self._origin.graph.operation(layer).name
-            around = list(self.network.around(layer))
-        self._reopen(self._opened | set(around))
+        if layer not in self.network.blocks and layer not in self.network.number:
+            layer = self._origin.graph.operation(layer).name
+        self._reopen(self._opened | set(self.network.around(layer)))
         self.selected = layer
-
-    def _holds(self, outer: str, inner: str) -> bool:
-        blocks = self.network.blocks
-        return outer != inner and set(blocks[inner].nodes) <= set(blocks[outer].nodes) and blocks[outer].depth < blocks[inner].depth
 
     def _check_block(self, key: str) -> None:
         if key not in self.network.blocks:
@@ -403,27 +392,11 @@ class GraphView(Panel):
         with canvas.hold_sync():
             canvas.facts, canvas.pictures, canvas.said, canvas.actions = [], [], "", []
             if name in self.network.number:
-                canvas.facts = self._facts((self.network.number[name],), self._node_facts(name))
+                canvas.facts = node_facts(self.values, self.quantities, name)
                 canvas.actions = [[action, ACTIONS[action]] for action in self.actions(name)]
                 self._draw_pictures(name)
             elif name in self.network.blocks:
-                nodes = self.network.blocks[name].nodes
-                canvas.facts = self._facts(nodes, [["block", name], ["operations", str(len(nodes))]])
-
-    def _node_facts(self, name: str) -> list[list[str]]:
-        node = self.network.nodes[self.network.number[name]]
-        rows = [["layer", name], ["kind", f"{node.kind}, {node.shape}" if node.shape else node.kind]]
-        rows += [["weight", node.weight]] if node.weight else []
-        return rows + ([["note", node.note]] if node.note else [])
-
-    def _facts(self, nodes: Sequence[int], rows: list[list[str]]) -> list[list[str]]:
-        names = [self.network.nodes[n].name for n in nodes]
-        for key, lane in sorted(self.values.known(), key=lambda place: list(self.quantities).index(place[0])):
-            quantity, values = self.quantities[key], self.values.get(key, lane)
-            figure = quantity.joined([values[n] for n in names if n in values]) if values is not None else None
-            if figure is not None:
-                rows.append([f"{quantity.name}{f', {lane}' if lane else ''}", quantity.words(figure)])
-        return rows
+                canvas.facts = block_facts(self.values, self.quantities, name)
 
     def _draw_pictures(self, name: str) -> None:
         capture, lane = self._capture_of(name), self.canvas.lane
@@ -434,17 +407,12 @@ class GraphView(Panel):
         axis = self._origin.graph.operation(name).channel_axis
         self.canvas.said = "drawing its values …"
 
-        def draw() -> list[str]:
-            tap = capture[name]
-            two = (partial(_density, tap, lane), partial(_boxes, tap, lane, axis))
-            return [figures.svg(function, width=_WIDE, height=_TALL) for function in two]
-
         def keep(found: list[str]) -> None:
             if self.selected == name:
                 with self.canvas.hold_sync():
                     self.canvas.pictures, self.canvas.said = found, ""
 
-        self._drawer.start("drawing", draw, keep)
+        self._drawer.start("drawing", lambda: value_pictures(capture[name], lane, axis), keep)
 
     # export
 
@@ -499,14 +467,6 @@ class GraphView(Panel):
         return f"{number(shown_boxes)} boxes of {number(len(self.network.nodes))} operations, by {self.painted.title}"
 
 
-def _density(tap: TapCapture, lane: str, *, ax: Any) -> Any:
-    return pairs.density(tap, lane, ax=ax)
-
-
-def _boxes(tap: TapCapture, lane: str, axis: int, *, ax: Any) -> Any:
-    return pairs.channel_boxes(tap, lane, axis=axis, most=12, ax=ax)
-
-
 def _lanes(
     study: Study, lanes: Sequence[str] | Mapping[str, Plan] | None, capture: Capture | None
 ) -> tuple[list[str], dict[str, Plan]]:
@@ -526,5 +486,3 @@ def _lanes(
     if study.narrow in names:
         plans.setdefault(study.narrow, study.lane(study.narrow))
     return names, plans
-
-

@@ -103,8 +103,10 @@ class Network:
         return {node.name: i for i, node in enumerate(self.nodes)}
 
     def around(self, name: str) -> tuple[str, ...]:
-        """Keys of the blocks that hold a node, the outermost first."""
-        return tuple(key for key, block in self.blocks.items() if self.number[name] in block.nodes)
+        """Keys of the blocks that hold a node or another block, the outermost first."""
+        inner = self.blocks.get(name)
+        first, depth = (self.number[name], len(self.nodes)) if inner is None else (inner.nodes[0], inner.depth)
+        return tuple(key for key, block in self.blocks.items() if first in block.nodes and block.depth < depth)
 
     def visible(self, opened: Collection[str]) -> Iterator[Block | int]:
         """Closed blocks and single nodes, in the order of execution."""

@@ -137,7 +137,8 @@ def _svg_box(box: Box, painted: Painted, k: int) -> Markup:
 
 
 def _under(box: Box, text: str) -> str:
-    return short(f"{len(box.nodes)} operations: {text}" if box.block else text, _LETTERS + 3)
+    longer = f"{len(box.nodes)} operations: {text}"
+    return longer if box.block and len(longer) <= _LETTERS + 3 else short(text, _LETTERS + 3)
 
 
 def _svg_edge(edge: Edge) -> Markup:

@@ -10,6 +10,7 @@ Equal input gives equal output: nothing is drawn at random, and ties keep the or
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -103,7 +104,7 @@ def _ranks(count: int, links: Sequence[Link], first: Sequence[int], last: Sequen
     if not first and not last and _is_chain(count, pairs):
         return _along(count, pairs)
     top, bottom = count, count + 1
-    stand_in = {box: top for box in first} | {box: bottom for box in last}
+    stand_in = dict.fromkeys(first, top) | dict.fromkeys(last, bottom)
     inner = [box for box in range(count) if box not in stand_in]
     below = [(stand_in.get(a, a), stand_in.get(b, b)) for a, b in pairs]
     # the frame's own: nothing above the first, nothing below the last
@@ -148,7 +149,7 @@ def _solve(
     *,
     integral: bool = False,
 ) -> np.ndarray:
-    """Values x with least cost, ``x[b] - x[a] >= least`` for pairs apart, and ``|x[a] + offset - x[b]|`` weighted for slanted ones."""
+    """Values x of the least cost, where pairs apart have ``x[b] - x[a] >= least``; slanted ones add ``|x[a] + offset - x[b]|``."""
     from scipy.optimize import linprog
     from scipy.sparse import coo_array
 
@@ -254,7 +255,7 @@ def _places(cells: _Cells, order: Sequence[Sequence[int]]) -> np.ndarray:
     """The middle of every cell from the left."""
     apart, least = [], []
     for layer in order:
-        for a, b in zip(layer, layer[1:], strict=False):
+        for a, b in itertools.pairwise(layer):
             apart.append((a, b))
             least.append((cells.widths[a] + cells.widths[b]) / 2 + ACROSS)
     slanted = [(a, b, out - into, cells.weight(a, b)) for a, b, out, into in cells.links]

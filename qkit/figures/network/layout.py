@@ -1,7 +1,7 @@
 """Where everything is: boxes of operations and closed blocks, frames of open ones, edges between them.
 
 An open block is laid out by itself and then takes its place as one large box, so that no two boxes can overlap, and what opens
-moves nothing inside the other blocks. An edge that enters or leaves an open block passes a gate in its frame, one for each tensor.
+moves nothing inside the other blocks. An edge that enters or leaves an open block passes a gate in its frame, one a tensor.
 """
 
 from __future__ import annotations

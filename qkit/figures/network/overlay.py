@@ -37,13 +37,10 @@ def overlay(quantity: Quantity, values: Values, *, name: str, tensors: Mapping[s
         for operation, value in values.items()
         if math.isfinite(value) and (tensors is None or operation in tensors)
     }
-    stops = (1.0, 0.0) if quantity.low else (0.0, 1.0)
-    gradient = sorted(({"stop": stop, "bgColor": _mixed(share)} for stop, share in zip(stops, (0.0, 1.0), strict=True)), key=_stop)
+    # stop 0 is the least value, whichever end of the scale that is
+    shares = (1.0, 0.0) if quantity.low else (0.0, 1.0)
+    gradient = [{"stop": stop, "bgColor": _mixed(share)} for stop, share in zip((0.0, 1.0), shares, strict=True)]
     return {"name": name, "results": results, "gradient": gradient}
-
-
-def _stop(item: Mapping[str, Any]) -> float:
-    return float(item["stop"])
 
 
 def _mixed(share: float) -> str:

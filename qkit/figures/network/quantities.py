@@ -59,7 +59,9 @@ class Quantity:
         known = [value for value in values if not math.isnan(value)]
         if not known:
             return None
-        return {"least": min, "greatest": max, "sum": sum}[self.join](known)
+        if self.join == "sum":
+            return sum(known)
+        return min(known) if self.join == "least" else max(known)
 
     def words(self, value: float | None) -> str:
         """A value with its unit."""
