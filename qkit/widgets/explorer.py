@@ -17,6 +17,7 @@ from qkit.figures.plots import depth
 from qkit.quant.memory import by_channel
 from qkit.quant.plan import Plan
 from qkit.style import MUTED, NOTHING, decibels, is_missing, number, share
+from qkit.widgets.graph_view import GraphView
 from qkit.widgets.layer_chart import Column, LayerTable, Line
 from qkit.widgets.map_view import FeatureMaps
 from qkit.widgets.numbers import facts
@@ -27,7 +28,7 @@ from qkit.widgets.tuner import Tuner
 if TYPE_CHECKING:
     from qkit.study import Study
 
-_VIEWS = ("range", "weights per channel", "feature maps")
+_VIEWS = ("range", "weights per channel", "feature maps", "graph")
 _CAPTURING = "capturing"
 _ROLES = ("wide", "narrow", "other")
 _SHAPES = ("circle", "square", "diamond")
@@ -67,6 +68,7 @@ class Explorer(Panel):
         self._weights = ipywidgets.VBox([self._weight_facts, self.strip, row(self._tune_weight)])
         self.maps = FeatureMaps(self.show_error)
         self._tuner: Tuner | None = None
+        self._graph: GraphView | None = None
         super().__init__(self.table, row(self._view, self._again), self._note, self._about, self._detail)
         ipywidgets.link((self, "selected"), (self.table, "selected"))
         self.observe(lambda _: self._chosen(), "selected")
@@ -116,6 +118,12 @@ class Explorer(Panel):
         self._measuring = True
         study, plan, count = self.study, self.plan, self._batches
         self.work(_CAPTURING, lambda: study.capture(batches=count, progress=False), lambda found: self._show(found, plan))
+
+    def wait(self, timeout: float = 600.0) -> None:
+        """Block until the work in the background is done, the graph's too."""
+        super().wait(timeout)
+        if self._graph is not None:
+            self._graph.wait(timeout)
 
     def _without_result(self) -> None:
         if self._measuring:
@@ -226,9 +234,11 @@ class Explorer(Panel):
                 *([["note", op.note]] if op.note else []),
             ]
         )
-        getattr(
-            self, {"range": "_show_range", "weights per channel": "_show_weights", "feature maps": "_show_maps"}[self._view.value]
-        )()
+        show = {
+            "range": self._show_range, "weights per channel": self._show_weights, "feature maps": self._show_maps,
+            "graph": self._show_graph,
+        }  # fmt: skip
+        show[self._view.value]()
 
     def _show_range(self) -> None:
         name = self._tunable(self.selected)
@@ -295,6 +305,29 @@ class Explorer(Panel):
                 self._detail.children = [self.maps]
 
         self.work("computing feature maps", lambda: capture[name], keep)
+
+    def _show_graph(self) -> None:
+        if self.capture is None:
+            self._say("The graph's colours come with the capture.")
+            return
+        if self._graph is None:
+            self._graph = GraphView(self._origin, capture=self.capture)
+            self._graph.observe(self._graph_chosen, "selected")
+            self._graph.on_open(self._graph_opened)
+        elif self.capture not in self._graph.values.captures.values():
+            self._graph.take(self.capture)
+        self._graph.select(self.selected)
+        self._detail.children = [self._graph]
+
+    @shown
+    def _graph_chosen(self, change: Any) -> None:
+        if change.new in {entry["name"] for entry in self.table.rows}:
+            self.selected = change.new
+
+    @shown
+    def _graph_opened(self, name: str, action: str) -> None:
+        self.select(name)
+        self._view.value = {"range": "range", "weight": "weights per channel", "maps": "feature maps"}[action]
 
     def _say(self, text: str) -> None:
         self._words.value = f'<span class="qkit-note">{text}</span>'

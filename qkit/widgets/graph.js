@@ -56,7 +56,7 @@ export default {
         "span",
         { class: "qkit-graph-group" },
         press("open all", "open every block", () => ask({ event: "level", key: "all" })),
-        press("some", "open as many blocks as fit at first", () => ask({ event: "level", key: "first" })),
+        press("as at first", "open as many levels of blocks as at first", () => ask({ event: "level", key: "first" })),
         press("close all", "close every block", () => ask({ event: "level", key: "none" })),
       ),
       make(

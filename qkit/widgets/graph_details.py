@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qkit.widgets.graph_values import GraphValues
 
 #: Inches of a picture.
-_WIDE, _TALL = 3.3, 2.6
+_WIDE, _TALL = 3.3, 2.1
 #: Channels that fit one.
 _CHANNELS = 12
 

@@ -114,3 +114,30 @@ class GraphValues:
 def _all(calls: Sequence[Callable[[], Any]]) -> None:
     for call in calls:
         call()
+
+
+def lanes_of(
+    study: Study, lanes: Sequence[str] | Mapping[str, Plan] | None, capture: Capture | None
+) -> tuple[list[str], dict[str, Plan]]:
+    """Names of the lanes, and the plans that are known; by default what was captured, else 16 bits and the study's own lane.
+
+    Raises
+    ------
+    QkitError
+        If there is none beside float.
+    """
+    plans: dict[str, Plan] = {} if capture is None else dict(capture.plans)
+    if isinstance(lanes, Mapping):
+        plans |= lanes
+        names = list(lanes)
+    elif lanes is not None:
+        names = [lanes] if isinstance(lanes, str) else list(lanes)
+    else:
+        names = list(plans) or ["int16", study.narrow]
+    names = list(dict.fromkeys([*names, *plans]))
+    names = [name for name in names if name != "float"]
+    if not names:
+        raise QkitError("there is nothing to compare with float: name a lane, such as lanes=('int8',).")
+    if study.narrow in names:
+        plans.setdefault(study.narrow, study.lane(study.narrow))
+    return names, plans

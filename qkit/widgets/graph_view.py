@@ -25,7 +25,7 @@ from qkit.quant.plan import Plan
 from qkit.style import number
 from qkit.widgets.graph_canvas import GraphCanvas
 from qkit.widgets.graph_details import block_facts, node_facts, value_pictures
-from qkit.widgets.graph_values import WORK, GraphValues
+from qkit.widgets.graph_values import WORK, GraphValues, lanes_of
 from qkit.widgets.map_view import FeatureMaps
 from qkit.widgets.panel import Panel, shown
 from qkit.widgets.tuner import Tuner
@@ -79,21 +79,16 @@ class GraphView(Panel):
         self.network = network_of(study.graph)
         self.quantities = quantities(study.metric.units)
         known(figure, self.quantities)
-        names, plans = _lanes(study, lanes, capture)
+        names, plans = lanes_of(study, lanes, capture)
         self.values = GraphValues(study, self.network, names, plans, batches)
-        if capture is not None:
-            self.values.take_capture(capture)
-        own = study.narrow if study.narrow in names else names[-1]
-        if sensitivity is not None:
-            self.values.take_sensitivity(own, sensitivity)
-        if ranking is not None:
-            self.values.take_ranking(own, ranking)
+        self._own = study.narrow if study.narrow in names else names[-1]
+        self._keep(capture, sensitivity, ranking)
         self._opened = self.network.first_view()
         self._places: Layout = layout(self.network, self._opened)
         self._openers: list[Callable[[str, str], Any]] = []
         self._tuner: Tuner | None = None
         self._maps: FeatureMaps | None = None
-        self.canvas = GraphCanvas(figure=figure, lane=own)
+        self.canvas = GraphCanvas(figure=figure, lane=self._own)
         self.canvas.show_network(self.network)
         self.canvas.show_choices(self.quantities, names)
         self._detail = ipywidgets.VBox()
@@ -275,6 +270,27 @@ class GraphView(Panel):
         if quantity in ("propagated", "local") and not self.values.captures:
             lanes = [*self.values.lanes]  # one pass gives all of them
         self.work(WORK.get(quantity, "planning"), self.values.measuring(quantity, lanes), self._measured)
+
+    def take(
+        self,
+        capture: Capture | None = None,
+        *,
+        sensitivity: Sensitivity | None = None,
+        ranking: GradientRanking | None = None,
+    ) -> None:
+        """Show what was measured elsewhere: a capture, or what `study.sensitivity` gave for the study's own lane."""
+        self._check_open()
+        self._keep(capture, sensitivity, ranking)
+        self._laid_out()
+        self._show_chosen()
+
+    def _keep(self, capture: Capture | None, sensitivity: Sensitivity | None, ranking: GradientRanking | None) -> None:
+        if capture is not None:
+            self.values.take_capture(capture)
+        if sensitivity is not None:
+            self.values.take_sensitivity(self._own, sensitivity)
+        if ranking is not None:
+            self.values.take_ranking(self._own, ranking)
 
     def _measured(self, keep: Callable[[], None]) -> None:
         keep()
@@ -465,24 +481,3 @@ class GraphView(Panel):
         """How many boxes it shows of how many operations, and what colours them."""
         shown_boxes = sum(not box.opened for box in self._places.boxes)
         return f"{number(shown_boxes)} boxes of {number(len(self.network.nodes))} operations, by {self.painted.title}"
-
-
-def _lanes(
-    study: Study, lanes: Sequence[str] | Mapping[str, Plan] | None, capture: Capture | None
-) -> tuple[list[str], dict[str, Plan]]:
-    """Names of the lanes and the plans that are known."""
-    plans: dict[str, Plan] = {} if capture is None else dict(capture.plans)
-    if isinstance(lanes, Mapping):
-        plans |= lanes
-        names = list(lanes)
-    elif lanes is not None:
-        names = [lanes] if isinstance(lanes, str) else list(lanes)
-    else:
-        names = list(plans) or ["int16", study.narrow]
-    names = list(dict.fromkeys([*names, *plans]))
-    names = [name for name in names if name != "float"]
-    if not names:
-        raise QkitError("there is nothing to compare with float: name a lane, such as lanes=('int8',).")
-    if study.narrow in names:
-        plans.setdefault(study.narrow, study.lane(study.narrow))
-    return names, plans

@@ -190,11 +190,12 @@ def draw(layout: Layout, painted: Painted, *, ax: Axes, aspect: float = 2.4, fon
                     )  # fmt: skip
         for edge in layout.edges:
             if edge.points[0][1] < bottom and edge.points[-1][1] > top:
-                inside = [(x + move[0], min(max(y, top), bottom) + move[1]) for x, y in edge.points]
-                ax.plot(*zip(*inside, strict=True), color=MUTED, lw=0.9 if edge.skip else 0.6, zorder=2)
+                moved = [(x + move[0], y + move[1]) for x, y in edge.points]
+                (line,) = ax.plot(*zip(*moved, strict=True), color=MUTED, lw=0.9 if edge.skip else 0.6, zorder=2)
+                line.set_clip_path(Rectangle((move[0] - _EDGE, 0), wide, bottom - top, transform=ax.transData))
     ax.set_xlim(-_EDGE, len(cut) * wide - _GUTTER + _EDGE)
     ax.set_ylim(max(bottom - top for top, bottom in cut) + _EDGE, -_EDGE)
     ax.set_aspect("equal")
     ax.set_axis_off()
-    ax.set_title(f"{painted.title} ({painted.words})", fontsize=8, loc="left")
+    ax.set_title(f"{painted.title}: {painted.words}", fontsize=8, loc="left")
     return ax

@@ -149,7 +149,7 @@ def _solve(
     *,
     integral: bool = False,
 ) -> np.ndarray:
-    """Values x of the least cost, where pairs apart have ``x[b] - x[a] >= least``; slanted ones add ``|x[a] + offset - x[b]|``."""
+    """Values x of the least cost, where pairs apart have ``x[b] - x[a] >= least``; slanted ones add ``|x[a] + o - x[b]|``."""
     from scipy.optimize import linprog
     from scipy.sparse import coo_array
 
