@@ -90,6 +90,7 @@ def from_dict(data: Any) -> Report:
         treatment=_figures(data["treatment"]),
         mixed=_figures(data["mixed"]),
         engines=tuple(_figures(data["engines"])),
+        network=tuple(data["network"]),
     )
 
 
@@ -148,6 +149,9 @@ def _agree(data: dict[str, Any]) -> None:
             if columns is not None and found != columns:
                 raise QkitError(f"{part}/{name} has other columns than the entries before it; {_AGAIN}.")
             columns = found
+    for number, operation in enumerate(data["network"]):
+        if any(source >= number for source in operation["inputs"]):
+            raise QkitError(f"network/{operation['name']} reads an operation that does not come before it; {_AGAIN}.")
     if data["per_sample"] is not None:
         for lane in lanes:
             scores = data["per_sample"].get(lane)

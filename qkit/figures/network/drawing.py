@@ -21,8 +21,8 @@ _GUTTER, _EDGE = 34.0, 6.0
 #: Letters that fit a box.
 _LETTERS = 25
 _FEW = 0.06
-#: How strong the strongest colour is: ink has to stay readable on it.
-_STRONGEST = 0.75
+#: How strong the strongest colour is, on paper and on a dark page: ink has to stay readable on it.
+_STRONGEST, _STRONGEST_IN_THE_DARK = 0.75, 0.5
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,24 @@ SVG_RULES = f"""\
 .network .better {{ fill: var(--qkit-wide); }}
 .network .way {{ fill: none; stroke: var(--qkit-muted); }}
 .network .skip {{ stroke-width: 1.6; }}
-.network {{ max-width: 100%; height: auto; --qkit-strongest: {_STRONGEST}; }}"""
+.network {{ max-width: 100%; height: auto; --qkit-strongest: {_STRONGEST}; }}
+@media screen and (prefers-color-scheme: dark) {{ .network {{ --qkit-strongest: {_STRONGEST_IN_THE_DARK}; }} }}"""
+
+
+def key(painted: Painted) -> Markup:
+    """The legend as HTML: a square of each colour and what it stands for."""
+    square = Markup(
+        '<span class="key"><svg class="network" viewBox="0 0 12 12" width="12" height="12" aria-hidden="true">'
+        '<rect class="box" x="0.5" y="0.5" width="11" height="11"/>{}</svg> {}</span> '
+    )
+    place = Markup('x="0.5" y="0.5" width="11" height="11"')
+    return Markup("").join(square.format(_filled(share, place), text) for share, text in painted.legend)
+
+
+def _filled(share: float, place: Markup) -> Markup:
+    return Markup('<rect class="{}" rx="4" {} style="fill-opacity:calc(var(--qkit-strongest)*{:.3f})"/>').format(
+        "better" if share < 0 else "worse", place, _FEW + (1 - _FEW) * abs(share)
+    )
 
 
 def _within(box: Box, top: float, bottom: float) -> bool:
@@ -123,11 +140,7 @@ def _svg_box(box: Box, painted: Painted, k: int) -> Markup:
         head = Markup('<text class="kind" x="{}" y="{}">{}</text>').format(_n(box.left + 10), _n(box.top + 16), box.title)
         return Markup('<g>{}<rect class="frame" rx="6" {}/>{}</g>').format(title, place, head)
     share = painted.shares[k]
-    fill = Markup("")
-    if share is not None:
-        fill = Markup('<rect class="{}" rx="4" {} style="fill-opacity:calc(var(--qkit-strongest)*{:.3f})"/>').format(
-            "better" if share < 0 else "worse", place, _FEW + (1 - _FEW) * abs(share)
-        )
+    fill = Markup("") if share is None else _filled(share, place)
     looks = f"box{' several' if box.block else ''}{' none' if share is None else ''}"
     words = Markup('<text x="{}" y="{}">{}</text><text class="value" x="{}" y="{}">{}</text>').format(
         _n(box.left + 9), _n(box.top + 19), short(box.title, _LETTERS),

@@ -14,6 +14,7 @@ import pandas as pd
 from qkit.diagnosis.candidates import OUTSIDE
 from qkit.errors import QkitError
 from qkit.figures import entries
+from qkit.figures.network.filling import network_of
 from qkit.report.contents import facts, reproducing, samples, shown_maps
 from qkit.report.contents import worst as worst_layers
 from qkit.report.contents.facts import WIDE
@@ -91,6 +92,8 @@ class Report:
         Findings on the model, as :meth:`qkit.linting.Lint.to_dict` gives them; `settings` says why there are none.
     maps
         Feature maps of one image by tap; None unless asked for.
+    network
+        The operations in the order of execution: ``name``, ``kind``, and ``inputs``, numbers of those that each reads.
     treatment, mixed, engines
         What post-training calibration did, what the search for mixed precision found, and engines against the simulation.
     """
@@ -124,6 +127,7 @@ class Report:
     mixed: dict[str, Any] | None = None
     engines: tuple[dict[str, Any], ...] = ()
     command: str = ""
+    network: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """What strict JSON can hold: infinities as "inf" and "-inf", missing figures as None; frames by row name."""
@@ -154,6 +158,7 @@ class Report:
             "layer_samples": self.layer_samples,
             "layers": frame_dict(self.layers),
             "weights": frame_dict(self.weights),
+            "network": plain(self.network),
             "sensitivity": None if self.sensitivity is None else frame_dict(self.sensitivity),
             "worst": plain(self.worst),
             "maps": plain(self.maps),
@@ -312,6 +317,7 @@ def make(
         mixed=None if mixed is None else mixed.to_dict(),
         engines=tuple(facts.engine_of(comparison) for comparison in compared),
         command=reproducing.command(study, options, diagnosis) if command is None else facts.without_folders(command),
+        network=tuple({"name": node.name, "kind": node.kind, "inputs": list(node.inputs)} for node in network_of(graph).nodes),
     )
 
 
