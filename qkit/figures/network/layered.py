@@ -109,14 +109,11 @@ def _ranks(count: int, links: Sequence[Link], first: Sequence[int], last: Sequen
     below = [(stand_in.get(a, a), stand_in.get(b, b)) for a, b in pairs]
     # the frame's own: nothing above the first, nothing below the last
     bounds = [(top, box) for box in inner if first] + [(box, bottom) for box in inner if last]
-    cost = np.zeros(count + 2)
+    # what no link holds is at the top, so that there is always an answer
+    cost = np.full(count + 2, 1e-6)
     for a, b in below:
         cost[a] -= 1.0
         cost[b] += 1.0
-    if last:
-        cost[bottom] += 1e-3
-    if first:
-        cost[top] -= 1e-3
     answer = _solve(cost, [*below, *bounds], np.ones(len(below) + len(bounds)), integral=True)
     found = [round(float(answer[stand_in.get(box, box)])) for box in range(count)]
     least = min(found)

@@ -17,6 +17,10 @@ from qkit.style import units_of
 __all__ = ["SVG_RULES", "NetworkPicture", "picture"]
 
 
+#: How much wider than high: as the page is.
+_ASPECT = 2.4
+
+
 @dataclass(frozen=True)
 class NetworkPicture:
     """The drawing, its legend, and the sentence that goes with it."""
@@ -39,7 +43,7 @@ def picture(report: Report) -> NetworkPicture | None:
     closed = sum(box.block and not box.opened for box in places.boxes)
     said = f"{len(network.nodes)} operations{f', {closed} blocks of them closed' if closed else ''}. Lines are tensors, from top "
     said += f"to bottom and column by column. Colour: {quantity.name} in {report.narrow}; {painted.words}."
-    return NetworkPicture(svg(places, painted, label=f"{report.model['name']}"), key(painted), said)
+    return NetworkPicture(svg(places, painted, aspect=_ASPECT, label=str(report.model["name"])), key(painted), said)
 
 
 def _losses(report: Report) -> Values | None:
