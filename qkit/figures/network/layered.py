@@ -262,7 +262,7 @@ def _places(cells: _Cells, order: Sequence[Sequence[int]]) -> np.ndarray:
     else:
         middle = _solve(np.full(count, 1e-6), apart, np.array(least), slanted)
     left = min(float(middle[i]) - cells.widths[i] / 2 for i in range(count))
-    return np.round(middle - left, 3)
+    return np.round(middle - left, 6)
 
 
 def _level(sizes: Sequence[tuple[float, float]], links: Sequence[Link], cells: _Cells, middle: np.ndarray) -> Level:
