@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from studies import gesture, small_study
 
-from qkit.widgets import CalibrationPanel, Explorer, Tuner, canvas
+from qkit.widgets import CalibrationPanel, Explorer, GraphView, Tuner, canvas
 from qkit.widgets.canvas import Canvas
 from qkit.widgets.code import CodeBox
+from qkit.widgets.graph_canvas import GraphCanvas
 from qkit.widgets.layer_chart import LayerTable
 from qkit.widgets.map_view import FeatureMaps, MapPlot
 from qkit.widgets.panel import Frame
@@ -103,20 +104,25 @@ def canvases() -> Iterator[dict[str, list[Canvas]]]:
     unmeasured = LayerTable()
     unmeasured.show([], {}, {})
     maps.show(capture["stem"], 1)
+    graph = GraphView(study, capture=capture)
+    graph.selected = "depthwise"
+    graph.wait()
+    graph.colour("local", "int8", against="int16", beside=True)
     tuner.strip.show(np.array([-1.0, -2.0]), np.array([1.0, 3.0]), None)
     tables = [measured.table, calibration.table, unmeasured]
     yield {
         "CodeBox": [CodeBox(), tuner._code],
         "LayerTable": [LayerTable(), *tables],
+        "GraphCanvas": [GraphCanvas(), graph.canvas],
         "MapPlot": [MapPlot(), maps.plot],
         "RangePlot": [RangePlot(), tuner.plot],
         "ChannelStrip": [ChannelStrip(), tuner.strip],
     }
-    for each in (tuner, measured, calibration, maps):
+    for each in (tuner, measured, calibration, maps, graph):
         each.close()
 
 
-@pytest.mark.parametrize("name", ["CodeBox", "LayerTable", "MapPlot", "RangePlot", "ChannelStrip"])
+@pytest.mark.parametrize("name", ["CodeBox", "GraphCanvas", "LayerTable", "MapPlot", "RangePlot", "ChannelStrip"])
 def test_traits_are_of_the_types_that_the_page_expects(name: str, canvases: dict[str, list[Canvas]]) -> None:
     for made in canvases[name]:
         assert type(made).__name__ == name
@@ -134,6 +140,8 @@ def test_the_canvases_are_filled(canvases: dict[str, list[Canvas]]) -> None:
         assert table.rows
         assert table.charts
     assert canvases["MapPlot"][1].scales
+    graph = canvases["GraphCanvas"][1]
+    assert all((graph.boxes, graph.edges, graph.shares, graph.facts, graph.pictures, graph.actions, graph.legend["ticks"]))
 
 
 @pytest.mark.parametrize(("end", "reply"), [("hi", "Figures"), ("middle", "Refused")])
