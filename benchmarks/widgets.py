@@ -65,7 +65,9 @@ pictured = network.capture(progress=False)
 
 #: Keeps the last picture of a network that was drawn, and when.
 LISTEN = """(() => { window.drawn = [];
-    document.addEventListener('qkit-graph-painted', (e) => { window.graph = e.detail; window.drawn.push(performance.now()); }); })()"""
+    document.addEventListener('qkit-graph-painted', (e) => {
+        window.graph = e.detail;
+        window.drawn.push(performance.now()); }); })()"""
 SECONDS = 2.0
 
 
@@ -253,7 +255,7 @@ def _release(shown: Page, share: float) -> float:
 
 
 def _frames(shown: Page, what: str) -> float:
-    """Frames a second of the network's picture while the mouse drags it at 60 Hz over its whole length, or zooms with the wheel."""
+    """Frames a second of the network's picture while the mouse drags it at 60 Hz, or the wheel zooms."""
     place = shown.run(
         """(() => { const node = document.querySelector('.qkit-graph-plot canvas'); node.scrollIntoView({block: 'center'});
         node.focus(); const r = node.getBoundingClientRect(); return [r.x + r.width / 3, r.y + r.height / 2, r.height]; })()"""
@@ -304,6 +306,7 @@ def _open(shown: Page, cell: int, ready: str) -> float:
     return float(
         shown.run(
             f"""(async () => {{ const panel = jupyterapp.shell.currentWidget; panel.content.activeCellIndex = {cell};
+            window.graph = null;
             const start = performance.now();
             jupyterapp.commands.execute('notebook:run-cell');
             for (;;) {{ await new Promise(requestAnimationFrame);

@@ -74,7 +74,7 @@ def test_places_by_gradient_follow_the_ranking(study: Study) -> None:
     ranking = study.sensitivity("gradient", progress=False)
     places = gradient_values(ranking, study.graph)
     assert sorted(places.values()) == list(range(1, len(places) + 1))
-    cost = {name: 0.0 for name in places}
+    cost = dict.fromkeys(places, 0.0)
     for tensor, costs in ranking.costs.items():
         cost[study.graph.operation(tensor).name] += float(costs.mean())
     assert max(cost, key=cost.__getitem__) == min(places, key=places.__getitem__)

@@ -109,7 +109,7 @@ def test_boxes_are_apart_and_links_go_down(drawn: tuple[int, Edges], sizes: list
 def test_boxes_of_a_layer_keep_their_distance() -> None:
     found = arrange([(100.0, 40.0), (60.0, 40.0), (80.0, 40.0), (100.0, 40.0)], [Link(0, b, tensor=0) for b in (1, 2)]
                     + [Link(a, 3, tensor=a) for a in (1, 2)])  # fmt: skip
-    ends = sorted(((found.left[i], found.left[i] + (60.0, 80.0)[i - 1]) for i in (1, 2)))
+    ends = sorted((found.left[i], found.left[i] + (60.0, 80.0)[i - 1]) for i in (1, 2))
     assert ends[1][0] - ends[0][1] == pytest.approx(ACROSS)
     assert found.top[1] - (found.top[0] + 40.0) == pytest.approx(DOWN)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 
 from qkit.figures.network.layout import Box, Edge, Layout
 from qkit.figures.network.quantities import Painted
@@ -21,6 +22,8 @@ _GUTTER, _EDGE = 34.0, 6.0
 #: Letters that fit a box.
 _LETTERS = 25
 _FEW = 0.06
+#: Points of letters that can still be read.
+_LEAST_FONT = 3.0
 #: How strong the strongest colour is, on paper and on a dark page: ink has to stay readable on it.
 _STRONGEST, _STRONGEST_IN_THE_DARK = 0.75, 0.5
 
@@ -170,45 +173,49 @@ def _n(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
-def draw(layout: Layout, painted: Painted, *, ax: Axes, aspect: float = 2.4, font: float = 6.0) -> Axes:
-    """The same into axes, for where no page is."""
-    from matplotlib.patches import FancyBboxPatch, Rectangle
+def draw(layout: Layout, painted: Painted, *, ax: Axes, aspect: float = 2.4) -> Axes:
+    """The same into axes, for where no page is; letters are left out where they would be too small to read."""
+    from matplotlib.collections import LineCollection, PatchCollection
+    from matplotlib.patches import Rectangle
 
     cut = columns(layout, column_count(layout, aspect))
-    wide = layout.width + _GUTTER
+    wide, tall = layout.width + _GUTTER, max(bottom - top for top, bottom in cut)
+    span = (-_EDGE, len(cut) * wide - _GUTTER + _EDGE)
+    figure: Any = ax.figure
+    inches = figure.get_size_inches() * [ax.get_position().width, ax.get_position().height]
+    font = min(72 * min(inches[0] / (span[1] - span[0]), inches[1] / (tall + 2 * _EDGE)) * 14.0, 7.0)
+    frames, boxes, fills = [], [], []
     for i, (top, bottom) in enumerate(cut):
-        move = i * wide, -top
+        across = i * wide
         for k, box in enumerate(layout.boxes):
             if box.opened and _within(box, top, bottom):
                 y, end = max(box.top, top), min(box.top + box.height, bottom)
-                ax.add_patch(
-                    Rectangle((box.left + move[0], y + move[1]), box.width, end - y, fill=False, ec=LINES, lw=0.6, zorder=1)
-                )
+                frames.append(Rectangle((box.left + across, y - top), box.width, end - y))
             elif not box.opened and cut.of(box.top) == i:
-                share = painted.shares[k]
-                place = (box.left + move[0], box.top + move[1])
-                colour = "none" if share is None else WIDE_COLOUR if share < 0 else NARROW_COLOUR
-                look: dict[str, Any] = {"boxstyle": "round,pad=0,rounding_size=4", "ec": MUTED, "lw": 0.6}
-                ax.add_patch(FancyBboxPatch(place, box.width, box.height, fc="white", zorder=3, **look))
-                ax.add_patch(
-                    FancyBboxPatch(
-                        place, box.width, box.height, fc=colour, zorder=3,
-                        alpha=_STRONGEST * (_FEW + (1 - _FEW) * abs(share or 0.0)), **look,
-                    )
-                )  # fmt: skip
+                boxes.append(Rectangle((box.left + across, box.top - top), box.width, box.height))
+                fills.append(_fill(painted.shares[k]))
                 for y, text, weight in ((15, short(box.title, _LETTERS), "bold"), (33, _under(box, painted.texts[k]), "normal")):
-                    ax.text(
-                        place[0] + 7, place[1] + y, text, fontsize=font, fontweight=weight, color=INK, va="center", zorder=4,
-                        clip_on=True,
-                    )  # fmt: skip
-        for edge in layout.edges:
-            if edge.points[0][1] < bottom and edge.points[-1][1] > top:
-                moved = [(x + move[0], y + move[1]) for x, y in edge.points]
-                (line,) = ax.plot(*zip(*moved, strict=True), color=MUTED, lw=0.9 if edge.skip else 0.6, zorder=2)
-                line.set_clip_path(Rectangle((move[0] - _EDGE, 0), wide, bottom - top, transform=ax.transData))
-    ax.set_xlim(-_EDGE, len(cut) * wide - _GUTTER + _EDGE)
-    ax.set_ylim(max(bottom - top for top, bottom in cut) + _EDGE, -_EDGE)
+                    if font >= _LEAST_FONT:
+                        place = box.left + across + 7, box.top - top + y
+                        ax.text(*place, text, fontsize=font, fontweight=weight, color=INK, va="center", zorder=4)
+        inside = [edge for edge in layout.edges if edge.points[0][1] < bottom and edge.points[-1][1] > top]
+        lines = LineCollection([[(x + across, y - top) for x, y in edge.points] for edge in inside], colors=MUTED, zorder=2)
+        lines.set_linewidth([0.9 if edge.skip else 0.6 for edge in inside])
+        ax.add_collection(lines, autolim=False)
+        lines.set_clip_path(Rectangle((across - _EDGE, 0), wide, bottom - top, transform=ax.transData))
+    ax.add_collection(PatchCollection(frames, facecolor="none", edgecolor=LINES, lw=0.6, zorder=1), autolim=False)
+    ax.add_collection(PatchCollection(boxes, facecolor=fills, edgecolor=MUTED, lw=0.6, zorder=3), autolim=False)
+    ax.set_xlim(*span)
+    ax.set_ylim(tall + _EDGE, -_EDGE)
     ax.set_aspect("equal")
     ax.set_axis_off()
     ax.set_title(f"{painted.title}: {painted.words}", fontsize=8, loc="left")
     return ax
+
+
+def _fill(share: float | None) -> tuple[float, ...]:
+    """A box's colour on paper, without what is behind it: lines end under the box."""
+    if share is None:
+        return (1.0, 1.0, 1.0)
+    strength = _STRONGEST * (_FEW + (1 - _FEW) * abs(share))
+    return tuple(1 - strength + strength * part for part in to_rgb(WIDE_COLOUR if share < 0 else NARROW_COLOUR))

@@ -10,10 +10,11 @@ Equal input gives equal output: nothing is drawn at random, and ties keep the or
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -91,6 +92,16 @@ def arrange(
     """
     if not sizes:
         return Level((), (), (), (), 0.0, 0.0)
+    # networks repeat their blocks: what differs between two like ones are the numbers of their tensors
+    tensors: dict[int, int] = {}
+    alike = [replace(link, tensor=tensors.setdefault(link.tensor, len(tensors))) for link in links]
+    return _arranged(tuple(sizes), tuple(alike), tuple(first), tuple(last))
+
+
+@functools.lru_cache(maxsize=512)
+def _arranged(
+    sizes: tuple[tuple[float, float], ...], links: tuple[Link, ...], first: tuple[int, ...], last: tuple[int, ...]
+) -> Level:
     ranks = _ranks(len(sizes), links, first, last)
     cells = _cells(sizes, links, ranks)
     order = _order(cells)
