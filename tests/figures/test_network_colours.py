@@ -208,3 +208,16 @@ def test_tensors_of_an_onnx_file_are_what_the_overlay_names(tmp_path: Path) -> N
     results = overlay(QUANTITIES["propagated"], values, name="qkit")["results"]
     assert set(results) <= tensors
     assert len(results) == 3
+
+
+@pytest.mark.slow
+def test_tensors_of_an_exported_file_are_what_the_overlay_names(study: Study, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    written = study.export(tmp_path / "net.onnx")
+    values = captured_values(study.capture(progress=False).table(), "int8", "propagated")
+    called = {tap: stored.tensor for tap, stored in written.taps.items()}
+    results = overlay(QUANTITIES["propagated"], values, name="qkit", tensors=called)["results"]
+    model = onnx.load(written.path)
+    made = {name for node in model.graph.node for name in node.output} | {value.name for value in model.graph.input}
+    assert set(results) <= made
+    assert len(results) == len(set(called) & {tap for tap, value in values.items() if math.isfinite(value)})
