@@ -84,7 +84,7 @@ def pictured(book: Notebook, name: str) -> None:
         book.page.wait_for_function(_LIKE, arg=_CHOSEN[theme])
         if folder:
             book.page.wait_for_timeout(900)
-            book.page.locator(".qkit-panel").first.screenshot(path=Path(folder) / f"{name}-{theme}.png")
+            book.page.locator(".qkit-graph").screenshot(path=Path(folder) / f"{name}-{theme}.png")
 
 
 def test_click_opens_blocks_and_chooses_layers(notebook: Open) -> None:
@@ -106,10 +106,10 @@ def test_click_opens_blocks_and_chooses_layers(notebook: Open) -> None:
     click(book, page, plot, "features.2.conv.1.0")
     book.until("view.selected == 'features.2.conv.1.0' and len(view.canvas.pictures) == 2")
     expect(page.locator(".qkit-graph-picture svg")).to_have_count(2)
+    pictured(book, "graph")
     page.get_by_role("button", name="tune weight").click()
     book.until("view.tuner.tensor == 'features.2.conv.1.0.weight'")
     expect(page.locator(".qkit-handle").first).to_be_visible()
-    pictured(book, "graph")
 
 
 @pytest.mark.slow
