@@ -11,11 +11,26 @@ import anywidget
 _HERE = Path(__file__).parent
 
 
-def es_module(*names: str) -> str:
-    """The widget's ES module in one piece: `common.js`, then its own files, the view's last, without the imports between them."""
-    parts = [(_HERE / f"{part}.js").read_text(encoding="utf-8") for part in ("common", *names)]
-    whole = "\n".join(re.sub(r'^import \{[^}]*\} from "\./\w+\.js";\n', "", part, flags=re.MULTILINE) for part in parts)
+#: An import of one of the other files here; the name is its stem.
+_IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.js";\n', re.MULTILINE)
+
+
+def es_module(name: str) -> str:
+    """The widget's ES module in one piece: `common.js`, what its own file imports, then that file, without the imports."""
+    parts: dict[str, str] = {}
+    _collect("common", parts)
+    _collect(name, parts)
+    whole = "\n".join(_IMPORT.sub("", part) for part in parts.values())
     return re.sub(r"^export (?=(?:async )?function|const|class)", "", whole, flags=re.MULTILINE)
+
+
+def _collect(name: str, parts: dict[str, str]) -> None:
+    """Texts by file, each after those that it imports."""
+    text = (_HERE / f"{name}.js").read_text(encoding="utf-8")
+    for other in _IMPORT.findall(text):
+        if other not in parts:
+            _collect(other, parts)
+    parts[name] = text
 
 
 def style_sheet() -> str:

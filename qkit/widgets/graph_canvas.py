@@ -16,7 +16,7 @@ from qkit.widgets.canvas import Canvas, es_module
 class GraphCanvas(Canvas):
     """Draws what it is given; what is to open, close or be measured it asks of Python by messages."""
 
-    _esm = es_module("graph_view", "graph_paint", "graph")
+    _esm = es_module("graph")
     boxes: Any = traitlets.List([]).tag(sync=True)
     edges: Any = traitlets.List([]).tag(sync=True)
     size: Any = traitlets.List([0.0, 0.0]).tag(sync=True)

@@ -25,6 +25,7 @@ from qkit.progress import track
 from qkit.widgets import CalibrationPanel, Explorer, Guide, Tuner, panel, work
 from qkit.widgets.canvas import Canvas, es_module, style_sheet
 from qkit.widgets.code import CodeBox
+from qkit.widgets.graph_canvas import GraphCanvas
 from qkit.widgets.layer_chart import LayerTable
 from qkit.widgets.map_view import FeatureMaps, MapPlot
 from qkit.widgets.panel import Frame, Panel, shown
@@ -33,7 +34,9 @@ from qkit.widgets.strip import ChannelStrip
 
 PNG = b"\x89PNG\r\n\x1a\n"
 VIEW = "application/vnd.jupyter.widget-view+json"
-MODULES = sorted(path.stem for path in Path(panel.__file__).parent.glob("*.js") if path.stem != "common")
+SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in Path(panel.__file__).parent.glob("*.js")}
+#: Files that are a widget's; the others are parts of them.
+MODULES = sorted(name for name, text in SOURCES.items() if "export default" in text)
 
 
 class Probe(Panel):
@@ -287,7 +290,7 @@ def test_the_kit_without_widgets_imports_no_front_end() -> None:
     assert not {"anywidget", "ipywidgets", "IPython", "qkit.widgets"} & set(found)
 
 
-@pytest.mark.parametrize("ask", ["tune", "explore", "calibration_panel", "guide"])
+@pytest.mark.parametrize("ask", ["tune", "explore", "graph_view", "calibration_panel", "guide"])
 def test_without_the_extra_a_widget_says_how_to_install_it(ask: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("qkit.widgets")]:
         monkeypatch.delitem(sys.modules, name)
@@ -297,7 +300,10 @@ def test_without_the_extra_a_widget_says_how_to_install_it(ask: str, monkeypatch
 
 
 def test_there_are_modules() -> None:
-    assert {"code", "frame", "layers", "maps", "range", "strip"} <= set(MODULES)
+    assert {"code", "frame", "graph", "layers", "maps", "range", "strip"} <= set(MODULES)
+    for part in set(SOURCES) - set(MODULES):
+        head = SOURCES[part].partition("\n")[0]
+        assert any(head in es_module(name) for name in MODULES), f"{part}.js is in no module"
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -316,7 +322,7 @@ def test_a_module_is_in_one_piece(name: str, tmp_path: Path) -> None:
 
 
 def test_every_canvas_has_a_module_of_its_own_and_the_one_style_sheet() -> None:
-    kinds = [CodeBox, Frame, LayerTable, MapPlot, RangePlot, ChannelStrip]
+    kinds = [CodeBox, Frame, GraphCanvas, LayerTable, MapPlot, RangePlot, ChannelStrip]
     assert {kind()._esm for kind in kinds} == {es_module(name) for name in MODULES}
     assert {kind()._css for kind in kinds} == {style_sheet()}
     assert ".qkit-error" in style_sheet()
