@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from qkit.mixed import Mixed
     from qkit.ptq import Treatment
     from qkit.report import Report
-    from qkit.widgets import CalibrationPanel, Explorer, Guide, Tuner
+    from qkit.widgets import CalibrationPanel, Explorer, GraphView, Guide, Tuner
 
 logger = logging.getLogger(__name__)
 
@@ -838,6 +838,23 @@ class Study:
         from qkit.widgets import Explorer
 
         return Explorer(self, capture=capture, batches=batches, sensitivity=sensitivity)
+
+    def graph_view(
+        self,
+        *,
+        lanes: Lanes | None = None,
+        capture: Capture | None = None,
+        sensitivity: Sensitivity | None = None,
+        ranking: GradientRanking | None = None,
+        figure: str = "propagated",
+        batches: int | None = 1,
+    ) -> GraphView:
+        """A widget with a picture of the network, coloured by errors, losses or costs. See :class:`qkit.widgets.GraphView`."""
+        from qkit.widgets import GraphView
+
+        return GraphView(
+            self, lanes=lanes, capture=capture, sensitivity=sensitivity, ranking=ranking, figure=figure, batches=batches
+        )
 
     def calibration_panel(self, *, batches: int | None = None) -> CalibrationPanel:
         """A widget to choose how ranges are estimated, and to compare. See :class:`qkit.widgets.CalibrationPanel`."""

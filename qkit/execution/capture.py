@@ -435,6 +435,20 @@ class Capture(Closeable):
         found = image_maps(self[tap], image, self.graph.operation(tap).channel_axis)
         return feature_maps(found, f"feature maps of {tap}, image {image}", channels=channels)
 
+    def scatter(self, tensor: str, *, lane: str | None = None) -> Picture:
+        """A lane's values of a tap or weight over float's, as a density; the last lane where none is named."""
+        from qkit.figures.pairs import density_picture
+
+        return density_picture(self[tensor], lane)
+
+    def boxes(self, tensor: str, *, lane: str | None = None) -> Picture:
+        """A lane's errors of a tap or weight as box plots by channel, the largest first; the last lane where none is named."""
+        from qkit.figures.pairs import channel_picture
+
+        op = self.graph.operation(tensor)
+        axis = (op.weight_axis or 0) if tensor == op.weight and op.name != tensor else op.channel_axis
+        return channel_picture(self[tensor], lane, axis)
+
     def to_dict(self) -> dict[str, Any]:
         """The table as plain numbers: tap, then column group, then column."""
         table = self.table()

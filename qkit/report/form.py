@@ -427,6 +427,14 @@ class Weight(Form):
     __pydantic_extra__: dict[str, LaneWeight]
 
 
+class Operation(Form):
+    """An operation of the folded network."""
+
+    name: str
+    kind: str
+    inputs: list[Count] = Field(description="Numbers of the operations that it reads, all before it.")
+
+
 class Sensitivity(Columns):
     """A layer quantized alone, in units of the score."""
 
@@ -545,6 +553,7 @@ class Document(Form, extra="forbid", title="qkit degradation report"):
     layer_samples: Count = Field(description="Samples that the figures of layers and weights are measured on.")
     layers: dict[str, Layer] = Field(description="A row per tap, in execution order.")
     weights: dict[str, Weight] = Field(description="A row per weight.")
+    network: list[Operation] = optional("The operations in the order of execution.")
     sensitivity: dict[str, Sensitivity] | None = Field(
         description="Each layer quantized alone, the greatest loss first; null where it was not measured."
     )

@@ -91,6 +91,7 @@ def from_dict(data: Any) -> Report:
         mixed=_figures(data["mixed"]),
         engines=tuple(_figures(data["engines"])),
         names=data.get("names", {}),
+        network=tuple(data.get("network", ())),
     )
 
 
@@ -149,6 +150,9 @@ def _agree(data: dict[str, Any]) -> None:
             if columns is not None and found != columns:
                 raise QkitError(f"{part}/{name} has other columns than the entries before it; {_AGAIN}.")
             columns = found
+    for number, operation in enumerate(data["network"]):
+        if any(source >= number for source in operation["inputs"]):
+            raise QkitError(f"network/{operation['name']} reads an operation that does not come before it; {_AGAIN}.")
     if data["per_sample"] is not None:
         for lane in lanes:
             scores = data["per_sample"].get(lane)

@@ -12,7 +12,8 @@ except ImportError as error:
 
 from qkit.widgets.calibration_panel import CalibrationPanel
 from qkit.widgets.explorer import Explorer
+from qkit.widgets.graph_view import GraphView
 from qkit.widgets.guide import Guide
 from qkit.widgets.tuner import Tuner
 
-__all__ = ["CalibrationPanel", "Explorer", "Guide", "Tuner"]
+__all__ = ["CalibrationPanel", "Explorer", "GraphView", "Guide", "Tuner"]

@@ -115,6 +115,8 @@ export function surface(el, parent, height, draw) {
   parent.append(canvas);
   let frame = 0;
   let drawn = "";
+  /** @type {Set<() => void>} */
+  const callbacks = new Set();
   const paint = guarded(el, () => {
     frame = 0;
     const width = canvas.clientWidth;
@@ -127,8 +129,10 @@ export function surface(el, parent, height, draw) {
     context.clearRect(0, 0, width, height);
     context.font = "12px var(--jp-ui-font-family, system-ui, sans-serif)".replace(/var\([^,]*,\s*(.*)\)/, "$1");
     const colours = palette(el);
+    const was = drawn;
     drawn = JSON.stringify(colours);
     draw(context, width, height, colours);
+    if (was !== drawn) for (const callback of callbacks) callback();
   });
   const redraw = () => {
     if (!frame) frame = requestAnimationFrame(paint);
@@ -147,7 +151,15 @@ export function surface(el, parent, height, draw) {
     themed.disconnect();
     clearInterval(looking);
   };
-  return { canvas, redraw, destroy };
+  /**
+   * Calls back whenever it was drawn in other colours than before; returns what undoes that.
+   * @param {() => void} callback
+   */
+  const onTheme = (callback) => {
+    callbacks.add(callback);
+    return () => callbacks.delete(callback);
+  };
+  return { canvas, redraw, destroy, onTheme, colours: () => palette(el) };
 }
 
 /**

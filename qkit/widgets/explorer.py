@@ -19,6 +19,7 @@ from qkit.execution.sensitivity import Sensitivity
 from qkit.figures.plots import depth
 from qkit.quant.plan import Plan
 from qkit.style import BAD, MUTED
+from qkit.widgets.graph_view import GraphView
 from qkit.widgets.layer_chart import LayerTable
 from qkit.widgets.layer_detail import WeightView, layer_words, split_words
 from qkit.widgets.layer_figures import show_figures, show_structure
@@ -31,7 +32,7 @@ from qkit.widgets.work import Worker
 if TYPE_CHECKING:
     from qkit.study import Study
 
-_VIEWS = ("range", "weights per channel", "feature maps")
+_VIEWS = ("range", "weights per channel", "feature maps", "graph")
 _CAPTURING = "capturing"
 _ESTIMATING, _MEASURING = "estimating each layer's loss", "measuring each layer alone"
 
@@ -83,6 +84,7 @@ class Explorer(Panel):
         self._reports: dict[str, tuple[str, float | None]] = {}
         self._ranker = Worker(partial(self._reported, "loss"), self._not_ranked, lambda _: self._not_ranked(None))
         self._tuner: Tuner | None = None
+        self._graph: GraphView | None = None
         self._build()
         super().__init__(self._panes)
         # what is waited for is said above what waits for it
@@ -186,6 +188,8 @@ class Explorer(Panel):
         """Block until the work in the background is done, as in a script or a notebook that is run as a whole."""
         super().wait(timeout)
         self._ranker.wait(timeout)
+        if self._graph is not None:
+            self._graph.wait(timeout)
 
     def cancel(self) -> None:
         """Stop what runs in the background."""
@@ -327,7 +331,10 @@ class Explorer(Panel):
             self._tensor.value = fault if fault in dict(options).values() else options[-1][1]
         self._setting = False
         self._tensor.layout.display = "" if self._view.value == "range" and len(options) > 1 else "none"
-        show = {"range": self._show_range, "weights per channel": self._show_weights, "feature maps": self._show_maps}
+        show = {
+            "range": self._show_range, "weights per channel": self._show_weights, "feature maps": self._show_maps,
+            "graph": self._show_graph,
+        }  # fmt: skip
         show[self._view.value]()
 
     def _fault(self, layer: str) -> str | None:
@@ -379,6 +386,29 @@ class Explorer(Panel):
                 self._detail.children = [self.maps]
 
         self.work("computing feature maps", lambda: capture[name], keep)
+
+    def _show_graph(self) -> None:
+        if self.capture is None:
+            self._say("The graph's colours come with the capture.")
+            return
+        if self._graph is None:
+            self._graph = GraphView(self._origin, capture=self.capture)
+            self._graph.observe(self._graph_chosen, "selected")
+            self._graph.on_open(self._graph_opened)
+        elif self.capture not in self._graph.values.captures.values():
+            self._graph.take(self.capture)
+        self._graph.select(self.selected)
+        self._detail.children = [self._graph]
+
+    @shown
+    def _graph_chosen(self, change: Any) -> None:
+        if change.new in {entry["name"] for entry in self.table.rows}:
+            self.selected = change.new
+
+    @shown
+    def _graph_opened(self, name: str, action: str) -> None:
+        self.select(name)
+        self._view.value = {"range": "range", "weight": "weights per channel", "maps": "feature maps"}[action]
 
     def _say(self, text: str) -> None:
         self._words.value = f'<span class="qkit-note">{text}</span>'

@@ -12,7 +12,7 @@ export interface Model<Traits> {
   get<Name extends keyof Traits>(name: Name): Traits[Name];
   set<Name extends keyof Traits>(name: Name, value: Traits[Name]): void;
   save_changes(): void;
-  send(message: Gesture | Action): void;
+  send(message: Gesture | Action | GraphWish): void;
   on(event: `change:${string}` | "comm_live_update", callback: () => void): void;
   on(event: "msg:custom", callback: (message: Reply) => void): void;
   off(event: `change:${string}` | "comm_live_update", callback: () => void): void;
@@ -96,6 +96,30 @@ export interface Stepper {
   step: number;
 }
 
+export interface GraphCanvas {
+  boxes: GraphBox[];
+  edges: GraphEdge[];
+  size: [number, number];
+  nodes: [string, string, string][];
+  shares: (number | null)[][];
+  texts: string[];
+  legend: GraphLegend;
+  figures: GraphFigure[];
+  figure: string;
+  lanes: string[];
+  lane: string;
+  other: string;
+  beside: boolean;
+  missing: string;
+  doing: string;
+  done: number | null;
+  selected: string;
+  facts: [string, string][];
+  pictures: string[];
+  said: string;
+  actions: [string, string][];
+}
+
 // what the traits hold
 
 export type StepState = "here" | "seen" | "applied" | "open";
@@ -103,6 +127,38 @@ export type StepState = "here" | "seen" | "applied" | "open";
 export interface Step {
   title: string;
   part: string;
+}
+
+export interface GraphBox {
+  key: string;
+  title: string;
+  place: [number, number, number, number];
+  nodes: number[];
+  block: boolean;
+  opened: boolean;
+  depth: number;
+  after: number[];
+}
+
+export interface GraphEdge {
+  points: number[];
+  skip: boolean;
+  arrow: boolean;
+  tensor: number;
+}
+
+export interface GraphLegend {
+  title: string;
+  words: string;
+  signed: boolean;
+  ticks: [number, string][];
+}
+
+export interface GraphFigure {
+  key: string;
+  name: string;
+  tip: string;
+  by_lane: boolean;
 }
 
 export interface Column {
@@ -193,6 +249,12 @@ export type Action =
   | { event: "channel"; value: number }
   | { event: "logarithmic" | "zoomed"; value: boolean };
 
+export interface GraphWish {
+  event: "toggle" | "reveal" | "level" | "measure" | "cancel" | "open";
+  key?: string;
+  action?: string;
+}
+
 export interface Gesture {
   event: "drag" | "release";
   end: End;
@@ -235,6 +297,13 @@ export interface Channels {
 }
 
 export type End = "lo" | "hi";
+
+/** Where the network's picture is seen from: its corner on the screen, and how large a unit is. */
+export interface Window {
+  x: number;
+  y: number;
+  k: number;
+}
 
 /** The colours of common.css by their names there. */
 export type Colour = "ink" | "muted" | "lines" | "page" | "wide" | "narrow" | "other" | "bad" | "good" | "mark";

@@ -24,7 +24,7 @@ from qkit.report.text.captions import sentences
 from qkit.report.text.terms import GLOSSARY
 
 SECTIONS = [
-    "scores", "depth", "sensitivity", "worst", "layers", "weights", "lint", "plan", "remarks", "about", "reproduce", "terms",
+    "scores", "depth", "network", "sensitivity", "worst", "layers", "weights", "lint", "plan", "remarks", "about", "reproduce", "terms",
 ]  # fmt: skip
 
 

@@ -36,8 +36,8 @@ def test_schema_is_one_of_2020_12_and_every_part_is_described():
     jsonschema.Draft202012Validator.check_schema(schema())
     rules = schema()
     assert rules["$schema"].endswith("2020-12/schema")
-    # names came later than the form's version, and reports without it are read
-    assert set(rules["properties"]) - set(rules["required"]) == {"names"}
+    # these came later than the form's version, and reports without it are read
+    assert set(rules["properties"]) - set(rules["required"]) == {"names", "network"}
     assert all("description" in rule for rule in rules["properties"].values() if "$ref" not in rule)
     assert all(name in json.dumps(rules) for name in rules["$defs"])
 

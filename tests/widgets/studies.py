@@ -33,7 +33,7 @@ def kept(panel: P) -> P:
 def settle() -> None:
     """No work is left running for the next test."""
     for each in _open:
-        for panel in (each, getattr(each, "_tuner", None)):
+        for panel in (each, getattr(each, "_tuner", None), getattr(each, "_graph", None)):
             if panel is not None:
                 panel.cancel()
                 panel.wait()

@@ -24,6 +24,7 @@ from qkit import MissingExtra, PlanError, QkitError
 from qkit.progress import track
 from qkit.widgets import CalibrationPanel, Explorer, Guide, Tuner, live, panel, work
 from qkit.widgets.canvas import Canvas, es_module, style_sheet
+from qkit.widgets.graph_canvas import GraphCanvas
 from qkit.widgets.layer_chart import LayerTable
 from qkit.widgets.live import Live
 from qkit.widgets.map_view import FeatureMaps, MapPlot
@@ -34,10 +35,9 @@ from qkit.widgets.tuner_page import TunerPage
 
 PNG = b"\x89PNG\r\n\x1a\n"
 VIEW = "application/vnd.jupyter.widget-view+json"
-#: Those that a widget is drawn by, not those that they share.
-MODULES = sorted(
-    path.stem for path in Path(panel.__file__).parent.glob("*.js") if "export default" in path.read_text(encoding="utf-8")
-)
+SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in Path(panel.__file__).parent.glob("*.js")}
+#: Files that are a widget's; the others are parts of them.
+MODULES = sorted(name for name, text in SOURCES.items() if "export default" in text)
 
 
 class Probe(Panel):
@@ -291,7 +291,7 @@ def test_the_kit_without_widgets_imports_no_front_end() -> None:
     assert not {"anywidget", "ipywidgets", "IPython", "qkit.widgets"} & set(found)
 
 
-@pytest.mark.parametrize("ask", ["tune", "explore", "calibration_panel", "guide"])
+@pytest.mark.parametrize("ask", ["tune", "explore", "graph_view", "calibration_panel", "guide"])
 def test_without_the_extra_a_widget_says_how_to_install_it(ask: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("qkit.widgets")]:
         monkeypatch.delitem(sys.modules, name)
@@ -301,7 +301,10 @@ def test_without_the_extra_a_widget_says_how_to_install_it(ask: str, monkeypatch
 
 
 def test_there_are_modules() -> None:
-    assert set(MODULES) == {"frame", "layers", "maps", "strip", "tuner"}
+    assert set(MODULES) == {"frame", "graph", "layers", "maps", "stepper", "strip", "tuner"}
+    for part in set(SOURCES) - set(MODULES):
+        head = SOURCES[part].partition("\n")[0]
+        assert any(head in es_module(name) for name in MODULES), f"{part}.js is in no module"
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -320,7 +323,7 @@ def test_a_module_is_in_one_piece(name: str, tmp_path: Path) -> None:
 
 
 def test_every_canvas_has_a_module_of_its_own_and_the_one_style_sheet() -> None:
-    kinds = [Frame, LayerTable, MapPlot, TunerPage, ChannelStrip, Stepper]
+    kinds = [Frame, GraphCanvas, LayerTable, MapPlot, TunerPage, ChannelStrip, Stepper]
     assert {kind()._esm for kind in kinds} == {es_module(name) for name in MODULES}
     assert {kind()._css for kind in kinds} == {style_sheet()}
     assert ".qkit-error" in style_sheet()

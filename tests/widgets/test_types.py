@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from studies import gesture, ruined_diagnosis, ruined_study, small_study
 
-from qkit.widgets import CalibrationPanel, Explorer, Guide, Tuner, canvas
+from qkit.widgets import CalibrationPanel, Explorer, GraphView, Guide, Tuner, canvas
 from qkit.widgets.canvas import Canvas
+from qkit.widgets.graph_canvas import GraphCanvas
 from qkit.widgets.layer_chart import LayerTable
 from qkit.widgets.map_view import FeatureMaps, MapPlot
 from qkit.widgets.panel import Frame
@@ -105,22 +106,27 @@ def canvases() -> Iterator[dict[str, list[Canvas]]]:
     unmeasured = LayerTable()
     unmeasured.show([], {}, {})
     maps.show(capture["stem"], 1)
+    graph = GraphView(study, capture=capture)
+    graph.selected = "depthwise"
+    graph.wait()
+    graph.colour("local", "int8", against="int16", beside=True)
     measured.strip.show(np.array([-1.0, -2.0]), np.array([1.0, 3.0]), None)
     tables = [measured.table, calibration.table, unmeasured]
     guide = Guide(ruined_study(), ruined_diagnosis())
     guide.step = 2
     yield {
         "LayerTable": [LayerTable(), *tables],
+        "GraphCanvas": [GraphCanvas(), graph.canvas],
         "MapPlot": [MapPlot(), maps.plot],
         "Tuner": [fresh, tuner, several],
         "ChannelStrip": [ChannelStrip(), measured.strip],
         "Stepper": [Stepper(), guide.stepper],
     }
-    for each in (fresh, tuner, several, measured, calibration, maps, guide):
+    for each in (fresh, tuner, several, measured, calibration, maps, guide, graph):
         each.close()
 
 
-@pytest.mark.parametrize("name", ["LayerTable", "MapPlot", "Tuner", "ChannelStrip", "Stepper"])
+@pytest.mark.parametrize("name", ["GraphCanvas", "LayerTable", "MapPlot", "Tuner", "ChannelStrip", "Stepper"])
 def test_traits_are_of_the_types_that_the_page_expects(name: str, canvases: dict[str, list[Canvas]]) -> None:
     for made in canvases[name]:
         assert type(made).__name__ == name
@@ -142,6 +148,8 @@ def test_the_canvases_are_filled(canvases: dict[str, list[Canvas]]) -> None:
         assert table.rows
         assert table.charts
     assert canvases["MapPlot"][1].scales
+    graph = canvases["GraphCanvas"][1]
+    assert all((graph.boxes, graph.edges, graph.shares, graph.facts, graph.pictures, graph.actions, graph.legend["ticks"]))
 
 
 @pytest.mark.parametrize(("end", "reply"), [("hi", "Figures"), ("middle", "Refused")])

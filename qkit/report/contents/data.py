@@ -16,6 +16,7 @@ from qkit.diagnosis.candidates import OUTSIDE
 from qkit.engines.tidl import layer_names
 from qkit.errors import QkitError
 from qkit.figures import entries
+from qkit.figures.network.filling import network_of
 from qkit.report.contents import facts, reproducing, samples, shown_maps
 from qkit.report.contents import worst as worst_layers
 from qkit.report.contents.facts import WIDE
@@ -95,6 +96,8 @@ class Report:
         Feature maps of one image by tap; None unless asked for.
     names
         By tap, what else it is called: ``node`` in the ONNX file, ``target`` in the layer map. Empty where neither is known.
+    network
+        The operations in the order of execution: ``name``, ``kind``, and ``inputs``, numbers of those that each reads.
     treatment, mixed, engines
         What post-training calibration did, what the search for mixed precision found, and engines against the simulation.
     """
@@ -129,6 +132,7 @@ class Report:
     engines: tuple[dict[str, Any], ...] = ()
     command: str = ""
     names: dict[str, dict[str, str]] = field(default_factory=dict)
+    network: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """What strict JSON can hold: infinities as "inf" and "-inf", missing figures as None; frames by row name."""
@@ -159,6 +163,7 @@ class Report:
             "layer_samples": self.layer_samples,
             "layers": frame_dict(self.layers),
             "weights": frame_dict(self.weights),
+            "network": plain(self.network),
             "sensitivity": None if self.sensitivity is None else frame_dict(self.sensitivity),
             "worst": plain(self.worst),
             "names": plain(self.names),
@@ -323,6 +328,7 @@ def make(
         engines=tuple(facts.engine_of(comparison) for comparison in compared),
         command=reproducing.command(study, options, diagnosis) if command is None else facts.without_folders(command),
         names=facts.names_of(graph, at_target),
+        network=tuple({"name": node.name, "kind": node.kind, "inputs": list(node.inputs)} for node in network_of(graph).nodes),
     )
 
 

@@ -11,6 +11,8 @@ from qkit.card import BAR_STYLE, Bar, bars
 from qkit.figures.tensors import channels_caption, histogram_caption, maps_caption
 from qkit.report.contents.data import Report
 from qkit.report.page.chart import chart
+from qkit.report.page.network import SVG_RULES
+from qkit.report.page.network import picture as network_picture
 from qkit.report.page.pictures import all_pictures
 from qkit.report.text import sections, tables
 from qkit.report.text.captions import sentences
@@ -65,6 +67,8 @@ def render(report: Report) -> str:
         bar_style=BAR_STYLE,
         sections=[(anchor, head) for anchor, head, there in _sections(report) if there],
         chart=chart(report),
+        network=network_picture(report),
+        network_rules=SVG_RULES,
         tried=sections.tried(report),
         treatment=sections.treatment(report),
         mixed=sections.mixed(report),
@@ -98,6 +102,7 @@ def _sections(report: Report) -> list[tuple[str, str, bool]]:
         ("scores", "Scores", True),
         ("diagnosis", "Diagnosis", report.diagnosis is not None),
         ("depth", "Layer by layer", True),
+        ("network", "Network", bool(report.network)),
         ("sensitivity", "Sensitivity", True),
         ("worst", "Worst layers", True),
         ("treatment", "Post-training calibration", report.treatment is not None),
