@@ -213,7 +213,8 @@ export default {
       event.stopPropagation();
       const at = visible.findIndex((i) => lines[i] === document.activeElement);
       const to = visible[Math.min(Math.max(at + step, 0), visible.length - 1)];
-      lines[to].focus();
+      // the browser would scroll sideways too, away from the column that one sorts by
+      lines[to].focus({ preventScroll: true });
       choose(model.get("rows")[to].name);
     });
     chart.addEventListener("change", () => {

@@ -271,7 +271,7 @@ def test_explorer(notebook: Open) -> None:
     page.get_by_label("filter by name or kind").fill("")
 
     # the keyboard walks through the rows, and the layer goes along
-    rows.first.click()
+    rows.first.locator("td").first.click()
     book.until(f"explorer.selected == {worst[0]!r}")
     rows.first.focus()
     page.keyboard.press("ArrowDown")
@@ -279,9 +279,9 @@ def test_explorer(notebook: Open) -> None:
     expect(page.locator(".qkit-rows tr[aria-selected=true]")).to_contain_text(worst[1])
     page.get_by_role("button", name="activation", exact=True).click()
     book.until(f"explorer.tuner.tensor == {worst[1]!r}")
-    page.keyboard.press("Escape")
-    rows.first.click()
+    rows.first.locator("td").first.click()
     book.until(f"explorer.tuner.tensor == {worst[0] + '.weight'!r}")
+    expect(page.locator("th[data-head='int8 local']")).to_be_in_viewport(ratio=1)
     pictured(book, "explorer")
 
     page.get_by_role("button", name="weights per channel").click()
@@ -534,6 +534,7 @@ def test_widths(notebook: Open, width: int) -> None:
         "capture = study.capture(progress=False)\nexplorer = study.explore(capture)\nexplorer",
         "panel = study.calibration_panel()\npanel",
         width=width,
+        height=1900,
     )
     page = book.page
     page.locator(".qkit-rows tbody tr").first.wait_for()

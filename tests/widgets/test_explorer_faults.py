@@ -12,7 +12,7 @@ from studies import fresh_study, kept, nothing_runs, small_study
 
 from qkit import QkitError, Study, zoo
 from qkit.execution.capture import Capture
-from qkit.execution.faults import local_parts
+from qkit.execution.faults import local_parts, tensor_at_fault
 from qkit.style import decibels, plain
 from qkit.widgets import Explorer
 
@@ -50,7 +50,7 @@ def test_the_error_is_split_into_weight_and_activation() -> None:
 
 def hostile(scheme: str = "int8-per-tensor") -> Study:
     case = zoo.load("mobilenet_v2_hostile")
-    few = [(x[:2], y[:2]) for x, y in [next(iter(case.evaluation))]]
+    few = [(x[:4], y[:4]) for x, y in [next(iter(case.evaluation))]]
     made = Study(case.model, few, few, metric="top1", scheme=scheme)
     made.calibrate("minmax", progress=False)
     return made
@@ -67,16 +67,26 @@ def test_the_hostile_weight_is_opened_and_not_its_activation() -> None:
     assert made.losses.dearest == made.selected == layer, "and by what it costs"
     assert made.tuner.tensor == f"{layer}.weight"
     assert [name for _, name in made._tensor.options] == [f"{layer}.weight", layer]
-    made._tensor.value = layer
-    assert made.tuner.tensor == layer, "its activation is one click away"
+    assert made.error == ""
+
+
+def test_the_layers_other_tensor_is_one_click_away() -> None:
+    made = shown()
+    made.select("project")
+    fault = tensor_at_fault(captured(), "project")
+    assert made.tuner.tensor == fault
+    other = "project" if fault == "project.weight" else "project.weight"
+    made._tensor.value = other
+    assert made.tuner.tensor == other
     made._view.value = "weights per channel"
     made._view.value = "range"
-    assert made.tuner.tensor == layer, "what was chosen stays, as long as the layer does"
-    made.select("features.2.conv.1.0")
-    assert made.tuner.tensor == "features.2.conv.1.0.weight"
-    made.select("features.3:add")
-    assert made.tuner.tensor == "features.3:add"
+    assert made.tuner.tensor == other, "what was chosen stays, as long as the layer does"
+    made.select(":add")
+    assert made.tuner.tensor == ":add"
     assert made._tensor.layout.display == "none", "there is nothing to choose between"
+    made.select("project")
+    assert made.tuner.tensor == fault
+    assert made._tensor.layout.display == ""
     assert made.error == ""
 
 
