@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import ModuleType
 
+import hypothesis
 import pytest
 import torch
 from torch import nn
+
+# a busy machine is no failure
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)

@@ -154,8 +154,10 @@ def test_print(opened, full, tmp_path):
     opened.emulate_media(media="print", color_scheme="dark")
     for gone in ("nav", ".tools", "details", ".tip"):
         assert not opened.locator(gone).first.is_visible()
-    for there in ("#summary", ".chart", "#reproduce pre", "#table-layers"):
+    for there in ("#summary", ".chart", "#worst article", "#reproduce pre"):
         assert opened.locator(there).first.is_visible()
+    assert not opened.locator("#table-layers").is_visible(), "what fills pages stays on the screen, and the page says so"
+    assert opened.locator("p.paper").is_visible()
     white = "rgb(255, 255, 255)"
     assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == white, "paper is white in the dark, too"
     path = tmp_path / "report.pdf"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,13 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from browsers import REQUIRED, missing
 
 if TYPE_CHECKING:
     from lab import Notebook, Server
     from playwright.sync_api import Browser
-
-#: Set by CI: a missing browser is a failure there.
-REQUIRED = os.environ.get("QKIT_REQUIRE_BROWSER") == "1"
 
 
 FAILED = pytest.StashKey[bool]()
@@ -38,17 +34,6 @@ def settled() -> Iterator[None]:
     yield
     if "studies" in sys.modules:
         sys.modules["studies"].settle()
-
-
-def missing() -> str:
-    """What the browser tests lack; "" where they can run."""
-    packages = [name for name in ("jupyterlab", "playwright", "nbconvert") if importlib.util.find_spec(name) is None]
-    if packages:
-        return f"{', '.join(packages)} not installed: pip install --group browser"
-    chromium = Path(os.environ.get("QKIT_CHROMIUM", "/usr/bin/chromium"))
-    if not chromium.exists():
-        return f"no Chromium at {chromium}: apt-get install chromium, or name one in QKIT_CHROMIUM"
-    return ""
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ import pytest
 if os.environ.get("QKIT_REQUIRE_BROWSER") != "1":
     pytest.importorskip("playwright", reason="BROWSER TESTS LEFT OUT: playwright is not installed")
 
-from conftest import REQUIRED, missing
+from browsers import REQUIRED, missing
 from lab import chromium
 from playwright.sync_api import Browser, Locator, Page
 
