@@ -77,13 +77,18 @@ def uninterrupted() -> Iterator[Callable[[], AbstractContextManager[None]]]:
         through()
 
 
+def bars_drawn() -> bool:
+    """Whether anybody is to see progress; ``QKIT_PROGRESS=0`` says no."""
+    return os.environ.get("QKIT_PROGRESS") != "0"
+
+
 class Bar(Closeable):
     """Progress of one piece of work, which is over, finished or not, when it is closed."""
 
     def __init__(self, what: str, total: int | None, *, unit: str, show: bool = True) -> None:
         self._what, self._total, self._done = what, total, 0
         self._listener = _listener.get()
-        hidden = not show or os.environ.get("QKIT_PROGRESS") == "0"
+        hidden = not show or not bars_drawn()
         self._bar = None if self._listener else tqdm(total=total, desc=what, unit=unit, disable=hidden, leave=False)
         self._tell()
 
