@@ -77,6 +77,11 @@ def uninterrupted() -> Iterator[Callable[[], AbstractContextManager[None]]]:
         through()
 
 
+def bars_drawn() -> bool:
+    """Whether anybody is to see progress; ``QKIT_PROGRESS=0`` says no."""
+    return os.environ.get("QKIT_PROGRESS") != "0"
+
+
 def _in_a_page() -> bool:
     """Whether bars are widgets of a notebook's page."""
     return any(base.__module__ == "tqdm.notebook" for base in getattr(tqdm, "__mro__", ()))
@@ -97,7 +102,7 @@ class Bar(Closeable):
     def __init__(self, what: str, total: int | None, *, unit: str, show: bool = True) -> None:
         self._what, self._total, self._done = what, total, 0
         self._listener = _listener.get()
-        hidden = not show or os.environ.get("QKIT_PROGRESS") == "0"
+        hidden = not show or not bars_drawn()
         self._bar, self._shown = None, None
         if self._listener is None:
             later = {"display": False} if _in_a_page() else {}

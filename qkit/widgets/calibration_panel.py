@@ -324,16 +324,16 @@ class CalibrationPanel(Panel):
         columns = [
             Column("tensor", words=True),
             Column("class", words=True),
-            Column("from, before", brief),
-            Column("to, before", brief),
-            Column("from", brief),
-            Column("to", brief),
-            Column("width, new by old", partial(number, digits=3), tip="1 where the range is the same"),
             Column("worst channel, before", decibels, tip=_WORST),
             Column("worst channel", decibels, tip=_WORST),
             Column("median channel, before", decibels, tip=_MEDIAN),
             Column("median channel", decibels, tip=_MEDIAN),
             Column("channels at 0", number, down=True, tip="output channels of a weight that round to 0 as a whole"),
+            Column("from, before", brief),
+            Column("to, before", brief),
+            Column("from", brief),
+            Column("to", brief),
+            Column("width, new by old", partial(number, digits=3), tip="1 where the range is the same"),
             Column("SQNR, before", decibels, tip="of this range's own values on the calibration data, in dB"),
             Column("SQNR", decibels, tip="of this range's own values on the calibration data, in dB"),
             Column("clipped, before", share, down=True),
@@ -349,10 +349,10 @@ class CalibrationPanel(Panel):
             worst, median = ([each[k] for each in channels] for k in (0, 1))
             ends = (*before[:2], *now[:2])
             rows[name] = (
-                name, kinds[name], *ends, width, *worst, *median, channels[1][2], before[2], now[2], before[3], now[3],
+                name, kinds[name], *worst, *median, channels[1][2], *ends, width, before[2], now[2], before[3], now[3],
             )  # fmt: skip
         charts = {
-            ("output's channels", "SQNR of the layer's output by this range alone (dB)"): [
+            ("output's channels", "SQNR of the output (dB)"): [
                 Line("worst channel, before", "other", "diamond", dash=True),
                 Line("worst channel", "narrow", "circle"),
                 Line("median channel", "wide", "triangle"),

@@ -4,7 +4,7 @@ import { contextOf, decades, floats, follow, guarded, label, make, sender, surfa
 /** @import { Draw, End, Figures, Gesture, Model, Reply, Tuner } from "./types" */
 
 const [PLOT_LEFT, PLOT_RIGHT, PLOT_BOTTOM] = [58, 14, 52];
-const ROW = 14;
+const ROW = 13;
 /** @type {readonly End[]} */
 const ENDS = ["lo", "hi"];
 /** @type {Record<string, number>} */

@@ -15,6 +15,7 @@ from qkit.execution.loading import batches as batches_of
 from qkit.execution.observing import observe_channels
 from qkit.execution.prefix import Effect
 from qkit.execution.tensors import named
+from qkit.progress import bars_drawn
 from qkit.quant.grids import QuantParams
 from qkit.quant.histogram import Histogram
 from qkit.quant.plan import Plan
@@ -80,6 +81,12 @@ class Tuner(TunerView):
         self._check_open()
         self.plan[proposal["value"]]
         return str(proposal["value"])
+
+    def _ipython_display_(self, **options: Any) -> None:
+        if not bars_drawn():
+            # a notebook that is run to be saved keeps the score, not what there was before it came
+            self.wait()
+        super()._ipython_display_(**options)
 
     # what it holds
 

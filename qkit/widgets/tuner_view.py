@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,6 +50,7 @@ class TunerView(Live, TunerPage):
     def _release(self) -> None:
         super()._release()
         self._counted.clear()
+        self.history = replace(self.history, edits=())  # they hold the study; their code has been written
         self._sample, self._old, self._inputs = None, None, ()
         for part in (self, self.layout):
             part.unobserve_all()

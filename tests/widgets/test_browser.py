@@ -151,6 +151,8 @@ def test_tuner(notebook: Open) -> None:
     page.get_by_label("range by").select_option("entropy")
     book.until("tuner.grid.method == 'entropy' and not tuner.worker.busy")
     expect(page.get_by_label("range by")).to_have_value("entropy")
+    expect(page.locator(".qkit-others")).to_contain_text("before")
+    assert box(page, ".qkit-tuner")["height"] <= 420
     pictured(book, "tuner")
 
 

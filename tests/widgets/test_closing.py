@@ -123,6 +123,8 @@ def test_a_step_of_the_guide_takes_the_place_of_the_one_before() -> None:
 def test_a_closed_widget_holds_no_study_and_is_collected(make: Callable[[Study], Panel]) -> None:
     study = fresh_study()
     made = make(study)
+    if isinstance(made, Tuner):
+        made.choose("minmax")
     made.wait()
     made.close()
     studies, widgets = weakref.ref(study), weakref.ref(made)
