@@ -32,6 +32,13 @@ def attach(
 
     It holds images of yours: think of whom it goes to.
 
+    The arrays are named by what they are: ``input0``, ``input1``… (what the layer reads in the integer lane, float32),
+    ``weight`` and ``weight_float``, ``bias`` (an engine rounds it to whole multiples of input scale times weight scale),
+    ``output`` (of the integer lane) and ``output_float``; whatever is on a grid has ``…_codes``, ``…_scale`` and
+    ``…_zero_point`` beside it. ``image0``… are the network's own inputs for these samples; ``flip_image0``…,
+    ``flip_sample``, ``flip_label``, ``flip_float`` and ``flip_lane`` the images that change, their numbers in the data, and the
+    classes. ``about`` is JSON: names, widths, operation and versions.
+
     Parameters
     ----------
     layer
@@ -40,13 +47,6 @@ def attach(
         How many evaluation samples' tensors, from the first batch on.
     flips
         Most images whose class the integer lane changes; none where the metric does not decide between classes.
-
-    The arrays are named by what they are: ``input0``, ``input1``… (what the layer reads in the integer lane, float32),
-    ``weight`` and ``weight_float``, ``bias`` (an engine rounds it to whole multiples of input scale times weight scale),
-    ``output`` (of the integer lane) and ``output_float``; whatever is on a grid has ``…_codes``, ``…_scale`` and
-    ``…_zero_point`` beside it. ``image0``… are the network's own inputs for these samples; ``flip_image0``…,
-    ``flip_sample``, ``flip_label``, ``flip_float`` and ``flip_lane`` the images that change, their numbers in the data, and the
-    classes. ``about`` is JSON: names, widths, operation and versions.
 
     Raises
     ------

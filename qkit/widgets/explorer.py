@@ -188,8 +188,9 @@ class Explorer(Panel):
         """Block until the work in the background is done, as in a script or a notebook that is run as a whole."""
         super().wait(timeout)
         self._ranker.wait(timeout)
-        if self._graph is not None:
-            self._graph.wait(timeout)
+        for inner in (self._graph, self._tuner):
+            if inner is not None:
+                inner.wait(timeout)
 
     def cancel(self) -> None:
         """Stop what runs in the background."""
