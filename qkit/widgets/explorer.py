@@ -27,7 +27,7 @@ from qkit.widgets.layer_losses import Losses, known_losses, losses_of
 from qkit.widgets.map_view import FeatureMaps
 from qkit.widgets.panel import Panel, button, row, shown
 from qkit.widgets.tuner import Tuner
-from qkit.widgets.work import Worker
+from qkit.widgets.work import STATE, Worker
 
 if TYPE_CHECKING:
     from qkit.study import Study
@@ -146,10 +146,11 @@ class Explorer(Panel):
     @property
     def tuner(self) -> Tuner:
         """The range tuner, which holds the edited plan."""
-        if self._tuner is None:
-            self._tuner = Tuner(self._origin, self._tensor.value)
-            self._tuner.observe(lambda _: self._edited(), "edits")
-        return self._tuner
+        with STATE:  # the page's messages come on another thread than the cells'
+            if self._tuner is None:
+                self._tuner = Tuner(self._origin, self._tensor.value)
+                self._tuner.observe(lambda _: self._edited(), "edits")
+            return self._tuner
 
     @property
     def plan(self) -> Plan:

@@ -29,7 +29,7 @@ from qkit.widgets.graph_values import WORK, GraphValues, lanes_of
 from qkit.widgets.map_view import FeatureMaps
 from qkit.widgets.panel import Panel, shown
 from qkit.widgets.tuner import Tuner
-from qkit.widgets.work import Worker
+from qkit.widgets.work import STATE, Worker
 
 if TYPE_CHECKING:
     from qkit.study import Study
@@ -119,9 +119,10 @@ class GraphView(Panel):
     @property
     def tuner(self) -> Tuner:
         """The range tuner, which holds the edited plan."""
-        if self._tuner is None:
-            self._tuner = Tuner(self._origin)
-        return self._tuner
+        with STATE:  # the page's messages come on another thread than the cells'
+            if self._tuner is None:
+                self._tuner = Tuner(self._origin)
+            return self._tuner
 
     @property
     def plan(self) -> Plan:

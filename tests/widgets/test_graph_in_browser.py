@@ -108,7 +108,7 @@ def test_click_opens_blocks_and_chooses_layers(notebook: Open) -> None:
     expect(page.locator(".qkit-graph-picture svg")).to_have_count(2)
     pictured(book, "graph")
     page.get_by_role("button", name="tune weight").click()
-    book.until("view.tuner.tensor == 'features.2.conv.1.0.weight'")
+    book.until("view._tuner is not None and view._tuner.tensor == 'features.2.conv.1.0.weight'")
     expect(page.locator(".qkit-handle").first).to_be_visible()
 
 
@@ -152,7 +152,7 @@ def test_keyboard(notebook: Open) -> None:
     search.press("Escape")
     expect(plot).to_be_focused()
     page.keyboard.press("Enter")
-    book.until("view.tuner.tensor == 'features.0.0'")
+    book.until("view._tuner is not None and view._tuner.tensor == 'features.0.0'")
 
 
 @pytest.mark.slow
