@@ -69,7 +69,8 @@ class CalibrationPanel(Panel):
         self._suffering: dict[Plan, Mapping[str, ChannelErrors]] = {}
         self.scores: Scores | None = None
         self.comparison: pd.DataFrame | None = None
-        self.table = LayerTable(noun="tensor")
+        # the tensors that their layers suffer most from stand on top
+        self.table = LayerTable(noun="tensor", sort_by="worst channel", descending=False)
         self._build(study)
         super().__init__(
             row(self._method, self._weight_method, self._percentile, self._count),
@@ -77,6 +78,7 @@ class CalibrationPanel(Panel):
             row(self._score, self._compare, self._reset),
             self._said,
             self._compared,
+            row(self._part),
             self.table,
         )
         self._show()
@@ -130,6 +132,11 @@ class CalibrationPanel(Panel):
         self._compare = button("compare methods", "Every method on the same data, with its score", icon="list")
         self._reset = button("reset", "The choices that the study came with", icon="refresh")
         self._said, self._compared = ipywidgets.HTML(), ipywidgets.HTML()
+        self._part = ipywidgets.ToggleButtons(
+            options=[("all tensors", ""), ("weights", "weights:"), ("activations", "activations:")],
+            style={"button_width": "auto"},
+        )
+        self._part.observe(lambda change: setattr(self.table, "filter", change.new), "value")
         self._score.on_click(lambda _: self._pressed(self.score))
         self._compare.on_click(lambda _: self._pressed(self.compare))
         self._reset.on_click(lambda _: self._pressed(self.reset))

@@ -420,3 +420,22 @@ def test_cancelling_keeps_the_plan() -> None:
     assert made.error == ""
     assert made.plan == small_study().plan
     assert chosen(made, method="minmax") == fresh_study(method="minmax").plan
+
+
+def test_it_opens_with_what_suffers_most_and_shows_weights_apart() -> None:
+    """The table sorts and filters on the page, by the words of its first two columns; here by the same rule in Python."""
+    made = panel()
+    assert (made.table.sort_by, made.table.descending) == ("worst channel", False)
+
+    def left() -> set[str]:
+        words = [index for index, each in enumerate(made.table.columns) if each["words"]][:2]
+        shown = [row for row in made.table.rows if made.table.filter in " ".join(row["texts"][i] for i in words).lower()]
+        return {row["texts"][0] for row in shown}
+
+    whole = left()
+    made._part.value = "weights:"
+    assert left() == set(WEIGHTS)
+    made._part.value = "activations:"
+    assert left() == whole - set(WEIGHTS)
+    made._part.value = ""
+    assert left() == whole
