@@ -52,9 +52,4 @@ def _of_file(path: Path) -> dict[str, str]:
     infos = layer_infos([path])
     if not infos:
         raise PlanError(f"{path.name} is not a layer map: name TIDL's file, which ends in layer_info.txt, or a .json file.")
-    several = len(infos) > 1
-    return {
-        name: f"dataId {data}" + (f" of subgraph {subgraph}" if several else "")
-        for subgraph, names in infos.items()
-        for data, name in names.items()
-    }
+    return {name: f"dataId {data}" for names in infos.values() for data, name in names.items()}
