@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qkit import Study
 from qkit.diagnosis.answer import Diagnosis
-from qkit.widgets import Tuner, work
+from qkit.widgets import Guide, Tuner, work
 from qkit.widgets.panel import Panel
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -132,3 +132,16 @@ def gesture(tuner: Tuner, event: Any, end: Any, value: Any, seq: int = 0) -> lis
 def press(tuner: Tuner, event: str, value: Any = None, **more: Any) -> None:
     """What the page sends when a control is used."""
     tuner._received(tuner, {"event": event, **({} if value is None else {"value": value}), **more}, [])
+
+
+def opened(study: Study, *given: Any, **options: Any) -> Guide:
+    made = kept(Guide(study, *given, **options))
+    made.wait()
+    return made
+
+
+def ruined(**options: Any) -> Guide:
+    """Two ranges are far too narrow: each has its cause and its remedy."""
+    made = opened(ruined_study(), ruined_diagnosis(), **options)
+    assert made.error == ""
+    return made

@@ -16,7 +16,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from small_networks import mixed_network
-from studies import Dropping, images, kept, nothing_runs, ruined_diagnosis, ruined_study, sound_study
+from studies import Dropping, images, kept, nothing_runs, opened, ruined, ruined_diagnosis, ruined_study, sound_study
 
 from qkit import FLOAT, QkitError, Study
 from qkit.diagnosis.diagnose import QAT
@@ -29,19 +29,6 @@ from qkit.widgets.guide_steps import SOUND
 from qkit.widgets.numbers import change_words, loss_words, score_words
 
 TOP1 = NAMED["top1"].units
-
-
-def opened(study: Study, *given: Any, **options: Any) -> Guide:
-    made = kept(Guide(study, *given, **options))
-    made.wait()
-    return made
-
-
-def ruined(**options: Any) -> Guide:
-    """Two ranges are far too narrow: each has its cause and its remedy."""
-    made = opened(ruined_study(), ruined_diagnosis(), **options)
-    assert made.error == ""
-    return made
 
 
 @cache

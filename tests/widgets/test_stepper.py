@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
 
-from studies import kept, ruined_diagnosis, ruined_study
+from studies import opened, ruined, ruined_diagnosis, ruined_study
 
-from qkit import Study
 from qkit.diagnosis.remedies import Remedy
 from qkit.execution.metrics import NAMED
-from qkit.widgets import Guide
 from qkit.widgets.guide_steps import guide_steps
 
 TOP1 = NAMED["top1"].units
-
-
-def opened(study: Study, *given: Any, **options: Any) -> Guide:
-    made = kept(Guide(study, *given, **options))
-    made.wait()
-    return made
-
-
-def ruined(**options: Any) -> Guide:
-    """Two ranges are far too narrow: each has its cause and its remedy."""
-    made = opened(ruined_study(), ruined_diagnosis(), **options)
-    assert made.error == ""
-    return made
 
 
 def widen(tensor: str) -> Remedy:
