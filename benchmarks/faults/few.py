@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -117,13 +118,14 @@ def main() -> None:
     )  # fmt: skip
     for command in commands.values():
         command.set_defaults(split="few")
-    for name in ("run", "list"):
-        commands[name].add_argument(
-            "--every", type=int, default=1, help="every so manyth case with a fault; controls are all taken"
+    for command in commands.values():
+        command.add_argument(
+            "--every", type=int, default=1, help="one in so many cases with a fault, drawn by a fixed seed; all controls"
         )
     options = parser.parse_args()
     if options.command == "score":
-        records = read(options.out, options.split, options.only)
+        chosen = {spec.id for spec in selected(options)}
+        records = [r for r in read(options.out, options.split, options.only) if r["id"] in chosen]
         into = options.into or options.out.parent
         text = table(records)
         (into / "few.md").write_text(text, encoding="utf-8")
@@ -139,8 +141,10 @@ def main() -> None:
 def selected(options: argparse.Namespace) -> list[CaseSpec]:
     """The cases that the options name."""
     specs = cases(options.split)
-    faults = [spec for spec in specs if spec.group != "control"][:: options.every]
-    chosen = [*faults, *(spec for spec in specs if spec.group == "control")]
+    faults = [spec for spec in specs if spec.group != "control"]
+    # strengths and networks take turns in the list: every third case would be a weak fault
+    drawn = set(random.Random(0).sample(range(len(faults)), -(-len(faults) // options.every)))
+    chosen = [*(spec for at, spec in enumerate(faults) if at in drawn), *(spec for spec in specs if spec.group == "control")]
     return [s for s in chosen if not options.only or any(o in s.id or o in s.kinds for o in options.only)]
 
 
