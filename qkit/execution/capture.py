@@ -21,6 +21,7 @@ from qkit.execution.lanes import Lane, lane_weight, run_lanes
 from qkit.execution.loading import batches
 from qkit.execution.products import Sums
 from qkit.execution.tensor_errors import (
+    DESCRIBED,
     ErrorSums,
     Figures,
     FloatSums,
@@ -183,7 +184,7 @@ class Capture(Closeable):
         self.errors: dict[tuple[str, str], ErrorSums] = {}
         self.samples = 0
         self.batches = 0
-        self._pending: list[tuple[Figures, Callable[[np.ndarray], None]]] = []
+        self._pending: list[tuple[Operation, Figures, Callable[[np.ndarray], None]]] = []
         self._store = store
         self._first: tuple[Any, ...] | None = None
 
@@ -250,12 +251,15 @@ class Capture(Closeable):
         observe = self._keep if self._store.taps else None
         self._store.shorten(self.batches)
         outputs = run_lanes(self.graph, [float_lane, *local, *others], inputs, finish=self._finish, observe=observe)
-        found = on_host([figures for figures, _ in self._pending])
-        adds = [add for _, add in self._pending]
+        operations, figures, adds = zip(*self._pending, strict=True)
         self._pending.clear()
+        found = on_host(figures)
+        for op, described in zip(operations, found, strict=True):
+            if len(described) == DESCRIBED:
+                refuse_non_finite(op, described)
         with uninterrupted():
-            for add, figures in zip(adds, found, strict=True):
-                add(figures)
+            for add, values in zip(adds, found, strict=True):
+                add(values)
             self.samples += size
             self.batches += 1
             if self._first is None:
@@ -267,21 +271,19 @@ class Capture(Closeable):
     ) -> Tensor:
         if reference is None:
             value, found = describe(op, y)
-            if isinstance(found, np.ndarray):
-                refuse_non_finite(op, found)
-            self._later(found, partial(self._add_float, op, value.numel(), lanes[1:]))
+            self._later(op, found, partial(self._add_float, op, value.numel(), lanes[1:]))
             return value
         if all(lane.endswith(_LOCAL) for lane in lanes):
             weighted = op.weight is not None and self.plans[lanes[0].removesuffix(_LOCAL)].params(op.weight) is not None
-            self._later(local_errors(op, y, reference, params, weighted=weighted), partial(self._add_local, op, lanes))
+            self._later(op, local_errors(op, y, reference, params, weighted=weighted), partial(self._add_local, op, lanes))
             return reference
         value, found = measure(op, y, reference, params)
-        self._later(found, partial(self._add, op, lanes, value.numel()))
+        self._later(op, found, partial(self._add, op, lanes, value.numel()))
         return value
 
-    def _later(self, figures: Figures, add: Callable[[np.ndarray], None]) -> None:
+    def _later(self, op: Operation, figures: Figures, add: Callable[[np.ndarray], None]) -> None:
         """Add these figures once the batch is through."""
-        self._pending.append((figures, add))
+        self._pending.append((op, figures, add))
 
     def _add_float(self, op: Operation, elements: int, others: tuple[str, ...], figures: np.ndarray) -> None:
         if op.name not in self.floats:

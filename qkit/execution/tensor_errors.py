@@ -96,6 +96,8 @@ class FloatSums:
 
 #: Figures of a tensor, float64 (K, C); on the device of a tensor that fused kernels measured, until `on_host` fetches them.
 Figures = np.ndarray | Tensor
+#: How many `describe` gives.
+DESCRIBED = 3
 
 
 def on_host(figures: Sequence[Figures]) -> list[np.ndarray]:
@@ -215,10 +217,15 @@ def describe(op: Operation, y: Tensor | Sums) -> tuple[Tensor, Figures]:
     return value, torch.stack([flat.square().sum(1), flat.amin(1), flat.amax(1)]).cpu().numpy()
 
 
+def finite(described: np.ndarray) -> bool:
+    """Whether a float value, by `describe`, holds no NaN (which its squares show) and no infinity."""
+    squared, least, greatest = described
+    return not np.isnan(squared).any() and bool(np.isfinite(least).all() and np.isfinite(greatest).all())
+
+
 def refuse_non_finite(op: Operation, described: np.ndarray) -> None:
     """Raise `DataError` naming the operation where its float value, by `describe`, holds NaN or infinity."""
-    squared, least, greatest = described
-    if np.isnan(squared).any() or not (np.isfinite(least).all() and np.isfinite(greatest).all()):
+    if not finite(described):
         raise DataError(f"{op.name}: the float lane holds NaN or infinity. Look at this layer's weights and inputs first.")
 
 

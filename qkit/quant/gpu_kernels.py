@@ -216,6 +216,8 @@ _COUNT_LIMIT = 1 << 23
 #: hundred neighbouring bins; spread over the table they are not in each other's way (four times as fast).
 _SPREAD = 40503
 _BACK = pow(_SPREAD, -1, _KEYS)
+#: Tables that take turns, so that a value which many elements have is not waited for.
+_REPLICAS = 32
 
 
 @triton.jit(do_not_specialize=["count", "rounds", "replicas"])
@@ -350,27 +352,28 @@ def codes(x: Tensor, params: QuantParams) -> Tensor:
     return out
 
 
-class Counter:
-    """Exact counts of tensors' elements in the bins of the float32 format (see `qkit.quant.histogram`), on one device.
+def count(x: Tensor, out: Tensor) -> None:
+    """Count a dense float32 tensor's elements in the bins of the float32 format (see `qkit.quant.histogram`).
 
-    Its tables are used again for every tensor, one after the other on the device's own stream.
+    Parameters
+    ----------
+    out
+        int64 (2, 65536): counts, and sums of the floats' lower 16 bits.
     """
+    elements, block = x.numel(), 1024
+    tables = _tables(x.device)
+    replicas = max(min(_REPLICAS, elements >> 15), 4, -(-elements // _COUNT_LIMIT) * 2)
+    if replicas > len(tables):
+        tables = torch.zeros((replicas, _KEYS), dtype=torch.int64, device=x.device)
+    programs = -(-min(-(-elements // block), 4096) // replicas) * replicas
+    rounds = -(-elements // (block * programs))
+    _count[(programs,)](
+        x.view(torch.int32), tables, elements, rounds, replicas, BLOCK=block, ENTRY=_ENTRY, SPREAD=_SPREAD, num_warps=4
+    )
+    _drain[(_KEYS // 256,)](tables, out, replicas, BLOCK=256, ENTRY=_ENTRY, BACK=_BACK, num_warps=4)
 
-    _REPLICAS = 32
 
-    def __init__(self, device: torch.device) -> None:
-        self._tables = torch.zeros((self._REPLICAS, _KEYS), dtype=torch.int64, device=device)
-
-    def count(self, x: Tensor, out: Tensor) -> None:
-        """Write counts, and sums of the lower 16 bits, of a dense float32 tensor to `out`, int64 (2, 65536)."""
-        count, block = x.numel(), 1024
-        replicas = max(min(self._REPLICAS, count >> 15), 4, -(-count // _COUNT_LIMIT) * 2)
-        if replicas > len(self._tables):
-            self._tables = torch.zeros((replicas, _KEYS), dtype=torch.int64, device=x.device)
-        programs = min(-(-count // block), 4096)
-        programs = -(-programs // replicas) * replicas
-        rounds = -(-count // (block * programs))
-        _count[(programs,)](
-            x.view(torch.int32), self._tables, count, rounds, replicas, BLOCK=block, ENTRY=_ENTRY, SPREAD=_SPREAD, num_warps=4
-        )
-        _drain[(_KEYS // 256,)](self._tables, out, replicas, BLOCK=256, ENTRY=_ENTRY, BACK=_BACK, num_warps=4)
+@functools.lru_cache(maxsize=8)
+def _tables(device: torch.device) -> Tensor:
+    """Tables that are empty between two calls; used one after the other on the device's own stream."""
+    return torch.zeros((_REPLICAS, _KEYS), dtype=torch.int64, device=device)
