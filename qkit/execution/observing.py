@@ -13,6 +13,7 @@ from qkit.errors import DataError, PlanError
 from qkit.execution.lanes import Lane, run_lanes, value_at
 from qkit.execution.loading import batches
 from qkit.execution.products import Sums
+from qkit.execution.replay import Replayed
 from qkit.execution.tensor_errors import Figures, describe, finite, on_host
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
@@ -132,15 +133,10 @@ class Tables:
         self._batch = torch.empty((len(self._taps), 2, KEYS), dtype=torch.int64, device=graph.device)
         self._total = torch.zeros_like(self._batch)
         self._extremes: list[list[np.ndarray]] = []
+        self._replayed = Replayed(self._count, graph.device)
 
-    def add(self, inputs: tuple[Any, ...]) -> None:
-        """Count a batch; all of it, or nothing where it is interrupted.
-
-        Raises
-        ------
-        DataError
-            If a tap holds NaN or infinity (named).
-        """
+    def _count(self, inputs: tuple[Any, ...]) -> list[Figures]:
+        """Fill the batch's tables; what `describe` says of every tap."""
         described: list[Figures] = []
 
         def finish(op: Operation, y: Tensor | Sums, _params: Any, _lanes: Any, _reference: Any) -> Tensor:
@@ -150,7 +146,17 @@ class Tables:
             return value
 
         run_lanes(self._graph, [Lane("float")], inputs, finish=finish)
-        found = on_host(described)
+        return described
+
+    def add(self, inputs: tuple[Any, ...]) -> None:
+        """Count a batch; all of it, or nothing where it is interrupted.
+
+        Raises
+        ------
+        DataError
+            If a tap holds NaN or infinity (named).
+        """
+        found = on_host(self._replayed(inputs))
         for at, (op, figures) in enumerate(zip(self._taps, found, strict=True)):
             if not finite(figures):
                 keys, counts, _ = counted(self._batch[at])

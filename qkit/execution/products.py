@@ -64,7 +64,10 @@ class Prepared:
         if key in self.found:
             self.found.move_to_end(key)
             return self.found[key]
-        made = self.found[key] = make()
+        made = make()
+        if torch.cuda.is_current_stream_capturing():
+            return made  # it lives in the recording's memory, and has its numbers only once that is played
+        self.found[key] = made
         self.nbytes += _nbytes(made)
         while self.nbytes > self.limit and len(self.found) > 1:
             self.nbytes -= _nbytes(self.found.popitem(last=False)[1])

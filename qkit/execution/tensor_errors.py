@@ -103,7 +103,7 @@ DESCRIBED = 3
 def on_host(figures: Sequence[Figures]) -> list[np.ndarray]:
     """The same as arrays; those on a device come in one copy."""
     away = [f for f in figures if isinstance(f, Tensor)]
-    fetched = torch.cat([f.reshape(-1) for f in away]).cpu().numpy() if away else np.empty(0)
+    fetched = _fetched(torch.cat([f.reshape(-1) for f in away])).numpy() if away else np.empty(0)
     found, at = [], 0
     for f in figures:
         if isinstance(f, Tensor):
@@ -112,6 +112,16 @@ def on_host(figures: Sequence[Figures]) -> list[np.ndarray]:
         else:
             found.append(f)
     return found
+
+
+def _fetched(x: Tensor) -> Tensor:
+    """The tensor on the host, by way of memory that the device writes to by itself, which is many times as fast."""
+    if x.device.type != "cuda":
+        return x.cpu()
+    place = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    place.copy_(x, non_blocking=True)
+    torch.cuda.current_stream(x.device).synchronize()
+    return place
 
 
 def _loops(y: Tensor, params: QuantParams | None) -> ModuleType | None:

@@ -361,10 +361,8 @@ def count(x: Tensor, out: Tensor) -> None:
         int64 (2, 65536): counts, and sums of the floats' lower 16 bits.
     """
     elements, block = x.numel(), 1024
-    tables = _tables(x.device)
-    replicas = max(min(_REPLICAS, elements >> 15), 4, -(-elements // _COUNT_LIMIT) * 2)
-    if replicas > len(tables):
-        tables = torch.zeros((replicas, _KEYS), dtype=torch.int64, device=x.device)
+    replicas = max(min(_REPLICAS, elements >> 15), 4, -(-elements // _COUNT_LIMIT))
+    tables = _tables(x.device, -(-replicas // _REPLICAS))
     programs = -(-min(-(-elements // block), 4096) // replicas) * replicas
     rounds = -(-elements // (block * programs))
     _count[(programs,)](
@@ -374,6 +372,6 @@ def count(x: Tensor, out: Tensor) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _tables(device: torch.device) -> Tensor:
+def _tables(device: torch.device, times: int) -> Tensor:
     """Tables that are empty between two calls; used one after the other on the device's own stream."""
-    return torch.zeros((_REPLICAS, _KEYS), dtype=torch.int64, device=device)
+    return torch.zeros((times * _REPLICAS, _KEYS), dtype=torch.int64, device=device)
