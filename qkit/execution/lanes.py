@@ -184,6 +184,8 @@ class Operands:
     made: dict[Hashable, Any] = field(default_factory=dict)
 
     def weight(self, decision: Decision) -> Tensor:
+        if decision.weight is None:
+            return self.graph.weights[self.op.weight or ""]
         found: Tensor = self._once("weight", (decision.weight, decision.codes), lambda: self._weight(decision))
         return found
 
@@ -227,12 +229,13 @@ class Operands:
 
     def _weight(self, decision: Decision) -> Tensor:
         params, float_weight = decision.weight, self.graph.weights[self.op.weight or ""]
-        if params is not None and params.axis is not None and float_weight.shape[params.axis] != params.scale.numel():
+        assert params is not None
+        if params.axis is not None and float_weight.shape[params.axis] != params.scale.numel():
             raise PlanError(
                 f"{self.op.weight}: the plan's grid has {params.scale.numel()} channels on axis {params.axis}, the weight "
                 f"has shape {tuple(float_weight.shape)}. The plan is of another model: calibrate again."
             )
-        return float_weight if params is None else quantize_weight(float_weight, params, decision.codes)
+        return quantize_weight(float_weight, params, decision.codes)
 
     def _digits(self, decision: Decision, reach: int) -> tuple[Tensor, ...] | None:
         assert decision.weight is not None

@@ -157,10 +157,10 @@ class Tables:
             If a tap holds NaN or infinity (named).
         """
         found = on_host(self._replayed(inputs))
-        for at, (op, figures) in enumerate(zip(self._taps, found, strict=True)):
-            if not finite(figures):
-                keys, counts, _ = counted(self._batch[at])
-                refuse_non_finite(op.name, keys, counts)
+        if not all(map(finite, found)):
+            at = next(at for at, figures in enumerate(found) if not finite(figures))
+            keys, counts, _ = counted(self._batch[at])
+            refuse_non_finite(self._taps[at].name, keys, counts)
         with uninterrupted():
             self._total += self._batch
             self._extremes.append([figures[1:].astype(np.float32) for figures in found])

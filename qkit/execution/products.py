@@ -78,9 +78,9 @@ _prepared: weakref.WeakKeyDictionary[Graph, Prepared] = weakref.WeakKeyDictionar
 
 
 def prepared(graph: Graph) -> Prepared:
-    """What is kept for a graph: at most four times its weights, and 256 MiB."""
+    """What is kept for a graph: at most eight times its weights, or 512 MiB."""
     if graph not in _prepared:
-        _prepared[graph] = Prepared(max(4 * sum(w.nbytes for w in graph.weights.values()), 1 << 28))
+        _prepared[graph] = Prepared(max(8 * sum(w.nbytes for w in graph.weights.values()), 1 << 29))
     return _prepared[graph]
 
 
