@@ -17,9 +17,22 @@ from torch import Tensor
 
 from qkit.closing import Closeable
 from qkit.errors import DataError, QkitError
-from qkit.execution.lanes import Lane, finish_value, lane_weight, run_lanes
+from qkit.execution.lanes import Lane, lane_weight, run_lanes
 from qkit.execution.loading import batches
-from qkit.execution.tensor_errors import ErrorSums, FloatSums, describe, grid_error, local_error, measure
+from qkit.execution.products import Sums
+from qkit.execution.replay import Replayed, copied
+from qkit.execution.tensor_errors import (
+    DESCRIBED,
+    ErrorSums,
+    Figures,
+    FloatSums,
+    describe,
+    local_errors,
+    measure,
+    no_errors,
+    on_host,
+    refuse_non_finite,
+)
 from qkit.files import check_unused, explained, file_name, write_bytes
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
@@ -40,6 +53,8 @@ logger = logging.getLogger(__name__)
 #: Kept tensors stay in memory up to this many bytes, then go to files.
 MEMORY_BUDGET = 1 << 30
 _LOCAL = " (local)"
+#: A tensor's operation, its figures, and what adds them once the batch is through.
+Pending = tuple[Operation, Figures, Callable[[np.ndarray], None]]
 _SUFFIX = ".safetensors"
 
 
@@ -172,11 +187,13 @@ class Capture(Closeable):
         self.errors: dict[tuple[str, str], ErrorSums] = {}
         self.samples = 0
         self.batches = 0
-        self._pending: list[Callable[[], None]] = []
+        self._pending: list[Pending] = []
+        self._replayed: Replayed[tuple[dict[str, Any], tuple[Pending, ...]]] | None = None
         self._store = store
         self._first: tuple[Any, ...] | None = None
 
     def _release(self) -> None:
+        self.settle()
         self._store.memory.clear()
         self._store.files.clear()
         self._first = None
@@ -232,65 +249,77 @@ class Capture(Closeable):
     def run(self, inputs: tuple[Any, ...], size: int) -> dict[str, Any]:
         """Take one batch into account, once it is through; returns the lanes' outputs."""
         self._check_open()
-        self._pending.clear()
-        local = [Lane(name + _LOCAL, plan, reads="float") for name, plan in self.plans.items()]
-        # local lanes first: their tensors are gone before the lanes that live on make theirs
-        float_lane, *others = self._plain_lanes()
-        observe = self._keep if self._store.taps else None
         self._store.shorten(self.batches)
-        outputs = run_lanes(self.graph, [float_lane, *local, *others], inputs, finish=self._finish, observe=observe)
+        if self._replayed is None:
+            self._replayed = Replayed(self._lockstep, self.graph.device, possible=not self._store.taps)
+        outputs, pending = self._replayed(inputs)
+        outputs = copied(outputs, self.graph.device)
+        operations, figures, adds = zip(*pending, strict=True)
+        found = on_host(figures)
+        for op, described in zip(operations, found, strict=True):
+            if len(described) == DESCRIBED:
+                refuse_non_finite(op, described)
         with uninterrupted():
-            for add in self._pending:
-                add()
-            self._pending.clear()
+            for add, values in zip(adds, found, strict=True):
+                add(values)
             self.samples += size
             self.batches += 1
             if self._first is None:
                 self._first = inputs
         return outputs
 
+    def _lockstep(self, inputs: tuple[Any, ...]) -> tuple[dict[str, Any], tuple[Pending, ...]]:
+        """Outputs, and the figures of all tensors with what adds them."""
+        self._pending.clear()
+        local = [Lane(name + _LOCAL, plan, reads="float") for name, plan in self.plans.items()]
+        # local lanes first: their tensors are gone before the lanes that live on make theirs
+        float_lane, *others = self._plain_lanes()
+        observe = self._keep if self._store.taps else None
+        outputs = run_lanes(self.graph, [float_lane, *local, *others], inputs, finish=self._finish, observe=observe)
+        pending = tuple(self._pending)
+        self._pending.clear()
+        return outputs, pending
+
+    def settle(self) -> None:
+        """No batch comes any more: what running them would go on with is given up."""
+        self._replayed = None
+
     def _finish(
-        self, op: Operation, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None
+        self, op: Operation, y: Tensor | Sums, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None
     ) -> Tensor:
-        axis = op.channel_axis
         if reference is None:
-            value = finish_value(op, y, params, lanes, None)
-            described = describe(value, axis)
-            if not np.isfinite(described[0]).all() and not bool(torch.isfinite(value).all()):
-                raise DataError(
-                    f"{op.name}: the float lane holds NaN or infinity. Look at this layer's weights and inputs first."
-                )
-            self._pending.append(partial(self._add_float, op.name, *described, value.numel() / len(described[0])))
-            # a lane that has not diverged yet has no error here, but its extremes and counts are the float lane's
-            for lane in lanes[1:]:
-                self._add(op, lane, value, *_no_error(value, axis))
+            value, found = describe(op, y)
+            self._later(op, found, partial(self._add_float, op, value.numel(), lanes[1:]))
             return value
         if all(lane.endswith(_LOCAL) for lane in lanes):
             weighted = op.weight is not None and self.plans[lanes[0].removesuffix(_LOCAL)].params(op.weight) is not None
-            grid = grid_error(reference, params, op.act, axis) if weighted else None
-            squared = local_error(y, reference, params, op.act, axis)
-            self._pending += [partial(self._add_local, op, lane, squared, squared if grid is None else grid) for lane in lanes]
-            return y
-        value, sums, peaks = measure(y, reference, params, op.act, axis)
-        for lane in lanes:
-            self._add(op, lane, value, sums, peaks)
+            self._later(op, local_errors(op, y, reference, params, weighted=weighted), partial(self._add_local, op, lanes))
+            return reference
+        value, found = measure(op, y, reference, params)
+        self._later(op, found, partial(self._add, op, lanes, value.numel()))
         return value
 
-    def _add(self, op: Operation, lane: str, value: Tensor, sums: np.ndarray, peaks: np.ndarray) -> None:
-        if lane.endswith(_LOCAL):
-            self._pending.append(partial(self._add_local, op, lane, sums[0], sums[0]))
-        else:
-            count = value.numel() / sums.shape[1]
-            self._pending.append(lambda: self._record(op, lane).add(sums, peaks, count))
+    def _later(self, op: Operation, figures: Figures, add: Callable[[np.ndarray], None]) -> None:
+        """Add these figures once the batch is through."""
+        self._pending.append((op, figures, add))
 
-    def _add_float(self, name: str, *described: Any) -> None:
-        if name not in self.floats:
-            self.floats[name] = FloatSums()
-        self.floats[name].add(*described)
+    def _add_float(self, op: Operation, elements: int, others: tuple[str, ...], figures: np.ndarray) -> None:
+        if op.name not in self.floats:
+            self.floats[op.name] = FloatSums()
+        self.floats[op.name].add(figures, elements / figures.shape[1])
+        # a lane that has not diverged yet has no error here, but its extremes and counts are the float lane's
+        if others:
+            self._add(op, others, elements, no_errors(figures))
 
-    def _add_local(self, op: Operation, lane: str, squared: np.ndarray, grid: np.ndarray) -> None:
-        record = self._record(op, lane)
-        record.local, record.grid = record.local + squared, record.grid + grid
+    def _add(self, op: Operation, lanes: tuple[str, ...], elements: int, figures: np.ndarray) -> None:
+        self._add_local(op, tuple(lane for lane in lanes if lane.endswith(_LOCAL)), figures[[0, 0]])
+        for lane in lanes:
+            if not lane.endswith(_LOCAL):
+                self._record(op, lane).add(figures, elements / figures.shape[1])
+
+    def _add_local(self, op: Operation, lanes: tuple[str, ...], figures: np.ndarray) -> None:
+        for lane in lanes:
+            self._record(op, lane).add_local(figures)
 
     def _record(self, op: Operation, lane: str) -> ErrorSums:
         key = op.name, lane.removesuffix(_LOCAL)
@@ -475,12 +504,6 @@ def _two_levels(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def _no_error(value: Tensor, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    channels = value.shape[axis] if value.ndim else 1
-    low, high = value.aminmax()
-    return np.zeros((6, channels)), np.stack([np.zeros(channels), np.full(channels, float(low)), np.full(channels, float(high))])
-
-
 def capture(
     graph: Graph,
     loader: Iterable[Any],
@@ -544,6 +567,7 @@ class Capturing:
         for at, batch in enumerate(track(batches(loader, limit), "capturing", unit="batch", show=progress)):
             if at >= self._capture.batches:
                 self._capture.run(batch.inputs, batch.size)
+        self._capture.settle()
         if not self._capture.batches:
             raise DataError("the loader gave no batch to capture: pass at least one.")
         return self._capture

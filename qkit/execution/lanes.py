@@ -7,24 +7,28 @@ dropped, in every lane, after the last operation that reads it: bounded memory.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from qkit.errors import PlanError
+from qkit.execution.products import Sums, digits, integer_product, integers, on_integers, prepared, product
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.graph.running import ACCUMULATING, execution, operate, place_inputs
 from qkit.graph.table import UNBOUNDED
-from qkit.quant.compiled import kernels
-from qkit.quant.grids import QuantParams, dequantize, fake_quantize_, quantize_bias, wrap_around
+from qkit.quant.compiled import kernels, kernels_for
+from qkit.quant.grids import QuantParams, as_integers, dequantize, fake_quantize_, quantize_bias, wrap_around
 from qkit.quant.memory import dense, without_gaps
 from qkit.quant.plan import FLOAT, Codes, Plan
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,13 @@ class Decision:
 
 
 class Value:
-    """An operation's result in the lanes that share it; sharing is told by identity."""
+    """An operation's result in the lanes that share it, and the grid that it lies on, if any; sharing is told by identity."""
 
-    __slots__ = ("data",)
+    __slots__ = ("data", "grid")
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: Any, grid: QuantParams | None = None) -> None:
         self.data = data
+        self.grid = grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +97,9 @@ class Frontier:
 
 
 #: ``finish(op, y, params, lanes, reference)``: apply the fused activation to the fresh tensor `y` and put it on the grid,
-#: in place where possible; returns the value. `lanes` are the names that share it, `reference` the first lane's value.
-Finish = Callable[[Operation, Tensor, "QuantParams | None", tuple[str, ...], "Tensor | None"], Tensor]
+#: in place where possible; returns the value. `lanes` are the names that share it, `reference` the first lane's value. On a GPU
+#: that Triton has kernels for, `y` may be `Sums` whose scale and bias are still to be applied; else it never is.
+Finish = Callable[[Operation, "Tensor | Sums", "QuantParams | None", tuple[str, ...], "Tensor | None"], Tensor]
 #: ``observe(op, values)``: every lane's value of a quantized operation, by lane name.
 Observe = Callable[[Operation, Mapping[str, Tensor]], None]
 
@@ -115,9 +121,11 @@ def decide(op: Operation, plan: Plan, graph: Graph) -> Decision:
 
 
 def finish_value(
-    op: Operation, y: Tensor, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None
+    op: Operation, y: Tensor | Sums, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None
 ) -> Tensor:
     """The plain `Finish`: activation and fake quantization in place."""
+    if isinstance(y, Sums) or (params is not None and kernels_for(y.device) is not None):
+        return on_gpu(op, y, params)[0]
     if params is None:
         return y if op.act == UNBOUNDED else y.clamp_(*op.act)
     loops = kernels()
@@ -126,6 +134,17 @@ def finish_value(
     y = without_gaps(y)
     loops.quantize_flat(dense(y).numpy(), params.scalars, op.act)
     return y
+
+
+def on_gpu(op: Operation, y: Tensor | Sums, params: QuantParams | None, **wanted: Any) -> tuple[Tensor, Tensor | None]:
+    """What `qkit.quant.gpu_kernels.finish` gives: the value, and the figures that are wanted of it."""
+    sums = y if isinstance(y, Sums) else Sums(y)
+    loops = kernels_for(sums.data.device)
+    assert loops is not None
+    found: tuple[Tensor, Tensor | None] = loops.finish(
+        sums.data, op.channel_axis, step=sums.step, bias=sums.bias, act=op.act, params=params, **wanted
+    )
+    return found
 
 
 def lane_weight(graph: Graph, plan: Plan, weight: str) -> Tensor:
@@ -155,30 +174,78 @@ def quantize_weight(weight: Tensor, params: QuantParams, codes: Codes | None = N
 
 @dataclass(eq=False)
 class Operands:
-    """An operation's quantized weights and biases, each made once however many groups want it; gone with the operation."""
+    """An operation's quantized weights and biases, each made once however many groups want it.
+
+    They are gone with the operation, except on a GPU, where making them again for every batch would cost more than the batch.
+    """
 
     graph: Graph
     op: Operation
-    weights: dict[Any, Tensor] = field(default_factory=dict)
-    biases: dict[Any, Tensor | None] = field(default_factory=dict)
+    made: dict[Hashable, Any] = field(default_factory=dict)
 
     def weight(self, decision: Decision) -> Tensor:
-        params, key = decision.weight, (decision.weight, decision.codes)
-        if key not in self.weights:
-            float_weight = self.graph.weights[self.op.weight or ""]
-            if params is not None and params.axis is not None and float_weight.shape[params.axis] != params.scale.numel():
-                raise PlanError(
-                    f"{self.op.weight}: the plan's grid has {params.scale.numel()} channels on axis {params.axis}, the weight "
-                    f"has shape {tuple(float_weight.shape)}. The plan is of another model: calibrate again."
-                )
-            self.weights[key] = float_weight if params is None else quantize_weight(float_weight, params, decision.codes)
-        return self.weights[key]
+        if decision.weight is None:
+            return self.graph.weights[self.op.weight or ""]
+        found: Tensor = self._once("weight", (decision.weight, decision.codes), lambda: self._weight(decision))
+        return found
 
     def bias(self, decision: Decision) -> Tensor | None:
-        key = decision.bias_scale, decision.correction
-        if key not in self.biases:
-            self.biases[key] = _bias(self.graph, self.op, decision)
-        return self.biases[key]
+        found: Tensor | None = self._once(
+            "bias", (decision.bias_scale, decision.correction), lambda: _bias(self.graph, self.op, decision)
+        )
+        return found
+
+    def digits(self, decision: Decision, grid: QuantParams | None) -> tuple[Tensor, ...] | None:
+        """The weight's codes in digits whose sums are exact with an input on that grid; None where they are no integers."""
+        weight = decision.weight
+        if weight is None or not on_integers(self.op, grid, weight):
+            return None
+        assert grid is not None
+        found: tuple[Tensor, ...] | None = self._once(
+            "digits", (weight, decision.codes, grid.reach), lambda: self._digits(decision, grid.reach)
+        )
+        return found
+
+    def step(self, decision: Decision, grid: QuantParams) -> Tensor:
+        """What integer sums by output channel are multiplied with, float32 (C,)."""
+        weight = decision.weight
+        assert weight is not None
+        channels = self.op.shape[self.op.channel_axis]
+
+        def make() -> Tensor:
+            step = (grid.scale.double() * weight.scale.double()).float()
+            return step.expand(channels).contiguous().to(self.graph.device)
+
+        found: Tensor = self._once("step", (grid, weight), make)
+        return found
+
+    def _once(self, what: str, key: Hashable, make: Callable[[], Any]) -> Any:
+        name = what, self.op.name, key
+        if self.graph.device.type == "cuda":
+            return prepared(self.graph).get(name, make)
+        if name not in self.made:
+            self.made[name] = make()
+        return self.made[name]
+
+    def _weight(self, decision: Decision) -> Tensor:
+        params, float_weight = decision.weight, self.graph.weights[self.op.weight or ""]
+        assert params is not None
+        if params.axis is not None and float_weight.shape[params.axis] != params.scale.numel():
+            raise PlanError(
+                f"{self.op.weight}: the plan's grid has {params.scale.numel()} channels on axis {params.axis}, the weight "
+                f"has shape {tuple(float_weight.shape)}. The plan is of another model: calibrate again."
+            )
+        return quantize_weight(float_weight, params, decision.codes)
+
+    def _digits(self, decision: Decision, reach: int) -> tuple[Tensor, ...] | None:
+        assert decision.weight is not None
+        found = digits(as_integers(self._weight(decision), decision.weight), self.op.weight_axis, reach)
+        if found is None:
+            logger.warning(
+                "%s: its integer sums may exceed 2**24, where float32 ends to be exact: they are added up in float32.",
+                self.op.name,
+            )
+        return found
 
 
 def lane_bias(graph: Graph, op: Operation, plan: Plan) -> Tensor | None:
@@ -313,13 +380,14 @@ def _run_step(
     shared = Operands(graph, op)
     reference: Tensor | None = None
     for decision, operands, members in groups.values():
-        data = compute(op, [operand.data for operand in operands], decision, shared)
+        grid = operands[0].grid if operands else None
+        data = _compute(op, [operand.data for operand in operands], decision, shared, grid)
         if executed is not None:
             executed[op.name] += 1
         if op.quantized:
             data = finish(op, data, decision.output, tuple(lanes[i].name for i in members), reference)
             reference = data if reference is None else reference
-        value = Value(data)
+        value = Value(data, decision.output if op.quantized else grid if op.kind == "keep" else None)
         for i in members:
             if keep_all or source[i] == i:
                 result[i] = value
@@ -329,7 +397,19 @@ def _run_step(
 
 def compute(op: Operation, values: list[Any], decision: Decision, operands: Operands) -> Any:
     """What the operation gives in a lane on these values, before activation and grid; fresh memory where it gets a grid."""
+    found = _compute(op, values, decision, operands, None)
+    return _scaled(op, found) if isinstance(found, Sums) else found
+
+
+def _scaled(op: Operation, sums: Sums) -> Tensor:
+    return on_gpu(replace(op, act=UNBOUNDED), sums, None)[0]
+
+
+def _compute(op: Operation, values: list[Any], decision: Decision, operands: Operands, grid: QuantParams | None) -> Any:
+    """The same, where a GPU leaves a weighted operation's scale and bias to `Finish`; the first value lies on `grid`, if any."""
     if op.weight is not None:
+        if op.kind in ACCUMULATING and values[0].dtype == torch.float32 and kernels_for(values[0].device) is not None:
+            return _sums(op, values[0], grid, decision, operands)
         y = operate(op, values, operands.weight(decision), operands.bias(decision))
         if decision.accumulator is not None:
             source, weight, bits = decision.accumulator
@@ -348,6 +428,23 @@ def compute(op: Operation, values: list[Any], decision: Decision, operands: Oper
     return result
 
 
+def _sums(op: Operation, x: Tensor, grid: QuantParams | None, decision: Decision, operands: Operands) -> Tensor | Sums:
+    """The weighted operation on a GPU: in integers where both its operands are."""
+    step = None
+    parts = operands.digits(decision, grid)
+    if parts is None or grid is None or decision.weight is None:
+        total = product(op, x, operands.weight(decision))
+    else:
+        total = integer_product(op, integers(x, grid), parts)
+        step = operands.step(decision, grid)
+    bias = operands.bias(decision)
+    if decision.accumulator is None:
+        return Sums(total, step, bias)
+    source, weight, bits = decision.accumulator
+    scale = source.scale.double() * weight.scale.double()
+    return wrap_around(_scaled(op, Sums(total, step, bias)), scale, bits, None if weight.axis is None else op.channel_axis)
+
+
 def defined(y: Tensor, operands: Sequence[Any]) -> Tensor:
     """A quotient in front of a grid, where 0 / 0 becomes the grid's least code.
 
@@ -355,7 +452,7 @@ def defined(y: Tensor, operands: Sequence[Any]) -> Tensor:
     of operands that are themselves NaN or infinite stays, so that it is found.
     """
     nothing = y.isnan()
-    if not bool(nothing.any()):
+    if y.device.type == "cpu" and not bool(nothing.any()):
         return y
     for x in operands:
         nothing = nothing & torch.isfinite(x) if isinstance(x, Tensor) else nothing

@@ -20,7 +20,7 @@ from torch import Tensor
 from qkit.errors import DataError
 from qkit.execution.lanes import Lane, Operands, compute, decide, run_to
 from qkit.execution.loading import batches
-from qkit.execution.tensor_errors import describe, local_error
+from qkit.execution.tensor_errors import describe, local_errors, on_host
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.graph.running import execution, place_inputs, walk_float
@@ -118,9 +118,8 @@ class LayerSample:
     def of(cls, graph: Graph, op: Operation, values: Sequence[Any]) -> LayerSample:
         """From what the layer reads."""
         with execution(graph.device):
-            exact = compute(op, list(values), decide(op, Plan(), graph), Operands(graph, op)).clamp(*op.act)
-            signal, _, _ = describe(exact, op.channel_axis)
-        return cls(graph, op, values, exact, np.asarray(signal, float))
+            exact, figures = describe(op, compute(op, list(values), decide(op, Plan(), graph), Operands(graph, op)))
+        return cls(graph, op, values, exact, on_host([figures])[0][0])
 
     @property
     def quick(self) -> bool:
@@ -135,13 +134,13 @@ class LayerSample:
         with execution(graph.device):
             decision = decide(op, plan, graph)
             y = compute(op, list(self.values), decision, operands)
-            noise = local_error(y, self.exact, decision.output if op.quantized else None, op.act, op.channel_axis)
+            errors = local_errors(op, y, self.exact, decision.output if op.quantized else None, weighted=False)
             lost = None
             if op.weight is not None and decision.weight is not None:
                 axis = op.weight_axis or 0
                 exact, grid = (by_channel(w, axis) for w in (graph.weights[op.weight], operands.weight(decision)))
                 lost = int(((grid == 0).all(1) & (exact != 0).any(1)).sum())
-        return ChannelErrors(self.signal, np.asarray(noise, float), lost)
+        return ChannelErrors(self.signal, on_host([errors])[0][0], lost)
 
 
 def few_inputs(graph: Graph, data: Iterable[Any]) -> tuple[Any, ...]:

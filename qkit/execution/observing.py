@@ -6,16 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from qkit.errors import DataError, PlanError
 from qkit.execution.lanes import Lane, run_lanes, value_at
 from qkit.execution.loading import batches
+from qkit.execution.products import Sums
+from qkit.execution.replay import Replayed
+from qkit.execution.tensor_errors import Figures, describe, finite, on_host
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.progress import track, uninterrupted
+from qkit.quant.compiled import kernels_for
 from qkit.quant.estimators import Observation
-from qkit.quant.histogram import Histogram
+from qkit.quant.histogram import KEYS, Histogram, count_on_device, counted, from_tables, refuse_non_finite
 from qkit.quant.histogram import observe as observe_tensor
 
 
@@ -68,6 +73,7 @@ class Observations:
 
     def __init__(self, seen: Mapping[str, Observation] | None = None) -> None:
         self._parts: tuple[Mapping[str, Observation], ...] = (dict(seen),) if seen else ()
+        self._tables: Tables | None = None
         self.count = 0
         self.whole = False
 
@@ -82,8 +88,14 @@ class Observations:
         """
         if not self.whole:
             for at, batch in enumerate(track(batches(loader, limit), "calibrating", unit="batch", show=progress)):
-                if at >= self.count:
+                if at >= self.count and kernels_for(graph.device) is None:
                     self.add(glimpse(graph, batch.inputs)[0])
+                elif at >= self.count:
+                    self._tables = Tables(graph) if self._tables is None else self._tables
+                    self._tables.add(batch.inputs)
+                    self.count = self._tables.count
+            if self._tables is not None:
+                self._parts, self._tables = (*self._parts, self._tables.all()), None
             if not self.count:
                 raise DataError("the calibration loader gave no batch: pass at least one (about 100 images are usual).")
             self.whole = True
@@ -100,6 +112,71 @@ class Observations:
         if len(self._parts) > 1:
             self._parts = (_joined(self._parts),)
         return self._parts[0] if self._parts else {}
+
+
+class Tables:
+    """What every tap of a graph on a GPU shows, counted there: histograms come to the host once, at the end.
+
+    Two tables a tap, 1 MiB each, hold the counts of all batches and of the one that is being counted.
+
+    Attributes
+    ----------
+    count
+        Batches added.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.count = 0
+        self._graph = graph
+        self._taps = [op for op in graph.operations if op.quantized]
+        self._places = {op.index: at for at, op in enumerate(self._taps)}
+        self._batch = torch.empty((len(self._taps), 2, KEYS), dtype=torch.int64, device=graph.device)
+        self._total = torch.zeros_like(self._batch)
+        self._extremes: list[list[np.ndarray]] = []
+        self._replayed = Replayed(self._count, graph.device)
+
+    def _count(self, inputs: tuple[Any, ...]) -> list[Figures]:
+        """Fill the batch's tables; what `describe` says of every tap."""
+        described: list[Figures] = []
+
+        def finish(op: Operation, y: Tensor | Sums, _params: Any, _lanes: Any, _reference: Any) -> Tensor:
+            value, figures = describe(op, y)
+            described.append(figures)
+            count_on_device(value, self._batch[self._places[op.index]])
+            return value
+
+        run_lanes(self._graph, [Lane("float")], inputs, finish=finish)
+        return described
+
+    def add(self, inputs: tuple[Any, ...]) -> None:
+        """Count a batch; all of it, or nothing where it is interrupted.
+
+        Raises
+        ------
+        DataError
+            If a tap holds NaN or infinity (named).
+        """
+        found = on_host(self._replayed(inputs))
+        if not all(map(finite, found)):
+            at = next(at for at, figures in enumerate(found) if not finite(figures))
+            keys, counts, _ = counted(self._batch[at])
+            refuse_non_finite(self._taps[at].name, keys, counts)
+        with uninterrupted():
+            self._total += self._batch
+            self._extremes.append([figures[1:].astype(np.float32) for figures in found])
+            self.count += 1
+
+    def all(self) -> dict[str, Observation]:
+        """By tap."""
+        # of every tap, every batch's least and greatest values by channel: (N, 2, C)
+        extremes = [np.stack(of_batches) for of_batches in zip(*self._extremes, strict=True)]
+        low = [e[:, 0].min(1) for e in extremes]
+        high = [e[:, 1].max(1) for e in extremes]
+        histograms = from_tables(self._total, [(float(a.min()), float(b.max())) for a, b in zip(low, high, strict=True)])
+        return {
+            op.name: Observation(histogram, tuple(lows.tolist()), tuple(highs.tolist()), seen[:, 0].min(0), seen[:, 1].max(0))
+            for op, histogram, lows, highs, seen in zip(self._taps, histograms, low, high, extremes, strict=True)
+        }
 
 
 def _joined(parts: Sequence[Mapping[str, Observation]]) -> dict[str, Observation]:

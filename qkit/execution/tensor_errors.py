@@ -1,12 +1,14 @@
 """Errors of a lane's tensor against the float lane's, summed per channel while the tensor is being quantized.
 
-On the CPU the compiled loops of `qkit.quant.kernels` quantize and sum in one pass; everywhere else, and for grids per channel,
-the same sums come from torch operators in float64.
+On the CPU the compiled loops of `qkit.quant.kernels` quantize and sum in one pass, on a GPU those of `qkit.quant.gpu_kernels`,
+whose figures stay on the device until the batch is through; everywhere else, and on the CPU for grids per channel, the same sums
+come from torch operators in float64.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -14,8 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qkit.errors import DataError
+from qkit.execution.lanes import finish_value, on_gpu
+from qkit.execution.products import Sums
+from qkit.graph.operation import Operation
 from qkit.graph.table import UNBOUNDED, Bounds
-from qkit.quant.compiled import kernels
+from qkit.quant.compiled import kernels, kernels_for
 from qkit.quant.grids import QuantParams, fake_quantize_
 from qkit.quant.memory import by_channel, channels_innermost, rows
 
@@ -55,15 +61,19 @@ class ErrorSums:
     local: np.ndarray = field(default_factory=lambda: np.zeros(1))
     grid: np.ndarray = field(default_factory=lambda: np.zeros(1))
 
-    def add(self, sums: np.ndarray, peaks: np.ndarray, count: float) -> None:
+    def add(self, figures: np.ndarray, count: float) -> None:
         """Add one batch's `measure`."""
         self.count += count
         names = ("squared", "product", "absolute", "clipping", "clipped", "own")
-        for name, values in zip(names, sums, strict=True):
+        for name, values in zip(names, figures[:6], strict=True):
             setattr(self, name, getattr(self, name) + values)
-        self.peak = np.maximum(self.peak, peaks[0])
-        self.least = np.minimum(self.least, peaks[1])
-        self.greatest = np.maximum(self.greatest, peaks[2])
+        self.peak = np.maximum(self.peak, figures[6])
+        self.least = np.minimum(self.least, figures[7])
+        self.greatest = np.maximum(self.greatest, figures[8])
+
+    def add_local(self, figures: np.ndarray) -> None:
+        """Add one batch's `local_errors`."""
+        self.local, self.grid = self.local + figures[0], self.grid + figures[1]
 
 
 @dataclass(eq=False)
@@ -75,12 +85,43 @@ class FloatSums:
     least: np.ndarray = field(default_factory=lambda: np.full(1, math.inf))
     greatest: np.ndarray = field(default_factory=lambda: np.full(1, -math.inf))
 
-    def add(self, squared: np.ndarray, least: np.ndarray, greatest: np.ndarray, count: float) -> None:
+    def add(self, figures: np.ndarray, count: float) -> None:
         """Add one batch's `describe`."""
+        squared, least, greatest = figures
         self.count += count
         self.squared = self.squared + squared
         self.least = np.minimum(self.least, least)
         self.greatest = np.maximum(self.greatest, greatest)
+
+
+#: Figures of a tensor, float64 (K, C); on the device of a tensor that fused kernels measured, until `on_host` fetches them.
+Figures = np.ndarray | Tensor
+#: How many `describe` gives.
+DESCRIBED = 3
+
+
+def on_host(figures: Sequence[Figures]) -> list[np.ndarray]:
+    """The same as arrays; those on a device come in one copy."""
+    away = [f for f in figures if isinstance(f, Tensor)]
+    fetched = _fetched(torch.cat([f.reshape(-1) for f in away])).numpy() if away else np.empty(0)
+    found, at = [], 0
+    for f in figures:
+        if isinstance(f, Tensor):
+            found.append(fetched[at : at + f.numel()].reshape(f.shape))
+            at += f.numel()
+        else:
+            found.append(f)
+    return found
+
+
+def _fetched(x: Tensor) -> Tensor:
+    """The tensor on the host, by way of memory that the device writes to by itself, which is many times as fast."""
+    if x.device.type != "cuda":
+        return x.cpu()
+    place = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    place.copy_(x, non_blocking=True)
+    torch.cuda.current_stream(x.device).synchronize()
+    return place
 
 
 def _loops(y: Tensor, params: QuantParams | None) -> ModuleType | None:
@@ -88,20 +129,22 @@ def _loops(y: Tensor, params: QuantParams | None) -> ModuleType | None:
     return kernels() if y.device.type == "cpu" and params is not None and params.axis is None else None
 
 
-def measure(
-    y: Tensor, reference: Tensor, params: QuantParams | None, act: Bounds, axis: int
-) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Put `y` on the grid, in place where its memory allows, and sum its errors against `reference`.
+def measure(op: Operation, y: Tensor | Sums, reference: Tensor, params: QuantParams | None) -> tuple[Tensor, Figures]:
+    """Activation and grid of the operation's fresh result, in place where its memory allows, with its errors against `reference`.
 
     Returns
     -------
     value
-        `y` clamped to `act` and fake-quantized (only clamped if `params` is None).
-    sums
-        (6, C): squared, float times error, absolute, squared excess of clipped elements, number clipped, own error squared.
-    peaks
-        (3, C): greatest absolute error, least and greatest value.
+        Clamped and fake-quantized (only clamped if `params` is None).
+    figures
+        (9, C): squared error, float times error, absolute, squared excess of clipped elements, number clipped, own error
+        squared, greatest absolute error, least and greatest value.
     """
+    axis, act = op.channel_axis, op.act
+    if isinstance(y, Sums) or kernels_for(y.device) is not None:
+        value, found = on_gpu(op, y, params, figures="measure", reference=reference)
+        assert found is not None
+        return value, found
     if (loops := _loops(y, params)) is not None:
         assert params is not None
         y = channels_innermost(y, axis)
@@ -109,8 +152,8 @@ def measure(
         other, _ = rows(channels_innermost(reference, axis), axis)
         sums, peaks = loops.measure(array, other, params.scalars, act)
         folded = peaks.reshape(3, -1, channels)
-        peaks = np.stack([folded[0].max(0), folded[1].min(0), folded[2].max(0)])
-        return y, sums.reshape(6, -1, channels).sum(1), peaks
+        extremes = np.stack([folded[0].max(0), folded[1].min(0), folded[2].max(0)])
+        return y, np.concatenate([sums.reshape(6, -1, channels).sum(1), extremes])
     if act != UNBOUNDED:
         y = y.clamp_(*act)
     value = y if params is None else fake_quantize_(y.clone(), params)
@@ -125,14 +168,36 @@ def measure(
         steps = torch.round(_channels(y, axis, torch.float32) * (1.0 / scale)) + zero
         beyond = (steps < params.qmin) | (steps > params.qmax)
     excess = torch.where(beyond, own, 0.0)
-    figures = [error.square(), _channels(reference, axis) * error, error.abs(), excess.square(), beyond.double(), own.square()]
+    summed = [error.square(), _channels(reference, axis) * error, error.abs(), excess.square(), beyond.double(), own.square()]
     flat = _channels(value, axis)
-    peaks = torch.stack([error.abs().amax(1), flat.amin(1), flat.amax(1)]).cpu().numpy()
-    return value, torch.stack([f.sum(1) for f in figures]).cpu().numpy(), peaks
+    return value, torch.stack([*(f.sum(1) for f in summed), error.abs().amax(1), flat.amin(1), flat.amax(1)]).cpu().numpy()
 
 
-def local_error(y: Tensor, reference: Tensor, params: QuantParams | None, act: Bounds, axis: int) -> np.ndarray:
-    """Squared error per channel, float64 (C,), of `y` put on the grid; what becomes of `y` itself is undefined."""
+def local_errors(op: Operation, y: Tensor | Sums, reference: Tensor, params: QuantParams | None, *, weighted: bool) -> Figures:
+    """Squared errors per channel, (2, C): of the operation's result, put on the grid; and of the float values put there.
+
+    What becomes of `y` itself is undefined; the float values stay as they are.
+
+    Parameters
+    ----------
+    weighted
+        Whether there is more than the grid, so that the two differ.
+    """
+    axis, act = op.channel_axis, op.act
+    if isinstance(y, Sums) or kernels_for(y.device) is not None:
+        found = on_gpu(op, y, params, figures="local", reference=reference, keep=False)[1]
+        assert found is not None
+        return found
+    squared = _local_error(y, reference, params, act, axis)
+    if not weighted:
+        return np.stack([squared, squared])
+    if params is None:
+        return np.stack([squared, np.zeros_like(squared)])
+    copied = reference if _loops(reference, params) is not None else reference.clone()
+    return np.stack([squared, _local_error(copied, reference, params, act, axis)])
+
+
+def _local_error(y: Tensor, reference: Tensor, params: QuantParams | None, act: Bounds, axis: int) -> np.ndarray:
     if (loops := _loops(y, params)) is not None:
         assert params is not None
         array, channels = rows(channels_innermost(y, axis), axis)
@@ -145,23 +210,39 @@ def local_error(y: Tensor, reference: Tensor, params: QuantParams | None, act: B
     return _channels(value - reference, axis).square().sum(1).cpu().numpy()
 
 
-def grid_error(reference: Tensor, params: QuantParams | None, act: Bounds, axis: int) -> np.ndarray:
-    """Squared error per channel, float64 (C,), of float values put on the grid; 0 without one. The values stay as they are."""
-    if params is None:
-        return np.zeros(1)
-    copied = reference if _loops(reference, params) is not None else reference.clone()
-    return local_error(copied, reference, params, act, axis)
-
-
-def describe(value: Tensor, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sum of squares, least and greatest value per channel, (C,)."""
-    loops = kernels() if value.device.type == "cpu" else None
-    if loops is not None:
+def describe(op: Operation, y: Tensor | Sums) -> tuple[Tensor, Figures]:
+    """The operation's float value, activation done in place, with figures (3, C): sum of squares, least and greatest value."""
+    if isinstance(y, Sums) or kernels_for(y.device) is not None:
+        value, found = on_gpu(op, y, None, figures="describe")
+        assert found is not None
+        return value, found
+    value = finish_value(op, y, None, (), None)
+    axis = op.channel_axis
+    if (loops := kernels()) is not None and value.device.type == "cpu":
         array, channels = rows(channels_innermost(value, axis), axis)
         squared, least, greatest = loops.describe(array)
-        return squared.reshape(-1, channels).sum(0), least.reshape(-1, channels).min(0), greatest.reshape(-1, channels).max(0)
+        folded = squared.reshape(-1, channels).sum(0), least.reshape(-1, channels).min(0), greatest.reshape(-1, channels).max(0)
+        return value, np.stack(folded)
     flat = _channels(value, axis)
-    return flat.square().sum(1).cpu().numpy(), flat.amin(1).cpu().numpy(), flat.amax(1).cpu().numpy()
+    return value, torch.stack([flat.square().sum(1), flat.amin(1), flat.amax(1)]).cpu().numpy()
+
+
+def finite(described: np.ndarray) -> bool:
+    """Whether a float value, by `describe`, holds no NaN (which its squares show) and no infinity."""
+    squared, least, greatest = described
+    return not np.isnan(squared).any() and bool(np.isfinite(least).all() and np.isfinite(greatest).all())
+
+
+def refuse_non_finite(op: Operation, described: np.ndarray) -> None:
+    """Raise `DataError` naming the operation where its float value, by `describe`, holds NaN or infinity."""
+    if not finite(described):
+        raise DataError(f"{op.name}: the float lane holds NaN or infinity. Look at this layer's weights and inputs first.")
+
+
+def no_errors(described: np.ndarray) -> np.ndarray:
+    """What `measure` would give of a value that is the float lane's own, from `describe`."""
+    none = np.zeros((7, described.shape[1]))
+    return np.concatenate([none, described[1:]])
 
 
 def _channels(x: Tensor, axis: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -73,7 +73,7 @@ def execution(device: torch.device, *, inference: bool = True) -> Iterator[None]
         if device.type == "cuda":
             with (
                 torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-                _plain_products(),
+                _products(tf32=False),
             ):
                 yield
         else:
@@ -81,13 +81,27 @@ def execution(device: torch.device, *, inference: bool = True) -> Iterator[None]
 
 
 @contextmanager
-def _plain_products() -> Iterator[None]:
-    """Matrix products without TF32, which ``torch.set_float32_matmul_precision("high")`` allows."""
+def tensor_cores(device: torch.device) -> Iterator[None]:
+    """TF32 for convolutions and matrix products on a GPU, inside `execution`: only for operands that it holds exactly."""
+    if device.type != "cuda":
+        yield
+        return
+    with (
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True),
+        _products(tf32=True),
+    ):
+        yield
+
+
+@contextmanager
+def _products(*, tf32: bool) -> Iterator[None]:
+    """Matrix products with or without TF32, which ``torch.set_float32_matmul_precision("high")`` allows."""
     settings: Any = torch.backends.cuda.matmul
     # from torch 2.9 on there is a second switch, and reading the first fails for users who have set the second
-    switch, plain = ("fp32_precision", "ieee") if hasattr(settings, "fp32_precision") else ("allow_tf32", False)
+    newer = hasattr(settings, "fp32_precision")
+    switch, wanted = ("fp32_precision", "tf32" if tf32 else "ieee") if newer else ("allow_tf32", tf32)
     before = getattr(settings, switch)
-    setattr(settings, switch, plain)
+    setattr(settings, switch, wanted)
     try:
         yield
     finally:

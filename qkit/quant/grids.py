@@ -186,6 +186,11 @@ class QuantParams:
         """Width that holds every code."""
         return math.ceil(math.log2(self.qmax - self.qmin + 1))
 
+    @functools.cached_property
+    def reach(self) -> int:
+        """Greatest magnitude of a code less its zero point."""
+        return max(int(self.zero_point.max()) - self.qmin, self.qmax - int(self.zero_point.min()))
+
     @property
     def dtype(self) -> torch.dtype:
         """The smallest torch integer type that holds the codes: int8, uint8, int16 or uint16."""
@@ -263,6 +268,12 @@ def dequantize(codes: Tensor, params: QuantParams) -> Tensor:
     """Values of integer `codes`, float32, the same shape."""
     scale, zero = _broadcast(params, codes)
     return (codes.to(torch.int32) - zero).to(torch.float32) * scale
+
+
+def as_integers(values: Tensor, params: QuantParams) -> Tensor:
+    """Codes less the zero point, as whole float32 numbers, of float32 values that lie on the grid; the same shape."""
+    scale, _ = _broadcast(params, values)
+    return (values * (1.0 / scale)).round_()
 
 
 def fake_quantize(x: Tensor, params: QuantParams, *, name: str = "tensor") -> Tensor:

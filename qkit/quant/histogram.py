@@ -13,6 +13,7 @@ one of them. (HdrHistogram uses the same layout for latencies.)
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +23,13 @@ import torch
 from torch import Tensor
 
 from qkit.errors import DataError, PlanError
-from qkit.quant.compiled import kernels
+from qkit.quant.compiled import kernels, kernels_for
 from qkit.quant.grids import QuantParams
 from qkit.quant.memory import by_channel, channels_innermost, dense, rows
 from qkit.quant.sqnr import sqnr
 
-_KEYS = 1 << 16
+#: Bins of the float32 format: one for all floats with the same upper 16 bits.
+KEYS = 1 << 16
 _SIGN = 0x8000
 
 
@@ -105,7 +107,7 @@ class Histogram:
         """The histogram of all the parts' elements together."""
         if len(parts) == 1:
             return parts[0]
-        counts, lows = np.zeros(_KEYS, np.int64), np.zeros(_KEYS, np.int64)
+        counts, lows = np.zeros(KEYS, np.int64), np.zeros(KEYS, np.int64)
         for part in parts:
             counts[part.keys] += part.counts
             lows[part.keys] += part.lows
@@ -139,7 +141,7 @@ class Histogram:
         inner = (magnitude << 16).view(np.float32).astype(np.float64)
         width = ((magnitude + 1) << 16).view(np.float32).astype(np.float64) - inner
         width = np.where(np.isfinite(width), width, inner * 2.0**-7)
-        mean = inner + self.lows / self.counts * (width / _KEYS)
+        mean = inner + self.lows / self.counts * (width / KEYS)
         outer = inner + width
         zero = magnitude == 0
         inner, outer, mean = (np.where(zero, 0.0, v) for v in (inner, outer, mean))
@@ -315,20 +317,54 @@ def observe(x: Tensor, axis: int, *, name: str = "tensor") -> tuple[Histogram, n
         high = np.max([p.greatest for p in parts], axis=0).reshape(-1, channels).max(0)
         tables = [(p.keys, p.counts, p.lows) for p in parts]
     else:
-        bits = dense(x).view(torch.int32)
-        key = (bits >> 16) & 0xFFFF
-        count = torch.bincount(key, minlength=_KEYS)
-        used = torch.nonzero(count).view(-1)
-        sums = torch.bincount(key, (bits & 0xFFFF).double(), minlength=_KEYS)
-        tables = [(used.cpu().numpy(), count[used].cpu().numpy(), sums[used].cpu().numpy().astype(np.int64))]
+        tables = [counted(count_on_device(x))]
         low, high = (bound.cpu().numpy() for bound in by_channel(x, axis).aminmax(dim=1))
     for keys, counts, _ in tables:
-        bad = (keys & 0x7F80) == 0x7F80
-        if bad.any():
-            raise DataError(
-                f"{name}: {int(counts[bad].sum())} of {x.numel()} elements are NaN or infinite; find where they arise "
-                "(weights, input scaling, a division) before asking about quantization."
-            )
+        refuse_non_finite(name, keys, counts)
     least, greatest = float(low.min()), float(high.max())
     histograms = [Histogram._ordered(*table, least, greatest) for table in tables]
     return (histograms[0] if len(histograms) == 1 else Histogram.merge(histograms)), low, high
+
+
+def refuse_non_finite(name: str, keys: np.ndarray, counts: np.ndarray) -> None:
+    """Raise `DataError` naming the tensor if bins of NaN or infinity are among those in use."""
+    bad = (keys & 0x7F80) == 0x7F80
+    if bad.any():
+        raise DataError(
+            f"{name}: {int(counts[bad].sum())} of {int(counts.sum())} elements are NaN or infinite; find where they arise "
+            "(weights, input scaling, a division) before asking about quantization."
+        )
+
+
+def count_on_device(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """Counts, and sums of the floats' lower 16 bits, by their upper 16 bits: int64 (2, 65536) on the device, or `out`."""
+    flat = dense(x)
+    out = torch.empty((2, KEYS), dtype=torch.int64, device=x.device) if out is None else out
+    if (loops := kernels_for(x.device)) is not None:
+        loops.count(flat, out)
+        return out
+    bits = flat.view(torch.int32)
+    key = (bits >> 16) & 0xFFFF
+    out[0] = torch.bincount(key, minlength=KEYS)
+    out[1] = torch.bincount(key, (bits & 0xFFFF).double(), minlength=KEYS)
+    return out
+
+
+def counted(table: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of a table of `count_on_device` the bins in use, ascending, their counts and sums."""
+    used = torch.nonzero(table[0]).view(-1)
+    found = torch.stack([used, table[0][used], table[1][used]]).cpu().numpy()
+    return found[0], found[1], found[2]
+
+
+def from_tables(tables: Tensor, extremes: Sequence[tuple[float, float]]) -> list[Histogram]:
+    """Histograms of several tables of `count_on_device`, int64 (T, 2, 65536), with each one's extremes; one copy to the host."""
+    at, key = torch.nonzero(tables[:, 0], as_tuple=True)
+    found = torch.stack([at, key, tables[at, 0, key], tables[at, 1, key]]).cpu().numpy()
+    ends = np.searchsorted(found[0], np.arange(len(tables) + 1))
+    parts = [slice(*pair) for pair in itertools.pairwise(ends)]
+    _, keys, counts, lows = found
+    return [
+        Histogram._ordered(keys[part], counts[part], lows[part], low, high)
+        for part, (low, high) in zip(parts, extremes, strict=True)
+    ]

@@ -1,0 +1,206 @@
+"""``python -m benchmarks.gpu``: what a GPU takes for captures, ranges, lanes, sweeps and a diagnosis, in its own float passes.
+
+A pass is the model's own float32 forward pass without TF32, timed right before and after what is divided by it. Batches lie on
+the GPU: what a loader takes is another matter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.imagenet_nets import network
+from qkit.execution.capture import capture
+from qkit.execution.evaluator import Evaluator
+from qkit.execution.lanes import Lane, run_lanes
+from qkit.execution.observing import Observations, observe
+from qkit.execution.sensitivity import sweep
+from qkit.graph import Graph, build
+from qkit.graph.running import execution
+from qkit.quant.calibration import make_plan
+from qkit.quant.schemes import scheme_of
+from qkit.study import Study
+
+DEVICE = torch.device("cuda")
+NETWORKS = ("mobilenet_v2", "resnet50")
+#: Targets in float passes; of sweeps, in float passes by layer.
+TARGETS = {
+    "capture": 5.0, "observing": 2.0, "int8 resnet50": 0.6, "int8 mobilenet_v2": 1.0, "only": 0.55, "except": 0.3, "memory": 3.0,
+}  # fmt: skip
+
+
+def seconds(work: Callable[[], Any], repeats: int = 5) -> list[float]:
+    """Seconds of every repetition, until the device is done."""
+    found = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def ratio(work: Callable[[], Any], passes: Callable[[], Any], repeats: int = 5) -> tuple[float, float, float]:
+    """Median, least and greatest of the work's time over that of a float pass, which is timed before and after it."""
+    for _ in range(2):
+        passes()
+        work()
+    found = []
+    for _ in range(repeats):
+        before = seconds(passes, 5)
+        took = seconds(work, 1)[0]
+        found.append(took / statistics.median([*before, *seconds(passes, 5)]))
+    return statistics.median(found), min(found), max(found)
+
+
+def peak(work: Callable[[], Any]) -> int:
+    """Bytes that the device holds at most while the work is done, beyond those before it."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - held
+
+
+def float_pass(model: nn.Module, x: Tensor) -> None:
+    """The yardstick."""
+    with execution(DEVICE):
+        model(x)
+
+
+def hooked(model: nn.Module, x: Tensor) -> Callable[[], None]:
+    """What one writes without a kit: torch's fake-quantize operators in hooks, two widths, errors summed at every convolution."""
+
+    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        for low, high in ((-128, 127), (-32768, 32767)):
+            scale = (output.abs().amax() / high).clamp_min(1e-12)
+            zero = torch.zeros((), dtype=torch.int32, device=output.device)
+            error = torch.fake_quantize_per_tensor_affine(output, scale, zero, low, high) - output
+            error.square().sum((0, 2, 3)).cpu()
+
+    def work() -> None:
+        handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, nn.Conv2d)]
+        try:
+            float_pass(model, x)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    return work
+
+
+def elements(graph: Graph) -> int:
+    """Numbers a sample in all taps."""
+    return sum(int(torch.Size(op.shape[1:]).numel()) for op in graph.operations if op.quantized)
+
+
+def measure(name: str, batch: int, *, sweeps: bool) -> dict[str, Any]:
+    """All figures of one network at one batch."""
+    model = network(name).to(DEVICE)
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, 3, 224, 224, generator=draw).to(DEVICE)
+    loader = [(x, torch.zeros(batch, dtype=torch.int64, device=DEVICE))]
+    graph = build(model, x, device=DEVICE)
+    seen = observe(graph, loader, progress=False)
+    plans = {k: make_plan(graph, seen, scheme_of(k)) for k in ("int16", "int8")}
+    passing = seconds(lambda: float_pass(model, x), 10)
+    found: dict[str, Any] = {"network": name, "batch": batch, "pass ms": 1e3 * statistics.median(passing)}
+
+    def passes() -> None:
+        float_pass(model, x)
+
+    def lane(plan: str | None) -> Callable[[], None]:
+        lanes = [Lane("float")] if plan is None else [Lane(plan, plans[plan])]
+        return lambda: (run_lanes(graph, lanes, (x,)), None)[1]
+
+    many = 4
+    found["float lane"] = ratio(lane(None), passes)
+    found["int16 lane"] = ratio(lane("int16"), passes)
+    found["int8 lane"] = ratio(lane("int8"), passes)
+    found["capture"] = ratio(lambda: capture(graph, loader, plans, progress=False), passes)
+    found["observing"] = tuple(r / many for r in ratio(lambda: Observations().run(graph, loader * many, progress=False), passes))
+    found["by hand, hooks"] = ratio(hooked(model, x), passes)
+    own = peak(passes)
+    found["memory"] = peak(lambda: capture(graph, loader, plans, progress=False)) / own
+    moved = 4 * batch * elements(graph)
+    found["tap bytes of one lane"] = moved
+    if sweeps:
+        layers = len(graph.taps)
+        for mode in ("only", "except"):
+            took = ratio(
+                lambda mode=mode: sweep(Evaluator(graph, loader, "top1"), plans["int8"], mode, progress=False), passes, 1
+            )
+            found[mode] = tuple(r / layers for r in took)
+    return found
+
+
+def diagnosis(images: int = 1000, batch: int = 64) -> dict[str, float]:
+    """Seconds of a whole diagnosis of resnet50."""
+    model = network("resnet50").to(DEVICE)
+    draw = torch.Generator().manual_seed(2)
+    x = torch.randn(images, 3, 224, 224, generator=draw).to(DEVICE)
+    with execution(DEVICE):
+        y = torch.cat([model(part).argmax(1) for part in x.split(batch)])
+    loader = list(zip(x.split(batch), y.split(batch), strict=True))
+    start = time.perf_counter()
+    study = Study(model, loader[:2], loader, metric="top1", scheme="int8-per-tensor", device="cuda")
+    study.calibrate("minmax", progress=False)
+    ready = time.perf_counter()
+    found = study.diagnose(progress=False)
+    torch.cuda.synchronize()
+    return {
+        "to the plan s": ready - start, "diagnosis s": time.perf_counter() - ready, "evaluations": found.evaluations,
+        "causes": len(found.causes),
+    }  # fmt: skip
+
+
+def text(value: Any) -> str:
+    """A figure with its spread."""
+    return (
+        f"{value[0]:.2f} ({value[1]:.2f} to {value[2]:.2f})"
+        if isinstance(value, tuple)
+        else f"{value:.4g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def main() -> None:
+    """Parse and dispatch."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[64, 256])
+    parser.add_argument("--no-sweeps", action="store_true")
+    parser.add_argument("--no-diagnosis", action="store_true")
+    parser.add_argument("--out", type=Path, help="JSON lines of what was measured")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("there is no CUDA device here: these figures need one.")
+    rows: list[dict[str, Any]] = [{"device": torch.cuda.get_device_name(), "torch": torch.__version__}]
+    print(rows[0], flush=True)
+    for name in options.networks:
+        for batch in options.batches:
+            row = measure(name, batch, sweeps=not options.no_sweeps)
+            rows.append(row)
+            print(*(f"{k}: {text(v)}" for k, v in row.items()), sep="\n   ", flush=True)
+    if not options.no_diagnosis:
+        rows.append(dict(diagnosis()))
+        print(rows[-1], flush=True)
+    if options.out is not None:
+        options.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Work on a GPU that is the same for every batch, recorded once and played again: launching it costs more than small layers take.
+
+A network of a hundred operations in five lanes is a thousand kernels, each of which takes Python some 30 microseconds to launch
+and the GPU often less to run. A CUDA graph launches them all at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from qkit.graph.running import execution
+from qkit.graph.structures import Spec, flatten, map_tensors, rebuild
+
+logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
+
+#: Batches that run as they are: the first compiles kernels and fills caches, and recording costs about one.
+_PLAIN = 2
+
+
+class Replayed(Generic[_Result]):
+    """A function of a batch's inputs that does the same on every batch of one shape.
+
+    On a GPU the first batches run as they are, the next is recorded, and from then on the recording is played; what cannot be
+    recorded (an operation that waits for the device), and every other device, runs as it is each time. A batch of another shape
+    runs as it is too. The tensors of a played result are those of the one before: use or copy them before the next batch.
+    Recorded work keeps its memory until this is given up.
+
+    Parameters
+    ----------
+    function
+        Of the inputs; what else it reads never changes. It is called under the settings of `qkit.graph.running.execution`.
+    possible
+        Whether it may be recorded: not where it hands tensors to the host itself.
+    """
+
+    def __init__(self, function: Callable[[tuple[Any, ...]], _Result], device: torch.device, *, possible: bool = True) -> None:
+        self._function = function
+        self._device = device
+        self._shape: Any = None
+        self._batches = 0
+        self._played: tuple[torch.cuda.CUDAGraph, list[Any], _Result] | None = None
+        self._possible = possible and device.type == "cuda"
+
+    def __call__(self, inputs: tuple[Any, ...]) -> _Result:
+        """What the function gives for these inputs."""
+        if not self._possible:
+            return self._function(inputs)
+        leaves, structure = flatten(inputs)
+        values = [value for _, value in leaves]
+        shape = [(v.shape, v.dtype, v.stride()) if isinstance(v, Tensor) else v for v in values]
+        self._shape = shape if self._shape is None else self._shape
+        if shape != self._shape:
+            return self._function(inputs)
+        self._batches += 1
+        if self._batches <= _PLAIN:
+            return self._function(inputs)
+        with execution(self._device):
+            if self._played is None:
+                self._record(values, structure)
+            if self._played is None:
+                return self._function(inputs)
+            graph, places, result = self._played
+            for place, value in zip(places, values, strict=True):
+                if isinstance(place, Tensor):
+                    place.copy_(value, non_blocking=True)
+            graph.replay()
+        return result
+
+    def _record(self, values: list[Any], structure: Spec) -> None:
+        places = [v.to(self._device, copy=True) if isinstance(v, Tensor) else v for v in values]
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(self._device)
+        try:
+            with torch.cuda.graph(graph):
+                result = self._function(rebuild(structure, places))
+        except RuntimeError as error:
+            # the operations have run without being recorded on the first batch, so that this is about recording alone
+            logger.info("the batches run one kernel after the other, since they cannot be recorded: %s", error)
+            self._possible = False
+            torch.cuda.synchronize(self._device)
+            return
+        self._played = graph, places, result
+
+
+def copied(result: _Result, device: torch.device) -> _Result:
+    """A result that the next batch does not overwrite."""
+    return map_tensors(result, Tensor.clone) if device.type == "cuda" else result
