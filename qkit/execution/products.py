@@ -2,8 +2,8 @@
 
 A lane whose input and weight lie on integer grids adds up products of integers. Codes less their zero points need 9 bits, and
 TF32, the short float of the tensor cores, carries 11: products are exact, and so are float32 sums below 2**24. So TF32 is
-allowed for exactly these calls. A weight whose sums may reach further, by its own codes and the input's grid, is split into two
-digits of 4 bits: the sums of either stay below, and adding them rounds once, as the exact sum would be rounded to float32.
+allowed for exactly these calls. A weight whose sums may reach further, by its own codes and the input's grid, is split into
+digits of a few bits: the sums of each stay below, and adding them rounds once, as the exact sum would be rounded to float32.
 
 A convolution of 1×1 is the product of a (pixels, channels) matrix, which is what its input with the channels innermost is: the
 libraries' matrix products take half the time of their convolutions there.
@@ -31,7 +31,6 @@ from qkit.quant.memory import channels_innermost, without_gaps
 #: Greatest magnitude of a code that TF32 holds, and bound of the float32 sums that are exact.
 _CODES = 1 << 11
 _SUMS = 1 << 24
-_BASE = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,18 +103,33 @@ def integers(x: Tensor, grid: QuantParams) -> Tensor:
 
 
 def digits(codes: Tensor, axis: int | None, reach: int) -> tuple[Tensor, ...] | None:
-    """A weight's codes whose sums with an input's, up to `reach`, stay below 2**24: as they are, or as two digits to base 16.
+    """A weight's codes whose sums with an input's, up to `reach`, stay below 2**24: as they are, or as digits, the highest first.
 
-    The lower digit lies between -8 and 7, so that it cancels. None if two digits do not do.
+    Two digits to base 16, or four to base 4; all but the first lie around 0, so that they cancel. None if four do not do.
 
     Parameters
     ----------
     codes
         Whole float32 numbers, the output channels along `axis`.
     """
-    high = torch.floor((codes + _BASE // 2) / _BASE)
-    ways = ((codes,), (high, codes - high * _BASE))
-    return next((parts for parts in ways if all(_greatest_sum(part, axis) * reach < _SUMS for part in parts)), None)
+    for count in (1, 2, 4):
+        parts = _split(codes, count)
+        if all(_greatest_sum(part, axis) * reach < _SUMS for part in parts):
+            return parts
+    return None
+
+
+def _split(codes: Tensor, count: int) -> tuple[Tensor, ...]:
+    base, parts = _base(count), [codes]
+    for _ in range(count - 1):
+        high = torch.floor((parts[0] + base // 2) / base)
+        parts[:1] = [high, parts[0] - high * base]
+    return tuple(parts)
+
+
+def _base(count: int) -> int:
+    """Base of that many digits, which hold 8 bits together."""
+    return 1 << 8 // count
 
 
 def _greatest_sum(codes: Tensor, axis: int | None) -> float:
@@ -155,8 +169,12 @@ def integer_product(op: Operation, x: Tensor, parts: tuple[Tensor, ...]) -> Tens
     parts
         The weight's, see `digits`.
     """
+    base = _base(len(parts))
     with tensor_cores(x.device):
         total = product(op, x, parts[0])
+        if len(parts) == 2:
+            return total.mul_(base).add_(product(op, x, parts[1]))
         for part in parts[1:]:
-            total = total.mul_(_BASE).add_(product(op, x, part))
-    return total
+            # of more than two, a sum on the way may be beyond what float32 holds
+            total = total.double().mul_(base).add_(product(op, x, part))
+    return total.float()

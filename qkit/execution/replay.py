@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
-#: Batches that run as they are: the first compiles kernels and fills caches, and recording costs about one.
-_PLAIN = 2
+#: Batches that run as they are: the first compiles kernels and fills caches.
+_PLAIN = 1
 
 
 class Replayed(Generic[_Result]):
     """A function of a batch's inputs that does the same on every batch of one shape.
 
-    On a GPU the first batches run as they are, the next is recorded, and from then on the recording is played; what cannot be
+    On a GPU the first batch runs as it is, the second is recorded, and from then on the recording is played; what cannot be
     recorded (an operation that waits for the device), and every other device, runs as it is each time. A batch of another shape
     runs as it is too. The tensors of a played result are those of the one before: use or copy them before the next batch.
     Recorded work keeps its memory until this is given up.

@@ -13,12 +13,13 @@ A tensor is taken as its memory is, (pixels, channels) with the channel innermos
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.compiler import CompiledKernel
 
 from qkit.graph.table import UNBOUNDED, Bounds
 from qkit.quant.grids import QuantParams
@@ -200,10 +201,10 @@ def _fold(parts, out, shares, channels, sums, turned, ROWS: tl.constexpr, COLUMN
 
 
 @triton.jit(do_not_specialize=["count"])
-def _codes(x, out, count, inverse, BLOCK: tl.constexpr):
+def _codes(x, out, grid, count, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = at < count
-    t = tl.load(x + at, mask=there, other=0.0) * inverse
+    t = tl.load(x + at, mask=there, other=0.0) * tl.load(grid)
     tl.store(out + at, (t + _ROUNDING) - _ROUNDING, mask=there)
 
 
@@ -318,17 +319,38 @@ def finish(
         (step is not None) | (bias is not None) << 1 | (act != UNBOUNDED) << 2 | (params is not None) << 3
         | (params is not None and params.axis is not None) << 4 | keep << 5
     )  # fmt: skip
-    _tap[(blocks * shares,)](
+    tensors = (
         value, other, value, parts, value if step is None else step, value if bias is None else bias,
         value if params is None else _grid(params, device), value if act == UNBOUNDED else _bounds(act, device),
-        pixels, channels // align, rounds, align, rows, columns, mode, flags, num_warps=_WARPS, enable_fp_fusion=False,
     )  # fmt: skip
+    _launch(_tap, (blocks * shares, 1, 1), tensors, (pixels, channels // align, rounds), (align, rows, columns, mode, flags))
     if not count:
         return value, None
     out = torch.empty((count, channels), dtype=torch.float64, device=device)
     least = _LEAST.get(figures, -1)
-    _fold[(count, -(-channels // 32))](parts, out, shares, channels, _SUMS[figures], least, 32, 32, num_warps=4)
+    _launch(_fold, (count, -(-channels // 32), 1), (parts, out), (shares, channels, _SUMS[figures], least), (32, 32))
     return value, out
+
+
+#: Kernels that Triton has compiled, by what they were compiled for.
+_compiled: dict[Any, Any] = {}
+
+
+def _launch(
+    kernel: Any, grid: tuple[int, int, int], tensors: tuple[Tensor, ...], numbers: tuple[int, ...], constants: tuple[int, ...]
+) -> None:
+    """Launch a kernel. Finding out for which arguments it is compiled takes Triton longer than small tensors take; so that is
+    done once for all tensors that are laid out alike.
+    """
+    aligned = all(t.data_ptr() % 16 == 0 for t in tensors) and max(numbers) < 1 << 31
+    key = kernel, constants, tensors[0].device
+    known = _compiled.get(key) if aligned else None
+    if known is not None:
+        known[grid](*tensors, *numbers, *constants)
+        return
+    found = kernel[grid](*tensors, *numbers, *constants, num_warps=_WARPS, enable_fp_fusion=False)
+    if aligned and isinstance(found, CompiledKernel):
+        _compiled[key] = found
 
 
 @functools.lru_cache(maxsize=4096)
@@ -348,7 +370,7 @@ def codes(x: Tensor, params: QuantParams) -> Tensor:
     """Codes less the zero point, as whole float32 numbers, of values that lie on that grid per tensor; in the same layout."""
     out = torch.empty_like(x)
     count = x.numel()
-    _codes[(-(-count // 2048),)](x, out, count, params.scalars[0], BLOCK=2048, num_warps=4, enable_fp_fusion=False)
+    _launch(_codes, (-(-count // 2048), 1, 1), (x, out, _grid(params, x.device)), (count,), (2048,))
     return out
 
 
