@@ -25,7 +25,7 @@ from qkit.execution.lanes import Frontier, Lane, run_lanes, run_to
 from qkit.execution.loading import Batch, Batches, batches, fingerprint, refuse_non_finite
 from qkit.execution.metrics import AnyMetric, Metric, metric_of, score_batch
 from qkit.execution.observing import Observations
-from qkit.execution.parallel import Workers, parts, shares
+from qkit.execution.parallel import Workers, chosen, parts, shares
 from qkit.execution.prefix import Effect, Prefix, agree, first_difference, prefix
 from qkit.execution.statistics import Samples
 from qkit.execution.worker import Asked, Found, Task
@@ -208,7 +208,7 @@ class Evaluator:
 
     @property
     def executor(self) -> Executor | None:
-        """Whose workers score; None for this process."""
+        """Whose workers score, where no other is in use (`qkit.execution.parallel.using`); None for this process."""
         return self._executor
 
     def over(self, executor: Executor | None) -> Evaluator:
@@ -390,7 +390,9 @@ class Evaluator:
         source = batches(self._data, limit)
         with Bar(what, source.__length_hint__() * len(todo) or None, unit="lane", show=progress) as bar:
             run = _Run(self, asked, bar)
-            taken, ended = (self._here if self._executor is None else self._there)(run, source, enough)
+            executor = chosen() or self._executor
+            found = self._here(run, source, enough) if executor is None else self._there(executor, run, source, enough)
+        taken, ended = found
         if ended:
             return taken
         if not taken:
@@ -414,10 +416,10 @@ class Evaluator:
                 return taken, True
         return taken, False
 
-    def _there(self, run: _Run, source: Batches, enough: Callable[[int], bool] | None) -> tuple[int, bool]:
+    def _there(
+        self, executor: Executor, run: _Run, source: Batches, enough: Callable[[int], bool] | None
+    ) -> tuple[int, bool]:  # fmt: skip
         """The same on the executor's workers; batches come back in any order, and are put to `enough` in theirs."""
-        executor = self._executor
-        assert executor is not None
         if executor not in self._workers:
             first = next(iter(batches(self._data, 1)), None)
             if first is None:

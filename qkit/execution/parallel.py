@@ -18,6 +18,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +44,23 @@ _LOSSES = 3
 _BEAT = 0.5
 
 Take = Callable[[Task, Found], bool]
+
+_chosen: ContextVar[Executor | None] = ContextVar("executor", default=None)
+
+
+@contextmanager
+def using(executor: Executor | None) -> Iterator[None]:
+    """Within this, whatever this thread scores is scored on the executor's workers; None changes nothing."""
+    token = _chosen.set(executor or _chosen.get())
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def chosen() -> Executor | None:
+    """The executor of `using`."""
+    return _chosen.get()
 
 
 class Workers:
@@ -219,8 +238,8 @@ def _pickled(evaluator: Evaluator) -> bytes:
         if not _can_go(evaluator.data):
             raise DataError(
                 f"the evaluation loader cannot be sent to workers {why}. Workers read the data themselves, so it may hold no "
-                f"open file, lock, connection or generator: open these when the first sample is read, and define its functions in a "
-                f"module{hint}. Or pass list(loader): its batches then go to every worker, once."
+                "open file, lock, connection or generator: open these when the first sample is read, and define its functions in "
+                f"a module{hint}. Or pass list(loader): its batches then go to every worker, once."
             ) from error
         if not _can_go(evaluator.metric):
             raise WorkersError(

@@ -25,7 +25,7 @@ except ModuleNotFoundError:
 _arriving: ContextVar[torch.device | None] = ContextVar("arriving", default=None)
 
 
-class _Pickler(_Base):  # type: ignore[misc,valid-type]  # one of two classes
+class _Pickler(_Base):  # type: ignore[misc]  # one of two classes
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is Tensor and obj.device.type != "meta":
             if obj.device.type != "cpu":

@@ -78,7 +78,7 @@ def dask(address: str) -> Any:
     except ModuleNotFoundError as error:
         raise MissingExtra(f"Dask is not installed: {installing('dask')}.") from error
     try:
-        return Client(address)
+        return Client(address)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise WorkersError(f"there is no Dask scheduler at {address} ({error}): start one with `dask scheduler`.") from error
 
