@@ -6,7 +6,6 @@ that is half done: the same call goes on where it stopped.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -215,8 +214,8 @@ class Evaluator:
         """The same on an executor's workers, or in this process (None); they share all that has been found and will be."""
         if executor is self._executor:
             return self
-        other = copy.copy(self)
-        other._executor = executor
+        other = object.__new__(Evaluator)
+        other.__dict__.update(self.__dict__, _executor=executor)
         return other
 
     def on(
@@ -427,7 +426,7 @@ class Evaluator:
             self._workers[executor] = Workers(executor, self, self.checked(0, first))
         workers = self._workers[executor]
         most = source.__length_hint__() or source.limit
-        taken = 0
+        taken, done = 0, list[int]()
 
         def tasks() -> Iterator[Task]:
             many = parts(executor, None if most is None else sum(bool(run.missing(at)) for at in range(most)))
@@ -438,15 +437,7 @@ class Evaluator:
                 yield from ((at, share) for share in shares(run.asked.starts, missing, many))
                 at += 1
 
-        def on() -> bool:
-            nonlocal taken
-            while (most is None or taken < most) and not run.missing(taken):
-                taken += 1
-                if enough is not None and enough(taken):
-                    return True
-            return False
-
-        def take(task: Task, found: Found) -> bool:
+        def keep(task: Task, found: Found) -> None:
             nonlocal most
             at, which = task
             if found.mark is None:
@@ -454,11 +445,21 @@ class Evaluator:
             else:
                 self._passes.note(at, found.mark)
                 run.keep(at, which, found.samples(self._metric), found.apart)
-                run.bar.update(len(which))
-            return on()
+                done.append(len(which))
+
+        def look() -> bool:
+            nonlocal taken
+            while done:
+                run.bar.update(done.pop())
+            run.bar.update(0)
+            while (most is None or taken < most) and not run.missing(taken):
+                taken += 1
+                if enough is not None and enough(taken):
+                    return True
+            return False
 
         try:
-            ended = on() or workers.run(executor, run.asked, tasks(), take, lambda: run.bar.update(0))
+            ended = look() or workers.run(executor, run.asked, tasks(), keep, look)
         except WorkersError as error:
             kept = sum(not run.missing(at) for at in self._passes.seen)
             raise WorkersError(f"{error} {kept} batches are scored and kept: the same call goes on from there.") from error

@@ -43,7 +43,7 @@ _LOSSES = 3
 #: Seconds between two looks at whether somebody wants it to stop.
 _BEAT = 0.5
 
-Take = Callable[[Task, Found], bool]
+Keep = Callable[[Task, Found], None]
 
 _chosen: ContextVar[Executor | None] = ContextVar("executor", default=None)
 
@@ -90,16 +90,18 @@ class Workers:
         self._file: str | None = None
         self._scattered: Any = None
 
-    def run(self, executor: Executor, asked: Asked, tasks: Iterator[Task], take: Take, beat: Callable[[], None]) -> bool:
-        """Whether `take`, which is called with all that is found, said that it is enough.
+    def run(self, executor: Executor, asked: Asked, tasks: Iterator[Task], keep: Keep, look: Callable[[], bool]) -> bool:
+        """Whether `look` said that it is enough.
 
         Tasks are given out a few at a time, in order. Whatever ends this, no further one is begun, and what was finished is
-        taken.
+        kept.
 
         Parameters
         ----------
-        beat
-            Called twice a second; what it raises ends this.
+        keep
+            Called with all that is found, in any order.
+        look
+            Called after that, and twice a second; what it raises ends this.
 
         Raises
         ------
@@ -112,11 +114,12 @@ class Workers:
         try:
             while going.give_out(tasks):
                 done, _ = wait(going.given, timeout=_BEAT, return_when=FIRST_COMPLETED)
-                beat()
                 for future in done:
                     found = going.back(future)
-                    if found is not None and take(*found):
-                        return True
+                    if found is not None:
+                        keep(*found)
+                if look():
+                    return True
             return False
         finally:
             for future in going.given:
@@ -125,7 +128,7 @@ class Workers:
                 if future.done() and not future.cancelled() and future.exception() is None:
                     answer = loads(future.result()) if future.result() != UNKNOWN else None
                     if isinstance(answer, Found):
-                        take(pending.task, answer)
+                        keep(pending.task, answer)
 
     def sent(self, client: Any) -> Any:
         """What goes with a task: the study as it lies on Dask's workers, or the file that it is in."""
