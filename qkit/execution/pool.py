@@ -54,6 +54,10 @@ class Pool(Executor):
         """See `concurrent.futures.Executor.shutdown`."""
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
 
+    def close(self) -> None:
+        """End the processes; what is being computed is finished, what is not begun is left."""
+        self.shutdown(cancel_futures=True)
+
     def __repr__(self) -> str:
         return f"Pool({self._max_workers} processes)"
 

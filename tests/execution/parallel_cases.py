@@ -79,6 +79,12 @@ class Locked(Stream):
         self.lock = threading.Lock()
 
 
+@torch.fx.wrap
+def halved_where_large(x: Tensor) -> Tensor:
+    """What no trace can follow."""
+    return x / 2 if float(x.abs().max()) > 1e-6 else x
+
+
 def right(outputs: Tensor, targets: Tensor) -> Tensor:
     """Top 1 of the user's own."""
     return (outputs.argmax(1) == targets).double()

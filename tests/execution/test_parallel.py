@@ -27,13 +27,16 @@ from qkit.execution import worker
 from qkit.execution.evaluator import Budget, Evaluator, OutOfBudgetError
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import Batch, batches, fingerprint
+from qkit.execution.observing import observe
 from qkit.execution.parallel import shares
 from qkit.execution.parcel import dumps, loads
 from qkit.execution.picking import Picker
 from qkit.graph import build
 from qkit.graph.door.model_files import network
 from qkit.progress import listening
+from qkit.quant.calibration import make_plan
 from qkit.quant.plan import FLOAT
+from qkit.quant.schemes import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,21 +51,34 @@ def made(evaluation: Any = None, **settings: Any) -> Study:
 # ---------------------------------------------------------------- what is sent
 
 
-class Patched(nn.Module):
-    """Draws no shape from the batch, but hands a function of numpy's to torch: only torch.fx comes through, around it."""
+class TwoOutputs(nn.Module):
+    """Returns a dict; joins what it computes, and holds a constant."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        self.register_buffer("weights", torch.tensor([0.25, 0.5, 1.0, 2.0]))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = torch.relu(self.conv(x)).mean((2, 3))
-        return {"scores": self.last(torch.stack([x, x * 0.5]).sum(0)), "mean": x}
+        return {"scores": self.last(torch.stack([x, x * self.weights]).sum(0)), "mean": x}
+
+
+class Branching(nn.Module):
+    """torch.export does not follow it, torch.fx does, around a function that it does not look into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(cases.halved_where_large(self.conv(x))).mean((2, 3))
 
 
 FRONTS: dict[str, Callable[[Path], Any]] = {
     "export": lambda folder: mixed_network(),
-    "dict out": lambda folder: Patched().eval(),
+    "a dict": lambda folder: TwoOutputs().eval(),
+    "fx": lambda folder: Branching().eval(),
     "kept": lambda folder: mixed_network(),
     "onnx": lambda folder: exported_file(mixed_network(), (3, 16, 16), folder / "net.onnx"),
     "pt2": lambda folder: torch.export.export(mixed_network(), (torch.randn(2, 3, 16, 16),)),
@@ -73,12 +89,13 @@ FRONTS: dict[str, Callable[[Path], Any]] = {
 def test_a_graph_of_any_front_can_be_sent(front: str, tmp_path: Path) -> None:
     x = torch.randn(2, 3, 16, 16)
     graph = build(network(FRONTS[front](tmp_path), (x,)), x, leaf_modules=["side"] if front == "kept" else [])
-    assert (front == "kept") == any(op.kind == "float" for op in graph.operations)
-    plan = Study(network(FRONTS[front](tmp_path), (x,)), [x], metric="closeness").calibrate("minmax", progress=False)
-    lanes = [Lane("float"), Lane("int8", plan)] if front != "kept" else [Lane("float")]
+    assert (front in ("kept", "fx")) == any(op.kind == "float" for op in graph.operations)
+    plan = make_plan(graph, observe(graph, [x], progress=False), PRESETS["int8"], method="minmax")
+    lanes = [Lane("float"), Lane("int8", plan)]
     again = loads(dumps(graph))
     assert again.taps == graph.taps
     want, found = (run_lanes(g, lanes, (x,)) for g in (graph, again))
+    assert loads(dumps(plan)) == plan
     for lane in lanes:
         torch.testing.assert_close(found[lane.name], want[lane.name], rtol=0.0, atol=0.0)
 
@@ -391,10 +408,10 @@ def test_what_cannot_be_sent_is_named() -> None:
     executor = cases.Now()
     with pytest.raises(DataError, match="list"):
         made(cases.Locked()).evaluate(executor=executor, progress=False)
+    lock = cases.Locked().lock
+    study = made(metric=qkit.Metric(lambda outputs, targets: lock and cases.right(outputs, targets), "right"))
     with pytest.raises(WorkersError, match="'right'"):
-        lock = cases.Locked().lock
-        metric = qkit.Metric(lambda outputs, targets: lock and cases.right(outputs, targets), "right")
-        made(metric=metric).evaluate(executor=executor, progress=False)
+        study.evaluate(executor=executor, progress=False)
     assert not executor.tasks
     # what the error says to do
     assert made(list(cases.Locked())).evaluate(executor=executor, progress=False).n == 20
@@ -450,6 +467,7 @@ def test_processes_score_bit_for_bit(pool: Executor, tmp_path: Path) -> None:
     assert {index for read in others for index in read} == {str(i) for i in range(20)}
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_replaced(pool: Executor, tmp_path: Path) -> None:
     study = made(metric=cases.Dies(tmp_path, once=True))
     found = study.evaluate(executor=pool, progress=False)
@@ -457,6 +475,7 @@ def test_a_process_that_dies_is_replaced(pool: Executor, tmp_path: Path) -> None
     assert found.lanes["int8"].tolist() == made().evaluate(progress=False).lanes["int8"].tolist()
 
 
+@pytest.mark.slow
 def test_a_plain_pool_that_lost_a_process_says_so(tmp_path: Path) -> None:
     study = made(metric=cases.Dies(tmp_path, once=True))
     with ProcessPoolExecutor(1, get_context("spawn")) as plain, pytest.raises(WorkersError):
@@ -508,7 +527,7 @@ def test_dask_runs_what_a_killed_worker_had_again(client: Any, tmp_path: Path) -
 
     def kill(what: str, done: int, total: int | None) -> None:
         # the one that is at it right now
-        if not victim and (busy := [path for path in tmp_path.glob("slow-*")]):
+        if not victim and (busy := list(tmp_path.glob("slow-*"))):
             victim.append(int(busy[0].name.removeprefix("slow-")))
             os.kill(victim[0], signal.SIGKILL)
 
@@ -552,6 +571,7 @@ def test_an_interrupt_stops_dask_too(client: Any, tmp_path: Path) -> None:
             break
         time.sleep(0.1)
     assert not any(client.processing().values())
-    assert study.evaluate(progress=False).to_dict()["lanes"] == made(cases.data(12), metric=cases.right).evaluate(
-        progress=False
-    ).to_dict()["lanes"]
+    assert (
+        study.evaluate(progress=False).to_dict()["lanes"]
+        == made(cases.data(12), metric=cases.right).evaluate(progress=False).to_dict()["lanes"]
+    )
