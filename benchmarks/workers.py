@@ -1,0 +1,236 @@
+"""A sweep by one process and by workers: ``python -m benchmarks.workers``, and what 50,000 images on 8 GPUs come to on paper."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import qkit
+from benchmarks.imagenet_nets import network
+from benchmarks.timing import seconds
+from qkit.execution.evaluator import Evaluator
+from qkit.execution.observing import observe
+from qkit.execution.parallel import Workers
+from qkit.execution.parcel import dumps, loads
+from qkit.execution.sensitivity import sweep
+from qkit.execution.worker import Asked, work
+from qkit.graph import build
+from qkit.quant.calibration import make_plan
+from qkit.quant.plan import FLOAT, Plan
+from qkit.quant.schemes import scheme_of
+
+
+class Noise(Dataset[tuple[Tensor, int]]):
+    """Images that are made when they are read, so that none travels."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self.count, self.size = count, size
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index >= self.count:
+            raise IndexError
+        return torch.randn(3, self.size, self.size, generator=torch.Generator().manual_seed(index)), index % 10
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A network, its plan, and what is swept on which data."""
+
+    graph: qkit.Graph
+    plan: Plan
+    loader: Iterable[Any]
+    layers: tuple[str, ...]
+
+    def run(self, executor: Executor | None) -> np.ndarray:
+        """Scores of every layer quantized alone; nothing is known before."""
+        evaluator = Evaluator(self.graph, self.loader, "closeness", executor=executor)
+        return sweep(evaluator, self.plan, "only", layers=self.layers, progress=False).scores
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What working elsewhere costs beside the computing: seconds and bytes.
+
+    Attributes
+    ----------
+    study, task, answer
+        Bytes that are sent: once to every worker; with every task; back.
+    packing, opening
+        Seconds for the study: here, and on the worker.
+    overhead
+        Seconds for a task without a plan, to and fro, less the reading of its batch.
+    here
+        Seconds of it that this process is busy.
+    reading
+        Seconds for an image.
+    """
+
+    study: int
+    task: int
+    answer: int
+    packing: float
+    opening: float
+    overhead: float
+    here: float
+    reading: float
+
+
+def prepared(name: str, *, batches: int, batch: int, size: int, layers: int | None, device: str) -> Sweep:
+    """The network in int8, calibrated on its first batch."""
+    data = Noise(batches * batch, size)
+    loader = DataLoader(data, batch_size=batch)
+    x = next(iter(loader))[0]
+    graph = build(network(name), x, device=device)
+    plan = make_plan(graph, observe(graph, [x], progress=False), scheme_of("int8"))
+    taps = [op.name for op in graph.operations if op.quantized and op.name in plan.grids]
+    step = 1 if layers is None else max(len(taps) // layers, 1)
+    return Sweep(graph, plan, loader, tuple(taps[::step]))
+
+
+def pieces(work_on: Sweep, executor: Executor, batch: int) -> Pieces:
+    """Measured on one worker that has the study already, but for the opening."""
+    evaluator = Evaluator(work_on.graph, work_on.loader, "closeness")
+    first = next(iter(work_on.loader))
+    mark = evaluator.checked(0, qkit.execution.loading.as_batch(first))
+    begun = time.perf_counter()
+    workers = Workers(executor, evaluator, mark)
+    packing = time.perf_counter() - begun
+    plans = tuple(work_on.plan.only([name]) for name in work_on.layers)
+    asked = dumps(Asked(FLOAT, plans, tuple(range(len(plans))), False, 2 << 30))
+    executor.submit(time.sleep, 0.0).result()
+    sent = workers.sent(None)
+
+    def ask() -> bytes:
+        return executor.submit(work, workers.token, sent, asked, 1, ()).result()
+
+    opening = seconds(ask)
+    there = statistics.median(seconds(ask) for _ in range(15))
+    reading = statistics.median(seconds(lambda: [work_on.loader.dataset[i] for i in range(batch)]) for _ in range(5)) / batch
+    answer = ask()
+    here = statistics.median(seconds(lambda: (dumps(asked), loads(answer))) for _ in range(5))
+    return Pieces(
+        len(workers.data), len(asked), len(answer), packing, opening - there, max(there - reading * batch, 0.0), here, reading
+    )
+
+
+def on_paper(
+    found: Pieces, *, images: int, batch: int, gpus: int, passes: float, float_pass: float, reading: float, wire: float
+) -> str:
+    """Seconds of a sweep over so many images, part by part.
+
+    Parameters
+    ----------
+    passes
+        That a sweep takes for a batch.
+    float_pass
+        Seconds for one on the GPU.
+    reading
+        Seconds to read an image from disk and prepare it.
+    wire
+        Bytes a second.
+    """
+    count = -(-images // batch)
+    compute = count * passes * float_pass
+    read = images * reading
+    start = found.packing + gpus * found.study / wire + found.opening
+    tasks = count * found.overhead
+    alone = compute + read
+    shared = start + (compute + read + tasks) / gpus
+    serial = count * (found.here + (found.task + found.answer) / wire)
+    return (
+        f"{images:,} images, {count} batches of {batch}, {passes:.0f} float passes of {1000 * float_pass:.1f} ms each: one GPU "
+        f"{alone:.0f} s ({compute:.0f} computing, {read:.0f} reading); {gpus} GPUs {shared:.0f} s (start {start:.1f}, tasks "
+        f"{tasks / gpus:.1f}), {alone / shared:.1f} times; the process that gives out the tasks is busy for {serial:.1f} s of it."
+    )
+
+
+def measured(work_on: Sweep, counts: list[int], repeats: int, threads: int) -> list[tuple[str, float, float]]:
+    """What, seconds (median), and the time of one process over it; all repetitions beside each other, and scores compared."""
+    torch.set_num_threads(threads)
+    times: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        pools: dict[str, Executor | None] = {"this process": None}
+        for number in counts:
+            # the parent's threads are divided among a pool's processes
+            torch.set_num_threads(threads * number)
+            pool = stack.enter_context(qkit.workers(number))
+            pools[f"{number} process{'es' if number > 1 else ''}"] = pool
+            work_on.run(pool)  # they start, and import torch
+        torch.set_num_threads(threads)
+        want = work_on.run(None)
+        for _ in range(repeats):
+            for name, executor in pools.items():
+                torch.set_num_threads(threads * (getattr(executor, "_max_workers", 1)))
+                begun = time.perf_counter()
+                found = work_on.run(executor)
+                times.setdefault(name, []).append(time.perf_counter() - begun)
+                assert np.array_equal(found, want), f"{name}: other scores"
+    alone = statistics.median(times["this process"])
+    return [(name, statistics.median(found), alone / statistics.median(found)) for name, found in times.items()]
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.workers", description=__doc__)
+    parser.add_argument("--network", default="resnet50")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--threads", type=int, default=1, help="of every process")
+    parser.add_argument("--batches", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--layers", type=int, default=12, help="to sweep, evenly spread; 0 for all")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu", help="cuda: one GPU a process, where there are as many")
+    parser.add_argument("--passes", type=float, default=32.4, help="float passes of a sweep on paper: 72 layers, 0.45 each")
+    parser.add_argument("--float-pass", type=float, default=0.0203, help="seconds of a batch of 64 on the GPU, on paper")
+    parser.add_argument("--reading", type=float, default=0.007, help="seconds to decode and prepare an image, on paper")
+    parser.add_argument("--wire", type=float, default=1e9, help="bytes a second to a worker, on paper")
+    options = parser.parse_args()
+    work_on = prepared(
+        options.network, batches=options.batches, batch=options.batch, size=options.size, layers=options.layers or None,
+        device=options.device,
+    )  # fmt: skip
+    rows = measured(work_on, options.processes, options.repeats, options.threads)
+    table = Table(
+        title=f"{options.network}, {len(work_on.layers)} layers on {options.batches} batches of {options.batch}, {options.device}"
+    )
+    for column in ("who", "seconds", "times one process"):
+        table.add_column(column)
+    for name, taken, ratio in rows:
+        table.add_row(name, f"{taken:.2f}", f"{ratio:.2f}")
+    console = Console(width=150)
+    console.print(table)
+    with qkit.workers(1) as pool:
+        found = pieces(work_on, pool, options.batch)
+    console.print(
+        f"study {found.study / 1e6:.1f} MB, packed in {found.packing:.2f} s, opened in {found.opening:.2f} s; a task "
+        f"{found.task / 1e3:.0f} kB there, {found.answer / 1e3:.1f} kB back, {1000 * found.overhead:.1f} ms beside its computing "
+        f"({1000 * found.here:.1f} ms here); an image read in {1000 * found.reading:.1f} ms"
+    )
+    for gpus in (1, 2, 8):
+        console.print(
+            on_paper(
+                found, images=50_000, batch=64, gpus=gpus, passes=options.passes, float_pass=options.float_pass,
+                reading=options.reading, wire=options.wire,
+            )
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
