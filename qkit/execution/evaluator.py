@@ -24,7 +24,7 @@ from qkit.execution.lanes import Frontier, Lane, run_lanes, run_to
 from qkit.execution.loading import Batch, Batches, batches, fingerprint, refuse_non_finite
 from qkit.execution.metrics import AnyMetric, Metric, metric_of, score_batch
 from qkit.execution.observing import Observations
-from qkit.execution.parallel import Workers, chosen, parts, shares
+from qkit.execution.parallel import Workers, chosen, dask_client, parts, shares
 from qkit.execution.prefix import Effect, Prefix, agree, first_difference, prefix
 from qkit.execution.statistics import Samples
 from qkit.execution.worker import Asked, Found, Task
@@ -389,7 +389,7 @@ class Evaluator:
         source = batches(self._data, limit)
         with Bar(what, source.__length_hint__() * len(todo) or None, unit="lane", show=progress) as bar:
             run = _Run(self, asked, bar)
-            executor = chosen() or self._executor
+            executor = self._executor if chosen() is None else chosen()
             found = self._here(run, source, enough) if executor is None else self._there(executor, run, source, enough)
         taken, ended = found
         if ended:
@@ -419,12 +419,13 @@ class Evaluator:
         self, executor: Executor, run: _Run, source: Batches, enough: Callable[[int], bool] | None
     ) -> tuple[int, bool]:  # fmt: skip
         """The same on the executor's workers; batches come back in any order, and are put to `enough` in theirs."""
-        if executor not in self._workers:
+        key = dask_client(executor) or executor  # a cluster is sent the study once, however many executors it hands out
+        if key not in self._workers:
             first = next(iter(batches(self._data, 1)), None)
             if first is None:
                 return 0, False
-            self._workers[executor] = Workers(executor, self, self.checked(0, first))
-        workers = self._workers[executor]
+            self._workers[key] = Workers(executor, self, self.checked(0, first))
+        workers = self._workers[key]
         most = source.__length_hint__() or source.limit
         taken, done = 0, list[int]()
 

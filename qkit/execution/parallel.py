@@ -10,6 +10,7 @@ Any `concurrent.futures.Executor` will do. It may run a task anywhere and again,
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
 import sys
@@ -36,6 +37,8 @@ from qkit.execution.worker import UNKNOWN, Asked, Failed, Found, Payload, Task, 
 if TYPE_CHECKING:
     from qkit.execution.evaluator import Evaluator
 
+logger = logging.getLogger(__name__)
+
 #: Tasks for each worker at least, so that all end at about the same time.
 _TASKS = 4
 #: A task is given up when so many workers were lost with it.
@@ -51,7 +54,7 @@ _chosen: ContextVar[Executor | None] = ContextVar("executor", default=None)
 @contextmanager
 def using(executor: Executor | None) -> Iterator[None]:
     """Within this, whatever this thread scores is scored on the executor's workers; None changes nothing."""
-    token = _chosen.set(executor or _chosen.get())
+    token = _chosen.set(_chosen.get() if executor is None else executor)
     try:
         yield
     finally:
@@ -82,13 +85,18 @@ class Workers:
     """
 
     def __init__(self, executor: Executor, evaluator: Evaluator, first: tuple[Any, ...]) -> None:
+        client = dask_client(executor)
+        if client is not None and not client.nthreads():
+            raise WorkersError("the Dask cluster has no workers: start some, and client.wait_for_workers(1).")
         local = isinstance(executor, (ProcessPoolExecutor, Pool))
         threads = max(1, torch.get_num_threads() // count(executor)) if local else None
-        path = tuple(folder for folder in (*sys.path, str(Path.cwd())) if folder and not folder.startswith(sys.prefix))
+        own = sys.prefix, sys.base_prefix
+        path = tuple(folder for folder in (*sys.path, str(Path.cwd())) if folder and not folder.startswith(own))
         self.token = uuid4().hex
         self.data = dumps(Payload(_pickled(evaluator), here(), str(evaluator.graph.device), first, path, threads))
         self._file: str | None = None
         self._scattered: Any = None
+        self._threads = 0
 
     def run(self, executor: Executor, asked: Asked, tasks: Iterator[Task], keep: Keep, look: Callable[[], bool]) -> bool:
         """Whether `look` said that it is enough.
@@ -117,6 +125,7 @@ class Workers:
                 for future in done:
                     found = going.back(future)
                     if found is not None:
+                        self._note(found[1].threads)
                         keep(*found)
                 if look():
                     return True
@@ -137,7 +146,7 @@ class Workers:
                 try:
                     self._scattered = client.scatter(self.data, broadcast=True, hash=False)
                 except TimeoutError as error:
-                    raise WorkersError("the Dask cluster has no workers: start some, client.wait_for_workers(1).") from error
+                    raise WorkersError("the Dask cluster has lost all its workers, and no other came.") from error
             return self._scattered
         if self._file is None:
             with tempfile.NamedTemporaryFile(prefix="qkit-", delete=False) as file:
@@ -145,6 +154,14 @@ class Workers:
                 file.write(self.data)
             self._file = file.name
         return self._file
+
+    def _note(self, threads: int) -> None:
+        if threads not in (0, torch.get_num_threads(), self._threads):
+            logger.info(
+                "Workers compute with %d threads, this process with %d: scores agree up to the rounding of sums, and bit for bit "
+                "with as many.", threads, torch.get_num_threads(),
+            )  # fmt: skip
+            self._threads = threads
 
     def gone(self) -> None:
         """Dask's workers that had the study may be gone: it is sent again with the next task."""
@@ -190,6 +207,8 @@ class _Going:
         except CancelledError as error:
             self._workers.gone()
             self._lost(pending, error)
+        except ImportError as error:
+            raise WorkersError(f"a worker cannot begin: {error}. Install qkit there, at the same version as here.") from error
         except Exception as error:
             if type(error).__name__ != "KilledWorker":
                 raise
@@ -273,7 +292,7 @@ def _opened(answer: bytes) -> Found:
     found: Found | Failed = loads(answer)
     if isinstance(found, Found):
         return found
-    error = QkitError("a worker failed.") if found.error is None else loads(found.error)
+    error = QkitError(f"a worker failed: {found.told.splitlines()[-1]}") if found.error is None else loads(found.error)
     error.add_note(f"On a worker:\n{found.told}")
     raise error
 

@@ -73,11 +73,14 @@ class Found:
         Samples by plan; of a score of the whole set their records, since the score itself may be a function of the user's.
     apart
         How far outputs are from float's, by plan.
+    threads
+        That it was computed with.
     """
 
     mark: tuple[Any, ...] | None
     rows: Sequence[Any] = ()
     apart: Sequence[np.ndarray] = ()
+    threads: int = 0
 
     def samples(self, metric: Metric) -> list[Samples]:
         """The samples by plan."""
@@ -128,7 +131,9 @@ class _Session:
         device = torch.device(payload.device)
         if away:
             sys.path += [folder for folder in payload.path if folder not in sys.path and Path(folder).is_dir()]
-            device = own_gpu() if device.type == "cuda" else device
+            if device.type == "cuda":
+                device = own_gpu()
+                torch.cuda.set_device(device)
             if payload.threads is not None:
                 torch.set_num_threads(payload.threads)
             if threading.current_thread() is threading.main_thread():
@@ -153,7 +158,8 @@ class _Session:
             return Found(None)
         mark = self._evaluator.checked(at, batch)
         rows, apart, _ = self._evaluator.part(self._asked[1], at, batch, which, None)
-        return Found(mark, [row.records if isinstance(row, WholeSamples) else row for row in rows], apart)
+        sent = [row.records if isinstance(row, WholeSamples) else row for row in rows]
+        return Found(mark, sent, apart, torch.get_num_threads())
 
 
 _sessions: OrderedDict[str, _Session] = OrderedDict()

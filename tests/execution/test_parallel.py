@@ -439,7 +439,7 @@ def test_an_error_on_a_worker_is_raised_here_with_its_traceback() -> None:
     with pytest.raises(DataError) as caught:
         study.evaluate(executor=cases.Now(), progress=False)
     assert "worker.py" in caught.value.__notes__[0]
-    with pytest.raises(qkit.QkitError) as caught:
+    with pytest.raises(qkit.QkitError, match="Picky") as caught:
         made(metric=cases.Fails()).evaluate(executor=cases.Now(), progress=False)
     assert "Picky" in caught.value.__notes__[0]
 
@@ -467,6 +467,16 @@ def test_processes_score_bit_for_bit(pool: Executor, tmp_path: Path) -> None:
     assert {index for read in others for index in read} == {str(i) for i in range(20)}
 
 
+def test_other_numbers_of_threads_are_told(pool: Executor, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="qkit.execution.parallel")
+    made().evaluate(batches=1, executor=pool, progress=False)
+    assert not caplog.records
+    torch.set_num_threads(2)  # one_thread puts it back
+    made().evaluate(batches=1, executor=pool, progress=False)
+    assert not caplog.records[1:]
+    assert [record.args for record in caplog.records] == [(1, 2)]
+
+
 @pytest.mark.slow
 def test_a_process_that_dies_is_replaced(pool: Executor, tmp_path: Path) -> None:
     study = made(metric=cases.Dies(tmp_path, once=True))
@@ -490,6 +500,17 @@ def test_a_task_that_always_dies_is_given_up(pool: Executor, tmp_path: Path) -> 
         made(metric=cases.Dies(tmp_path, once=False)).evaluate(executor=pool, progress=False)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_each_process_has_a_gpu_of_its_own_and_scores_bit_for_bit(tmp_path: Path) -> None:
+    here = made(metric="closeness", device="cuda").sensitivity(progress=False)
+    with qkit.workers() as pool:
+        there = made(metric=cases.OnDevice(tmp_path), device="cuda").sensitivity(executor=pool, progress=False)
+        again = made(metric="closeness", device="cuda").sensitivity(executor=pool, progress=False)
+    assert there.scores.shape == here.scores.shape
+    assert {path.name for path in tmp_path.iterdir()} == {f"cuda-{i}" for i in range(torch.cuda.device_count())}
+    assert np.array_equal(here.scores, again.scores)
+
+
 # ---------------------------------------------------------------- Dask
 
 
@@ -508,6 +529,17 @@ def pids(client: Any) -> dict[str, int]:
     return client.run(os.getpid)
 
 
+def killing(folder: Path, victim: list[int]) -> Callable[[str, int, int | None], None]:
+    """A listener that kills the worker which is at it, once."""
+
+    def kill(what: str, done: int, total: int | None) -> None:
+        if not victim and (busy := list(folder.glob("slow-*"))):
+            victim.append(int(busy[0].name.removeprefix("slow-")))
+            os.kill(victim[0], signal.SIGKILL)
+
+    return kill
+
+
 def test_a_dask_cluster_scores_bit_for_bit(client: Any) -> None:
     here = made(metric="closeness").sensitivity(progress=False)
     there = made(metric="closeness").sensitivity(executor=client.get_executor(), progress=False)
@@ -524,19 +556,38 @@ def test_a_loader_that_dask_cannot_be_sent_is_refused(client: Any) -> None:
 def test_dask_runs_what_a_killed_worker_had_again(client: Any, tmp_path: Path) -> None:
     study = made(metric=cases.Slow(tmp_path, 2.0))
     victim: list[int] = []
-
-    def kill(what: str, done: int, total: int | None) -> None:
-        # the one that is at it right now
-        if not victim and (busy := list(tmp_path.glob("slow-*"))):
-            victim.append(int(busy[0].name.removeprefix("slow-")))
-            os.kill(victim[0], signal.SIGKILL)
-
-    with listening(kill):
+    with listening(killing(tmp_path, victim)):
         found = study.evaluate(executor=client.get_executor())
     assert victim
     assert found.lanes["int8"].tolist() == made().evaluate(progress=False).lanes["int8"].tolist()
     client.wait_for_workers(2)
     assert victim[0] not in pids(client).values()
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_its_only_worker_is_sent_the_study_again(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as alone,
+    ):
+        study = made(metric=cases.Slow(tmp_path, 1.0))
+        victim: list[int] = []
+        with listening(killing(tmp_path, victim)):
+            found = study.evaluate(executor=alone)
+        assert victim
+        assert victim[0] not in pids(alone).values()
+    assert found.lanes["int8"].tolist() == made().evaluate(progress=False).lanes["int8"].tolist()
+
+
+def test_a_cluster_without_workers_is_refused() -> None:
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as empty,
+        pytest.raises(WorkersError),
+    ):
+        made().evaluate(executor=empty, progress=False)
 
 
 @pytest.mark.slow
