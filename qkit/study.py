@@ -819,11 +819,10 @@ class Study:
         """The fewest 16-bit layers that reach a score. See :func:`qkit.mixed.search`."""
         from qkit.mixed import search
 
-        with using(executor):
-            return search(
-                self, target=target, tolerance=tolerance, caution=caution, batches=batches, select=select, budget=budget,
-                progress=progress,
-            )  # fmt: skip
+        return search(
+            self, target=target, tolerance=tolerance, caution=caution, batches=batches, select=select, budget=budget,
+            executor=executor, progress=progress,
+        )  # fmt: skip
 
     def report(
         self,
@@ -851,14 +850,13 @@ class Study:
         """
         from qkit.report import attach, make, write
 
-        with using(executor):
-            report = make(
-                self, title=title, batches=batches, worst=worst, sensitivity=sensitivity, diagnosis=diagnosis,
-                tolerance=tolerance, images=images, lint=lint, mixed=mixed, engines=engines, layer_map=layer_map,
-                progress=progress,
-            )  # fmt: skip
-            write(report, path)
-            if attachment is not None:
+        report = make(
+            self, title=title, batches=batches, worst=worst, sensitivity=sensitivity, diagnosis=diagnosis, tolerance=tolerance,
+            images=images, lint=lint, mixed=mixed, engines=engines, layer_map=layer_map, executor=executor, progress=progress,
+        )  # fmt: skip
+        write(report, path)
+        if attachment is not None:
+            with using(executor):
                 attach(self, attachment, layer=report.worst[0]["tap"] if report.worst else None, progress=progress)
         return report
 
