@@ -129,13 +129,38 @@ def pieces(work_on: Sweep, executor: Executor, batch: int) -> Pieces:
     )
 
 
+@dataclass(frozen=True)
+class Paper:
+    """Seconds of a sweep over many images.
+
+    Attributes
+    ----------
+    alone
+        One GPU, with as many processes that read as it needs: computing alone.
+    start, shared, serial
+        Several GPUs: until all workers have the study; the whole; of it, what the process that gives out the tasks is busy.
+    """
+
+    alone: float
+    start: float
+    shared: float
+    serial: float
+
+    @property
+    def times(self) -> float:
+        """How much faster it is."""
+        return self.alone / self.shared
+
+
 def on_paper(
-    found: Pieces, *, images: int, batch: int, gpus: int, passes: float, float_pass: float, reading: float, wire: float
-) -> str:
-    """Seconds of a sweep over so many images, part by part.
+    found: Pieces, *, images: int, batch: int, gpus: int, each: int, passes: float, float_pass: float, reading: float, wire: float
+) -> Paper:
+    """What a sweep comes to from its pieces.
 
     Parameters
     ----------
+    each
+        Workers for each GPU: while one reads its next batch, another may compute. Each reads in its own process.
     passes
         That a sweep takes for a batch.
     float_pass
@@ -143,21 +168,15 @@ def on_paper(
     reading
         Seconds to read an image from disk and prepare it.
     wire
-        Bytes a second.
+        Bytes a second from here to all workers together.
     """
     count = -(-images // batch)
-    compute = count * passes * float_pass
-    read = images * reading
-    start = found.packing + gpus * found.study / wire + found.opening
-    tasks = count * found.overhead
-    alone = compute + read
-    shared = start + (compute + read + tasks) / gpus
+    compute, read = passes * float_pass, batch * reading + found.overhead
+    # a GPU is never faster than its computing, and its workers no faster than their cycle of reading and computing
+    cycle = max(compute, (compute + read) / each)
+    start = found.packing + found.opening + gpus * each * found.study / wire
     serial = count * (found.here + (found.task + found.answer) / wire)
-    return (
-        f"{images:,} images, {count} batches of {batch}, {passes:.0f} float passes of {1000 * float_pass:.1f} ms each: one GPU "
-        f"{alone:.0f} s ({compute:.0f} computing, {read:.0f} reading); {gpus} GPUs {shared:.0f} s (start {start:.1f}, tasks "
-        f"{tasks / gpus:.1f}), {alone / shared:.1f} times; the process that gives out the tasks is busy for {serial:.1f} s of it."
-    )
+    return Paper(count * compute, start, max(start + read + -(-count // gpus) * cycle, serial), serial)
 
 
 def measured(work_on: Sweep, counts: list[int], repeats: int, threads: int) -> list[tuple[str, float, float]]:
@@ -223,13 +242,15 @@ def main() -> None:
         f"{found.task / 1e3:.0f} kB there, {found.answer / 1e3:.1f} kB back, {1000 * found.overhead:.1f} ms beside its computing "
         f"({1000 * found.here:.1f} ms here); an image read in {1000 * found.reading:.1f} ms"
     )
-    for gpus in (1, 2, 8):
-        console.print(
-            on_paper(
-                found, images=50_000, batch=64, gpus=gpus, passes=options.passes, float_pass=options.float_pass,
-                reading=options.reading, wire=options.wire,
-            )
+    for gpus, each in ((1, 1), (1, 2), (2, 2), (8, 1), (8, 2)):
+        paper = on_paper(
+            found, images=50_000, batch=64, gpus=gpus, each=each, passes=options.passes, float_pass=options.float_pass,
+            reading=options.reading, wire=options.wire,
         )  # fmt: skip
+        console.print(
+            f"on paper, 50,000 images, {gpus} GPU, {each} workers each: {paper.shared:.0f} s, {paper.times:.2f} times one GPU's "
+            f"{paper.alone:.0f} s (start {paper.start:.1f}; the process that gives out the tasks is busy for {paper.serial:.1f})"
+        )
 
 
 if __name__ == "__main__":

@@ -88,12 +88,10 @@ class Workers:
         client = dask_client(executor)
         if client is not None and not client.nthreads():
             raise WorkersError("the Dask cluster has no workers: start some, and client.wait_for_workers(1).")
-        local = isinstance(executor, (ProcessPoolExecutor, Pool))
-        threads = max(1, torch.get_num_threads() // count(executor)) if local else None
         own = sys.prefix, sys.base_prefix
         path = tuple(folder for folder in (*sys.path, str(Path.cwd())) if folder and not folder.startswith(own))
         self.token = uuid4().hex
-        self.data = dumps(Payload(_pickled(evaluator), here(), str(evaluator.graph.device), first, path, threads))
+        self.data = dumps(Payload(_pickled(evaluator), here(), str(evaluator.graph.device), first, path, _threads(executor)))
         self._file: str | None = None
         self._scattered: Any = None
         self._threads = 0
@@ -310,6 +308,17 @@ def count(executor: Any) -> int:
     if client is not None:
         return max(len(client.nthreads()), 1)
     return int(getattr(executor, "_max_workers", 0) or os.cpu_count() or 1)
+
+
+def _threads(executor: Executor) -> int | None:
+    """What a worker computes with: its part of this machine; None for as many as it has."""
+    if not isinstance(executor, (ProcessPoolExecutor, Pool)):
+        return None
+    # threads that were started before a fork are not there after it, and OpenMP waits for them for ever
+    context = getattr(executor, "_mp_context", None)
+    return (
+        1 if context is not None and context.get_start_method() == "fork" else max(1, torch.get_num_threads() // count(executor))
+    )
 
 
 def parts(executor: Executor, batches: int | None) -> int:

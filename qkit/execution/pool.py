@@ -12,6 +12,8 @@ import torch
 
 from qkit.errors import MissingExtra, WorkersError, installing
 
+__all__ = ["Pool", "dask", "workers"]
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -31,7 +33,7 @@ class Pool(Executor):
     """
 
     def __init__(self, count: int | None = None) -> None:
-        self._max_workers = count or torch.cuda.device_count() or os.cpu_count() or 1
+        self._max_workers = torch.cuda.device_count() or os.cpu_count() or 1 if count is None else count
         if self._max_workers < 1:
             raise WorkersError(f"{count} workers were asked for: at least one has to be there.")
         self._pool = self._made()

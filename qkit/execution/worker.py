@@ -74,7 +74,7 @@ class Found:
     apart
         How far outputs are from float's, by plan.
     threads
-        That it was computed with.
+        That it was computed with; 0 on a GPU.
     """
 
     mark: tuple[Any, ...] | None
@@ -159,7 +159,8 @@ class _Session:
         mark = self._evaluator.checked(at, batch)
         rows, apart, _ = self._evaluator.part(self._asked[1], at, batch, which, None)
         sent = [row.records if isinstance(row, WholeSamples) else row for row in rows]
-        return Found(mark, sent, apart, torch.get_num_threads())
+        threads = torch.get_num_threads() if self._evaluator.graph.device.type == "cpu" else 0
+        return Found(mark, sent, apart, threads)
 
 
 _sessions: OrderedDict[str, _Session] = OrderedDict()

@@ -377,6 +377,21 @@ def test_what_is_lost_again_and_again_is_given_up() -> None:
     assert 0 < len(again.tasks) < len(executor.tasks)
 
 
+def test_threads_of_this_process_will_do_too() -> None:
+    with ThreadPoolExecutor(2) as threads:
+        found = made().evaluate(executor=threads, progress=False)
+    assert found.to_dict() == made().evaluate(progress=False).to_dict()
+
+
+@pytest.mark.slow
+def test_forked_processes_will_do_where_openmp_has_threads_already() -> None:
+    want = made().evaluate(progress=False).to_dict()
+    torch.set_num_threads(2)  # one_thread puts it back
+    made().evaluate(progress=False)
+    with ProcessPoolExecutor(2, get_context("fork")) as forked:
+        assert made().evaluate(executor=forked, progress=False).to_dict() == want
+
+
 def test_a_pool_that_was_shut_down_says_so() -> None:
     pool = ThreadPoolExecutor(1)
     pool.shutdown()
