@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from qkit.graph import build
 from qkit.quant.calibration import make_plan
 from qkit.quant.plan import FLOAT, Plan
 from qkit.quant.schemes import scheme_of
+from qkit.zoo import load_torchvision
 
 
 class Noise(Dataset[tuple[Tensor, int]]):
@@ -152,6 +155,24 @@ class Paper:
         return self.alone / self.shared
 
 
+def photograph_seconds(repeats: int = 15) -> float:
+    """Seconds to read an image like ImageNet's (500×375, JPEG) from disk, and to resize, cut and scale it as torchvision does."""
+    from PIL import Image
+
+    transforms = load_torchvision().transforms
+    prepare = transforms.Compose([
+        transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),
+        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ])  # fmt: skip
+    draw = np.random.default_rng(0)
+    coarse = Image.fromarray(draw.integers(0, 256, (48, 64, 3), dtype=np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
+    fine = np.clip(np.asarray(coarse) + draw.normal(0.0, 8.0, (375, 500, 3)), 0, 255).astype(np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.jpg"
+        Image.fromarray(fine).save(path, quality=90)
+        return statistics.median(seconds(lambda: prepare(Image.open(path).convert("RGB"))) for _ in range(repeats))
+
+
 def on_paper(
     found: Pieces, *, images: int, batch: int, gpus: int, each: int, passes: float, float_pass: float, reading: float, wire: float
 ) -> Paper:
@@ -218,7 +239,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cuda: one GPU a process, where there are as many")
     parser.add_argument("--passes", type=float, default=32.4, help="float passes of a sweep on paper: 72 layers, 0.45 each")
     parser.add_argument("--float-pass", type=float, default=0.0203, help="seconds of a batch of 64 on the GPU, on paper")
-    parser.add_argument("--reading", type=float, default=0.007, help="seconds to decode and prepare an image, on paper")
+    parser.add_argument("--reading", type=float, help="seconds to read an image, on paper; measured here by default")
     parser.add_argument("--wire", type=float, default=1e9, help="bytes a second to a worker, on paper")
     options = parser.parse_args()
     work_on = prepared(
@@ -242,10 +263,12 @@ def main() -> None:
         f"{found.task / 1e3:.0f} kB there, {found.answer / 1e3:.1f} kB back, {1000 * found.overhead:.1f} ms beside its computing "
         f"({1000 * found.here:.1f} ms here); an image read in {1000 * found.reading:.1f} ms"
     )
+    reading = photograph_seconds() if options.reading is None else options.reading
+    console.print(f"a photograph is read and prepared in {1000 * reading:.1f} ms")
     for gpus, each in ((1, 1), (1, 2), (2, 2), (8, 1), (8, 2)):
         paper = on_paper(
             found, images=50_000, batch=64, gpus=gpus, each=each, passes=options.passes, float_pass=options.float_pass,
-            reading=options.reading, wire=options.wire,
+            reading=reading, wire=options.wire,
         )  # fmt: skip
         console.print(
             f"on paper, 50,000 images, {gpus} GPU, {each} workers each: {paper.shared:.0f} s, {paper.times:.2f} times one GPU's "
