@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -200,29 +201,41 @@ def on_paper(
     return Paper(count * compute, start, max(start + read + -(-count // gpus) * cycle, serial), serial)
 
 
-def measured(work_on: Sweep, counts: list[int], repeats: int, threads: int) -> list[tuple[str, float, float]]:
-    """What, seconds (median), and the time of one process over it; all repetitions beside each other, and scores compared."""
-    torch.set_num_threads(threads)
-    times: dict[str, list[float]] = {}
+def core_seconds() -> float:
+    """Seconds of a core that this process and all its children have taken: a busy machine does not add to them."""
+    me = psutil.Process()
+    times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
+    return sum(t.user + t.system for t in times)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A way to sweep: seconds by the clock, and of all cores together; medians."""
+
+    who: str
+    seconds: float
+    cores: float
+
+
+def measured(work_on: Sweep, counts: list[int], repeats: int, threads: int) -> list[Line]:
+    """This process first, then pools; repetitions in turn, and all scores compared, bit for bit."""
+    taken: dict[str, list[tuple[float, float]]] = {}
     with ExitStack() as stack:
-        pools: dict[str, Executor | None] = {"this process": None}
+        pools: dict[str, tuple[int, Executor | None]] = {"this process": (1, None)}
         for number in counts:
-            # the parent's threads are divided among a pool's processes
-            torch.set_num_threads(threads * number)
             pool = stack.enter_context(qkit.workers(number))
-            pools[f"{number} process{'es' if number > 1 else ''}"] = pool
+            pools[f"{number} process{'es' if number > 1 else ''}"] = number, pool
             work_on.run(pool)  # they start, and import torch
         torch.set_num_threads(threads)
         want = work_on.run(None)
         for _ in range(repeats):
-            for name, executor in pools.items():
-                torch.set_num_threads(threads * (getattr(executor, "_max_workers", 1)))
-                begun = time.perf_counter()
+            for who, (number, executor) in pools.items():
+                torch.set_num_threads(threads * number)  # which are divided among a pool's processes
+                begun, cores = time.perf_counter(), core_seconds()
                 found = work_on.run(executor)
-                times.setdefault(name, []).append(time.perf_counter() - begun)
-                assert np.array_equal(found, want), f"{name}: other scores"
-    alone = statistics.median(times["this process"])
-    return [(name, statistics.median(found), alone / statistics.median(found)) for name, found in times.items()]
+                taken.setdefault(who, []).append((time.perf_counter() - begun, core_seconds() - cores))
+                assert np.array_equal(found, want), f"{who}: other scores"
+    return [Line(who, *(statistics.median(part) for part in zip(*found, strict=True))) for who, found in taken.items()]
 
 
 def main() -> None:
@@ -250,10 +263,11 @@ def main() -> None:
     table = Table(
         title=f"{options.network}, {len(work_on.layers)} layers on {options.batches} batches of {options.batch}, {options.device}"
     )
-    for column in ("who", "seconds", "times one process"):
+    for column in ("who", "seconds", "times as fast", "seconds of a core", "of this process's"):
         table.add_column(column)
-    for name, taken, ratio in rows:
-        table.add_row(name, f"{taken:.2f}", f"{ratio:.2f}")
+    for row in rows:
+        ratios = rows[0].seconds / row.seconds, row.cores / rows[0].cores
+        table.add_row(row.who, f"{row.seconds:.2f}", f"{ratios[0]:.2f}", f"{row.cores:.2f}", f"{ratios[1]:.2f}")
     console = Console(width=150)
     console.print(table)
     with qkit.workers(1) as pool:

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Tasks for each worker at least, so that all end at about the same time.
-_TASKS = 4
+#: Share of the workers that are busy to the end, at least: plans are shared out on a batch as far as that needs.
+_BUSY = 0.85
 #: A task is given up when so many workers were lost with it.
 _LOSSES = 3
 #: Seconds between two looks at whether somebody wants it to stop.
@@ -322,8 +322,15 @@ def _threads(executor: Executor) -> int | None:
 
 
 def parts(executor: Executor, batches: int | None) -> int:
-    """Parts of the plans on one batch, so that there is work for all workers to the end."""
-    return 1 if not batches else math.ceil(_TASKS * count(executor) / batches)
+    """Parts of the plans on one batch, so that there is work for all workers to the end.
+
+    As few as will do, since the front of the network is computed for each part anew.
+    """
+    if not batches:
+        return 1
+    workers = count(executor)
+    rounds = {number: math.ceil(number * batches / workers) for number in range(1, workers + 1)}
+    return next(number for number, least in rounds.items() if number * batches >= _BUSY * workers * least)
 
 
 def shares(starts: Sequence[int], which: Sequence[int], most: int) -> list[tuple[int, ...]]:

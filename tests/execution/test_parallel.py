@@ -28,7 +28,7 @@ from qkit.execution.evaluator import Budget, Evaluator, OutOfBudgetError
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import Batch, batches, fingerprint
 from qkit.execution.observing import observe
-from qkit.execution.parallel import shares
+from qkit.execution.parallel import parts, shares
 from qkit.execution.parcel import dumps, loads
 from qkit.execution.picking import Picker
 from qkit.graph import build
@@ -141,6 +141,30 @@ def test_plans_are_shared_out_whole_and_evenly() -> None:
     halves = shares(list(range(100)), list(range(100)), 2)
     first, second = (sum(100 - i for i in part) for part in halves)
     assert abs(first - second) <= 100
+
+
+@pytest.mark.parametrize(
+    ("workers", "batches", "wanted"),
+    [
+        (2, 1, 2),
+        (2, 2, 1),
+        (2, 3, 2),
+        (2, 4, 1),
+        (2, 5, 2),
+        (2, 7, 1),
+        (8, 1, 8),
+        (8, 7, 1),
+        (8, 9, 4),
+        (8, 782, 1),
+        (8, None, 1),
+    ],
+)
+def test_plans_are_shared_out_where_batches_leave_workers_idle(workers: int, batches: int | None, wanted: int) -> None:
+    found = parts(cases.Now(workers), batches)
+    assert found == wanted
+    if batches:
+        tasks = found * batches
+        assert tasks / (workers * -(-tasks // workers)) >= 0.85
 
 
 # ---------------------------------------------------------------- batches by number
