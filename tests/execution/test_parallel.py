@@ -152,7 +152,7 @@ def test_plans_are_shared_out_whole_and_evenly() -> None:
         (2, 4, 1),
         (2, 5, 2),
         (2, 7, 1),
-        (8, 1, 8),
+        (8, 1, 7),
         (8, 7, 1),
         (8, 9, 4),
         (8, 782, 1),
