@@ -260,6 +260,7 @@ def main() -> None:
         device=options.device,
     )  # fmt: skip
     rows = measured(work_on, options.processes, options.repeats, options.threads)
+    torch.set_num_threads(1)  # a worker reads with one
     table = Table(
         title=f"{options.network}, {len(work_on.layers)} layers on {options.batches} batches of {options.batch}, {options.device}"
     )
