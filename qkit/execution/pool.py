@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -104,7 +105,16 @@ def own_gpu() -> torch.device:
 
 
 def _begin(taken: Any) -> None:
-    """In a new process: take the next number."""
-    global _number  # a process has one
+    """In a new process: take the next number, and end when the process that wants the work does."""
+    global _number
     with taken.get_lock():
         _number, taken.value = taken.value, taken.value + 1
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # a worker waits for work on a pipe whose other end it holds too: it would not notice, and keep its GPU's memory for ever
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

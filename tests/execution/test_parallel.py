@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -548,6 +550,28 @@ def test_each_process_has_a_gpu_of_its_own_and_scores_bit_for_bit(tmp_path: Path
     assert there.scores.shape == here.scores.shape
     assert {path.name for path in tmp_path.iterdir()} == {f"cuda-{i}" for i in range(torch.cuda.device_count())}
     assert np.array_equal(here.scores, again.scores)
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_one_that_made_them(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, time, qkit\n"
+        "if __name__ == '__main__':\n"
+        "    pool = qkit.workers(1)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as maker:
+        assert maker.stdout is not None
+        worker_pid = int(maker.stdout.readline())
+        os.kill(worker_pid, 0)  # it is there
+        maker.kill()
+    for _ in range(300):
+        if not Path(f"/proc/{worker_pid}").exists():
+            break
+        time.sleep(0.1)
+    assert not Path(f"/proc/{worker_pid}").exists()
 
 
 # ---------------------------------------------------------------- Dask
