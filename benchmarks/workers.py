@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +74,13 @@ class Pieces:
     Attributes
     ----------
     study, task, answer
-        Bytes that are sent: once to every worker; with every task; back.
+        Bytes that are sent: once to every worker; with every task of a sweep over all layers; back.
     packing, opening
         Seconds for the study: here, and on the worker.
     overhead
         Seconds for a task without a plan, to and fro, less the reading of its batch.
     here
-        Seconds of it that this process is busy.
+        Seconds that this process is busy with a task's answer.
     reading
         Seconds for an image.
     """
@@ -115,22 +115,41 @@ def pieces(work_on: Sweep, executor: Executor, batch: int) -> Pieces:
     begun = time.perf_counter()
     workers = Workers(executor, evaluator, mark)
     packing = time.perf_counter() - begun
-    plans = tuple(work_on.plan.only([name]) for name in work_on.layers)
-    asked = dumps(Asked(FLOAT, plans, tuple(range(len(plans))), False, 2 << 30))
+    taps = [op for op in work_on.graph.operations if op.quantized and op.name in work_on.plan.grids]
+    plans = tuple(work_on.plan.only([name for name in (op.name, op.weight) if name in work_on.plan.grids]) for op in taps)
+    asked = dumps(Asked(FLOAT, plans, tuple(op.index for op in taps), False, 2 << 30))
     executor.submit(time.sleep, 0.0).result()
     sent = workers.sent(None)
 
-    def ask() -> bytes:
-        return executor.submit(work, workers.token, sent, asked, 1, ()).result()
+    def ask(*which: int) -> bytes:
+        return executor.submit(work, workers.token, sent, asked, 1, which).result()
 
     opening = seconds(ask)
     there = statistics.median(seconds(ask) for _ in range(15))
-    reading = statistics.median(seconds(lambda: [work_on.loader.dataset[i] for i in range(batch)]) for _ in range(5)) / batch
-    answer = ask()
-    here = statistics.median(seconds(lambda: (dumps(asked), loads(answer))) for _ in range(5))
-    return Pieces(
-        len(workers.data), len(asked), len(answer), packing, opening - there, max(there - reading * batch, 0.0), here, reading
-    )
+    data: Any = work_on.loader.dataset  # type: ignore[attr-defined]
+    reading = statistics.median(seconds(lambda: [data[i] for i in range(batch)]) for _ in range(5)) / batch
+    answer = ask(len(taps) - 1)  # the last layer alone
+    here = len(taps) * statistics.median(seconds(lambda: loads(answer)) for _ in range(15))
+    overhead = max(there - reading * batch, 0.0)
+    return Pieces(len(workers.data), len(asked), len(taps) * len(answer), packing, opening - there, overhead, here, reading)
+
+
+def photograph_seconds(repeats: int = 15) -> float:
+    """Seconds to read an image like ImageNet's (500×375, JPEG) from disk, and to resize, cut and scale it as torchvision does."""
+    from PIL import Image
+
+    transforms = load_torchvision().transforms
+    prepare = transforms.Compose([
+        transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),
+        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ])  # fmt: skip
+    draw = np.random.default_rng(0)
+    coarse = Image.fromarray(draw.integers(0, 256, (48, 64, 3), dtype=np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
+    fine = np.clip(np.asarray(coarse) + draw.normal(0.0, 8.0, (375, 500, 3)), 0, 255).astype(np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.jpg"
+        Image.fromarray(fine).save(path, quality=90)
+        return statistics.median(seconds(lambda: prepare(Image.open(path).convert("RGB"))) for _ in range(repeats))
 
 
 @dataclass(frozen=True)
@@ -154,24 +173,6 @@ class Paper:
     def times(self) -> float:
         """How much faster it is."""
         return self.alone / self.shared
-
-
-def photograph_seconds(repeats: int = 15) -> float:
-    """Seconds to read an image like ImageNet's (500×375, JPEG) from disk, and to resize, cut and scale it as torchvision does."""
-    from PIL import Image
-
-    transforms = load_torchvision().transforms
-    prepare = transforms.Compose([
-        transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),
-        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    ])  # fmt: skip
-    draw = np.random.default_rng(0)
-    coarse = Image.fromarray(draw.integers(0, 256, (48, 64, 3), dtype=np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
-    fine = np.clip(np.asarray(coarse) + draw.normal(0.0, 8.0, (375, 500, 3)), 0, 255).astype(np.uint8)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "image.jpg"
-        Image.fromarray(fine).save(path, quality=90)
-        return statistics.median(seconds(lambda: prepare(Image.open(path).convert("RGB"))) for _ in range(repeats))
 
 
 def on_paper(
@@ -225,7 +226,9 @@ def measured(work_on: Sweep, counts: list[int], repeats: int, threads: int) -> l
         for number in counts:
             pool = stack.enter_context(qkit.workers(number))
             pools[f"{number} process{'es' if number > 1 else ''}"] = number, pool
-            work_on.run(pool)  # they start, and import torch
+            list(pool.map(time.sleep, [1.0] * number))  # all start, and import torch
+            for _ in range(3):
+                replace(work_on, layers=work_on.layers[:1]).run(pool)  # and load the compiled loops, each of them
         torch.set_num_threads(threads)
         want = work_on.run(None)
         for _ in range(repeats):
