@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import qkit
 from benchmarks.networks.same import packaged_lite0
+from benchmarks.scoring import add_workers, scoring
 from benchmarks.timing import Ratio, ratio
 from qkit import zoo
 
@@ -101,20 +102,27 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=2, help="evaluation batches of 64 images of the bundled networks")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    add_workers(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = []
-    for name in options.networks:
-        case = zoo.load(name)
-        evaluation = list(case.evaluation)[: options.batches]
-        rows.append(measure(name, case.model, case.calibration, evaluation, scheme=options.scheme, repeats=options.repeats))
-    if options.photographs is not None:
-        images = photographs(options.photographs, options.count + 16, 16)
-        rows.append(
-            measure(
-                "efficientnet_lite0", packaged_lite0(), images[-1:], images[:-1], scheme=options.scheme, repeats=options.repeats
+    with scoring(options):
+        for name in options.networks:
+            case = zoo.load(name)
+            evaluation = list(case.evaluation)[: options.batches]
+            rows.append(measure(name, case.model, case.calibration, evaluation, scheme=options.scheme, repeats=options.repeats))
+        if options.photographs is not None:
+            images = photographs(options.photographs, options.count + 16, 16)
+            rows.append(
+                measure(
+                    "efficientnet_lite0",
+                    packaged_lite0(),
+                    images[-1:],
+                    images[:-1],
+                    scheme=options.scheme,
+                    repeats=options.repeats,
+                )
             )
-        )
     table = Table(title=f"ranking by gradients, {options.scheme}, torch {torch.__version__}, {options.threads} threads")
     for column in ("network", "images", "tensors", "weights", "activations", "all", "float passes", "met"):
         table.add_column(column)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qkit.version import __version__
 
 if TYPE_CHECKING:
-    from qkit.errors import DataError, GraphError, MissingExtra, PlanError, QkitError
+    from qkit.errors import DataError, GraphError, MissingExtra, PlanError, QkitError, WorkersError
     from qkit.execution.capture import Capture
     from qkit.execution.depth import Depth
     from qkit.execution.detection import mean_average_precision
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qkit.execution.gradient import GradientRanking
     from qkit.execution.metrics import Metric
     from qkit.execution.observing import observe
+    from qkit.execution.pool import workers
     from qkit.execution.scores import Scores
     from qkit.execution.sensitivity import Sensitivity
     from qkit.execution.statistics import Interval
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 #: ``qkit --help`` and a module that merely mentions the kit need not pay.
 _HOMES = {
     "execution.capture": ("Capture",),
-    "errors": ("DataError", "GraphError", "MissingExtra", "PlanError", "QkitError"),
+    "errors": ("DataError", "GraphError", "MissingExtra", "PlanError", "QkitError", "WorkersError"),
     "graph": ("Graph",),
     "quant.histogram": ("Histogram",),
     "linting": ("Finding", "Lint", "lint"),
@@ -51,6 +52,7 @@ _HOMES = {
     "quant.plan": ("FLOAT", "Plan"),
     "quant.schemes": ("PRESETS", "Scheme"),
     "execution.observing": ("observe",),
+    "execution.pool": ("workers",),
     "execution.sensitivity": ("Sensitivity",),
     "execution.together": ("Together",),
     "study": ("Study",),
@@ -116,6 +118,7 @@ __all__ = [
     "Sensitivity",
     "Study",
     "Together",
+    "WorkersError",
     "__version__",
     "dequantize",
     "fake_quantize",
@@ -123,4 +126,5 @@ __all__ = [
     "mean_average_precision",
     "observe",
     "quantize",
+    "workers",
 ]

@@ -24,6 +24,10 @@ class PlanError(QkitError):
     """A plan, a range or a grid is missing, corrupt, or does not fit the graph."""
 
 
+class WorkersError(QkitError):
+    """An executor's workers cannot do what they are asked for: lost, shut down, or unable to read what is sent to them."""
+
+
 class MissingExtra(QkitError):  # noqa: N818  # reads best where it is raised
     """An optional package is needed; the message says which extra installs it."""
 

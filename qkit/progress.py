@@ -114,6 +114,11 @@ class Bar(Closeable):
         if self._listener is not None:
             self._listener(self._what, self._done, self._total)
 
+    @property
+    def done(self) -> int:
+        """So many are done."""
+        return self._done
+
     def update(self, count: int = 1) -> None:
         """So many more are done.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -22,6 +23,7 @@ from qkit.execution.gradient import GradientRanking, rank_by_gradient
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches
 from qkit.execution.metrics import AnyMetric, Metric, check_expected, choose, metric_of
+from qkit.execution.parallel import using
 from qkit.execution.plan_checks import saturations, zero_divisors
 from qkit.execution.prefix import Effect
 from qkit.execution.scores import Scores
@@ -86,6 +88,8 @@ class Study:
         Where to run; the model's own by default.
     leaf_modules
         Module classes or paths to keep out of the trace.
+    executor
+        Whose workers score plans, see `with_executor`; this process by default.
 
     Raises
     ------
@@ -104,6 +108,7 @@ class Study:
         expected: float | None = None,
         device: torch.device | str | None = None,
         leaf_modules: Iterable[type[nn.Module] | str] = (),
+        executor: Executor | None = None,
     ) -> None:
         self._scheme = scheme_of("int8" if scheme is None else scheme)
         self._expected = expected
@@ -148,7 +153,8 @@ class Study:
             if why:
                 self._remark(why)
         check_expected(metric_of(metric), expected)
-        self._evaluator = Evaluator(graph, calibration if evaluation is None else evaluation, metric, calibration=calibration)
+        data = calibration if evaluation is None else evaluation
+        self._evaluator = Evaluator(graph, data, metric, calibration=calibration, executor=executor)
         self._methods: dict[str, Any] = {}
         self._batches: int | None = None
         self._given: Mapping[str, Observation] | None = None
@@ -194,6 +200,11 @@ class Study:
     def metric(self) -> Metric:
         """The score."""
         return self._evaluator.metric
+
+    @property
+    def executor(self) -> Executor | None:
+        """Whose workers score plans; None for this process."""
+        return self._evaluator.executor
 
     @property
     def metric_name(self) -> str:
@@ -432,6 +443,21 @@ class Study:
             raise DataError("the evaluation loader gave no batch: pass at least one.")
         return other
 
+    def with_executor(self, executor: Executor | None) -> Study:
+        """A new study whose plans are scored on an executor's workers; it shares all that is and will be found with this one.
+
+        What ``executor=`` does for one call, this does for all: sweeps, diagnosis, mixed precision, calibration steps, widgets.
+        Scores are those of one process, bit for bit where workers have as many threads on processors of the same kind. Captures,
+        calibration passes and single edits stay in this process.
+
+        Parameters
+        ----------
+        executor
+            Any of `concurrent.futures`: ``client.get_executor()`` of a Dask cluster (or the client itself), ``qkit.workers(4)``,
+            a `ProcessPoolExecutor`; None for this process. It stays yours to shut down.
+        """
+        return self._with(self._evaluator.over(executor))
+
     def with_expected(self, expected: float | None) -> Study:
         """A new study that expects that float score.
 
@@ -480,6 +506,7 @@ class Study:
             expected=self.expected if expected is None else expected,
             device=self.graph.device,
             leaf_modules=self.graph.leaf_modules,
+            executor=self.executor,
         )
         other.calibrate(**self.methods)
         return other
@@ -556,13 +583,17 @@ class Study:
             plans, batches=batches, data=data, keep=keep, folder=folder, memory_budget=memory_budget, progress=progress
         )
 
-    def evaluate(self, lanes: Lanes | None = None, *, batches: int | None = None, progress: bool = True) -> Scores:
+    def evaluate(
+        self, lanes: Lanes | None = None, *, batches: int | None = None, executor: Executor | None = None, progress: bool = True
+    ) -> Scores:
         """Scores of the lanes on the evaluation data, in lockstep; plans scored before are not run again.
 
-        The lanes are float, int16 and the study's own (`narrow`) where none are named.
+        The lanes are float, int16 and the study's own (`narrow`) where none are named. Here and below, `executor` is whose
+        workers score in this call, see `with_executor`.
         """
         plans = self._resolve(lanes)
-        return Scores.of(self.metric, self._evaluator.samples(plans, batches=batches, progress=progress))
+        with using(executor):
+            return Scores.of(self.metric, self._evaluator.samples(plans, batches=batches, progress=progress))
 
     def score(self, plan: Plan | None = None, *, batches: int | None = None) -> Interval:
         """The score of a plan near the current one, computed from the first changed operation on; see `Evaluator.score_near`."""
@@ -577,13 +608,13 @@ class Study:
     @overload
     def sensitivity(
         self, mode: Mode = "only", *, lane: str | Plan | None = None, layers: Sequence[str] | None = None,
-        batches: int | None = None, progress: bool = True,
+        batches: int | None = None, executor: Executor | None = None, progress: bool = True,
     ) -> Sensitivity: ...  # fmt: skip
 
     @overload
     def sensitivity(
         self, mode: Literal["gradient"], *, lane: str | Plan | None = None, layers: Sequence[str] | None = None,
-        batches: int | None = None, progress: bool = True,
+        batches: int | None = None, executor: Executor | None = None, progress: bool = True,
     ) -> GradientRanking: ...  # fmt: skip
 
     def sensitivity(
@@ -593,12 +624,13 @@ class Study:
         lane: str | Plan | None = None,
         layers: Sequence[str] | None = None,
         batches: int | None = None,
+        executor: Executor | None = None,
         progress: bool = True,
     ) -> Sensitivity | GradientRanking:
         """Which layers matter, in the study's own lane where none is named.
 
         "only" scores every layer quantized alone, "except" spared; see :func:`qkit.execution.sensitivity.sweep`. "gradient"
-        estimates what every weight and activation costs by itself, all in a few passes; see
+        estimates what every weight and activation costs by itself, all in a few passes, in this process; see
         :func:`qkit.execution.gradient.rank_by_gradient`.
         """
         plan = lane if isinstance(lane, Plan) else self.lane(lane or self.narrow)
@@ -607,32 +639,36 @@ class Study:
                 operations = {self.graph.operation(name) for name in layers}
                 plan = plan.only([t for t in plan.grids if self.graph.operation(t) in operations])
             return rank_by_gradient(self.graph, self.evaluation, plan, self.metric, limit=batches, progress=progress)
-        return sweep(self._evaluator, plan, mode, layers=layers, batches=batches, progress=progress)
+        with using(executor):
+            return sweep(self._evaluator, plan, mode, layers=layers, batches=batches, progress=progress)
 
     def depth(
-        self, *, lane: str | Plan | None = None, points: int = POINTS, batches: int | None = None, progress: bool = True
-    ) -> Depth:
+        self, *, lane: str | Plan | None = None, points: int = POINTS, batches: int | None = None,
+        executor: Executor | None = None, progress: bool = True,
+    ) -> Depth:  # fmt: skip
         """Loss with the first k operations quantized, along the depth: in weights, activations and both.
 
         See :func:`qkit.execution.depth.along_depth`.
         """
         plan = lane if isinstance(lane, Plan) else self.lane(lane or self.narrow)
-        return along_depth(self._evaluator, plan, points=points, batches=batches, progress=progress)
+        with using(executor):
+            return along_depth(self._evaluator, plan, points=points, batches=batches, progress=progress)
 
     def together(
         self, first: int = FIRST, *, lane: str | Plan | None = None, ranking: Ranking | Sequence[str] = "gradient",
-        mode: Mode = "only", batches: int | None = None, progress: bool = True,
+        mode: Mode = "only", batches: int | None = None, executor: Executor | None = None, progress: bool = True,
     ) -> Together:  # fmt: skip
         """How much of the loss the first tensors of a ranking explain together. See :func:`qkit.execution.together.explained`."""
         plan = lane if isinstance(lane, Plan) else self.lane(lane or self.narrow)
-        return explained(
-            self._evaluator, plan, first=first, ranking=ranking, mode=mode, batches=batches, progress=progress
-        )  # fmt: skip
+        with using(executor):
+            return explained(
+                self._evaluator, plan, first=first, ranking=ranking, mode=mode, batches=batches, progress=progress
+            )  # fmt: skip
 
     def flips(
         self, lane: str | None = None, against: str = "float", *, images: int = 24, classes: Sequence[str] | None = None,
         mean: float | Sequence[float] | None = None, std: float | Sequence[float] | None = None, batches: int | None = None,
-        progress: bool = True,
+        executor: Executor | None = None, progress: bool = True,
     ) -> Flips:  # fmt: skip
         """Evaluation samples of which a lane (`narrow`) chose another class than float, with their pictures.
 
@@ -640,10 +676,11 @@ class Study:
         """
         name = lane or self.narrow
         plans = self._resolve(tuple(dict.fromkeys((against, name))))
-        return flipped(
-            self._evaluator, plans, name, against, images=images, classes=classes, mean=mean, std=std, batches=batches,
-            progress=progress,
-        )  # fmt: skip
+        with using(executor):
+            return flipped(
+                self._evaluator, plans, name, against, images=images, classes=classes, mean=mean, std=std, batches=batches,
+                progress=progress,
+            )  # fmt: skip
 
     def range_samples(
         self, *, images: int = 12, mean: float | Sequence[float] | None = None, std: float | Sequence[float] | None = None,
@@ -655,7 +692,10 @@ class Study:
         """
         return range_samples(self._evaluator, images=images, mean=mean, std=std, batches=batches, progress=progress)
 
-    def verdict(self, *, tolerance: float | None = None, batches: int | None = None, progress: bool = True) -> Verdict:
+    def verdict(
+        self, *, tolerance: float | None = None, batches: int | None = None, executor: Executor | None = None,
+        progress: bool = True,
+    ) -> Verdict:  # fmt: skip
         """Is it quantization? From float, 16 bits and the study's own lane (`narrow`) on the evaluation data.
 
         The evaluation ends as soon as the answer is sure, which the verdict says (`stopped`).
@@ -670,9 +710,10 @@ class Study:
         options: dict[str, Any] = {
             "narrow": self.narrow, "tolerance": tolerance, "expected": self.expected, "share": self.share,
         }  # fmt: skip
-        if batches is not None:
-            return judge(self.evaluate(batches=batches, progress=progress), **options)
-        return judge_until_sure(self._evaluator, self._resolve(None), options, progress=progress)
+        with using(executor):
+            if batches is not None:
+                return judge(self.evaluate(batches=batches, progress=progress), **options)
+            return judge_until_sure(self._evaluator, self._resolve(None), options, progress=progress)
 
     def diagnose(
         self,
@@ -682,14 +723,17 @@ class Study:
         budget: int | None = None,
         engine: EngineLane | Sequence[EngineLane] = (),
         check_export: bool = True,
+        executor: Executor | None = None,
         progress: bool = True,
     ) -> Diagnosis:
         """Verdict, confirmed causes, and remedies with their measured gain. See :func:`qkit.diagnosis.diagnose`."""
         from qkit.diagnosis.diagnose import diagnose
 
-        return diagnose(
-            self, tolerance=tolerance, batches=batches, budget=budget, engine=engine, check_export=check_export, progress=progress
-        )
+        with using(executor):
+            return diagnose(
+                self, tolerance=tolerance, batches=batches, budget=budget, engine=engine, check_export=check_export,
+                progress=progress,
+            )  # fmt: skip
 
     def apply(self, *remedies: Remedy) -> Study:
         """A new study whose plan has these remedies; this one is untouched, which is how to revert.
@@ -716,6 +760,7 @@ class Study:
         seed: int = 0,
         batches: int | None = None,
         evaluation_batches: int | None = None,
+        executor: Executor | None = None,
         progress: bool = True,
     ) -> Study:
         """Post-training calibration: a new study, with what every step did in its `treatment`; this one is untouched.
@@ -746,17 +791,18 @@ class Study:
         from qkit.ptq import pipeline
         from qkit.ptq.rounding import ITERATIONS
 
-        return pipeline.calibrate(
-            self,
-            pipeline.STEPS if steps is None else steps,
-            methods=methods,
-            estimators=pipeline.ESTIMATORS if estimators is None else estimators,
-            iterations=ITERATIONS if iterations is None else iterations,
-            seed=seed,
-            limit=batches,
-            evaluation_limit=evaluation_batches,
-            progress=progress,
-        )
+        with using(executor):
+            return pipeline.calibrate(
+                self,
+                pipeline.STEPS if steps is None else steps,
+                methods=methods,
+                estimators=pipeline.ESTIMATORS if estimators is None else estimators,
+                iterations=ITERATIONS if iterations is None else iterations,
+                seed=seed,
+                limit=batches,
+                evaluation_limit=evaluation_batches,
+                progress=progress,
+            )
 
     def mixed(
         self,
@@ -767,6 +813,7 @@ class Study:
         batches: int | None = None,
         select: Literal["calibration", "evaluation"] = "calibration",
         budget: int | None = None,
+        executor: Executor | None = None,
         progress: bool = True,
     ) -> Mixed:
         """The fewest 16-bit layers that reach a score. See :func:`qkit.mixed.search`."""
@@ -774,7 +821,7 @@ class Study:
 
         return search(
             self, target=target, tolerance=tolerance, caution=caution, batches=batches, select=select, budget=budget,
-            progress=progress,
+            executor=executor, progress=progress,
         )  # fmt: skip
 
     def report(
@@ -793,6 +840,7 @@ class Study:
         engines: EngineComparison | Sequence[EngineComparison] = (),
         layer_map: Mapping[str, str] | str | Path | None = None,
         attachment: str | Path | None = None,
+        executor: Executor | None = None,
         progress: bool = True,
     ) -> Report:
         """Write a degradation report; ``.html``, ``.md``, ``.json`` or ``.csv`` by suffix. See :func:`qkit.report.make`.
@@ -804,11 +852,12 @@ class Study:
 
         report = make(
             self, title=title, batches=batches, worst=worst, sensitivity=sensitivity, diagnosis=diagnosis, tolerance=tolerance,
-            images=images, lint=lint, mixed=mixed, engines=engines, layer_map=layer_map, progress=progress,
+            images=images, lint=lint, mixed=mixed, engines=engines, layer_map=layer_map, executor=executor, progress=progress,
         )  # fmt: skip
         write(report, path)
         if attachment is not None:
-            attach(self, attachment, layer=report.worst[0]["tap"] if report.worst else None, progress=progress)
+            with using(executor):
+                attach(self, attachment, layer=report.worst[0]["tap"] if report.worst else None, progress=progress)
         return report
 
     def export(self, path: str | Path, plan: Plan | None = None, *, opset: int = 21) -> Exported:

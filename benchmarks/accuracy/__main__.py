@@ -16,6 +16,7 @@ from benchmarks.accuracy.report import write
 from benchmarks.accuracy.run import run
 from benchmarks.accuracy.subjects import Source
 from benchmarks.keeping import keeping
+from benchmarks.scoring import add_workers, scoring
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     folder = options.out or _default_folder(options)
     file = folder / "cells.jsonl"
     if not options.tables:
-        with keeping(file):
+        with keeping(file), scoring(options):
             run(
                 wanted, file, source, settings,
                 jobs=options.jobs, device=options.device, fresh=options.fresh, stale=options.stale,
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", nargs="+", default=[], metavar="NETWORK=FILE", help="else torchvision's, downloaded once")
     parser.add_argument("--limit", type=int, help="at most so many evaluation images")
     parser.add_argument("--device", help="where to run; the CPU by default")
+    add_workers(parser)
     return parser
 
 

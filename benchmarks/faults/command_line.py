@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.keeping import keeping
+from benchmarks.scoring import add_workers, scoring
 
 
 def parsers(
@@ -24,6 +25,7 @@ def parsers(
         command.add_argument("--only", nargs="+", default=[], help=only)
         command.add_argument("--out", type=Path, default=Path(out), help="JSON lines of the cases that are done")
     commands["run"].add_argument("--jobs", type=int, default=1)
+    add_workers(commands["run"])
     commands["run"].add_argument("--retry-errors", action="store_true", help="run cases again that ended in an exception")
     commands["score"].add_argument("--into", type=Path, help=f"folder for {into} (default: beside --out)")
     return parser, commands
@@ -41,6 +43,6 @@ def run(module: str, specs: Sequence[Any], options: argparse.Namespace, **more: 
     """Run those that are not done."""
     from benchmarks.faults.run import run as run_all
 
-    with keeping(options.out):
+    with keeping(options.out), scoring(options):
         count = run_all(specs, options.out, options.jobs, retry_errors=options.retry_errors, **more)
     print(f"{count} cases run, {len(specs) - count} were there; python -m {module} score --out {options.out}")

@@ -37,6 +37,7 @@ MODULES: Mapping[str, str] = {
     "qkit.quant.calibration": "From observations to a plan",
     "qkit.quant.estimators": "Range estimators",
     "qkit.execution.evaluator": "The evaluator",
+    "qkit.execution.pool": "Workers",
     "qkit.execution.capture": "Captured tensors",
     "qkit.execution.gradient": "All tensors at once",
     "qkit.execution.depth": "Loss along the depth",

@@ -22,6 +22,7 @@ from qkit.commands.options import (
     MachineOptions,
     ModelOptions,
     Tolerance,
+    WorkerOptions,
     option,
 )
 from qkit.commands.printing import VERDICTS, strict
@@ -31,6 +32,7 @@ EXAMPLES = (
     "qkit diagnose",
     "qkit diagnose --model resnet50 --weights resnet50.pth --data images --classes classes.txt",
     "qkit diagnose --model net:make --data net:loaders --metric top1 --save-plan fixed.json",
+    "qkit diagnose --workers 4",
     "qkit diagnose --config qkit.toml --fail-on-loss 1 --json > diagnosis.json",
 )
 
@@ -41,6 +43,7 @@ def diagnose(
     data: DataOptions,
     grids: GridOptions,
     machine: MachineOptions,
+    workers: WorkerOptions,
     batches: Batches = None,
     tolerance: Tolerance = None,
     budget: Annotated[
@@ -78,7 +81,8 @@ def diagnose(
         study = source.calibrate(study, grids)
     talk.say(Text(f"{taken.case.name}: ", "bold") + Text(str(cost(study, batches=batches, budget=budget))))
     begun = time.perf_counter()
-    found = study.diagnose(tolerance=tolerance, batches=batches, budget=budget)
+    with source.on_workers(workers):
+        found = study.diagnose(tolerance=tolerance, batches=batches, budget=budget)
     seconds = time.perf_counter() - begun
     for number, line in enumerate(found.lines()):
         talk.sentence(line, f"bold {VERDICTS[found.verdict.name]}" if number == 0 else "")

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from qkit.errors import QkitError
+
 #: Names that the libraries define and that help and choices show without importing them; a test holds them together.
 SCHEMES = (
     "int8", "int8-per-tensor", "int8-symmetric", "int8-power-of-two", "int8-per-channel-power-of-two", "int16",
@@ -224,6 +226,34 @@ class MachineOptions:
         str | None, option(panel=RUNNING, metavar="NAME", help="Where to compute, such as cuda. The CPU by default.")
     ] = None
     threads: Annotated[int | None, option(panel=RUNNING, min=1, help="CPU threads. torch's own choice by default.")] = None
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """Who scores plans, of commands that score many."""
+
+    workers: Annotated[
+        int | None,
+        option(
+            panel=RUNNING,
+            min=1,
+            help="Processes that score plans. They share the CPU threads between them, and have a GPU each where there are "
+            "several. Scores are the same. 1 by default.",
+        ),
+    ] = None
+    dask: Annotated[
+        str | None,
+        option(
+            panel=RUNNING,
+            metavar="ADDRESS",
+            help="Score plans on the workers of this Dask cluster: tcp://host:8786. They need qkit, your modules and your images "
+            "under the same paths. Needs the extra dask.",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.dask is not None:
+            raise QkitError("--workers makes processes here, --dask takes a cluster's workers: give one of them.")
 
 
 #: Evaluation batches, of commands that score.

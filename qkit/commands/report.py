@@ -22,6 +22,7 @@ from qkit.commands.options import (
     MachineOptions,
     ModelOptions,
     Tolerance,
+    WorkerOptions,
     option,
 )
 from qkit.commands.printing import VERDICTS, score_table, strict
@@ -78,6 +79,7 @@ def demo(
     talk: Talk,
     grids: GridOptions,
     machine: MachineOptions,
+    workers: WorkerOptions,
     network: Annotated[
         Literal["mobilenet_v2_hostile", "mobilenet_v2_lite", "resnet_small", "vgg_small", "inception_small"],
         option(panel=MODEL, help="The bundled network."),
@@ -98,7 +100,8 @@ def demo(
     taken = source.load(ModelOptions(network), DataOptions())
     talk.say(Text(network, "bold") + Text(f": {taken.case.description}"))
     paths = out or [Path("out/degradation.html")]
-    return _report(talk, taken, paths, grids, machine, batches, sensitivity, diagnose, images, tolerance, None)
+    with source.on_workers(workers):
+        return _report(talk, taken, paths, grids, machine, batches, sensitivity, diagnose, images, tolerance, None)
 
 
 def report(
@@ -107,6 +110,7 @@ def report(
     data: DataOptions,
     grids: GridOptions,
     machine: MachineOptions,
+    workers: WorkerOptions,
     out: Out = None,
     title: Annotated[str | None, option(panel=OUTPUT, metavar="TEXT", help="Of the report.")] = None,
     batches: Batches = None,
@@ -150,9 +154,10 @@ def report(
     source.use_threads(machine)
     taken = source.load(model, data)
     paths = out or [Path("degradation.html")]
-    return _report(
-        talk, taken, paths, grids, machine, batches, sensitivity, diagnose, images, tolerance, title, layer_map, attachment
-    )
+    with source.on_workers(workers):
+        return _report(
+            talk, taken, paths, grids, machine, batches, sensitivity, diagnose, images, tolerance, title, layer_map, attachment
+        )
 
 
 def _report(

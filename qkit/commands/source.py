@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qkit.commands.options import BUNDLED, DEFAULT_MODEL, DataOptions, GridOptions, MachineOptions, ModelOptions
+from qkit.commands.options import BUNDLED, DEFAULT_MODEL, DataOptions, GridOptions, MachineOptions, ModelOptions, WorkerOptions
 from qkit.errors import DataError, QkitError
 
 if TYPE_CHECKING:
@@ -49,6 +49,28 @@ def use_threads(machine: MachineOptions) -> None:
         import torch
 
         torch.set_num_threads(machine.threads)
+
+
+@contextlib.contextmanager
+def on_workers(options: WorkerOptions) -> Iterator[None]:
+    """Within this, plans are scored on the workers that are asked for; they go when it ends.
+
+    Raises
+    ------
+    QkitError
+        If there is no such cluster.
+    """
+    from qkit.execution import pool
+    from qkit.execution.parallel import using
+
+    if options.dask is not None:
+        with pool.dask(options.dask) as client, using(client.get_executor()):
+            yield
+    elif (options.workers or 1) > 1:
+        with contextlib.closing(pool.workers(options.workers)) as found, using(found):
+            yield
+    else:
+        yield
 
 
 def load(model: ModelOptions, data: DataOptions) -> Source:

@@ -105,17 +105,28 @@ def mean_average_precision(
     if decode is not None and not callable(decode):
         raise QkitError(f"decode is a function of the network's outputs that gives a list of detections, not {decode!r}.")
 
-    def records(outputs: Any, targets: Any) -> list[Detected]:
+    return Metric(_Records(decode, limits, most, name), name, "%", tolerance=tolerance, whole=_prepared)
+
+
+@dataclass(frozen=True)
+class _Records:
+    """What a lane made of every image of a batch, as ``function(outputs, targets)``."""
+
+    decode: Decode | None
+    limits: tuple[float, ...]
+    most: int
+    name: str
+
+    def __call__(self, outputs: Any, targets: Any) -> list[Detected]:
         there = _boxes(targets, "targets", "iscrowd")
+        decode = self.decode
         found = _boxes(outputs if decode is None else decode(outputs), "outputs" if decode is None else "decode()", "scores")
         if len(found) != len(there):
             raise DataError(
-                f"{name}: there are detections of {len(found)} images and targets of {len(there)}: decode() has to give a dict "
-                "for every image of the batch, also where nothing is found, and the loader a dict of boxes and labels."
+                f"{self.name}: there are detections of {len(found)} images and targets of {len(there)}: decode() has to give a "
+                "dict for every image of the batch, also where nothing is found, and the loader a dict of boxes and labels."
             )
-        return [_matched(*mine, *truth, limits, most) for mine, truth in zip(found, there, strict=True)]
-
-    return Metric(records, name, "%", tolerance=tolerance, whole=_prepared)
+        return [_matched(*mine, *truth, self.limits, self.most) for mine, truth in zip(found, there, strict=True)]
 
 
 def _boxes(images: Any, what: str, third: str) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:

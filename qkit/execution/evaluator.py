@@ -6,25 +6,30 @@ that is half done: the same call goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from qkit.errors import DataError, QkitError
+from qkit.errors import DataError, QkitError, WorkersError
 from qkit.execution.capture import MEMORY_BUDGET as KEEPING
 from qkit.execution.capture import Capture, Capturing
 from qkit.execution.lanes import Frontier, Lane, run_lanes, run_to
-from qkit.execution.loading import Batch, batches, fingerprint, refuse_non_finite
+from qkit.execution.loading import Batch, Batches, batches, fingerprint, refuse_non_finite
 from qkit.execution.metrics import AnyMetric, Metric, metric_of, score_batch
 from qkit.execution.observing import Observations
+from qkit.execution.parallel import Workers, chosen, dask_client, parts, shares
 from qkit.execution.prefix import Effect, Prefix, agree, first_difference, prefix
 from qkit.execution.replay import Replayed, copied
 from qkit.execution.statistics import Samples
+from qkit.execution.worker import Asked, Found, Task
 from qkit.graph import Graph
 from qkit.graph.structures import float_tensors
 from qkit.progress import Bar, uninterrupted
@@ -107,15 +112,23 @@ class _Passes:
         DataError
             If it is not: lanes that see other samples cannot be compared.
         """
-        found = fingerprint(batch)
         if at not in self.seen:
             refuse_non_finite(batch, at)
-            self.seen[at] = found
-        elif self.seen[at] != found:
+        self.note(at, fingerprint(batch))
+
+    def note(self, at: int, mark: tuple[Any, ...]) -> None:
+        """The batch with this fingerprint, which is finite, is the one that stood there in earlier passes.
+
+        Raises
+        ------
+        DataError
+            If it is not.
+        """
+        if self.seen.setdefault(at, mark) != mark:
             raise DataError(
                 f"the evaluation loader gave another batch {at} than in the pass before, so that lanes would be compared on "
-                "different "
-                "samples: turn off shuffling and random augmentation, or give the sampler a generator with a seed."
+                "different samples: turn off shuffling and random augmentation, or give the sampler a generator with a seed. On "
+                "other machines the data have to be the same files, read by the same versions."
             )
 
     def keep(self, at: int, output: Any) -> None:
@@ -140,6 +153,8 @@ class Evaluator:
         See `Study`.
     calibration
         Iterable of batches to observe ranges on; `data` by default.
+    executor
+        Whose workers score; None for this process. See `qkit.execution.parallel`.
     """
 
     def __init__(
@@ -149,9 +164,11 @@ class Evaluator:
         metric: AnyMetric,
         *,
         calibration: Iterable[Any] | None = None,
+        executor: Executor | None = None,
     ) -> None:
         self._graph, self._data, self._metric = graph, data, metric_of(metric)
         self._calibration = data if calibration is None else calibration
+        self._executor = executor
         self._scores: dict[Plan, dict[int, Samples]] = {}
         self._errors: dict[Plan, dict[int, np.ndarray]] = {}
         self._passes = _Passes()
@@ -159,6 +176,12 @@ class Evaluator:
         self._observing: dict[int | None, Observations] = {}
         self._others: dict[Hashable, Evaluator] = {}
         self._unfinished: dict[str, tuple[Hashable, Any]] = {}
+        self._played: tuple[Asked, Sequence[int], Replayed[dict[str, Any]]] | None = None
+        self._workers: WeakKeyDictionary[Executor, Workers] = WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # what has been found stays here, and so does the executor
+        return Evaluator, (self._graph, self._data, self._metric)
 
     @property
     def graph(self) -> Graph:
@@ -185,6 +208,19 @@ class Evaluator:
         """Name of the score."""
         return self._metric.name
 
+    @property
+    def executor(self) -> Executor | None:
+        """Whose workers score, where no other is in use (`qkit.execution.parallel.using`); None for this process."""
+        return self._executor
+
+    def over(self, executor: Executor | None) -> Evaluator:
+        """The same on an executor's workers, or in this process (None); they share all that has been found and will be."""
+        if executor is self._executor:
+            return self
+        other = object.__new__(Evaluator)
+        other.__dict__.update(self.__dict__, _executor=executor)
+        return other
+
     def on(
         self,
         data: Iterable[Any] | None = None,
@@ -199,14 +235,13 @@ class Evaluator:
         if data is self._data and metric == self._metric and calibration is self._calibration:
             return self
         key = id(data), metric, id(calibration)  # each evaluator holds its data, whose id no other can have
-        if key in self._others:
-            return self._others[key]
-        other = self._others[key] = Evaluator(self._graph, data, metric, calibration=calibration)
-        if calibration is self._calibration:
-            other._observing = self._observing
-        if data is self._data:
-            other._passes = self._passes
-        return other
+        if key not in self._others:
+            other = self._others[key] = Evaluator(self._graph, data, metric, calibration=calibration, executor=self._executor)
+            if calibration is self._calibration:
+                other._observing = self._observing
+            if data is self._data:
+                other._passes = self._passes
+        return self._others[key].over(self._executor)
 
     # ---------------------------------------------------------------- ranges
 
@@ -233,7 +268,7 @@ class Evaluator:
     def known(self, plan: Plan, batches: int | None = None) -> np.ndarray | None:
         """Per-sample scores of a plan that has been scored on so many batches (all by default); None otherwise."""
         rows, count = self._scores.get(plan, {}), self._count(batches)
-        return _samples(rows, count).values if count is not None and len(rows) >= count else None
+        return _samples(rows, count).values if count is not None and _all_of(rows, count) else None
 
     def scores(
         self,
@@ -306,8 +341,8 @@ class Evaluator:
         todo = [plan for plan in wanted if not self._whole(plan, batches, errors)]
         if todo:
             check_weights(self._graph)
-            asked = None if enough is None else lambda taken: enough(so_far(taken))
-            ended = self._run(todo, base, batches, errors, memory_budget, what, progress, asked)
+            stop = None if enough is None else lambda taken: enough(so_far(taken))
+            ended = self._run(todo, base, batches, errors, memory_budget, what, progress, stop)
             if ended is not None:
                 return so_far(ended)
         count = self._count(batches)
@@ -329,9 +364,9 @@ class Evaluator:
 
     def _whole(self, plan: Plan, limit: int | None, errors: bool) -> bool:
         count = self._count(limit)
-        if count is None or len(self._scores.get(plan, ())) < count:
+        if count is None or not _all_of(self._scores.get(plan, {}), count):
             return False
-        return not errors or len(self._errors.get(plan, ())) >= count
+        return not errors or _all_of(self._errors.get(plan, {}), count)
 
     def _run(
         self,
@@ -352,51 +387,119 @@ class Evaluator:
             first = first_difference(graph, base, plan)
             return last if first is None else first
 
-        starts = [start(plan) for plan in todo]
-        rows = [self._scores.setdefault(plan, {}) for plan in todo]
-        far = [self._errors.setdefault(plan, {}) for plan in todo] if errors else []
+        lanes = sorted(((start(plan), plan) for plan in todo), key=itemgetter(0))
+        asked = Asked(base, tuple(plan for _, plan in lanes), tuple(first for first, _ in lanes), errors, memory_budget)
         source = batches(self._data, limit)
-        taken = 0
-        told: list[int] = []
-        running: list[int] = []
-        with Bar(what, source.__length_hint__() * len(todo) or None, unit="lane", show=progress) as bar:
-
-            def tell(lanes: int) -> None:
-                told.append(lanes)
-                bar.update(lanes)
-
-            for at, batch in enumerate(source):
-                self._passes.check(at, batch)
-                missing = [i for i in range(len(todo)) if at not in rows[i] or (errors and at not in far[i])]
-                bar.update(len(todo) - len(missing))
-                taken += 1
-                if not missing:
-                    if enough is not None and enough(taken):
-                        return taken
-                    continue
-                lanes = sorted(((starts[i], Lane(str(i), todo[i])) for i in missing), key=lambda pair: pair[0])
-                told.clear()
-                if missing != running:
-                    running = missing
-                    run = Replayed(partial(run_from_base, graph, base, lanes, memory_budget, tell), graph.device)
-                outputs = copied(run(batch.inputs), graph.device)
-                exact = next((outputs[str(i)] for i in missing if todo[i] == FLOAT), None)
-                by_float = errors or self._metric.needs_float(batch.targets)
-                reference = self._reference(at, batch.inputs, exact) if by_float else None
-                found = {i: score_batch(self._metric, outputs[str(i)], batch.targets, reference, batch.size) for i in missing}
-                apart = {i: relative_errors(outputs[str(i)], reference, batch.size) for i in missing} if errors else {}
-                with uninterrupted():
-                    for i in missing:
-                        rows[i][at] = found[i]
-                        if errors:
-                            far[i][at] = apart[i]
-                bar.update(len(missing) - sum(told))
-                if enough is not None and enough(taken):
-                    return taken
+        try:
+            with Bar(what, source.__length_hint__() * len(todo) or None, unit="lane", show=progress) as bar:
+                run = _Run(self, asked, bar)
+                executor = self._executor if chosen() is None else chosen()
+                found = self._here(run, source, enough) if executor is None else self._there(executor, run, source, enough)
+        finally:
+            self._played = None
+        taken, ended = found
+        if ended:
+            return taken
         if not taken:
             raise DataError("the evaluation loader gave no batch: pass at least one.")
         self._passes.end(taken, limit)
         return None
+
+    def _here(self, run: _Run, source: Batches, enough: Callable[[int], bool] | None) -> tuple[int, bool]:
+        """Batches that were taken, and whether `enough` ended it; computed in this process."""
+        taken = 0
+        for at, batch in enumerate(source):
+            self._passes.check(at, batch)
+            missing = run.missing(at)
+            run.bar.update(len(run.rows) - len(missing))
+            taken += 1
+            if missing:
+                rows, apart, untold = self.part(run.asked, at, batch, missing, run.bar)
+                run.keep(at, missing, rows, apart)
+                run.bar.update(untold)
+            if enough is not None and enough(taken):
+                return taken, True
+        return taken, False
+
+    def _there(
+        self, executor: Executor, run: _Run, source: Batches, enough: Callable[[int], bool] | None
+    ) -> tuple[int, bool]:  # fmt: skip
+        """The same on the executor's workers; batches come back in any order, and are put to `enough` in theirs."""
+        key = dask_client(executor) or executor  # a cluster is sent the study once, however many executors it hands out
+        if key not in self._workers:
+            first = next(iter(batches(self._data, 1)), None)
+            if first is None:
+                return 0, False
+            self._workers[key] = Workers(executor, self, self.checked(0, first))
+        workers = self._workers[key]
+        most = source.__length_hint__() or source.limit
+        taken, done = 0, list[int]()
+
+        def tasks() -> Iterator[Task]:
+            many = parts(executor, None if most is None else sum(bool(run.missing(at)) for at in range(most)))
+            at = 0
+            while most is None or at < most:
+                missing = run.missing(at)
+                run.bar.update(len(run.rows) - len(missing))
+                yield from ((at, share) for share in shares(run.asked.starts, missing, many))
+                at += 1
+
+        def keep(task: Task, found: Found) -> None:
+            nonlocal most
+            at, which = task
+            if found.mark is None:
+                most = at if most is None else min(most, at)
+            else:
+                self._passes.note(at, found.mark)
+                run.keep(at, which, found.samples(self._metric), found.apart)
+                done.append(len(which))
+
+        def look() -> bool:
+            nonlocal taken
+            while done:
+                run.bar.update(done.pop())
+            run.bar.update(0)
+            while (most is None or taken < most) and not run.missing(taken):
+                taken += 1
+                if enough is not None and enough(taken):
+                    return True
+            return False
+
+        try:
+            ended = look() or workers.run(executor, run.asked, tasks(), keep, look)
+        except WorkersError as error:
+            kept = sum(not run.missing(at) for at in self._passes.seen)
+            raise WorkersError(f"{error} {kept} batches are scored and kept: the same call goes on from there.") from error
+        return taken, ended
+
+    def checked(self, at: int, batch: Batch) -> tuple[Any, ...]:
+        """The batch's fingerprint, after the checks of `_Passes.check`."""
+        self._passes.check(at, batch)
+        return self._passes.seen[at]
+
+    def part(
+        self, asked: Asked, at: int, batch: Batch, which: Sequence[int], bar: Bar | None
+    ) -> tuple[list[Samples], list[np.ndarray], int]:
+        """What some of the plans score on one batch, how far their outputs are from float's if that is asked for too, and how
+        many of them the bar has not been told of.
+        """
+        before = 0 if bar is None else bar.done
+        outputs = self._outputs(asked, which, bar, batch.inputs)
+        untold = len(which) - (0 if bar is None else bar.done - before)
+        exact = next((outputs[str(i)] for i in which if asked.plans[i] == FLOAT), None)
+        by_float = asked.errors or self._metric.needs_float(batch.targets)
+        reference = self._reference(at, batch.inputs, exact) if by_float else None
+        rows = [score_batch(self._metric, outputs[str(i)], batch.targets, reference, batch.size) for i in which]
+        apart = [relative_errors(outputs[str(i)], reference, batch.size) for i in which] if asked.errors else []
+        return rows, apart, untold
+
+    def _outputs(self, asked: Asked, which: Sequence[int], bar: Bar | None, inputs: tuple[Any, ...]) -> dict[str, Any]:
+        """Outputs of some of the plans by their number; a GPU plays again what it did for the same plans on the batch before."""
+        if self._played is None or self._played[0] is not asked or self._played[1] != which:
+            lanes = [(asked.starts[i], Lane(str(i), asked.plans[i])) for i in which]
+            work = partial(run_from_base, self._graph, asked.base, lanes, asked.memory_budget, bar)
+            self._played = asked, which, Replayed(work, self._graph.device)
+        return copied(self._played[2](inputs), self._graph.device)
 
     def _reference(self, at: int, inputs: tuple[Any, ...], output: Any = None) -> Any:
         """The float lane's output on batch number `at`, which is `output` where that was run anyway."""
@@ -495,6 +598,32 @@ class Evaluator:
         self._unfinished.pop(kind, None)
 
 
+class _Run:
+    """One run over the data: what is known of it, by the positions of the plans that are asked for, and its bar."""
+
+    def __init__(self, evaluator: Evaluator, asked: Asked, bar: Bar) -> None:
+        self.asked, self.bar = asked, bar
+        self.rows = [evaluator._scores.setdefault(plan, {}) for plan in asked.plans]
+        self.far = [evaluator._errors.setdefault(plan, {}) for plan in asked.plans] if asked.errors else []
+
+    def missing(self, at: int) -> list[int]:
+        """The plans whose scores on the batch are not known."""
+        return [i for i, rows in enumerate(self.rows) if at not in rows or (self.far and at not in self.far[i])]
+
+    def keep(self, at: int, which: Sequence[int], rows: Sequence[Samples], apart: Sequence[np.ndarray]) -> None:
+        """These scores of the batch, all of them or none."""
+        with uninterrupted():
+            for place, i in enumerate(which):
+                self.rows[i][at] = rows[place]
+                if self.far:
+                    self.far[i][at] = apart[place]
+
+
+def _all_of(rows: Mapping[int, Any], count: int) -> bool:
+    """Whether the first so many batches are there; those that others scored come in any order."""
+    return len(rows) >= count and all(at in rows for at in range(count))
+
+
 def _samples(rows: Mapping[int, Samples], count: int) -> Samples:
     return Samples.joined([rows[at] for at in range(count)])
 
@@ -518,7 +647,7 @@ def relative_errors(output: Any, reference: Any, samples: int) -> np.ndarray:
 
 
 def run_from_base(
-    graph: Graph, base: Plan, lanes: Sequence[tuple[int, Lane]], budget: int, tell: Callable[[int], None], inputs: tuple[Any, ...]
+    graph: Graph, base: Plan, lanes: Sequence[tuple[int, Lane]], budget: int, bar: Bar | None, inputs: tuple[Any, ...]
 ) -> dict[str, Any]:
     """Outputs of the lanes by name, in groups, each from the base's values where it starts.
 
@@ -528,8 +657,8 @@ def run_from_base(
         Pairs of the first operation at which a lane parts from the base, and the lane; sorted by that operation.
     budget
         Bytes of live tensors for a group.
-    tell
-        Told of every group but the last, whose lanes count when the batch is kept: how many lanes are done.
+    bar
+        Progress bar, moved on by one for every lane but those of the last group, which count when the batch is kept; or None.
     """
     group = _group_size(graph, Batch(inputs).size, budget)
     outputs: dict[str, Any] = {}
@@ -539,8 +668,8 @@ def run_from_base(
         # the inputs go along, since a model may read one of them behind the frontier
         frontier = run_to(graph, Lane(_BASE, base), inputs, lanes[at][0], start=frontier)
         outputs |= run_lanes(graph, members, inputs, start=frontier)
-        if at + group < len(lanes):
-            tell(len(members))
+        if bar is not None and at + group < len(lanes):
+            bar.update(len(members))
     return outputs
 
 

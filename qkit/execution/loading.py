@@ -41,7 +41,7 @@ def first_tensor(inputs: Any) -> Tensor | None:
     return next((x for _, x in flatten(inputs)[0] if isinstance(x, Tensor) and x.ndim), None)
 
 
-class _Randomness:
+class Randomness:
     """A loader's own random state, started from a fixed seed, so that shuffling and augmentation repeat in every pass.
 
     Paired comparisons across passes need the same samples in the same order, and the user's state has to come back as it
@@ -69,6 +69,12 @@ class _Randomness:
             generator.set_state(mine)
         return before
 
+    @property
+    def key(self) -> Any:
+        """The state as something to compare: it changes where a random number is drawn."""
+        first, second, (name, third, *more), *own = self.state
+        return first.numpy().tobytes(), second, name, third.tobytes(), more, [state.numpy().tobytes() for state in own]
+
     @contextmanager
     def __call__(self) -> Iterator[None]:
         with uninterrupted() as interruptible:
@@ -91,7 +97,7 @@ def _generators(loader: Any) -> list[torch.Generator]:
 @contextmanager
 def seeded(loader: Any, seed: int) -> Iterator[None]:
     """Random states, the global ones and those of the loader's own generators, start from `seed` and come back as they were."""
-    with _Randomness(loader, seed)():
+    with Randomness(loader, seed)():
         yield
 
 
@@ -114,7 +120,7 @@ class Batches:
         self.limit = limit
 
     def __iter__(self) -> Iterator[Batch]:
-        randomness = _Randomness(self.loader)
+        randomness = Randomness(self.loader)
         with randomness():
             source = iter(self.loader)
         count = 0
@@ -208,7 +214,7 @@ def targets_tensor(targets: Any, size: int) -> Tensor:
 
 def fingerprint(batch: Batch) -> tuple[Any, ...]:
     """What tells a batch from others: shape, a weighted sum of the first input's values, and of the targets where they are
-    numbers.
+    numbers. It is one of integers, the values' bits, so that it does not depend on how many threads add it up.
     """
     return _mark(first_tensor(batch.inputs)), _mark(batch.targets if isinstance(batch.targets, Tensor) else None)
 
@@ -216,10 +222,10 @@ def fingerprint(batch: Batch) -> tuple[Any, ...]:
 def _mark(tensor: Tensor | None) -> tuple[Any, ...] | None:
     if tensor is None:
         return None
-    values = tensor.detach().flatten().double()
+    values = tensor.detach().flatten().double().view(torch.int64)
     # weights by position, since a batch of the same samples in another order is another batch
-    weights = torch.arange(1, len(values) + 1, dtype=torch.float64, device=values.device).remainder_(997.0)
-    return tuple(tensor.shape), float((values.nan_to_num() * weights).sum())
+    weights = torch.arange(1, len(values) + 1, device=values.device).remainder_(997)
+    return tuple(tensor.shape), int((values * weights).sum())
 
 
 def refuse_non_finite(batch: Batch, number: int) -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "score_batch",
     "tolerance_of",
     "unlabelled",
+    "whole_samples",
 ]
 
 MetricFunction = Callable[[Any, Any], Any]
@@ -288,7 +289,7 @@ def score_batch(metric: Metric, outputs: Any, targets: Any, reference: Any, size
         other = part_of(other, metric.output, name=name)
     found = metric.function(outputs, other)
     if metric.whole is not None:
-        return _records(metric, found, size)
+        return whole_samples(metric, found, size)
     try:
         scores = torch.as_tensor(found).detach().double().cpu().numpy()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -310,7 +311,8 @@ def score_batch(metric: Metric, outputs: Any, targets: Any, reference: Any, size
     return _with_margins(scores, classes, other, by_float=by_float, among=metric.among)
 
 
-def _records(metric: Metric, records: Any, size: int) -> Samples:
+def whole_samples(metric: Metric, records: Any, size: int) -> Samples:
+    """What a batch left for a score of the whole set, a record a sample; see `score_batch`."""
     if not isinstance(records, (list, tuple)) or len(records) != size:
         count = len(records) if hasattr(records, "__len__") else "no"
         raise DataError(

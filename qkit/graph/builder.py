@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.node import map_arg
+from torch.fx.node import map_aggregate, map_arg
 
 from qkit.graph import table
 from qkit.graph.fronts.opaque import OpaqueCall
@@ -65,8 +65,7 @@ class Builder:
             self._append(node, str(node.meta["name"]), kind, _fresh_copy, argument=self.placeholders)
             self.placeholders += 1
         elif node.op == "output":
-            rebuild = self.form.rebuild
-            call = self._call(node, self._inputs(node), lambda x: x if rebuild is None else rebuild(x))
+            call = self._call(node, self._inputs(node), self.form.rebuild)
             self._append(node, "output", "output", call)
         elif table.function_kind(node) == "drop" and is_float(node):
             self._alias(node, operands(node)[0])
@@ -163,8 +162,7 @@ class Builder:
 
     def _call(self, node: fx.Node, inputs: list[fx.Node], function: Callable[..., Any] | None = None) -> Callable[..., Any]:
         bound = {n: self.constants[n] for n in node.all_input_nodes if n not in inputs}
-        target: Any = node.target if function is None else function
-        return _caller(target, operands(node), node.kwargs, inputs, bound)
+        return _caller(function or table.portable(node.target), operands(node), node.kwargs, inputs, bound)
 
     def _add_weighted(self, node: fx.Node, parts: Weighted) -> None:
         fold = self.folds.get(node, Fold((), (), (), node))
@@ -417,15 +415,36 @@ class _ScaleAndShift:
         return scaled if bias is None else scaled + bias.view(shape)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a value goes in a call's arguments."""
+
+    at: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Bound:
+    """``call(*values)`` of a function: the values, and the constants after them, go where a `_Place` stands for each."""
+
+    function: Callable[..., Any]
+    args: Any
+    kwargs: Any
+    constants: tuple[Any, ...]
+
+    def __call__(self, *values: Any) -> Any:
+        known = (*values, *self.constants)
+
+        def put(x: Any) -> Any:
+            return known[x.at] if isinstance(x, _Place) else x
+
+        return self.function(*map_aggregate(self.args, put), **map_aggregate(self.kwargs, put))
+
+
 def _caller(
     function: Callable[..., Any], args: Any, kwargs: Any, sources: list[fx.Node], bound: Mapping[fx.Node, Any]
 ) -> Callable[..., Any]:
     """``call(*values)`` that puts the values of `sources` where the nodes stand in `args` and `kwargs`, and the bound ones."""
     if not kwargs and len(args) == len(sources) and all(a is s for a, s in zip(args, sources, strict=True)):
         return function
-
-    def call(*values: Any) -> Any:
-        env = {**bound, **dict(zip(sources, values, strict=True))}
-        return function(*map_arg(args, env.__getitem__), **map_arg(kwargs, env.__getitem__))
-
-    return call
+    places: dict[Any, Any] = {node: _Place(at) for at, node in enumerate((*sources, *bound))}
+    return _Bound(function, map_arg(args, places.__getitem__), map_arg(kwargs, places.__getitem__), tuple(bound.values()))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
@@ -291,6 +292,7 @@ def search(
     batches: int | None = None,
     select: Literal["calibration", "evaluation"] = "calibration",
     budget: int | None = None,
+    executor: Executor | None = None,
     progress: bool = True,
 ) -> Mixed:
     """Find the fewest 16-bit layers, weighted by their multiply-accumulates, that reach a score.
@@ -316,6 +318,8 @@ def search(
         Where the calibration data have no targets, the score to search by is agreement with the float lane.
     budget
         Most sets of layers to score in the search; by default ten for every layer, and 100.
+    executor
+        Whose workers score, see `Study.with_executor`.
 
     Returns
     -------
@@ -335,6 +339,7 @@ def search(
         raise QkitError(f"caution={caution}: give a number of standard errors, 0 to 5.")
     if budget is not None and budget < 2:
         raise QkitError(f"budget={budget}: at least 2 sets have to be scored, none and all of the layers in 16 bits.")
+    study = study if executor is None else study.with_executor(executor)
     net = network(study.graph, study.plan, study.lane("int16"))
     loader = study.calibration if select == "calibration" else study.evaluation
     metric, remarks = _selection_metric(study, loader, select)

@@ -17,7 +17,10 @@ from qkit.errors import GraphError
 from qkit.graph.normal_form.batch import PRIMES
 from qkit.graph.structures import flatten, rebuild
 
-_TENSOR = object()
+
+class _ATensor:
+    """Stands for a tensor among the values of a call; a class, since it stays the same one when it is pickled."""
+
 
 #: Calls by the number that stands for them in a trace.
 _calls: dict[int, OpaqueCall] = {}
@@ -73,13 +76,13 @@ class OpaqueCall:
         given, self._spec = flatten((args, kwargs))
         self._given = [value for _, value in given]
         tensors = iter(torch.ops.qkit.opaque([v for v in self._given if isinstance(v, Tensor)], self.key))
-        self._given = [_TENSOR if isinstance(v, Tensor) else v for v in self._given]
+        self._given = [_ATensor if isinstance(v, Tensor) else v for v in self._given]
         return rebuild(self._output, [next(tensors) if isinstance(v, Tensor) else v for v in self._values])
 
     def __call__(self, tensors: list[Tensor], key: int = 0, *, function: Callable[..., Any] | None = None) -> list[Tensor]:
         """The call's tensors, from those that it takes; of another function, where one is given."""
         rest = iter(tensors)
-        args, kwargs = rebuild(self._spec, [next(rest) if v is _TENSOR else v for v in self._given])
+        args, kwargs = rebuild(self._spec, [next(rest) if v is _ATensor else v for v in self._given])
         found, _ = flatten((function or self.function)(*args, **kwargs))
         return [value for _, value in found if isinstance(value, Tensor)]
 

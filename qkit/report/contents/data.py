@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,6 +201,7 @@ def make(
     engines: EngineComparison | Sequence[EngineComparison] = (),
     command: str | None = None,
     layer_map: Mapping[str, str] | str | Path | None = None,
+    executor: Executor | None = None,
     progress: bool = True,
 ) -> Report:
     """Measure what a degradation report holds.
@@ -233,6 +235,8 @@ def make(
         The command line that made this report, where one did; by default the one that comes nearest to it.
     layer_map
         What the target calls the tensors, so that its vendor can read the report; see `qkit.engines.tidl.layer_names`.
+    executor
+        Whose workers score, see `Study.with_executor`.
 
     Raises
     ------
@@ -241,6 +245,7 @@ def make(
     """
     _check(worst, tolerance, batches)
     at_target = {} if layer_map is None else layer_names(layer_map, study.graph)
+    study = study if executor is None else study.with_executor(executor)
     seen = study.observe(progress=progress)
     study.plan  # noqa: B018  # calibrates from what was just observed
     lanes = {name: study.lane(name) for name in ("float", WIDE, study.narrow)}
