@@ -1,8 +1,8 @@
 """``python -m benchmarks.gpu``: what a GPU takes for captures, ranges, lanes, sweeps and a diagnosis, in its own float passes.
 
 A pass is the model's own float32 forward pass without TF32, timed right before and after what is divided by it. Batches lie on
-the GPU: what a loader takes is another matter. Work on data is timed over eight equal batches from a fresh start, so that it has
-its two plain batches, the recording of the third, and what comes before and after in it (see `qkit.execution.replay`).
+the GPU: what a loader takes is another matter. Work on data is given for one batch alone; for a batch of eight from a fresh
+start, of which the first runs as it is and the second is recorded (see `qkit.execution.replay`); and for every further one.
 """
 
 from __future__ import annotations
@@ -61,16 +61,25 @@ def ratio(work: Callable[[], Any], passes: Callable[[], Any], repeats: int = 5) 
     return statistics.median(found), min(found), max(found)
 
 
+def further(work: Callable[[int], Any], passes: Callable[[], Any]) -> tuple[float, float, float]:
+    """What every further batch takes, when the first ones are done and the work is recorded, in float passes."""
+    found = []
+    for _ in range(3):
+        passing = statistics.median(seconds(passes, 5))
+        some, more = seconds(lambda: work(MANY), 1)[0], seconds(lambda: work(3 * MANY), 1)[0]
+        found.append((more - some) / (2 * MANY) / passing)
+    return statistics.median(found), min(found), max(found)
+
+
 def peak(work: Callable[[], Any]) -> int:
-    """Bytes that torch has from the device at most while the work is done, beyond those before it."""
+    """Bytes that tensors take on the device at most while the work is done, beyond those before it."""
     gc.collect()
     torch.cuda.synchronize()
-    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    held = torch.cuda.memory_reserved()
+    held = torch.cuda.memory_allocated()
     work()
     torch.cuda.synchronize()
-    return torch.cuda.max_memory_reserved() - held
+    return torch.cuda.max_memory_allocated() - held
 
 
 def float_pass(model: nn.Module, x: Tensor) -> None:
@@ -143,16 +152,17 @@ def measure(name: str, batch: int, *, sweeps: bool) -> dict[str, Any]:
     found["float lane, one batch"] = ratio(lane(None), passes)
     found["int8 lane, one batch"] = ratio(lane("int8"), passes)
     found["capture, one batch"] = ratio(lambda: capture(graph, loader, plans, progress=False), passes)
-    work: dict[str, Callable[[], Any]] = {
-        "capture": lambda: capture(graph, loader * MANY, plans, limit=None, progress=False),
-        "observing": lambda: observe(graph, loader * MANY, progress=False),
-        "int8": lambda: Evaluator(graph, loader * MANY, "top1").scores({"int8": plans["int8"]}, progress=False),
+    work: dict[str, Callable[[int], Any]] = {
+        "capture": lambda many: capture(graph, loader * many, plans, limit=None, progress=False),
+        "observing": lambda many: observe(graph, loader * many, progress=False),
+        "int8": lambda many: Evaluator(graph, loader * many, "top1").scores({"int8": plans["int8"]}, progress=False),
     }
     for what, many in work.items():
-        found[what] = tuple(r / MANY for r in ratio(many, passes, 3))
+        found[f"{what}, {MANY} batches"] = tuple(r / MANY for r in ratio(lambda many=many: many(MANY), passes, 3))
+        found[what] = further(many, passes)
     found["by hand, hooks"] = ratio(hooked(model, x), passes)
     own = peak(passes)
-    found["memory"] = peak(work["capture"]) / own
+    found["memory"] = peak(lambda: work["capture"](MANY)) / own
     found["memory, one batch"] = peak(lambda: capture(graph, loader, plans, progress=False)) / own
     found |= roofline(graph, batch, found)
     if sweeps:

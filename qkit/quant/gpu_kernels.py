@@ -242,21 +242,24 @@ def _count(x, tables, count, rounds, replicas, BLOCK: tl.constexpr, ENTRY: tl.co
 
 
 @triton.jit(do_not_specialize=["replicas"])
-def _drain(tables, out, replicas, BLOCK: tl.constexpr, ENTRY: tl.constexpr, BACK: tl.constexpr):
+def _drain(tables, out, replicas, ROWS: tl.constexpr, BLOCK: tl.constexpr, ENTRY: tl.constexpr, BACK: tl.constexpr):
     """Counts, and sums of the lower bits, of all tables together; the tables are empty then."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     key = (place * BACK) & 0xFFFF
-    counts = tl.zeros((BLOCK,), tl.int64)
-    lows = tl.zeros((BLOCK,), tl.int64)
-    mask = (tl.full((BLOCK,), 1, tl.int64) << ENTRY) - 1
-    for i in range(replicas):
-        at = tables + i * 65536 + place
-        entry = tl.load(at)
+    counts = tl.zeros((ROWS, BLOCK), tl.int64)
+    lows = tl.zeros((ROWS, BLOCK), tl.int64)
+    mask = (tl.full((ROWS, BLOCK), 1, tl.int64) << ENTRY) - 1
+    # several tables at a time: one after the other, their loads would wait for each other
+    for i in range(0, replicas, ROWS):
+        table = i + tl.arange(0, ROWS)
+        at = tables + table[:, None] * 65536 + place[None, :]
+        there = (table < replicas)[:, None] & (place < 65536)[None, :]
+        entry = tl.load(at, mask=there, other=0)
         counts += entry >> ENTRY
         lows += entry & mask
-        tl.store(at, tl.zeros((BLOCK,), tl.int64))
-    tl.store(out + key, counts)
-    tl.store(out + 65536 + key, lows)
+        tl.store(at, tl.zeros((ROWS, BLOCK), tl.int64), mask=there)
+    tl.store(out + key, tl.sum(counts, 0))
+    tl.store(out + 65536 + key, tl.sum(lows, 0))
 
 
 def _columns(channels: int) -> int:
@@ -390,7 +393,7 @@ def count(x: Tensor, out: Tensor) -> None:
     _count[(programs,)](
         x.view(torch.int32), tables, elements, rounds, replicas, BLOCK=block, ENTRY=_ENTRY, SPREAD=_SPREAD, num_warps=4
     )
-    _drain[(_KEYS // 256,)](tables, out, replicas, BLOCK=256, ENTRY=_ENTRY, BACK=_BACK, num_warps=4)
+    _drain[(_KEYS // 128,)](tables, out, replicas, ROWS=8, BLOCK=128, ENTRY=_ENTRY, BACK=_BACK, num_warps=4)
 
 
 @functools.lru_cache(maxsize=8)
