@@ -215,7 +215,9 @@ def _drag(shown: Page, k: int) -> tuple[float, float, float]:
         # a swing to the left and back, never twice to the same place
         shown.mouse("Moved", x - 120 - k + 120 * math.cos(i / 17.0), y, wait=False)
         time.sleep(max(0.0, start + (i + 1) / HZ - time.perf_counter()))
-    shown.mouse("Released", x - 20 - 3 * k, y)
+    # near where it was, so that the next swing has room
+    shown.mouse("Moved", x - 3 - k, y)
+    shown.mouse("Released", x - 3 - k, y)
     time.sleep(2.0)
     moves, paints, up = shown.run("[window.moves, window.paints, window.up]")
     latencies = []

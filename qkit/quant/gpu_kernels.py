@@ -349,8 +349,12 @@ def _launch(
     key = kernel, constants, tensors[0].device
     known = _compiled.get(key) if aligned else None
     if known is not None:
-        known[grid](*tensors, *numbers, *constants)
-        return
+        try:
+            known[grid](*tensors, *numbers, *constants)
+            return
+        except TypeError:
+            # a Triton whose compiled kernels are called otherwise
+            aligned = False
     found = kernel[grid](*tensors, *numbers, *constants, num_warps=_WARPS, enable_fp_fusion=False)
     if aligned and isinstance(found, CompiledKernel):
         _compiled[key] = found
