@@ -564,10 +564,12 @@ class Capturing:
 
     def run(self, loader: Iterable[Any], *, limit: int | None = 1, progress: bool = True) -> Capture:
         """The capture, with all batches in it."""
-        for at, batch in enumerate(track(batches(loader, limit), "capturing", unit="batch", show=progress)):
-            if at >= self._capture.batches:
-                self._capture.run(batch.inputs, batch.size)
-        self._capture.settle()
+        try:
+            for at, batch in enumerate(track(batches(loader, limit), "capturing", unit="batch", show=progress)):
+                if at >= self._capture.batches:
+                    self._capture.run(batch.inputs, batch.size)
+        finally:
+            self._capture.settle()
         if not self._capture.batches:
             raise DataError("the loader gave no batch to capture: pass at least one.")
         return self._capture

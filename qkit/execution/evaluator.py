@@ -27,7 +27,7 @@ from qkit.execution.metrics import AnyMetric, Metric, metric_of, score_batch
 from qkit.execution.observing import Observations
 from qkit.execution.parallel import Workers, chosen, dask_client, parts, shares
 from qkit.execution.prefix import Effect, Prefix, agree, first_difference, prefix
-from qkit.execution.replay import Replayed, copied
+from qkit.execution.replay import Replayed, copied, recording
 from qkit.execution.statistics import Samples
 from qkit.execution.worker import Asked, Found, Task
 from qkit.graph import Graph
@@ -495,11 +495,12 @@ class Evaluator:
 
     def _outputs(self, asked: Asked, which: Sequence[int], bar: Bar | None, inputs: tuple[Any, ...]) -> dict[str, Any]:
         """Outputs of some of the plans by their number; a GPU plays again what it did for the same plans on the batch before."""
-        if self._played is None or self._played[0] is not asked or self._played[1] != which:
+        played = self._played  # another thread may put its own there
+        if played is None or played[0] is not asked or played[1] != which:
             lanes = [(asked.starts[i], Lane(str(i), asked.plans[i])) for i in which]
             work = partial(run_from_base, self._graph, asked.base, lanes, asked.memory_budget, bar)
-            self._played = asked, which, Replayed(work, self._graph.device)
-        return copied(self._played[2](inputs), self._graph.device)
+            played = self._played = asked, which, Replayed(work, self._graph.device)
+        return copied(played[2](inputs), self._graph.device)
 
     def _reference(self, at: int, inputs: tuple[Any, ...], output: Any = None) -> Any:
         """The float lane's output on batch number `at`, which is `output` where that was run anyway."""
@@ -668,8 +669,8 @@ def run_from_base(
         # the inputs go along, since a model may read one of them behind the frontier
         frontier = run_to(graph, Lane(_BASE, base), inputs, lanes[at][0], start=frontier)
         outputs |= run_lanes(graph, members, inputs, start=frontier)
-        if bar is not None and at + group < len(lanes):
-            bar.update(len(members))
+        if bar is not None and at + group < len(lanes) and not recording():
+            bar.update(len(members))  # whoever listens may let other work in
     return outputs
 
 

@@ -87,19 +87,27 @@ class Observations:
         from the finished batches.
         """
         if not self.whole:
-            for at, batch in enumerate(track(batches(loader, limit), "calibrating", unit="batch", show=progress)):
-                if at >= self.count and kernels_for(graph.device) is None:
-                    self.add(glimpse(graph, batch.inputs)[0])
-                elif at >= self.count:
-                    self._tables = Tables(graph) if self._tables is None else self._tables
-                    self._tables.add(batch.inputs)
-                    self.count = self._tables.count
+            try:
+                for at, batch in enumerate(track(batches(loader, limit), "calibrating", unit="batch", show=progress)):
+                    if at >= self.count:
+                        self._take(graph, batch.inputs)
+            finally:
+                if self._tables is not None:
+                    self._tables.settle()
             if self._tables is not None:
                 self._parts, self._tables = (*self._parts, self._tables.all()), None
             if not self.count:
                 raise DataError("the calibration loader gave no batch: pass at least one (about 100 images are usual).")
             self.whole = True
         return self.all()
+
+    def _take(self, graph: Graph, inputs: tuple[Any, ...]) -> None:
+        if kernels_for(graph.device) is None:
+            self.add(glimpse(graph, inputs)[0])
+            return
+        self._tables = Tables(graph) if self._tables is None else self._tables
+        self._tables.add(inputs)
+        self.count = self._tables.count
 
     def add(self, batch: Mapping[str, Observation]) -> None:
         """Count a batch's; all of it, or nothing where it is interrupted."""
@@ -132,8 +140,11 @@ class Tables:
         self._places = {op.index: at for at, op in enumerate(self._taps)}
         self._batch = torch.empty((len(self._taps), 2, KEYS), dtype=torch.int64, device=graph.device)
         self._total = torch.zeros_like(self._batch)
-        self._extremes: list[list[np.ndarray]] = []
-        self._replayed = Replayed(self._count, graph.device)
+        # of every batch its taps' least and greatest values, (T,), and of all batches those by channel
+        self._lows: list[np.ndarray] = []
+        self._highs: list[np.ndarray] = []
+        self._channels: list[np.ndarray] = []
+        self._replayed: Replayed[list[Figures]] | None = None
 
     def _count(self, inputs: tuple[Any, ...]) -> list[Figures]:
         """Fill the batch's tables; what `describe` says of every tap."""
@@ -156,26 +167,35 @@ class Tables:
         DataError
             If a tap holds NaN or infinity (named).
         """
+        if self._replayed is None:
+            self._replayed = Replayed(self._count, self._graph.device)
         found = on_host(self._replayed(inputs))
         if not all(map(finite, found)):
             at = next(at for at, figures in enumerate(found) if not finite(figures))
             keys, counts, _ = counted(self._batch[at])
             refuse_non_finite(self._taps[at].name, keys, counts)
+        extremes = [figures[1:].astype(np.float32) for figures in found]
+        lows, highs = (np.array([getattr(e[row], of)() for e in extremes]) for row, of in ((0, "min"), (1, "max")))
+        before = self._channels or extremes
+        channels = [np.stack([np.minimum(a[0], b[0]), np.maximum(a[1], b[1])]) for a, b in zip(before, extremes, strict=True)]
         with uninterrupted():
             self._total += self._batch
-            self._extremes.append([figures[1:].astype(np.float32) for figures in found])
+            self._channels = channels
+            self._lows.append(lows)
+            self._highs.append(highs)
             self.count += 1
+
+    def settle(self) -> None:
+        """No batch comes for now: what running them would go on with is given up."""
+        self._replayed = None
 
     def all(self) -> dict[str, Observation]:
         """By tap."""
-        # of every tap, every batch's least and greatest values by channel: (N, 2, C)
-        extremes = [np.stack(of_batches) for of_batches in zip(*self._extremes, strict=True)]
-        low = [e[:, 0].min(1) for e in extremes]
-        high = [e[:, 1].max(1) for e in extremes]
+        low, high = np.stack(self._lows, 1), np.stack(self._highs, 1)
         histograms = from_tables(self._total, [(float(a.min()), float(b.max())) for a, b in zip(low, high, strict=True)])
         return {
-            op.name: Observation(histogram, tuple(lows.tolist()), tuple(highs.tolist()), seen[:, 0].min(0), seen[:, 1].max(0))
-            for op, histogram, lows, highs, seen in zip(self._taps, histograms, low, high, extremes, strict=True)
+            op.name: Observation(histogram, tuple(lows.tolist()), tuple(highs.tolist()), channels[0], channels[1])
+            for op, histogram, lows, highs, channels in zip(self._taps, histograms, low, high, self._channels, strict=True)
         }
 
 

@@ -54,10 +54,12 @@ class Picker:
     def _passed_to(self, number: int) -> Batch | None:
         if self._at is None or self._at > number:
             self._pass, self._at = iter(batches(self._loader)), 0
+        taken, self._at = self._at, None  # a pass that fails on the way is over, and is no end of the loader
         try:
             for batch in self._pass:
-                self._at += 1
-                if self._at > number:
+                taken += 1
+                if taken > number:
+                    self._at = taken
                     return batch
         except AssertionError as error:
             if "daemonic" not in str(error):
@@ -66,7 +68,7 @@ class Picker:
                 "this loader has processes of its own (num_workers), which a worker of this kind may not start, and cannot be "
                 "read without them, since it draws random numbers there: use num_workers=0, or no random augmentation."
             ) from error
-        self.length, self._at = self._at, None
+        self.length = taken
         return None
 
 

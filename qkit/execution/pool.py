@@ -37,6 +37,7 @@ class Pool(Executor):
         self._max_workers = torch.cuda.device_count() or os.cpu_count() or 1 if count is None else count
         if self._max_workers < 1:
             raise WorkersError(f"{count} workers were asked for: at least one has to be there.")
+        self._closed = False
         self._pool = self._made()
 
     def _made(self) -> ProcessPoolExecutor:
@@ -49,12 +50,15 @@ class Pool(Executor):
         try:
             return self._pool.submit(fn, *args, **kwargs)
         except BrokenExecutor:
+            if self._closed:
+                raise
             self._pool.shutdown(wait=False)
             self._pool = self._made()
             return self._pool.submit(fn, *args, **kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """See `concurrent.futures.Executor.shutdown`."""
+        self._closed = True
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
 
     def close(self) -> None:

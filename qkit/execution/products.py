@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qkit.execution.replay import hold, recording
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.graph.running import ACCUMULATING, operate, tensor_cores
@@ -62,9 +63,9 @@ class Prepared:
         """What was made for that key, or is made now."""
         if key in self.found:
             self.found.move_to_end(key)
-            return self.found[key]
+            return hold(self.found[key])
         made = make()
-        if torch.cuda.is_current_stream_capturing():
+        if recording():
             return made  # it lives in the recording's memory, and has its numbers only once that is played
         self.found[key] = made
         self.nbytes += _nbytes(made)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -46,6 +47,7 @@ class Replayed(Generic[_Result]):
         self._shape: Any = None
         self._batches = 0
         self._played: tuple[torch.cuda.CUDAGraph, list[Any], _Result] | None = None
+        self._held: list[Any] = []
         self._possible = possible and device.type == "cuda"
 
     def __call__(self, inputs: tuple[Any, ...]) -> _Result:
@@ -54,7 +56,7 @@ class Replayed(Generic[_Result]):
             return self._function(inputs)
         leaves, structure = flatten(inputs)
         values = [value for _, value in leaves]
-        shape = [(v.shape, v.dtype, v.stride()) if isinstance(v, Tensor) else v for v in values]
+        shape = structure, [(v.shape, v.dtype, v.stride()) if isinstance(v, Tensor) else v for v in values]
         self._shape = shape if self._shape is None else self._shape
         if shape != self._shape:
             return self._function(inputs)
@@ -77,16 +79,44 @@ class Replayed(Generic[_Result]):
         places = [v.to(self._device, copy=True) if isinstance(v, Tensor) else v for v in values]
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._device)
+        token = _held.set([])
         try:
-            with torch.cuda.graph(graph):
+            # a failed recording leaves torch on its own stream; other threads, such as a loader's, go on allocating
+            with (
+                torch.cuda.stream(torch.cuda.current_stream(self._device)),
+                torch.cuda.graph(graph, stream=torch.cuda.Stream(self._device), capture_error_mode="thread_local"),
+            ):
                 result = self._function(rebuild(structure, places))
+            self._held = _held.get() or []
         except RuntimeError as error:
             # the operations have run without being recorded on the first batch, so that this is about recording alone
-            logger.info("the batches run one kernel after the other, since they cannot be recorded: %s", error)
+            logger.warning(
+                "the batches cannot be recorded and run one kernel after the other, which takes longer where layers are small "
+                "(an operation that waits for the device, or too little memory: %s).", error,
+            )  # fmt: skip
             self._possible = False
             torch.cuda.synchronize(self._device)
             return
+        finally:
+            _held.reset(token)
         self._played = graph, places, result
+
+
+#: What the work that is being recorded reads besides its inputs; None where nothing is.
+_held: ContextVar[list[Any] | None] = ContextVar("qkit_recorded", default=None)
+
+
+def recording() -> bool:
+    """Whether work is being recorded in this thread."""
+    return _held.get() is not None
+
+
+def hold(tensors: Any) -> Any:
+    """The tensors, which recorded work keeps alive from now on: it reads them where they are."""
+    held = _held.get()
+    if held is not None:
+        held.append(tensors)
+    return tensors
 
 
 def copied(result: _Result, device: torch.device) -> _Result:

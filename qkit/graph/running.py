@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -63,6 +64,10 @@ def walk_float(
     return values[graph.operations[-1].index]
 
 
+#: These settings are the process's: one thread at a time computes with them.
+_TURNS = threading.RLock()
+
+
 @contextmanager
 def execution(device: torch.device, *, inference: bool = True) -> Iterator[None]:
     """No gradients, and on a GPU plain float32 and repeatable kernels: TF32 alone would cost more than int16 does.
@@ -72,6 +77,8 @@ def execution(device: torch.device, *, inference: bool = True) -> Iterator[None]
     with torch.inference_mode() if inference else torch.no_grad():
         if device.type == "cuda":
             with (
+                _TURNS,
+                torch.cuda.device(device),
                 torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
                 _products(tf32=False),
             ):

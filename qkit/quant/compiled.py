@@ -27,13 +27,15 @@ def kernels() -> ModuleType | None:
 
 @functools.cache
 def gpu_kernels() -> ModuleType | None:
-    """`qkit.quant.gpu_kernels`; None, which is said once, where Triton cannot be imported. It comes with torch's CUDA builds."""
+    """`qkit.quant.gpu_kernels`, tried once; None, which is said, where they do not run. Triton comes with torch's CUDA builds."""
     try:
         from qkit.quant import gpu_kernels
-    except ImportError as error:
+
+        gpu_kernels.finish(torch.zeros(1, 8, device="cuda"), 1, act=(0.0, 1.0))
+    except Exception as error:  # whatever Triton says where it is not there, finds no compiler, or does not know the card
         logger.warning(
-            "Triton cannot be imported (%s): on the GPU the same is computed by torch's own operators, which takes several times "
-            "as long. Install triton to have its kernels.", error,
+            "Triton's kernels do not run here (%s): on the GPU torch's own operators compute the same, which takes several "
+            "times as long. They need the package triton, a C compiler, and a card that Triton knows.", error,
         )  # fmt: skip
         return None
     return gpu_kernels

@@ -22,6 +22,7 @@ from torch import Tensor
 from triton.compiler import CompiledKernel
 
 from qkit.graph.table import UNBOUNDED, Bounds
+from qkit.progress import uninterrupted
 from qkit.quant.grids import QuantParams
 from qkit.quant.memory import channels_innermost
 
@@ -255,7 +256,7 @@ def _drain(tables, out, replicas, ROWS: tl.constexpr, BLOCK: tl.constexpr, ENTRY
         at = tables + table[:, None] * 65536 + place[None, :]
         there = (table < replicas)[:, None] & (place < 65536)[None, :]
         entry = tl.load(at, mask=there, other=0)
-        counts += entry >> ENTRY
+        counts += (entry >> ENTRY) & 0xFFFFFF
         lows += entry & mask
         tl.store(at, tl.zeros((ROWS, BLOCK), tl.int64), mask=there)
     tl.store(out + key, tl.sum(counts, 0))
@@ -346,7 +347,7 @@ def _launch(
     done once for all tensors that are laid out alike.
     """
     aligned = all(t.data_ptr() % 16 == 0 for t in tensors) and max(numbers) < 1 << 31
-    key = kernel, constants, tensors[0].device
+    key = kernel, constants, tensors[0].device, tensors[0].dtype
     known = _compiled.get(key) if aligned else None
     if known is not None:
         try:
@@ -360,7 +361,8 @@ def _launch(
         _compiled[key] = found
 
 
-@functools.lru_cache(maxsize=4096)
+# more than any network's grids: recorded work reads these tensors where they are
+@functools.lru_cache(maxsize=1 << 16)
 def _grid(params: QuantParams, device: torch.device) -> Tensor:
     """Reciprocal, scale, least and greatest code less the zero point, float32 (4,) or (4, C)."""
     if params.axis is None:
@@ -394,10 +396,11 @@ def count(x: Tensor, out: Tensor) -> None:
     tables = _tables(x.device, -(-replicas // _REPLICAS))
     programs = -(-min(-(-elements // block), 4096) // replicas) * replicas
     rounds = -(-elements // (block * programs))
-    _count[(programs,)](
-        x.view(torch.int32), tables, elements, rounds, replicas, BLOCK=block, ENTRY=_ENTRY, SPREAD=_SPREAD, num_warps=4
-    )
-    _drain[(_KEYS // 128,)](tables, out, replicas, ROWS=8, BLOCK=128, ENTRY=_ENTRY, BACK=_BACK, num_warps=4)
+    with uninterrupted():  # what was counted and not drained would be counted to the next tensor
+        _count[(programs,)](
+            x.view(torch.int32), tables, elements, rounds, replicas, BLOCK=block, ENTRY=_ENTRY, SPREAD=_SPREAD, num_warps=4
+        )
+        _drain[(_KEYS // 128,)](tables, out, replicas, ROWS=8, BLOCK=128, ENTRY=_ENTRY, BACK=_BACK, num_warps=4)
 
 
 @functools.lru_cache(maxsize=8)

@@ -201,6 +201,33 @@ def test_batches_by_number_are_those_of_a_pass(name: str, order: list[int]) -> N
     assert torch.equal(torch.get_rng_state(), state)
 
 
+class FailsOnce:
+    """Gives six batches; reading the fourth fails the first time."""
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for at in range(6):
+            if at == 3 and not self.failed:
+                self.failed = True
+                raise OSError("a file that is not there yet")
+            yield torch.full((2, 3), float(at))
+
+
+def test_a_pass_that_failed_is_not_the_loaders_end() -> None:
+    pick = Picker(FailsOnce())
+    first = pick(2)
+    assert first is not None
+    with pytest.raises(OSError, match="not there yet"):
+        pick(3)
+    assert pick.length is None
+    found = [pick(at) for at in (4, 3, 5)]
+    assert [float(batch.inputs[0][0, 0]) for batch in found if batch is not None] == [4.0, 3.0, 5.0]
+    assert pick(6) is None
+    assert pick.length == 6
+
+
 def test_only_the_images_that_are_asked_for_are_read(tmp_path: Path) -> None:
     pick = Picker(DataLoader(cases.Images(tmp_path), batch_size=4))
     pick(3), pick(1)

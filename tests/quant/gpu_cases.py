@@ -110,7 +110,6 @@ def test_what_is_not_finite_is_seen(value: float, through_kernels: Any) -> None:
     through_kernels(True)
     for place in (0, 137, 2 * 24 * 9 * 7 - 1):
         y, _ = tensors((2, 24, 9, 7), ACTS[0])
-        y.permute(0, 2, 3, 1).reshape(-1)
         flat = y.permute(0, 2, 3, 1).flatten()
         flat[place] = value
         y = flat.view(2, 9, 7, 24).permute(0, 3, 1, 2)
