@@ -13,6 +13,7 @@ import torch
 pytest.importorskip("triton", reason="Triton has no package for this platform")
 
 
+@pytest.mark.slow
 def test_the_kernels_cases() -> None:
     """In a process of its own: the interpreter is chosen when the kernels are first imported."""
     here = Path(__file__).parent
