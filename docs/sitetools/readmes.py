@@ -15,6 +15,7 @@ PAGES: Mapping[str, str] = {
     "benchmarks/faults/results/table.md": "faults-table",
     "benchmarks/faults/results/failures.md": "faults-failures",
     "benchmarks/faults/results/engine.md": "faults-engine",
+    "benchmarks/faults/results/few.md": "faults-few",
     "benchmarks/accuracy/README.md": "accuracy",
     "benchmarks/accuracy/results/table.md": "accuracy-table",
     "benchmarks/networks/README.md": "networks",
