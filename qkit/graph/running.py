@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ def execution(device: torch.device, *, inference: bool = True) -> Iterator[None]
         if device.type == "cuda":
             with (
                 _TURNS,
-                torch.cuda.device(device),
+                nullcontext() if device.index is None else torch.cuda.device(device),
                 torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
                 _products(tf32=False),
             ):
