@@ -22,7 +22,6 @@ from qkit.execution.loading import batches
 from qkit.execution.products import Sums
 from qkit.execution.replay import Replayed, copied
 from qkit.execution.tensor_errors import (
-    DESCRIBED,
     ErrorSums,
     Figures,
     FloatSums,
@@ -53,8 +52,8 @@ logger = logging.getLogger(__name__)
 #: Kept tensors stay in memory up to this many bytes, then go to files.
 MEMORY_BUDGET = 1 << 30
 _LOCAL = " (local)"
-#: A tensor's operation, its figures, and what adds them once the batch is through.
-Pending = tuple[Operation, Figures, Callable[[np.ndarray], None]]
+#: A tensor's figures, what adds them once the batch is through, and the operation if they describe its float value.
+Pending = tuple[Figures, Callable[[np.ndarray], None], Operation | None]
 _SUFFIX = ".safetensors"
 
 
@@ -187,8 +186,7 @@ class Capture(Closeable):
         self.errors: dict[tuple[str, str], ErrorSums] = {}
         self.samples = 0
         self.batches = 0
-        self._pending: list[Pending] = []
-        self._replayed: Replayed[tuple[dict[str, Any], tuple[Pending, ...]]] | None = None
+        self._replayed: Replayed[tuple[dict[str, Any], list[Pending]]] | None = None
         self._store = store
         self._first: tuple[Any, ...] | None = None
 
@@ -254,54 +252,49 @@ class Capture(Closeable):
             self._replayed = Replayed(self._lockstep, self.graph.device, possible=not self._store.taps)
         outputs, pending = self._replayed(inputs)
         outputs = copied(outputs, self.graph.device)
-        operations, figures, adds = zip(*pending, strict=True)
-        found = on_host(figures)
-        for op, described in zip(operations, found, strict=True):
-            if len(described) == DESCRIBED:
-                refuse_non_finite(op, described)
+        found = on_host([figures for figures, _, _ in pending])
+        for figures, (_, _, described) in zip(found, pending, strict=True):
+            if described is not None:
+                refuse_non_finite(described, figures)
         with uninterrupted():
-            for add, values in zip(adds, found, strict=True):
-                add(values)
+            for figures, (_, add, _) in zip(found, pending, strict=True):
+                add(figures)
             self.samples += size
             self.batches += 1
             if self._first is None:
                 self._first = inputs
         return outputs
 
-    def _lockstep(self, inputs: tuple[Any, ...]) -> tuple[dict[str, Any], tuple[Pending, ...]]:
+    def _lockstep(self, inputs: tuple[Any, ...]) -> tuple[dict[str, Any], list[Pending]]:
         """Outputs, and the figures of all tensors with what adds them."""
-        self._pending.clear()
+        pending: list[Pending] = []
         local = [Lane(name + _LOCAL, plan, reads="float") for name, plan in self.plans.items()]
         # local lanes first: their tensors are gone before the lanes that live on make theirs
         float_lane, *others = self._plain_lanes()
         observe = self._keep if self._store.taps else None
-        outputs = run_lanes(self.graph, [float_lane, *local, *others], inputs, finish=self._finish, observe=observe)
-        pending = tuple(self._pending)
-        self._pending.clear()
-        return outputs, pending
+        finish = partial(self._finish, pending)
+        return run_lanes(self.graph, [float_lane, *local, *others], inputs, finish=finish, observe=observe), pending
 
     def settle(self) -> None:
         """No batch comes any more: what running them would go on with is given up."""
         self._replayed = None
 
     def _finish(
-        self, op: Operation, y: Tensor | Sums, params: QuantParams | None, lanes: tuple[str, ...], reference: Tensor | None
-    ) -> Tensor:
+        self, pending: list[Pending], op: Operation, y: Tensor | Sums, params: QuantParams | None, lanes: tuple[str, ...],
+        reference: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         if reference is None:
             value, found = describe(op, y)
-            self._later(op, found, partial(self._add_float, op, value.numel(), lanes[1:]))
+            pending.append((found, partial(self._add_float, op, value.numel(), lanes[1:]), op))
             return value
         if all(lane.endswith(_LOCAL) for lane in lanes):
             weighted = op.weight is not None and self.plans[lanes[0].removesuffix(_LOCAL)].params(op.weight) is not None
-            self._later(op, local_errors(op, y, reference, params, weighted=weighted), partial(self._add_local, op, lanes))
+            errors = local_errors(op, y, reference, params, weighted=weighted)
+            pending.append((errors, partial(self._add_local, op, lanes), None))
             return reference
         value, found = measure(op, y, reference, params)
-        self._later(op, found, partial(self._add, op, lanes, value.numel()))
+        pending.append((found, partial(self._add, op, lanes, value.numel()), None))
         return value
-
-    def _later(self, op: Operation, figures: Figures, add: Callable[[np.ndarray], None]) -> None:
-        """Add these figures once the batch is through."""
-        self._pending.append((op, figures, add))
 
     def _add_float(self, op: Operation, elements: int, others: tuple[str, ...], figures: np.ndarray) -> None:
         if op.name not in self.floats:

@@ -96,8 +96,6 @@ class FloatSums:
 
 #: Figures of a tensor, float64 (K, C); on the device of a tensor that fused kernels measured, until `on_host` fetches them.
 Figures = np.ndarray | Tensor
-#: How many `describe` gives.
-DESCRIBED = 3
 
 
 def on_host(figures: Sequence[Figures]) -> list[np.ndarray]:
