@@ -20,7 +20,7 @@ from qkit.errors import DataError, QkitError
 from qkit.execution.lanes import Lane, lane_weight, run_lanes
 from qkit.execution.loading import batches
 from qkit.execution.products import Sums
-from qkit.execution.replay import Replayed, copied
+from qkit.execution.replay import Replayed
 from qkit.execution.tensor_errors import (
     ErrorSums,
     Figures,
@@ -186,7 +186,7 @@ class Capture(Closeable):
         self.errors: dict[tuple[str, str], ErrorSums] = {}
         self.samples = 0
         self.batches = 0
-        self._replayed: Replayed[tuple[dict[str, Any], list[Pending]]] | None = None
+        self._replayed: Replayed[list[Pending]] | None = None
         self._store = store
         self._first: tuple[Any, ...] | None = None
 
@@ -244,14 +244,13 @@ class Capture(Closeable):
     def _plain_lanes(self) -> list[Lane]:
         return [Lane("float"), *(Lane(name, plan) for name, plan in self.plans.items())]
 
-    def run(self, inputs: tuple[Any, ...], size: int) -> dict[str, Any]:
-        """Take one batch into account, once it is through; returns the lanes' outputs."""
+    def run(self, inputs: tuple[Any, ...], size: int) -> None:
+        """Take one batch into account, once it is through."""
         self._check_open()
         self._store.shorten(self.batches)
         if self._replayed is None:
             self._replayed = Replayed(self._lockstep, self.graph.device, possible=not self._store.taps)
-        outputs, pending = self._replayed(inputs)
-        outputs = copied(outputs, self.graph.device)
+        pending = self._replayed(inputs)
         found = on_host([figures for figures, _, _ in pending])
         for figures, (_, _, described) in zip(found, pending, strict=True):
             if described is not None:
@@ -263,17 +262,17 @@ class Capture(Closeable):
             self.batches += 1
             if self._first is None:
                 self._first = inputs
-        return outputs
 
-    def _lockstep(self, inputs: tuple[Any, ...]) -> tuple[dict[str, Any], list[Pending]]:
-        """Outputs, and the figures of all tensors with what adds them."""
+    def _lockstep(self, inputs: tuple[Any, ...]) -> list[Pending]:
+        """The figures of all tensors, with what adds them."""
         pending: list[Pending] = []
         local = [Lane(name + _LOCAL, plan, reads="float") for name, plan in self.plans.items()]
         # local lanes first: their tensors are gone before the lanes that live on make theirs
         float_lane, *others = self._plain_lanes()
         observe = self._keep if self._store.taps else None
         finish = partial(self._finish, pending)
-        return run_lanes(self.graph, [float_lane, *local, *others], inputs, finish=finish, observe=observe), pending
+        run_lanes(self.graph, [float_lane, *local, *others], inputs, finish=finish, observe=observe)
+        return pending
 
     def settle(self) -> None:
         """No batch comes any more: what running them would go on with is given up."""
