@@ -186,14 +186,19 @@ class GraphView(Panel):
 
     def _reopen(self, opened: frozenset[str] | set[str]) -> None:
         if frozenset(opened) != self._opened:
+            self._places = layout(self.network, frozenset(opened))
+            self._lay_out()
+            # last: another thread that sees the blocks open finds their boxes
             self._opened = frozenset(opened)
-            self._places = layout(self.network, self._opened)
-            self._laid_out()
+            self.changed()
 
-    def _laid_out(self) -> None:
+    def _lay_out(self) -> None:
         with self.canvas.hold_sync():
             self.canvas.show_layout(self._places)
             self._colour()
+
+    def _laid_out(self) -> None:
+        self._lay_out()
         self.changed()
 
     # colours

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,14 @@ def place(book: Notebook, page: Page, key: str, share: float = 0.5) -> dict[str,
 
 
 def redrawn(book: Notebook, page: Page) -> None:
-    """Wait until the page shows the boxes that the kernel has laid out."""
-    page.wait_for_function("n => window.at.boxes === n", arg=value(book, "len(view.canvas.boxes)"))
+    """Wait until the page shows the boxes that the kernel has laid out.
+
+    Both are asked anew each time: the page's wishes are met in a thread of their own, so the kernel may still be laying out.
+    """
+    end = time.monotonic() + 60
+    while (shown := page.evaluate("() => window.at.boxes")) != (laid := value(book, "len(view.canvas.boxes)")):
+        assert time.monotonic() < end, f"the page shows {shown} boxes, the kernel has laid out {laid}"
+        page.wait_for_timeout(50)
 
 
 def click(book: Notebook, page: Page, plot: Locator, key: str, share: float = 0.5) -> None:
