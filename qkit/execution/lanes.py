@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from qkit.errors import PlanError
+from qkit.execution import integer_forms
+from qkit.execution.integer_forms import Setting
 from qkit.execution.products import Sums, digits, integer_product, integers, on_integers, prepared, product
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
@@ -61,11 +63,12 @@ class Decision:
     correction: tuple[float, ...] | None = None
     accumulator: tuple[QuantParams, QuantParams, int] | None = None
     codes: Codes | None = None
+    setting: Setting | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Hashable content."""
-        return self.weight, self.bias_scale, self.output, self.correction, self.accumulator, self.codes
+        return self.weight, self.bias_scale, self.output, self.correction, self.accumulator, self.codes, self.setting
 
     @property
     def is_float(self) -> bool:
@@ -117,7 +120,10 @@ def decide(op: Operation, plan: Plan, graph: Graph) -> Decision:
             if op.kind in ACCUMULATING and plan.accumulator_bits is not None:
                 accumulator = (source, weight, plan.accumulator_bits)
     correction = None if weight is None else plan.corrections.get(op.name)
-    return Decision(weight, bias_scale, output, correction, accumulator, plan.codes(op.weight))
+    setting = None
+    if output is not None and integer_forms.chosen(op, plan.arithmetic):
+        setting = Setting(plan.arithmetic, plan.accumulator_bits)
+    return Decision(weight, bias_scale, output, correction, accumulator, plan.codes(op.weight), setting)
 
 
 def finish_value(
@@ -380,14 +386,13 @@ def _run_step(
     shared = Operands(graph, op)
     reference: Tensor | None = None
     for decision, operands, members in groups.values():
-        grid = operands[0].grid if operands else None
-        data = _compute(op, [operand.data for operand in operands], decision, shared, grid)
+        data = _compute(op, [operand.data for operand in operands], decision, shared, [operand.grid for operand in operands])
         if executed is not None:
             executed[op.name] += 1
         if op.quantized:
             data = finish(op, data, decision.output, tuple(lanes[i].name for i in members), reference)
             reference = data if reference is None else reference
-        value = Value(data, decision.output if op.quantized else grid if op.kind == "keep" else None)
+        value = Value(data, decision.output if op.quantized else _kept(op, operands))
         for i in members:
             if keep_all or source[i] == i:
                 result[i] = value
@@ -395,9 +400,15 @@ def _run_step(
     return [result[i] if result[i] is not None else result[source[i]] for i in range(len(lanes))]  # type: ignore[misc]
 
 
+def _kept(op: Operation, operands: Sequence[Value]) -> QuantParams | None:
+    """The grid of what only moves elements; one with channels is not followed, since its axis may have moved."""
+    grid = operands[0].grid if op.kind == "keep" and operands else None
+    return grid if grid is not None and grid.axis is None else None
+
+
 def compute(op: Operation, values: list[Any], decision: Decision, operands: Operands) -> Any:
     """What the operation gives in a lane on these values, before activation and grid; fresh memory where it gets a grid."""
-    found = _compute(op, values, decision, operands, None)
+    found = _compute(op, values, decision, operands, [None] * len(values))
     return _scaled(op, found) if isinstance(found, Sums) else found
 
 
@@ -405,17 +416,23 @@ def _scaled(op: Operation, sums: Sums) -> Tensor:
     return on_gpu(replace(op, act=UNBOUNDED), sums, None)[0]
 
 
-def _compute(op: Operation, values: list[Any], decision: Decision, operands: Operands, grid: QuantParams | None) -> Any:
-    """The same, where a GPU leaves a weighted operation's scale and bias to `Finish`; the first value lies on `grid`, if any."""
+def _compute(
+    op: Operation, values: list[Any], decision: Decision, operands: Operands, grids: Sequence[QuantParams | None]
+) -> Any:
+    """The same, where a GPU leaves a weighted operation's scale and bias to `Finish`; the values lie on these grids, if any."""
     if op.weight is not None:
         if op.kind in ACCUMULATING and values[0].dtype == torch.float32 and kernels_for(values[0].device) is not None:
-            return _sums(op, values[0], grid, decision, operands)
+            return _sums(op, values[0], grids[0], decision, operands)
         y = operate(op, values, operands.weight(decision), operands.bias(decision))
         if decision.accumulator is not None:
             source, weight, bits = decision.accumulator
             scale = source.scale.double() * weight.scale.double()
             y = wrap_around(y, scale, bits, None if weight.axis is None else op.channel_axis)
         return y
+    if decision.setting is not None and decision.output is not None:
+        found = integer_forms.run(op, values, grids, decision.output, decision.setting)
+        if found is not None:
+            return found
     if op.kind == "float":
         values = [v.contiguous() if isinstance(v, Tensor) else v for v in values]
     if op.kind == "input" and values[0].ndim == 4:

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.node import map_aggregate, map_arg
 
 from qkit.graph import table
+from qkit.graph.calls import caller, fresh_copy
 from qkit.graph.fronts.opaque import OpaqueCall
 from qkit.graph.macs import macs_of_products
 from qkit.graph.normal_form.batch import shape_at
@@ -62,7 +62,7 @@ class Builder:
     def _add(self, node: fx.Node) -> None:
         if node.op == "placeholder":
             kind = "input" if is_float(node) else "meta"
-            self._append(node, str(node.meta["name"]), kind, _fresh_copy, argument=self.placeholders)
+            self._append(node, str(node.meta["name"]), kind, fresh_copy, argument=self.placeholders)
             self.placeholders += 1
         elif node.op == "output":
             call = self._call(node, self._inputs(node), self.form.rebuild)
@@ -140,7 +140,7 @@ class Builder:
         call = self._call(node, inputs)
         if kind == "activation" and clamp is not None:
             # a clamp with a tap of its own: copy, and let the grid's own clamp do the work
-            act, call = clamp, _fresh_copy
+            act, call = clamp, fresh_copy
         macs = macs_of_products(node, self.form.batch) if kind in {"matmul", "float"} else 0
         name = self._name(last) if self.renamed else name
         divisor = self._divisor(node) if kind in QUANTIZED else None
@@ -162,7 +162,7 @@ class Builder:
 
     def _call(self, node: fx.Node, inputs: list[fx.Node], function: Callable[..., Any] | None = None) -> Callable[..., Any]:
         bound = {n: self.constants[n] for n in node.all_input_nodes if n not in inputs}
-        return _caller(function or table.portable(node.target), operands(node), node.kwargs, inputs, bound)
+        return caller(function or table.portable(node.target), operands(node), node.kwargs, inputs, bound)
 
     def _add_weighted(self, node: fx.Node, parts: Weighted) -> None:
         fold = self.folds.get(node, Fold((), (), (), node))
@@ -393,16 +393,12 @@ def _packed(weight: Tensor) -> Tensor:
     return weight.contiguous(memory_format=torch.channels_last if weight.ndim == 4 else torch.contiguous_format)
 
 
-def _fresh_copy(x: Any) -> Any:
-    return x.clone() if isinstance(x, Tensor) else x
-
-
 @dataclass(frozen=True, eq=False)
 class _Constant:
     value: Any
 
     def __call__(self) -> Any:
-        return _fresh_copy(self.value)
+        return fresh_copy(self.value)
 
 
 @dataclass(frozen=True)
@@ -413,38 +409,3 @@ class _ScaleAndShift:
         shape = [-1 if d == self.axis else 1 for d in range(x.ndim)]
         scaled = x * weight.view(shape)
         return scaled if bias is None else scaled + bias.view(shape)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a value goes in a call's arguments."""
-
-    at: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Bound:
-    """``call(*values)`` of a function: the values, and the constants after them, go where a `_Place` stands for each."""
-
-    function: Callable[..., Any]
-    args: Any
-    kwargs: Any
-    constants: tuple[Any, ...]
-
-    def __call__(self, *values: Any) -> Any:
-        known = (*values, *self.constants)
-
-        def put(x: Any) -> Any:
-            return known[x.at] if isinstance(x, _Place) else x
-
-        return self.function(*map_aggregate(self.args, put), **map_aggregate(self.kwargs, put))
-
-
-def _caller(
-    function: Callable[..., Any], args: Any, kwargs: Any, sources: list[fx.Node], bound: Mapping[fx.Node, Any]
-) -> Callable[..., Any]:
-    """``call(*values)`` that puts the values of `sources` where the nodes stand in `args` and `kwargs`, and the bound ones."""
-    if not kwargs and len(args) == len(sources) and all(a is s for a, s in zip(args, sources, strict=True)):
-        return function
-    places: dict[Any, Any] = {node: _Place(at) for at, node in enumerate((*sources, *bound))}
-    return _Bound(function, map_arg(args, places.__getitem__), map_arg(kwargs, places.__getitem__), tuple(bound.values()))

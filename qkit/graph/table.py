@@ -105,11 +105,12 @@ class Operator:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The operator's value."""
-        return _operator(self.name)(*args, **kwargs)
+        return operator(self.name)(*args, **kwargs)
 
 
 @lru_cache(maxsize=1024)
-def _operator(name: str) -> Callable[..., Any]:
+def operator(name: str) -> Callable[..., Any]:
+    """torch's own operator of that name."""
     namespace, packet, overload = name.split(".")
     found: Callable[..., Any] = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
     return found

@@ -170,7 +170,7 @@ def _template(graph: Graph, scheme: Scheme) -> Plan:
             grids[op.weight] = Grid(spec, unknown, "qat", weight=True)
         if op.quantized and (spec := scheme.spec(op.name, weight=False)) is not None:
             grids[op.name] = Grid(spec, unknown, "qat")
-    return Plan(grids, scheme.bias_bits, scheme.name, accumulator_bits=scheme.accumulator_bits)
+    return Plan(grids, scheme.bias_bits, scheme.name, accumulator_bits=scheme.accumulator_bits, arithmetic=scheme.arithmetic)
 
 
 def _quantizers(graph: Graph, template: Plan, *, known: bool, learned: bool) -> Mapping[str, Quantizer]:

@@ -66,7 +66,7 @@ def make_plan(
                 )
             grids[op.name] = activation_grid(seen[op.name], spec, special.get(op.name, general), op.channel_axis, percentile)
     grids |= coarser_scales(graph, grids, scheme.bias_bits, seen)
-    return Plan(grids, scheme.bias_bits, scheme.name, accumulator_bits=scheme.accumulator_bits)
+    return Plan(grids, scheme.bias_bits, scheme.name, accumulator_bits=scheme.accumulator_bits, arithmetic=scheme.arithmetic)
 
 
 def check_weights(graph: Graph) -> None:

@@ -26,6 +26,16 @@ def kernels() -> ModuleType | None:
 
 
 @functools.cache
+def integer_kernels() -> ModuleType | None:
+    """`qkit.quant.integer.kernels` where there are `kernels`."""
+    if kernels() is None:
+        return None
+    from qkit.quant.integer import kernels as loops
+
+    return loops
+
+
+@functools.cache
 def gpu_kernels() -> ModuleType | None:
     """`qkit.quant.gpu_kernels`, tried once; None, which is said, where they do not run. Triton comes with torch's CUDA builds."""
     try:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qkit import files
 from qkit.errors import PlanError
+from qkit.quant.arithmetic import FLOAT_INSIDE, Arithmetic
 from qkit.quant.grids import QuantParams, QuantSpec
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ class Plan:
     accumulator_bits
         Width of the accumulators of convolutions and linear layers whose input and weight both are quantized, the input with
         one scale; they wrap around. None for ones that never overflow.
+    arithmetic
+        How operations without weights compute inside.
     """
 
     grids: Mapping[str, Grid] = field(default_factory=dict)
@@ -145,6 +148,7 @@ class Plan:
     name: str = "float"
     corrections: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     accumulator_bits: int | None = None
+    arithmetic: Arithmetic = FLOAT_INSIDE
 
     def __iter__(self) -> Iterator[str]:
         """Names of the tensors that have a grid."""
@@ -168,13 +172,17 @@ class Plan:
         return None if grid is None else grid.codes
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Plan) or self.bias_bits != other.bias_bits or self.accumulator_bits != other.accumulator_bits:
+        if not isinstance(other, Plan) or self._widths != other._widths:
             return False
         return dict(self.corrections) == dict(other.corrections) and not self.diff(other)
 
     def __hash__(self) -> int:
         grids = ((name, self.grids[name].params, self.grids[name].codes) for name in sorted(self.grids))
-        return hash((self.bias_bits, self.accumulator_bits, *sorted(self.corrections.items()), *grids))
+        return hash((*self._widths, *sorted(self.corrections.items()), *grids))
+
+    @property
+    def _widths(self) -> tuple[Any, ...]:
+        return self.bias_bits, self.accumulator_bits, self.arithmetic
 
     def with_grid(self, tensor: str, grid: Grid) -> Plan:
         """A new plan in which the tensor has that grid."""
@@ -306,6 +314,7 @@ class Plan:
             "grids": grids,
             **({"corrections": corrections} if corrections else {}),
             **({} if self.accumulator_bits is None else {"accumulator_bits": self.accumulator_bits}),
+            **({"arithmetic": self.arithmetic.to_dict()} if self.arithmetic != FLOAT_INSIDE else {}),
         }
 
     @classmethod
@@ -331,7 +340,8 @@ class Plan:
             except (PlanError, ValueError, RuntimeError) as error:
                 raise PlanError(f"grids/{name} is no grid: {str(error).rstrip('.')}; {_AGAIN}.") from error
         corrections = {name: tuple(values) for name, values in form.corrections.items()}
-        return cls(grids, form.bias_bits, form.name, corrections, form.accumulator_bits)
+        arithmetic = Arithmetic(**form.arithmetic.model_dump())
+        return cls(grids, form.bias_bits, form.name, corrections, form.accumulator_bits, arithmetic)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON.
@@ -364,7 +374,8 @@ class Plan:
             return f"Plan({self.name!r}, everything in float)"
         taps = len(self.grids) - weights
         sums = "" if self.accumulator_bits is None else f", accumulators of {self.accumulator_bits} bits"
-        return f"Plan({self.name!r}: {taps} taps, {weights} weights, {self.bias_bits or 'float'} bits of bias{sums})"
+        inside = "" if self.arithmetic.in_float else f", {self.arithmetic}"
+        return f"Plan({self.name!r}: {taps} taps, {weights} weights, {self.bias_bits or 'float'} bits of bias{sums}{inside})"
 
 
 #: The plan that leaves everything in float.

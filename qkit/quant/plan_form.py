@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, FiniteFloat
 
 from qkit.forms import WHOLE, Count, Form, Whole, optional
+from qkit.quant.arithmetic import Norm, Pointwise, Product, Rescale, Softmax
 
 _Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31), WHOLE]
 
@@ -43,6 +44,17 @@ class GridForm(Form):
     codes: CodesForm | str = optional("Of a weight, where they were not made by rounding; in a report a hash of them.")
 
 
+class ArithmeticForm(Form, extra="forbid"):
+    """How operations without weights compute inside."""
+
+    pointwise: Pointwise = "float"
+    softmax: Softmax = "float"
+    norm: Norm = "float"
+    product: Product = "float"
+    rescale: Rescale = "float"
+    inside: Annotated[int, Field(ge=10, le=24), WHOLE] = 16
+
+
 class PlanForm(Form):
     """Every grid, in the form of qkit.Plan."""
 
@@ -54,3 +66,4 @@ class PlanForm(Form):
         default={}, description="By tap name, what is added to the biases of a layer, one number a channel."
     )
     accumulator_bits: Annotated[int, Field(ge=8, le=64), WHOLE] | None = Field(default=None, description="Null for no overflow.")
+    arithmetic: ArithmeticForm = Field(default=ArithmeticForm(), description="In float where it is left out.")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from qkit.errors import PlanError
+from qkit.quant.arithmetic import FLOAT_INSIDE, FULL_INTEGER, Arithmetic
 from qkit.quant.grids import QuantSpec
 
 
@@ -27,6 +28,8 @@ class Scheme:
     accumulator_bits
         Width of the accumulators of convolutions and linear layers, which wrap around (two's complement); None for ones that
         never overflow. Engines with 8-bit products mostly have 32.
+    arithmetic
+        How operations without weights compute inside; in float by default.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Scheme:
     bias_bits: int | None = 32
     overrides: Mapping[str, QuantSpec | None] = field(default_factory=dict)
     accumulator_bits: int | None = None
+    arithmetic: Arithmetic = FLOAT_INSIDE
 
     def __post_init__(self) -> None:
         if self.accumulator_bits is not None and not 8 <= self.accumulator_bits <= 64:
@@ -64,6 +68,7 @@ class Scheme:
             bias_bits=None if self.bias_bits is None else (32 if bits <= 8 else 64),
             overrides={key: wide(spec) for key, spec in self.overrides.items()},
             accumulator_bits=self._accumulator_at(bits),
+            arithmetic=self.arithmetic.at_bits(bits),
         )
 
     def _accumulator_at(self, bits: int) -> int | None:
@@ -95,6 +100,7 @@ PRESETS: Mapping[str, Scheme] = {
         Scheme("int16", replace(_WEIGHT, bits=16), replace(_AFFINE, bits=16), bias_bits=64),
         Scheme("int8-weights-int16-activations", _WEIGHT, replace(_AFFINE, bits=16), bias_bits=64),
         Scheme("int4-weights", replace(_WEIGHT, bits=4), _AFFINE),
+        Scheme("int8-full-integer", _WEIGHT, _AFFINE, arithmetic=FULL_INTEGER),
     )
 }
 
