@@ -17,45 +17,34 @@ import torch
 from torch import Tensor
 
 from qkit.execution import fast_forms as fast
+from qkit.execution.ends import Ends, Setting
 from qkit.graph.calls import Place, described, is_tensor, number
 from qkit.graph.operation import Operation
 from qkit.quant.arithmetic import Arithmetic
 from qkit.quant.compiled import integer_kernels
 from qkit.quant.grids import QuantParams, as_integers
 from qkit.quant.integer import joins, norms, pointwise
-from qkit.quant.integer.rescaling import MULTIPLIER_BITS
+from qkit.quant.integer.rescaling import multiplier, rescale
 from qkit.quant.integer.softmax import PROBABILITY_BITS, softmax
 
 #: Functions of one number.
 _POINTWISE = frozenset(
-    "relu relu6 hardtanh clamp clip clamp_min clamp_max leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid sigmoid tanh "
-    "softplus softsign logsigmoid log_sigmoid hardshrink softshrink tanhshrink threshold quick_gelu abs neg exp expm1 log log2 log10 "
-    "log1p sqrt rsqrt reciprocal erf sin cos tan asin acos atan sinh cosh sign floor ceil round frac pow square add sub rsub mul div "
-    "fresh_copy quotient".split()
+    "relu relu6 hardtanh clamp clip clamp_min clamp_max leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid sigmoid "
+    "tanh softplus softsign logsigmoid log_sigmoid hardshrink softshrink tanhshrink threshold quick_gelu abs neg exp expm1 log "
+    "log2 log10 log1p sqrt rsqrt reciprocal erf sin cos tan asin acos atan sinh cosh sign floor ceil round frac pow square add "
+    "sub rsub mul div fresh_copy quotient".split()
 )
 _SOFTMAX = frozenset("softmax _softmax softmax2d softmin attention_weights".split())
 _NORMS = frozenset("layer_norm group_norm instance_norm rms_norm root_norm channel_norm unit_norm response_norm".split())
 _PRODUCTS = frozenset("matmul bmm mm mv dot einsum".split())
-_AVERAGES = frozenset("mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split())
+_AVERAGES = frozenset(
+    "mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split()
+)
 #: Bound of what is given to a grid, in codes.
 _FAR = 1 << 22
 
-#: ``run(codes, grids, target, setting)``: codes less their zero points (int64) to codes less the zero point, before the ends.
-_Run = Callable[[Sequence[Tensor], Sequence[QuantParams], QuantParams, "Setting"], Tensor]
-
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How a plan computes: its forms, and the width of its accumulators."""
-
-    arithmetic: Arithmetic
-    accumulator_bits: int | None = None
-
-    @property
-    def multiplier_bits(self) -> int:
-        """Bits of the multipliers in front of grids: where those are ideal, as many as a float64 has."""
-        return MULTIPLIER_BITS if self.arithmetic.rescale == "multiplier" else 53
+#: ``run(codes, ends)``: codes less their zero points (int64) to codes less the zero point, before the ends of the grid.
+_Run = Callable[[Sequence[Tensor], Ends], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +90,9 @@ def chosen(op: Operation, arithmetic: Arithmetic) -> bool:
     return form is not None and getattr(arithmetic, form.switch) != "float"
 
 
-def run(op: Operation, values: Sequence[Any], grids: Sequence[QuantParams | None], target: QuantParams, by: Setting) -> Tensor | None:
+def run(
+    op: Operation, values: Sequence[Any], grids: Sequence[QuantParams | None], target: QuantParams, by: Setting
+) -> Tensor | None:
     """The operation's value on the output's grid, float32, before the grid's ends; None where not all of it is on grids.
 
     Parameters
@@ -119,17 +110,19 @@ def run(op: Operation, values: Sequence[Any], grids: Sequence[QuantParams | None
     if target.axis is not None:
         axes.add(target.axis % len(op.shape) - len(op.shape))
     if not axes:
-        return _run(form, values, known, target, by)
+        return _run(form, values, Ends(known, target, by))
     axis = axes.pop()
-    if axes or form.axes is None or axis in form.axes or any(v.ndim < -axis or v.shape[axis] not in (1, op.shape[axis]) for v in values):
+    if (
+        axes
+        or form.axes is None
+        or axis in form.axes
+        or any(v.ndim < -axis or v.shape[axis] not in (1, op.shape[axis]) for v in values)
+    ):
         return None
     found = []
     for i in range(op.shape[axis]):
         sliced = [v.narrow(axis, i if v.shape[axis] > 1 else 0, 1) for v in values]
-        here = _run(form, sliced, [_slice(g, i) for g in known], _slice(target, i), by)
-        if here is None:
-            return None
-        found.append(here)
+        found.append(_run(form, sliced, Ends([_slice(g, i) for g in known], _slice(target, i), by)))
     return torch.cat(found, axis)
 
 
@@ -137,17 +130,15 @@ def _slice(grid: QuantParams, i: int) -> QuantParams:
     return grid if grid.axis is None else QuantParams(grid.scale[i], grid.zero_point[i], grid.qmin, grid.qmax)
 
 
-def _run(form: Form, values: Sequence[Tensor], grids: Sequence[QuantParams], target: QuantParams, by: Setting) -> Tensor | None:
+def _run(form: Form, values: Sequence[Tensor], ends: Ends) -> Tensor:
     loops = integer_kernels() if values[0].device.type == "cpu" else None
     if form.run is None:
-        return _looked_up(form, values[0], grids[0], target, loops)
-    if loops is not None and form.fast is not None:
-        quick = form.fast(loops, values, grids, target, by)
-        if quick is not None:
-            return quick
-    codes = [as_integers(v, g).long() for v, g in zip(values, grids, strict=True)]
-    found = form.run(codes, grids, target, by)
-    return found.clamp_(-_FAR, _FAR).float().mul_(float(target.scale))
+        return _looked_up(form, values[0], ends.grids[0], ends.target, loops)
+    quick = form.fast(loops, values, ends) if loops is not None and form.fast is not None else None
+    if quick is not None:
+        return quick
+    codes = [as_integers(v, g).long() for v, g in zip(values, ends.grids, strict=True)]
+    return form.run(codes, ends).clamp_(-_FAR, _FAR).float().mul_(ends.scale)
 
 
 def _looked_up(form: Form, x: Tensor, source: QuantParams, target: QuantParams, loops: Any) -> Tensor:
@@ -218,17 +209,17 @@ def _softmax(name: str, given: Mapping[str, Any], rank: int) -> Form | None:
             return None
         mask, scale, dim = None, 1.0, given_dim % rank - rank
 
-    def compute(codes: Sequence[Tensor], grids: Sequence[QuantParams], target: QuantParams, by: Setting) -> Tensor:
-        logits, step = codes[0], float(grids[0].scale) * scale
-        greatest, hidden = grids[0].qmax - grids[0].qmin, None
+    def compute(codes: Sequence[Tensor], ends: Ends) -> Tensor:
+        logits, step = codes[0], ends.step * scale
+        greatest, hidden = ends.grids[0].qmax - ends.grids[0].qmin, None
         if mask is not None:
             logits, hidden, more = _masked(logits, mask.to(logits.device), step)
             greatest += more
         logits = -logits if name == "softmin" else logits
-        form, inside = by.arithmetic.softmax, by.arithmetic.inside
+        form, inside = ends.setting.arithmetic.softmax, ends.setting.arithmetic.inside
         found = softmax(logits, step, dim, form, inside, hidden, greatest)
         unit = math.ldexp(1.0, -PROBABILITY_BITS)
-        return joins.rescaled(found, unit, float(target.scale), 1 << PROBABILITY_BITS, by.multiplier_bits)
+        return ends.reached(found, unit, 1 << PROBABILITY_BITS)
 
     alike = mask is None or all(size == 1 for size in mask.shape[:-2])
     quick = fast.softmax(scale) if mask is None and dim == -1 and name != "softmin" else None
@@ -271,21 +262,19 @@ def _norm(name: str, given: Mapping[str, Any], rank: int) -> Form | None:
     if name == "unit_norm" and order not in (1.0, 2.0, math.inf):
         return None
 
-    def compute(codes: Sequence[Tensor], grids: Sequence[QuantParams], target: QuantParams, by: Setting) -> Tensor:
-        step, reach, inside = float(grids[0].scale), grids[0].reach, by.arithmetic.inside
+    def compute(codes: Sequence[Tensor], ends: Ends) -> Tensor:
+        step, reach, inside = ends.step, ends.reach, ends.setting.arithmetic.inside
         added = number(given.get("added")) or 0.0
         if name == "unit_norm":
             least = number(given.get("least")) or 0.0
-            y = norms.normalized(
-                codes[0], dims, step, reach, order=order or 2.0, least=least, added=added, inside=inside
-            )
+            y = norms.normalized(codes[0], dims, step, reach, order=order or 2.0, least=least, added=added, inside=inside)
         else:
             centred = name in {"layer_norm", "channel_norm"}
             correction = int(given.get("correction") or 0)
             y = norms.standardized(
                 codes[0], dims, step, reach, eps=eps or 0.0, centred=centred, correction=correction, added=added, inside=inside
             )  # fmt: skip
-        return _affine(y, weight, bias, target, by)
+        return _affine(y, weight, bias, ends)
 
     quick = None
     if name in {"layer_norm", "rms_norm", "root_norm", "channel_norm"} and dims == (-1,) and not given.get("correction"):
@@ -295,19 +284,21 @@ def _norm(name: str, given: Mapping[str, Any], rank: int) -> Form | None:
     return Form("norm", name, compute, dims, fast=quick)
 
 
-def _affine(y: norms.Fixed, weight: Tensor | None, bias: Tensor | None, target: QuantParams, by: Setting) -> Tensor:
+def _affine(y: norms.Fixed, weight: Tensor | None, bias: Tensor | None, ends: Ends) -> Tensor:
     y = norms.affine(y, weight, bias)
-    return joins.rescaled(y.data, y.unit, float(target.scale), y.greatest, by.multiplier_bits)
+    return ends.reached(y.data, y.unit, y.greatest)
 
 
 def _group_norm(groups: int | None, weight: Tensor | None, bias: Tensor | None, eps: float) -> Form:
-    def compute(codes: Sequence[Tensor], grids: Sequence[QuantParams], target: QuantParams, by: Setting) -> Tensor:
+    def compute(codes: Sequence[Tensor], ends: Ends) -> Tensor:
         c = codes[0]
         split = c.reshape(c.shape[0], groups or c.shape[1], -1)
-        y = norms.standardized(split, (-1,), float(grids[0].scale), grids[0].reach, eps=eps, inside=by.arithmetic.inside)
+        inside = ends.setting.arithmetic.inside
+        y = norms.standardized(split, (-1,), ends.step, ends.reach, eps=eps, inside=inside)
         y = norms.Fixed(y.data.view(c.shape), y.unit, y.greatest)
         shape = (1, -1, *(1,) * (c.ndim - 2))
-        return _affine(y, *(None if p is None else p.view(shape) for p in (weight, bias)), target, by)
+        weights, biases = (None if p is None else p.view(shape) for p in (weight, bias))
+        return _affine(y, weights, biases, ends)
 
     return Form("norm", "group_norm" if groups else "instance_norm", compute, None)
 
@@ -315,16 +306,16 @@ def _group_norm(groups: int | None, weight: Tensor | None, bias: Tensor | None, 
 def _response_norm(given: Mapping[str, Any], rank: int) -> Form:
     spatial, channel = (tuple(int(d) % rank - rank for d in given[key]) for key in ("spatial", "channel"))
 
-    def compute(codes: Sequence[Tensor], grids: Sequence[QuantParams], target: QuantParams, by: Setting) -> Tensor:
-        c, step, reach = codes[0], float(grids[0].scale), grids[0].reach
-        found = norms.responses(c, spatial, channel, step, reach, eps=given["eps"], inside=by.arithmetic.inside)
+    def compute(codes: Sequence[Tensor], ends: Ends) -> Tensor:
+        c, step, reach = codes[0], ends.step, ends.reach
+        found = norms.responses(c, spatial, channel, step, reach, eps=given["eps"], inside=ends.setting.arithmetic.inside)
         gain = norms.affine(found, given["weight"], torch.ones((), device=c.device))
         # brought back to the bits inside, since it is multiplied once more
-        unit = math.ldexp(1.0, 4 - by.arithmetic.inside)
-        gain_codes = joins.rescaled(gain.data, gain.unit, unit, gain.greatest)
+        unit = math.ldexp(1.0, 4 - ends.setting.arithmetic.inside)
+        gain_codes = rescale(gain.data, multiplier(gain.unit / unit, gain.greatest))
         top = max(gain.greatest * gain.unit / unit, 1.0)
         product = norms.Fixed(c * gain_codes, step * unit, reach * top)
-        return _affine(product, None, given["bias"], target, by)
+        return _affine(product, None, given["bias"], ends)
 
     return Form("norm", "response_norm", compute, None)
 
@@ -333,13 +324,12 @@ def _response_norm(given: Mapping[str, Any], rank: int) -> Form:
 
 
 def _matrix_product(op: Operation) -> _Run:
-    def compute(codes: Sequence[Tensor], grids: Sequence[QuantParams], target: QuantParams, by: Setting) -> Tensor:
+    def compute(codes: Sequence[Tensor], ends: Ends) -> Tensor:
         left, right = codes
         # sums of float64 are exact below 2**53, which 2**20 products of 16 bits do not reach
         sums = op.call(left.double(), right.double()).long()
-        step = float(grids[0].scale.double() * grids[1].scale.double())
-        greatest = grids[0].reach * grids[1].reach * max(left.shape[-1], 1)
-        return joins.rescaled(joins.wrapped(sums, by.accumulator_bits), step, float(target.scale), greatest, by.multiplier_bits)
+        greatest = ends.product_reach * max(left.shape[-1], 1)
+        return ends.reached(joins.wrapped(sums, ends.setting.accumulator_bits), ends.product_step, greatest)
 
     return compute
 
@@ -347,30 +337,31 @@ def _matrix_product(op: Operation) -> _Run:
 def _of_two(name: str, given: Mapping[str, Any]) -> Form | None:
     """Sums, products, quotients and extremes of two tensors, which may have different scales."""
     alpha = number(given.get("alpha", 1.0))
-    signs = {"add": (1.0, alpha), "sub": (1.0, None if alpha is None else -alpha), "rsub": (None if alpha is None else -alpha, 1.0)}
+    if alpha is None:
+        return None
+    signs = {"add": (1.0, alpha), "sub": (1.0, -alpha), "rsub": (-alpha, 1.0)}
     first, second = (next((v.at for k, v in given.items() if k in keys and isinstance(v, Place)), None) for keys in _BOTH)
     if first is None or second is None:
         return None
     if name in signs and all(signs[name]):
-        factors = [float(f or 0.0) for f in signs[name]]
+        factors = signs[name]
 
-        def add(codes: Sequence[Tensor], grids: Sequence[QuantParams], target: QuantParams, by: Setting) -> Tensor:
-            parts = [(codes[i], float(grids[i].scale) * f, grids[i].reach) for i, f in zip((first, second), factors, strict=True)]
-            return joins.added(parts, float(target.scale), by.multiplier_bits)
+        def add(codes: Sequence[Tensor], ends: Ends) -> Tensor:
+            both = [(codes[i], ends.grids[i], f) for i, f in zip((first, second), factors, strict=True)]
+            parts = [(c, float(grid.scale) * f, grid.reach) for c, grid, f in both]
+            return joins.added(parts, ends.scale, ends.setting.multiplier_bits)
 
         return Form("rescale", name, add, fast=fast.add(first, second, factors))
     if name == "mul":
 
-        def multiply(codes: Sequence[Tensor], grids: Sequence[QuantParams], target: QuantParams, by: Setting) -> Tensor:
-            step = float(grids[0].scale.double() * grids[1].scale.double())
-            greatest = grids[0].reach * grids[1].reach
-            return joins.rescaled(codes[0] * codes[1], step, float(target.scale), greatest, by.multiplier_bits)
+        def multiply(codes: Sequence[Tensor], ends: Ends) -> Tensor:
+            return ends.reached(codes[0] * codes[1], ends.product_step, ends.product_reach)
 
         return Form("product", name, multiply, fast=fast.multiply)
     if name in {"maximum", "minimum"}:
 
-        def extreme(codes: Sequence[Tensor], grids: Sequence[QuantParams], target: QuantParams, by: Setting) -> Tensor:
-            both = [_brought(c, g, target, by) for c, g in zip(codes, grids, strict=True)]
+        def extreme(codes: Sequence[Tensor], ends: Ends) -> Tensor:
+            both = [_brought(c, g, ends) for c, g in zip(codes, ends.grids, strict=True)]
             return torch.maximum(*both) if name == "maximum" else torch.minimum(*both)
 
         return Form("rescale", name, extreme)
@@ -381,8 +372,8 @@ def _of_two(name: str, given: Mapping[str, Any]) -> Form | None:
 _BOTH = (("self", "input", "x"), ("other", "y"))
 
 
-def _brought(c: Tensor, grid: QuantParams, target: QuantParams, by: Setting) -> Tensor:
-    return joins.rescaled(c, float(grid.scale), float(target.scale), grid.reach, by.multiplier_bits)
+def _brought(c: Tensor, grid: QuantParams, ends: Ends) -> Tensor:
+    return ends.reached(c, float(grid.scale), grid.reach)
 
 
 def _concatenation(op: Operation, name: str, given: Mapping[str, Any]) -> Form | None:
@@ -391,8 +382,8 @@ def _concatenation(op: Operation, name: str, given: Mapping[str, Any]) -> Form |
     if listed is None or not all(isinstance(p, Place) for p in listed) or not isinstance(dim, int):
         return None
 
-    def join(codes: Sequence[Tensor], grids: Sequence[QuantParams], target: QuantParams, by: Setting) -> Tensor:
-        found: Tensor = op.call(*(_brought(c, g, target, by) for c, g in zip(codes, grids, strict=True)))
+    def join(codes: Sequence[Tensor], ends: Ends) -> Tensor:
+        found: Tensor = op.call(*(_brought(c, g, ends) for c, g in zip(codes, ends.grids, strict=True)))
         return found
 
     return Form("rescale", name, join, (dim % len(op.shape) - len(op.shape),) if name != "stack" else None)
@@ -406,14 +397,14 @@ def _average(op: Operation, name: str, given: Mapping[str, Any]) -> Form | None:
     if padded and not given.get("count_include_pad", True):
         return None
 
-    def compute(codes: Sequence[Tensor], grids: Sequence[QuantParams], target: QuantParams, by: Setting) -> Tensor:
+    def compute(codes: Sequence[Tensor], ends: Ends) -> Tensor:
         c = codes[0]
         found = op.call(c.double())
         window = _window(name, given, c, found)
         count = 1 if name == "sum" else window
         sums = (found * count).round_().long()
-        step, greatest = float(grids[0].scale) / count, grids[0].reach * window
-        return joins.rescaled(sums, step, float(target.scale), greatest, by.multiplier_bits)
+        step, greatest = ends.step / count, ends.reach * window
+        return ends.reached(sums, step, greatest)
 
     if name.startswith("adaptive"):
         size = _numbers(given.get("output_size"))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qkit.errors import PlanError
 from qkit.execution import integer_forms
-from qkit.execution.integer_forms import Setting
+from qkit.execution.ends import Setting
 from qkit.execution.products import Sums, digits, integer_product, integers, on_integers, prepared, product
 from qkit.graph import Graph
 from qkit.graph.operation import Operation

@@ -55,9 +55,9 @@ def fresh_copy(x: Any) -> Any:
 
 
 def described(call: Callable[..., Any], operands: int) -> tuple[str, dict[str, Any]]:
-    """A call's function by the name that `qkit.graph.table` has for it, and its arguments by name, with a `Place` for each operand.
+    """A call's function by the name that `qkit.graph.table` has for it, and its arguments by name.
 
-    Constants stand as they are. No arguments where the function's signature is not known.
+    A `Place` stands for each operand, constants stand as they are. No arguments where the function's signature is not known.
     """
     function, args, kwargs = call, tuple(Place(i) for i in range(operands)), {}
     if isinstance(call, Bound):

@@ -110,7 +110,7 @@ class Operator:
 
 @lru_cache(maxsize=1024)
 def operator(name: str) -> Callable[..., Any]:
-    """torch's own operator of that name."""
+    """Torch's own operator of that name."""
     namespace, packet, overload = name.split(".")
     found: Callable[..., Any] = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
     return found

@@ -223,7 +223,10 @@ class QatModule(LoopModule):
                 params = quantizer.params()
             grids[name] = Grid(grid.spec, params, "qat", grid.weight)
         template = self._template
-        return Plan(grids, template.bias_bits, f"{template.name} qat", accumulator_bits=template.accumulator_bits, arithmetic=template.arithmetic)
+        return Plan(
+            grids, template.bias_bits, f"{template.name} qat", accumulator_bits=template.accumulator_bits,
+            arithmetic=template.arithmetic,
+        )  # fmt: skip
 
     def _folded_weights(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

@@ -18,16 +18,12 @@ def wrapped(sums: Tensor, bits: int | None) -> Tensor:
     return ((sums + half) & ((1 << bits) - 1)) - half
 
 
-def rescaled(x: Tensor, step: float, scale: float, greatest: float, bits: int = MULTIPLIER_BITS) -> Tensor:
-    """Numbers with that step as codes less the zero point of a grid with that scale, int64, before its ends."""
-    return rescale(x, multiplier(step / scale, greatest, bits))
-
-
 def added(parts: Sequence[tuple[Tensor, float, int]], scale: float, bits: int = MULTIPLIER_BITS) -> Tensor:
     """The sum of several tensors on their own grids, as codes less the zero point, int64, before the grid's ends.
 
     As in TensorFlow Lite's integer kernels: the operands are shifted to the left by 20 bits (15 where they have more than 8),
-    brought to twice the greatest of their scales, added, and brought to the output's.
+    brought to twice the greatest of their scales, added, and brought to the output's. Off by half a step of the output, half a
+    shifted unit for each operand, and ``2**-30`` of what the operands amount to.
 
     Parameters
     ----------

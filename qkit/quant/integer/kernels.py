@@ -145,7 +145,14 @@ def look_up(x: np.ndarray, inverse: float, offset: int, results: np.ndarray, out
 
 
 def interpolate(
-    x: np.ndarray, inverse: float, offset: int, nodes: np.ndarray, shift: int, ends: tuple[int, int], scale: float, out: np.ndarray
+    x: np.ndarray,
+    inverse: float,
+    offset: int,
+    nodes: np.ndarray,
+    shift: int,
+    ends: tuple[int, int],
+    scale: float,
+    out: np.ndarray,
 ) -> None:
     """`pointwise.Table` between nodes; flat."""
     _over(_interpolate, (x,), out, np.float32(inverse), offset, nodes, shift, *ends, np.float32(scale))
@@ -156,9 +163,7 @@ def rescale(x: np.ndarray, by: Multiplier, scale: float, out: np.ndarray) -> Non
     _over(_rescale, (x,), out, by.mantissa, by.shift, np.float32(scale))
 
 
-def multiply(
-    x: np.ndarray, y: np.ndarray, inverses: tuple[float, float], by: Multiplier, scale: float, out: np.ndarray
-) -> None:
+def multiply(x: np.ndarray, y: np.ndarray, inverses: tuple[float, float], by: Multiplier, scale: float, out: np.ndarray) -> None:
     """Products of elements; flat."""
     a, b = map(np.float32, inverses)
     _over(_multiply, (x, y), out, a, b, by.mantissa, by.shift, np.float32(scale))

@@ -1,7 +1,7 @@
 """Norms in integers: wide sums, an integer root, one division.
 
-Codes less their zero point ``c`` with the scale ``s`` get ``f`` more fractional bits (7 up to 8 bits of grid, 3 above, fewer where
-sums would leave 64 bits), in units of ``s 2**-f``:
+Codes less their zero point ``c`` with the scale ``s`` get ``f`` more fractional bits (7 up to 8 bits of grid, 3 above, fewer
+where sums would leave 64 bits), in units of ``s 2**-f``:
 
 * mean ``m = round(2**f sum(c) / n)``; centred ``d = 2**f c - m``; off by at most half a unit,
 * variance ``v = round(sum(d²) / n) + round(eps / unit²)`` in 64 bits, at least 1,
@@ -15,10 +15,8 @@ rounding of variance, root, mean and quotient. Weights have 16 bits, biases are 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from qkit.quant.integer.rescaling import divide, root
@@ -91,7 +89,7 @@ def widths(step: float, reach: int, count: int, eps: float, added: float, inside
 
 
 def standardized(
-    c: Tensor, dims: Sequence[int], step: float, reach: int, *, eps: float, centred: bool = True, correction: int = 0,
+    c: Tensor, dims: tuple[int, ...], step: float, reach: int, *, eps: float, centred: bool = True, correction: int = 0,
     added: float = 0.0, inside: int = 16,
 ) -> Fixed:  # fmt: skip
     """``(x - mean) / (sqrt(variance + eps) + added)`` over `dims`, or ``x / sqrt(mean(x²) + eps)`` where it is not centred.
@@ -114,7 +112,7 @@ def standardized(
 
 
 def normalized(
-    c: Tensor, dims: Sequence[int], step: float, reach: int, *, order: float = 2.0, least: float = 0.0, added: float = 0.0,
+    c: Tensor, dims: tuple[int, ...], step: float, reach: int, *, order: float = 2.0, least: float = 0.0, added: float = 0.0,
     inside: int = 16,
 ) -> Fixed:  # fmt: skip
     """``x / (max(norm, least) + added)`` over `dims`, for the norms of order 1, 2 and infinity."""
@@ -126,7 +124,7 @@ def normalized(
 
 
 def responses(
-    c: Tensor, spatial: Sequence[int], channel: Sequence[int], step: float, reach: int, *, eps: float, inside: int = 16
+    c: Tensor, spatial: tuple[int, ...], channel: tuple[int, ...], step: float, reach: int, *, eps: float, inside: int = 16
 ) -> Fixed:  # fmt: skip
     """``norm / (mean(norm) + eps)``, the norms over `spatial` and their mean over `channel` (Woo et al. 2023)."""
     norm, bits = _norm(c, spatial, reach, 2.0)
@@ -136,7 +134,7 @@ def responses(
     return Fixed(divide(norm << h, below), math.ldexp(1.0, -h), math.ldexp(float(count), h))
 
 
-def _norm(c: Tensor, dims: Sequence[int], reach: int, order: float) -> tuple[Tensor, int]:
+def _norm(c: Tensor, dims: tuple[int, ...], reach: int, order: float) -> tuple[Tensor, int]:
     """Norms of the codes over `dims`, and how many fractional bits they have."""
     if order == 1.0:
         return c.abs().sum(dims, keepdim=True) << _ROOT, _ROOT
@@ -146,7 +144,7 @@ def _norm(c: Tensor, dims: Sequence[int], reach: int, order: float) -> tuple[Ten
     return root(c.square().sum(dims, keepdim=True) << 2 * bits), bits
 
 
-def _count(c: Tensor, dims: Sequence[int]) -> int:
+def _count(c: Tensor, dims: tuple[int, ...]) -> int:
     return math.prod(c.shape[d] for d in dims)
 
 
