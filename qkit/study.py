@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+import pandas as pd
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
@@ -19,6 +20,7 @@ from qkit.execution.depth import POINTS, Depth, along_depth
 from qkit.execution.evaluator import Evaluator
 from qkit.execution.extremes import RangeSamples, range_samples
 from qkit.execution.flips import Flips, flipped
+from qkit.execution.form_table import form_table
 from qkit.execution.gradient import GradientRanking, rank_by_gradient
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.loading import batches
@@ -311,6 +313,14 @@ class Study:
         bare = [set(tensors) - set(self._plan.grids) for tensors in groups]
         some = [part for part, tensors in zip(bare, groups, strict=True) if len(part) < len(tensors)]
         return share_of(self.graph.operations, set[str]().union(*(some or bare)))
+
+    def arithmetic(self) -> pd.DataFrame:
+        """How every operation is computed under the current plan, and by how many steps of its grid it is off the ideal.
+
+        Columns: ``kind``, ``function``, ``computed`` ("weights", "table", "integer", …, or "float: why") and ``off``; see
+        `qkit.execution.form_table.form_table`.
+        """
+        return form_table(self.graph, self.plan)
 
     def observe(self, *, batches: int | None = None, progress: bool = True) -> Mapping[str, Observation]:
         """Histograms of every tap on the calibration data: one float pass, kept for all later calibrations.

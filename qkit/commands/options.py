@@ -17,7 +17,7 @@ from qkit.errors import QkitError
 #: Names that the libraries define and that help and choices show without importing them; a test holds them together.
 SCHEMES = (
     "int8", "int8-per-tensor", "int8-symmetric", "int8-power-of-two", "int8-per-channel-power-of-two", "int16",
-    "int8-weights-int16-activations", "int4-weights",
+    "int8-weights-int16-activations", "int4-weights", "int8-full-integer",
 )  # fmt: skip
 METHODS = ("minmax", "moving-average", "percentile", "mse", "entropy")
 BUNDLED = ("mobilenet_v2_lite", "mobilenet_v2_hostile", "resnet_small", "vgg_small", "inception_small")

@@ -339,7 +339,10 @@ def _at_sixteen_bits(plan: Plan) -> Plan:
         ]
         sums = min(sums + sum(max(16 - bits, 0) for bits in narrowest), 64)
     bias_bits = None if plan.bias_bits is None else 64
-    return replace(plan, grids=grids, bias_bits=bias_bits, name=f"{plan.name}, 16-bit steps", accumulator_bits=sums)
+    return replace(
+        plan, grids=grids, bias_bits=bias_bits, name=f"{plan.name}, 16-bit steps", accumulator_bits=sums,
+        arithmetic=plan.arithmetic.at_bits(16),
+    )  # fmt: skip
 
 
 def _harmless(where: Sequence[Place], ratios: Mapping[str, float], tolerance: float) -> list[tuple[str, float]]:

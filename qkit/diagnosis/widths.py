@@ -10,9 +10,11 @@ from qkit.diagnosis.candidates import Cause
 from qkit.diagnosis.experiments import Bench
 from qkit.diagnosis.remedies import Remedy
 from qkit.execution.evaluator import OutOfBudgetError
+from qkit.execution.integer_forms import chosen
 from qkit.execution.lanes import Decision, decide, lane_weight
 from qkit.execution.statistics import Interval
 from qkit.graph import Graph
+from qkit.graph.operation import Operation
 from qkit.graph.running import ACCUMULATING
 from qkit.listing import few
 from qkit.quant.biases import coarser_scales
@@ -35,7 +37,7 @@ def bias_width(bench: Bench, plan: Plan) -> list[Cause]:
     gain = bench.gain(wide(plan), plan)
     if not bench.sure(gain):
         return []
-    layer, own = _where(bench, plan, wide, lambda decision: decision.bias_scale is not None)
+    layer, own = _where(bench, plan, wide, lambda op, plan, decision: decision.bias_scale is not None)
     most = f", most of it at {layer}" if layer else ""
     evidence = f"with {plan.bias_bits} bits the biases cost score{most}; with 64 bits they do not."
     coarser = coarser_scales(bench.study.graph, plan.grids, plan.bias_bits, bench.study.observe(progress=False), free=False)
@@ -62,7 +64,7 @@ def accumulator_overflow(bench: Bench, plan: Plan) -> list[Cause]:
     gain = bench.gain(wide(plan), plan)
     if not bench.sure(gain):
         return []
-    layer, own = _where(bench, plan, wide, lambda decision: decision.accumulator is not None)
+    layer, own = _where(bench, plan, wide, _accumulates)
     needed = needed_accumulator(bench.study.graph, plan)
     most = f", most of all in {layer}" if layer else ""
     evidence = f"sums beyond {plan.accumulator_bits} bits wrap around{most}; in accumulators without end the score comes back."
@@ -79,6 +81,12 @@ def needed_accumulator(graph: Graph, plan: Plan) -> int:
     """
     bits = 2
     for op in graph.operations:
+        if _is_product(op, plan):
+            grids = [plan.params(graph.operations[i].tap) for i in op.inputs]
+            terms = max(op.macs // max(op.elements, 1), 1)
+            greatest = terms * math.prod(grid.reach for grid in grids if grid is not None)
+            bits = max(bits, greatest.bit_length() + 1)
+            continue
         source = plan.params(graph.operations[op.inputs[0]].tap) if op.kind in ACCUMULATING else None
         weight = plan.params(op.weight)
         if source is None or weight is None or op.weight is None or source.axis is not None:
@@ -94,16 +102,27 @@ def needed_accumulator(graph: Graph, plan: Plan) -> int:
     return min(bits, 64)
 
 
+def _is_product(op: Operation, plan: Plan) -> bool:
+    """Whether it is a product of two activations whose sums run up in an accumulator."""
+    return op.kind == "matmul" and chosen(op, plan.arithmetic)
+
+
+def _accumulates(op: Operation, plan: Plan, decision: Decision) -> bool:
+    return decision.accumulator is not None or (decision.setting is not None and _is_product(op, plan))
+
+
 def _where(
-    bench: Bench, plan: Plan, wide: Callable[[Plan], Plan], affects: Callable[[Decision], bool]
+    bench: Bench, plan: Plan, wide: Callable[[Plan], Plan], affects: Callable[[Operation, Plan, Decision], bool]
 ) -> tuple[str, Interval | None]:
     """The layer that gains most of its own from being widened, with that gain; "" where the budget does not reach so far."""
     graph = bench.study.graph
     pairs = {}
     for op in graph.operations:
-        source = graph.operations[op.inputs[0]].tap if op.weight is not None and op.inputs else None
-        if source is not None and op.weight is not None and affects(decide(op, plan, graph)):
-            pairs[op.layer] = plan.only([source, op.weight])
+        sources = [tap for i in op.inputs if (tap := graph.operations[i].tap) is not None]
+        if sources and affects(op, plan, decide(op, plan, graph)):
+            # a layer goes by its path, a product by its own name: a module may have several
+            where, own = (op.layer, op.weight) if op.weight is not None else (op.name, op.name)
+            pairs[where] = plan.only([*sources, own])
     wides = {layer: wide(pair) for layer, pair in pairs.items()}
     try:
         bench.scores(pairs, FLOAT, what="integer widths, layer by layer")

@@ -293,6 +293,8 @@ class History:
             lines.append("# biases were changed by a remedy: study.apply(remedy) does that")
         if self.plan.accumulator_bits != self.base.accumulator_bits:
             lines.append(f"# accumulators have {self.plan.accumulator_bits} bits: Scheme(accumulator_bits=) sets that")
+        if self.plan.arithmetic != self.base.arithmetic:
+            lines.append(f"# inside operations without weights: Scheme(arithmetic={self.plan.arithmetic}) sets that")
         body = "\n".join(lines)
         needed = [f"import {name}" for name in ("qkit", "torch") if f"{name}." in body]
         return "\n".join([*needed, *([""] if needed else []), f"plan = {study}.plan", *lines, f"tuned = {study}.with_plan(plan)"])

@@ -87,8 +87,8 @@ DIVISIONS = frozenset({"div", "floor_divide", "remainder", "fmod"})
 ARITHMETIC = frozenset({"add", "mul", "concat", "matmul"})
 
 _NOTES = {
-    "norm": "normalized in float inside the layer; its output is on a grid of its own",
-    "matmul": "multiplied in float on quantized operands; its output is on a grid of its own",
+    "norm": "normalized in float inside, unless the scheme says integer; its output is on a grid of its own",
+    "matmul": "multiplied in float on quantized operands, unless the scheme says integer; its output is on a grid of its own",
 }
 _ALIASES: Mapping[str, str] = {
     "iadd": "add", "radd": "add", "isub": "sub", "rsub": "sub", "imul": "mul", "rmul": "mul", "itruediv": "div",

@@ -104,10 +104,10 @@ class Network:
         )
 
     def widened(self, plan: Plan) -> Plan:
-        """The plan with the 16-bit plan's biases and accumulators."""
+        """The plan with the 16-bit plan's biases, accumulators and arithmetic."""
         bias = None if plan.bias_bits is None else self.wide.bias_bits
         sums = None if plan.accumulator_bits is None else self.wide.accumulator_bits
-        return replace(plan, bias_bits=bias, accumulator_bits=sums)
+        return replace(plan, bias_bits=bias, accumulator_bits=sums, arithmetic=self.wide.arithmetic)
 
 
 def network(graph: Graph, base: Plan, wide: Plan) -> Network:

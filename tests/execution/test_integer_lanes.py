@@ -252,3 +252,11 @@ def test_at_sixteen_bits_the_forms_keep_pace(x: Tensor) -> None:
     capture = study.capture(lanes=("float", "int16", "int8"), batches=1, progress=False)
     last = capture.table().iloc[-1]
     assert last["int16", "sqnr"] > last["int8", "sqnr"] + 30
+
+
+def test_the_study_says_how_everything_is_computed(x: Tensor) -> None:
+    study = qkit.Study(Attention().eval(), calibration=[x], evaluation=[x], scheme="int8-full-integer")
+    table = study.arithmetic()
+    assert list(table.columns) == ["kind", "function", "computed", "off"]
+    assert table.loc[table["function"] == "gelu", "computed"].tolist() == ["table"]
+    assert "computed" in study.with_scheme("int8").arithmetic()

@@ -170,6 +170,11 @@ def _not_carried(graph: Graph, plan: Plan) -> list[str]:
             f"the plan's accumulators of {plan.accumulator_bits} bits are not carried: an engine's width is its own "
             "(32 bits in ONNX Runtime's integer kernels)"
         )
+    if not plan.arithmetic.in_float:
+        notes.append(
+            "the integer forms of what has no weights are not carried: ONNX Runtime's kernels have their own, and compute in "
+            "float between QuantizeLinear and DequantizeLinear where they have none"
+        )
     floats = [op.name for op in graph.operations if op.kind == "float"]
     if floats and plan.grids:
         notes.append(

@@ -266,6 +266,8 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
         ]
         if self.plan.accumulator_bits is not None:
             notes.append(f"accumulators of {self.plan.accumulator_bits} bits are the engine's own affair and are not carried")
+        if not self.plan.arithmetic.in_float:
+            notes.append("the integer forms of what has no weights are the engine's own affair and are not carried")
         self.notes = tuple(notes)
 
 

@@ -278,6 +278,9 @@ def plan_words(report: Report) -> str:
     text = f"{len(grids)} grids in the {report.narrow} lane; biases {bias}."
     if report.plan.get("accumulator_bits"):
         text += f" Accumulators wrap around at {report.plan['accumulator_bits']} bits."
+    if report.plan.get("arithmetic"):
+        inside = ", ".join(f"{what} {how}" for what, how in report.plan["arithmetic"].items())
+        text += f" Operations without weights compute in integers: {inside}; the others in float."
     if report.plan.get("corrections"):
         text += f" The biases of {len(report.plan['corrections'])} layers are corrected."
     if any("codes" in grid for grid in grids.values()):
