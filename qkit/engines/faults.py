@@ -193,16 +193,25 @@ def softmax_overflows(length: int, scale: float) -> bool:
 
 
 def _softmaxes(visit: Visit) -> Iterator[Fault]:
-    """Exponentials beyond float32, which become one or the other end of the integers."""
+    """What ONNX Runtime's integer softmax does with ``1 / scale``: its whole part alone, and exponentials beyond float32."""
     params, y = visit.params, visit.sums
     if params is None or params.axis is not None or params.bits > 8 or visit.op.kind != "activation":
         return
-    scale = float(params.scale)
+    scale, whole = float(params.scale), math.floor(np.float32(1.0) / params.scale.numpy())
     for axis in range(1, y.ndim):
         length = y.shape[axis]
-        if not softmax_overflows(length, scale) or bool(((y.sum(axis) - 1.0).abs() > 1e-3).any()):
+        if bool(((y.sum(axis) - 1.0).abs() > 1e-3).any()):
             continue
-        beyond = y * math.floor(1.0 / scale) > y.amax(axis, keepdim=True) * _ROOM * length
+        yield Fault(
+            "rounding",
+            f"multiplies the probabilities of its softmax with {whole}, the whole part of 1 / scale ({1.0 / scale:.2f}), as ONNX "
+            "Runtime's integer kernel does",
+            "Nothing is wrong: no code is off by more than a step.",
+            lambda: rounded(visit.op, visit.sums.double() * (whole * scale), params, torch.round),
+        )
+        if not softmax_overflows(length, scale):
+            continue
+        beyond = y * whole > y.amax(axis, keepdim=True) * _ROOM * length
         for end, value in (("least", params.lo), ("greatest", params.hi)):
             yield Fault(
                 "accumulator",
