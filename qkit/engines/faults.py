@@ -26,8 +26,8 @@ from qkit.quant.memory import by_channel
 from qkit.quant.plan import FLOAT
 
 FaultKind = Literal[
-    "dropped-bias", "bias-width", "accumulator", "no-activation", "in-float", "scale", "channel-order", "sample-order", "layout",
-    "rounding",
+    "dropped-bias", "bias-width", "input-width", "accumulator", "no-activation", "in-float", "scale", "channel-order",
+    "sample-order", "layout", "rounding",
 ]  # fmt: skip
 
 #: A constant factor is a fault from this distance to 1 on: multipliers of few bits are off by less.
@@ -36,6 +36,8 @@ _OFF = 0.02
 _NARROWER = 8
 #: What ONNX Runtime's integer softmax leaves, times the length, between its greatest exponential and float32's end.
 _ROOM = math.exp(5.0)
+#: Channels that ONNX Runtime's MatMulNBits gives one grid.
+_BLOCK = 32
 #: Values nearer to zero than so many steps, or nearer to the grid's ends than one, say nothing of a factor.
 _CLEAR = 4.0
 
@@ -66,6 +68,7 @@ def hypotheses(visit: Visit) -> Iterator[Fault]:
     """All that could be at this operation."""
     if visit.op.weight is not None:
         yield from _biases(visit)
+        yield from _rounded_inputs(visit)
         yield from _accumulators(visit)
     if visit.op.act != UNBOUNDED:
         yield Fault(
@@ -121,6 +124,29 @@ def _biases(visit: Visit) -> Iterator[Fault]:
             )
 
 
+def _rounded_inputs(visit: Visit) -> Iterator[Fault]:
+    """Inputs of a matrix product on a grid of 8 bits that nobody asked for."""
+    source, grid = visit.inputs[0], visit.plan.params(visit.op.weight)
+    if visit.op.kind != "linear" or grid is None or grid.bits > 8:
+        return
+
+    def output() -> Tensor:
+        x = torch.zeros(*source.shape[:-1], -(-source.shape[-1] // _BLOCK) * _BLOCK, device=source.device)
+        x[..., : source.shape[-1]] = source
+        blocks = x.unflatten(-1, (-1, _BLOCK))
+        step = (blocks.abs().amax(-1, keepdim=True) / 127.0).clamp(min=1e-30)
+        x = (torch.round(blocks / step) * step).flatten(-2)[..., : source.shape[-1]]
+        return visit.finished(computed(visit.graph, visit.op, [x], visit.plan))
+
+    yield Fault(
+        "input-width",
+        f"rounds its input to 8 bits first, each {_BLOCK} channels of a place on a grid of their own (ONNX Runtime's MatMulNBits)",
+        "Set session.qdq_matmulnbits_accuracy_level to 1 in ONNX Runtime, or export the file with qkit, which stores such weights "
+        "in 16 bits.",
+        output,
+    )
+
+
 def _accumulator_scale(visit: Visit) -> Tensor | None:
     """Scale of input times weight, () or (channels,), float64; None where the sums have no one grid."""
     op, plan = visit.op, visit.plan
@@ -167,16 +193,25 @@ def softmax_overflows(length: int, scale: float) -> bool:
 
 
 def _softmaxes(visit: Visit) -> Iterator[Fault]:
-    """Exponentials beyond float32, which become one or the other end of the integers."""
+    """What ONNX Runtime's integer softmax does with ``1 / scale``: its whole part alone, and exponentials beyond float32."""
     params, y = visit.params, visit.sums
     if params is None or params.axis is not None or params.bits > 8 or visit.op.kind != "activation":
         return
-    scale = float(params.scale)
+    scale, whole = float(params.scale), math.floor(np.float32(1.0) / params.scale.numpy())
     for axis in range(1, y.ndim):
         length = y.shape[axis]
-        if not softmax_overflows(length, scale) or bool(((y.sum(axis) - 1.0).abs() > 1e-3).any()):
+        if bool(((y.sum(axis) - 1.0).abs() > 1e-3).any()):
             continue
-        beyond = y * math.floor(1.0 / scale) > y.amax(axis, keepdim=True) * _ROOM * length
+        yield Fault(
+            "rounding",
+            f"multiplies the probabilities of its softmax with {whole}, the whole part of 1 / scale ({1.0 / scale:.2f}), as ONNX "
+            "Runtime's integer kernel does",
+            "Nothing is wrong: no code is off by more than a step.",
+            lambda: rounded(visit.op, visit.sums.double() * (whole * scale), params, torch.round),
+        )
+        if not softmax_overflows(length, scale):
+            continue
+        beyond = y * whole > y.amax(axis, keepdim=True) * _ROOM * length
         for end, value in (("least", params.lo), ("greatest", params.hi)):
             yield Fault(
                 "accumulator",

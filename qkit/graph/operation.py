@@ -58,6 +58,8 @@ class Operation:
         What is folded into them, in order: `qkit.graph.normal_form.fixed_norms.Recipe.how`.
     divisor
         Index of the operation whose value it divides by, None where there is none or it is kept from zero.
+    origin
+        Which call of the forward gives its value: ``path:function#k``, the k-th of that function in that module; "" where not known.
     groups
         Of a grouped transposed convolution: its weight here is (outputs, inputs / groups, ...), 1 for every other.
     """
@@ -84,6 +86,7 @@ class Operation:
     folded: tuple[str, ...] = ()
     groups: int = 1
     divisor: int | None = None
+    origin: str = ""
 
     @property
     def quantized(self) -> bool:

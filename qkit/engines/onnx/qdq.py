@@ -13,6 +13,13 @@ int32 at a power of two of its own, which has the very same values, and which th
 A softmax is guarded too. ONNX Runtime before 1.32 makes an integer kernel of it whose exponentials overflow where the
 probabilities are small for its length, and writes code 0 then. An Abs, which changes no probability, keeps such a softmax in
 float: what rounds to the same codes, such as a Clip, the optimizer takes away.
+
+So are 8-bit weights of a matrix product whose input is wider or float. ONNX Runtime's optimizer makes MatMulNBits of such a
+product, which rounds the input to 8 bits in blocks of 32. Stored in 16 bits, the same codes are left alone.
+
+And so are two grids with nothing in between, such as those of a norm and of the ReLU behind it, which the second grid's end stands
+for. The optimizer makes one rounding of the two, on a third grid; a Max with the second grid's least value, which changes no
+code, keeps them apart.
 """
 
 from __future__ import annotations
@@ -65,6 +72,7 @@ class Rewriter:
     float_biases: list[str] = field(default_factory=list)
     guarded: list[str] = field(default_factory=list)
     softmaxes: list[str] = field(default_factory=list)
+    widened: list[str] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
     nodes: list[Any] = field(default_factory=list)
     tensors: dict[str, Any] = field(default_factory=dict)
@@ -119,6 +127,11 @@ class Rewriter:
             self.notes.append(
                 f"the probabilities of {len(self.softmaxes)} softmaxes are small, which overflows in the integer kernel of ONNX "
                 f"Runtime before 1.32; an Abs, which changes no probability, keeps them in float: {few(self.softmaxes)}"
+            )
+        if self.widened:
+            self.notes.append(
+                f"the 8-bit weights of {len(self.widened)} matrix products whose input is wider or float are stored in 16 bits, since "
+                f"ONNX Runtime would round the input to 8 bits too (MatMulNBits): {few(self.widened)}"
             )
         if self.cut:
             self.notes.append(
@@ -177,15 +190,25 @@ class Rewriter:
         dtype = np.uint8 if count <= 255 else np.uint16
         scale = self._constant(f"{name}/scale", params.scale.numpy())
         zero = self._constant(f"{name}/zero_point", np.array(int(params.zero_point) - params.qmin, dtype))
+        if self._on_another_grid(source, scale, zero):
+            source = self._node("Max", [source, self._least(name, params)], f"{name}/apart")
         if count != np.iinfo(dtype).max:
             self.cut.append(name)
-            ends = (
-                self._constant(f"{name}/{end}", np.array(float(value), np.float32))
-                for end, value in (("least", params.lo), ("greatest", params.hi))
-            )
-            source = self._node("Clip", [source, *ends], f"{name}/cut")
+            greatest = self._constant(f"{name}/greatest", np.array(float(params.hi), np.float32))
+            source = self._node("Clip", [source, self._least(name, params), greatest], f"{name}/cut")
         codes = self._node("QuantizeLinear", [source, scale, zero], f"{name}/codes")
         return self._node("DequantizeLinear", [codes, scale, zero], f"{name}/values")
+
+    def _least(self, name: str, params: QuantParams) -> str:
+        return self._constant(f"{name}/least", np.array(float(params.lo), np.float32))
+
+    def _on_another_grid(self, source: str, scale: str, zero: str) -> bool:
+        """Whether the tensor comes straight from a grid, and another one."""
+        maker = next((node for node in reversed(self.nodes) if source in node.output), None)
+        if maker is None or maker.op_type != "DequantizeLinear":
+            return False
+        pairs = zip(maker.input[1:], (scale, zero), strict=True)
+        return any(self.tensors[theirs].raw_data != self.tensors[own].raw_data for theirs, own in pairs)
 
     def _weight(self, op: Operation, source: str) -> str:
         name = op.weight or ""
@@ -194,12 +217,24 @@ class Rewriter:
             return source
         codes = weight_codes(self.graph, self.plan, name, params)
         signed = params.qmin < 0
-        dtype = np.dtype(("int" if signed else "uint") + ("8" if params.bits <= 8 else "16"))
+        widened = params.bits <= 8 and self._would_round_its_input(op)
+        if widened:
+            self.widened.append(op.name)
+        dtype = np.dtype(("int" if signed else "uint") + ("8" if params.bits <= 8 and not widened else "16"))
         scale = self._constant(f"{name}/scale", params.scale.numpy())
-        zero = self._constant(f"{name}/zero_point", params.zero_point.numpy().astype(dtype))
-        stored = self._constant(f"{name}/codes", codes.numpy().astype(dtype))
+        # a weight that two layers share may be stored in both widths
+        end = "/wide" if widened else ""
+        zero = self._constant(f"{name}/zero_point{end}", params.zero_point.numpy().astype(dtype))
+        stored = self._constant(f"{name}/codes{end}", codes.numpy().astype(dtype))
         axis = {} if params.axis is None else {"axis": params.axis}
         return self._node("DequantizeLinear", [stored, scale, zero], self._unused(f"{name}/values"), **axis)
+
+    def _would_round_its_input(self, op: Operation) -> bool:
+        """Whether ONNX Runtime would make MatMulNBits of the product: on more than two axes, where it is no Gemm."""
+        source = self.graph.operations[op.inputs[0]]
+        grid = self.plan.params(source.tap)
+        narrow = grid is not None and grid.bits <= 8 and grid.axis is None
+        return op.kind == "linear" and len(source.shape) != 2 and not narrow
 
     def _bias(self, op: Operation, source: str) -> str:
         bias = float_bias(self.graph, self.plan, op)

@@ -192,7 +192,7 @@ class OnnxLane(Closeable):
     @property
     def kernels(self) -> dict[str, int]:
         """Operators that ONNX Runtime runs for this lane after its optimizations, and how often: QLinearConv, QGemm, Conv, …"""
-        return dict(Counter(kind for _, kind, _ in self._prepared.nodes))
+        return dict(self._prepared.kinds)
 
     @functools.cached_property
     def _prepared(self) -> Prepared:
@@ -270,6 +270,13 @@ def _engine_notes(lane: OnnxLane) -> list[str]:
         notes.append(
             f"{len(floats)} layers on grids run in float between dequantizing and quantizing, since ONNX Runtime has no integer "
             f"kernel for them here: {few(floats)}"
+        )
+    blocks = prepared.kinds["MatMulNBits"]
+    if blocks:
+        notes.append(
+            f"ONNX Runtime's optimizer made MatMulNBits of {blocks} matrix products with weights of 8 bits or fewer and a wider "
+            "input, which rounds that input to 8 bits in blocks; the session option session.qdq_matmulnbits_accuracy_level at 1 "
+            "rules that out, and so does exporting the file with qkit"
         )
     if lane.taps:
         bare = Counter(kind for _, kind, _ in lane._prepare(()).nodes if kind not in _MOVES)

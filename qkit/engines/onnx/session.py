@@ -37,6 +37,11 @@ class Prepared:
     saturated: Mapping[str, int]
 
     @property
+    def kinds(self) -> Counter[str]:
+        """How often it runs each operator."""
+        return Counter(kind for _, kind, _ in self.nodes)
+
+    @property
     def batch_size(self) -> int | None:
         """Where the file fixes it."""
         return self.inputs[0][1][0] if self.inputs and self.inputs[0][1] else None

@@ -3,7 +3,8 @@
 The kit and `torch.export` run the same Python code, so they agree on three things: the path of the module that an operation is
 in, what the operation is called, and the order of equal ones. An operation is found by these, never by its values or by parts
 of names; its shape is compared too. What `torch.fx` quantization leaves without a path (functions that it replaces) is found by
-name and order in the whole network, if there are as many of them there as here.
+name and order in the whole network, if there are as many of them there as here. Several calls that are one operation here, such as a
+norm by hand, are found by the last of them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.graph.table import UNBOUNDED, short_name
 
+#: Where a node's metadata have the name of the operation whose value it gives, if the kit's quantizer has been at work.
+TAP = "qkit_tap"
 #: Operations that pass a value on, or only look at it.
 _PASSING = frozenset("dropout dropout_ alias detach detach_ clone contiguous to identity lift_fresh_copy alias_copy".split())
 _LOOKING = frozenset("sym_size _assert_tensor_metadata _assert_scalar _assert_async".split())
@@ -103,9 +106,12 @@ class _Finder:
     named: dict[str, list[list[fx.Node]]] = field(default_factory=lambda: defaultdict(list))
     placeholders: list[fx.Node] = field(default_factory=list)
     attributes: dict[str, fx.Node] = field(default_factory=dict)
+    marked: dict[str, fx.Node] = field(default_factory=dict)
+    folded: bool = False
 
     def find(self) -> tuple[dict[int, Place], dict[str, str]]:
         self.modules = dict(self.program.named_modules(remove_duplicate=False))
+        self.folded = any(is_dequantize(node) for node in self.program.graph.nodes)
         self._index()
         found: dict[int, Place] = {}
         missing: dict[str, str] = {}
@@ -126,6 +132,8 @@ class _Finder:
                 self.placeholders.append(node)
             elif node.op == "get_attr":
                 self.attributes[str(node.target)] = node
+            if TAP in node.meta:
+                self.marked[node.meta[TAP]] = node
             if not node.op.startswith("call_") or is_quantize(node) or is_dequantize(node) or self._watches(node):
                 continue
             stack = _stack(node)
@@ -155,8 +163,12 @@ class _Finder:
             node = self.placeholders[op.argument]
             return Place((node,), node, node)
         base, number = _numbered(op.name)
-        if ":" in base:
-            nodes = self._function(base, number)
+        if op.name in self.marked and op.weight is None:
+            nodes: list[fx.Node] | None = [self.marked[op.name]]
+        elif ":" in base:
+            # what folds constants leaves out calls that the forward's own count has: there the names' is right
+            ways = [(base, number), *([_numbered(op.origin)] if op.origin else [])]
+            nodes = next((n for way in (ways if self.folded else ways[::-1]) if (n := self._function(*way))), None)
         elif base in self.attributes and base not in self.calls:
             nodes = [self.attributes[base]]
         else:
@@ -175,8 +187,9 @@ class _Finder:
         if number <= len(groups):
             return groups[number - 1]
         peers = [s.name for s in self.graph.operations if ":" in s.name and _plain(_numbered(s.name)[0].split(":", 1)[1]) == name]
-        if len(peers) == len(self.named.get(name, [])):
-            return self.named[name][peers.index(base if number == 1 else f"{base}#{number}")]
+        wanted = base if number == 1 else f"{base}#{number}"
+        if wanted in peers and len(peers) == len(self.named.get(name, [])):
+            return self.named[name][peers.index(wanted)]
         return None
 
     def _finish(self, op: Operation, nodes: tuple[fx.Node, ...], core: fx.Node) -> Place | str:

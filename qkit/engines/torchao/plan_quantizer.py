@@ -20,7 +20,8 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
-from qkit.engines.torchao.nodes import Place, operation, place_all
+from qkit.engines.torchao.attention import open_attention
+from qkit.engines.torchao.nodes import TAP, Place, operation, place_all
 from qkit.errors import GraphError, PlanError
 from qkit.execution.lanes import decide
 from qkit.graph import Graph
@@ -117,6 +118,10 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
         self._remarks: dict[str, list[str]] = {}
         self._roots: dict[fx.Node, fx.Node] = {}
 
+    def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
+        """Open attention, whose products and softmax have grids of their own; torchao asks for it before it annotates."""
+        return open_attention(model)
+
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         """Put the grids on the program's nodes.
 
@@ -133,6 +138,7 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
             place = found.get(op.index)
             if place is None:
                 continue
+            place.final.meta[TAP] = op.name
             if op.weight is not None and self.plan.params(op.weight) is not None:
                 self._weighted(model, op, place)
             params = self.plan.params(op.name) if op.quantized else None

@@ -11,6 +11,7 @@ import io
 import logging
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
@@ -176,6 +177,8 @@ class _Copier:
         self.form, self.module = form, module
         self.memories: dict[StorageWeakRef, int] = {}
         self.renamed: Mapping[str, str] = getattr(net, "paths", {}) if isinstance(net, Traced) else {}
+        self.counts: Counter[str] = Counter()
+        self.call: tuple[Any, ...] = ()
 
     def run(self, graph: fx.Graph, copied: dict[fx.Node, Any]) -> tuple[Any, ...]:
         for node in graph.nodes:
@@ -226,7 +229,8 @@ class _Copier:
         elif name in _SHAPED_AS:  # reads no numbers of the other tensor
             target, args = _SHAPED_AS[name], (args[0], list(node.meta["val"].shape))
         new = self.form.graph.call_function(target, args, kwargs)
-        new.meta = {"value": outline(node.meta.get("val")), "called": _called(node), **self._module(node)}
+        module = self._module(node)
+        new.meta = {"value": outline(node.meta.get("val")), "called": _called(node), "origin": self._origin(node, module), **module}
         self.note_memory(new, node)
         if "stack_trace" in node.meta:
             new.meta["stack_trace"] = node.meta["stack_trace"]
@@ -239,6 +243,15 @@ class _Copier:
         if isinstance(value, Tensor):
             memory = StorageWeakRef(value.untyped_storage())
             new.meta["memory"] = self.memories.setdefault(memory, len(self.memories))
+
+    def _origin(self, node: fx.Node, module: dict[str, str]) -> str:
+        """``path:function#k``: the k-th call of that function in a module, one for all nodes that the call became."""
+        note = node.meta.get("torch_fn")
+        name = f"{module['path']}:{short_name(str(note[1]).rsplit('.', 1)[-1] if note else node.target)}"
+        call = (module["module"], name, note or node.name)
+        self.counts[name] += call != self.call
+        self.call = call
+        return f"{name}#{self.counts[name]}"
 
     def _module(self, node: fx.Node) -> dict[str, str]:
         """Path of the innermost module that the node is in, a key of that module's call, and the module's class."""
