@@ -439,30 +439,34 @@ class GraphView(Panel):
     # export
 
     def overlay(
-        self, path: str | Path | None = None, *, tensors: Mapping[str, Any] | None = None, name: str | None = None
+        self, path: str | Path | None = None, *, onnx: str | Path | None = None, name: str | None = None
     ) -> dict[str, Any]:
         """The colours as "custom node data" for Google's Model Explorer, written to a JSON file where a path is given.
 
         Parameters
         ----------
-        tensors
-            Names of the file's tensors by tap, such as ``study.export("net.onnx").taps``. By default taps are called as the
-            tensors, which is right for a study of an ONNX file.
+        onnx
+            The file that Model Explorer shows, for the names of its nodes: the study's own, or one of ``study.export``. By default
+            nodes are called as the taps, which is right for the layers of a file of ``study.export``.
         name
             What Model Explorer calls the data.
 
         Raises
         ------
         QkitError
-            If the figure is not measured, or the file cannot be written.
+            If the figure is not measured, a file cannot be read or written, or nothing in the ONNX file is of this network.
         """
+        from qkit.engines.onnx.node_names import node_names
+
         quantity, lane = self.quantities[self.canvas.figure], self.canvas.lane
         values = self.values.get(quantity.key, lane)
         if values is None:
             raise QkitError(f"{quantity.name} is not measured in {lane} yet: call measure() and wait() first.")
-        called = None if tensors is None else {tap: str(getattr(stored, "tensor", stored)) for tap, stored in tensors.items()}
+        nodes = None if onnx is None else node_names(onnx)
         title = name or f"qkit: {quantity.name}{f', {lane}' if quantity.by_lane else ''}"
-        data = overlay(quantity, values, name=title, tensors=called)
+        data = overlay(quantity, values, name=title, nodes=nodes)
+        if not data["results"] and values:
+            raise QkitError(f"none of the {len(values)} coloured layers is in {onnx}: give the file of this network.")
         if path is not None:
             files.write_json(path, data)
         return data
