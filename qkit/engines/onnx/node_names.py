@@ -10,9 +10,9 @@ from qkit.engines.onnx.taps import mapping
 
 
 def node_names(path: str | Path) -> dict[str, str]:
-    """Names of the file's nodes by what they stand for: the tensor they make, their own name, the tap of a file that the kit wrote.
+    """Names of the file's nodes by what they stand for: the tensor they make, their own name, the tap in a file of the kit.
 
-    A node without a name is called ``<node_3>`` by its number and an input of the graph ``[value] x``, as model-explorer-onnx does.
+    As in model-explorer-onnx, a node without a name is ``<node_3>`` by its number, and an input of the graph ``[value] x``.
 
     Raises
     ------

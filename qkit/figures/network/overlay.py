@@ -1,9 +1,9 @@
 """The picture's colours as a file for Google's Model Explorer: its "custom node data" of one graph.
 
 Format: a JSON object with ``results`` (a value and a colour by node), ``gradient`` (two stops or more) and ``name``; see Model
-Explorer's ``node_data_builder.py`` (``GraphNodeData``) and its page on custom node data. Nodes are named by their ids: those of an
-ONNX file are the nodes' names, see `qkit.engines.onnx.node_names`. Model Explorer looks a name up among output tensors first, but
-its ONNX adapter (0.4.2) does not say these in the way that Model Explorer (0.1.34) reads.
+Explorer's ``node_data_builder.py`` (``GraphNodeData``) and its page on custom node data. Nodes are named by their ids, which
+for an ONNX file are the nodes' names, see `qkit.engines.onnx.node_names`: Model Explorer (0.1.34) looks for names of output
+tensors first, but its ONNX adapter (0.4.2) does not give these in the way it reads.
 """
 
 from __future__ import annotations
