@@ -100,7 +100,9 @@ def number(value: Any, digits: int = 4) -> str:
 
 def decibels(value: Any) -> str:
     """One decimal."""
-    return number(value) if is_missing(value) or math.isinf(value) else f"{value:.1f}".replace("-", "−")
+    if is_missing(value) or math.isinf(value):
+        return number(value)
+    return f"{round(float(value), 1) + 0.0:.1f}".replace("-", "−")  # 0 has no sign
 
 
 def share(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -20,6 +21,8 @@ from qkit.errors import MissingExtra, QkitError, installing
 EXAMPLES = ("qkit lab", "qkit lab work/notebooks --port 9999", "qkit lab --copy-only", "qkit lab --no-browser")
 #: What the notebooks need beside JupyterLab itself, and the extra that has it.
 _NEEDED = ("jupyterlab", "anywidget", "ipywidgets", "torchvision")
+#: Defaults of JupyterLab's settings: its question about news would lie over the first notebook. The user's own settings win.
+_DEFAULTS = Path(__file__).parent / "jupyter"
 
 
 def lab(
@@ -85,7 +88,10 @@ def _start(folder: Path, *, browser: bool, port: int | None, allow_root: bool) -
         arguments.append("--allow-root")
     if port is not None:
         arguments += [f"--port={port}", "--ServerApp.port_retries=0"]
-    process = subprocess.Popen(arguments, stdout=sys.stderr)  # noqa: S603  # our own interpreter
+    searched = os.pathsep.join(filter(None, (os.environ.get("JUPYTER_CONFIG_PATH"), str(_DEFAULTS))))
+    process = subprocess.Popen(  # noqa: S603  # our own interpreter
+        arguments, stdout=sys.stderr, env={**os.environ, "JUPYTER_CONFIG_PATH": searched}
+    )
     while True:
         try:
             return process.wait()

@@ -59,12 +59,10 @@ def attach(
     if samples < 1 or flips < 0:
         raise QkitError(f"samples={samples}, flips={flips}: give at least one sample, and 0 or more images that change.")
     graph, lane = study.graph, study.narrow
-    if layer is None:
-        table = study.capture(batches=1, progress=progress).table()
-        layer = str(table[lane, "local sqnr"].astype(float).idxmin())
-    op = graph.operation(layer)
+    captured = study.capture(batches=1, progress=progress)
+    op = graph.operation(layer or str(captured.table()[lane, "local sqnr"].astype(float).idxmin()))
     read = [graph.operations[index].name for index in op.inputs]
-    captured = study.capture(batches=1, keep=[name for name in (op.name, *read) if name in graph.taps], progress=progress)
+    output = captured[op.name]
     arrays: dict[str, np.ndarray] = {}
     for i, name in enumerate(read):
         _put(arrays, f"input{i}", captured[name][lane], samples)
@@ -73,8 +71,8 @@ def attach(
         arrays["weight_float"] = _array(graph.weights[op.weight])
     if op.bias is not None:
         arrays["bias"] = _array(graph.biases[op.bias])
-    _put(arrays, "output", captured[op.name][lane], samples)
-    arrays["output_float"] = _array(captured[op.name]["float"].values[:samples])
+    _put(arrays, "output", output[lane], samples)
+    arrays["output_float"] = _array(output["float"].values[:samples])
     inputs = dict(samples_at(study.evaluation, range(min(samples, len(arrays["output"])))))
     arrays |= _inputs("image", list(inputs.values()))
     arrays |= _flips(study, lane, flips, progress=progress)

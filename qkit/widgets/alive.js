@@ -1,11 +1,5 @@
-// A widget that lives hides its static stand-in: the picture and the table among the outputs of its cell. One whose kernel is
-// gone says so.
+// A widget that lives hides its static stand-in: the picture and the table among the outputs of its cell.
 import { guarded } from "./common.js";
-
-/** @import { Model, Tuner } from "./types" */
-
-/** Milliseconds after which a kernel that does not answer is taken for gone. */
-const PATIENCE = 1500;
 
 /**
  * Widgets inside widgets mark the same outputs: the last one to go takes the mark along.
@@ -39,41 +33,5 @@ export function alive(el) {
   return () => {
     cancelAnimationFrame(frame);
     if (outputs) count(outputs, -1);
-  };
-}
-
-/**
- * Asks the kernel whether it still knows the widget, whenever the front end says that their connection has changed; without an
- * answer the element gets the class "qkit-lost". Returns what ends it.
- * @param {Model<Tuner>} model
- * @param {HTMLElement} el
- */
-export function watched(model, el) {
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  let waiting;
-  /** @param {boolean} gone */
-  const show = (gone) => {
-    el.classList.toggle("qkit-lost", gone);
-    for (const part of el.children) part.toggleAttribute("inert", gone);
-  };
-  const ask = () => {
-    clearTimeout(waiting);
-    waiting = setTimeout(() => show(true), PATIENCE);
-    try {
-      model.send({ event: "ping" });
-    } catch {
-      // the kernel is not up yet: there will be no answer
-    }
-  };
-  const answered = () => {
-    clearTimeout(waiting);
-    show(false);
-  };
-  model.on("comm_live_update", ask);
-  model.on("msg:custom", answered);
-  return () => {
-    clearTimeout(waiting);
-    model.off("comm_live_update", ask);
-    model.off("msg:custom", answered);
   };
 }

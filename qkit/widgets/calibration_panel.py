@@ -330,12 +330,12 @@ class CalibrationPanel(Panel):
         brief = partial(number, digits=4)
         columns = [
             Column("tensor", words=True),
-            Column("class", words=True),
-            Column("worst channel, before", decibels, tip=_WORST),
             Column("worst channel", decibels, tip=_WORST),
-            Column("median channel, before", decibels, tip=_MEDIAN),
+            Column("worst channel, before", decibels, tip=_WORST),
             Column("median channel", decibels, tip=_MEDIAN),
+            Column("median channel, before", decibels, tip=_MEDIAN),
             Column("channels at 0", number, down=True, tip="output channels of a weight that round to 0 as a whole"),
+            Column("class", words=True),
             Column("from, before", brief),
             Column("to, before", brief),
             Column("from", brief),
@@ -352,11 +352,11 @@ class CalibrationPanel(Panel):
         for name in self._base.grids:
             before, now = self._figures(name, self._base), self._figures(name, self.plan)
             width = (now[1] - now[0]) / max(before[1] - before[0], 1e-300)
-            channels = [_channels(old.get(name)), _channels(new.get(name))]
+            channels = [_channels(new.get(name)), _channels(old.get(name))]
             worst, median = ([each[k] for each in channels] for k in (0, 1))
             ends = (*before[:2], *now[:2])
             rows[name] = (
-                name, kinds[name], *worst, *median, channels[1][2], *ends, width, before[2], now[2], before[3], now[3],
+                name, *worst, *median, channels[0][2], kinds[name], *ends, width, before[2], now[2], before[3], now[3],
             )  # fmt: skip
         charts = {
             ("output's channels", "SQNR of the output (dB)"): [

@@ -108,7 +108,8 @@ export function channelPlot(el, host, height, source) {
       const grid = p.step > 0 ? `; grid ${lo} to ${hi}, step ${step}` : "";
       const marks = log ? "the grid's end and its step" : "the grid's ends";
       const ratio = source.ratio(chosen);
-      said.textContent = `channel ${chosen} of ${all.length}: ${low} to ${high}${grid}${ratio} (lines: ${marks})`;
+      said.textContent = `channel ${chosen} of ${all.length}: ${low} to ${high}${ratio}${grid} (lines: ${marks})`;
+      said.title = said.textContent;
     }
   });
 

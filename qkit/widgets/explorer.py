@@ -25,9 +25,10 @@ from qkit.widgets.layer_detail import WeightView, layer_words, split_words
 from qkit.widgets.layer_figures import show_figures, show_structure
 from qkit.widgets.layer_losses import Losses, known_losses, losses_of
 from qkit.widgets.map_view import FeatureMaps
-from qkit.widgets.panel import Panel, button, row, shown
+from qkit.widgets.panel import button, row, shown
 from qkit.widgets.tuner import Tuner
-from qkit.widgets.work import STATE, Worker
+from qkit.widgets.tuning import TuningPanel
+from qkit.widgets.work import Worker
 
 if TYPE_CHECKING:
     from qkit.study import Study
@@ -37,7 +38,7 @@ _CAPTURING = "capturing"
 _ESTIMATING, _MEASURING = "estimating each layer's loss", "measuring each layer alone"
 
 
-class Explorer(Panel):
+class Explorer(TuningPanel):
     """Look at a network layer by layer.
 
     It opens the tensor at fault: of the layer that costs most (before that is known, of the one with the lowest local SQNR) the
@@ -73,7 +74,8 @@ class Explorer(Panel):
     ) -> None:
         if isinstance(sensitivity, Sensitivity) and sensitivity.mode != "only":
             raise QkitError("a sweep 'except' tells what sparing a layer recovers, not its loss: give one of mode 'only'.")
-        self._given, self._base, self._batches = study, study.plan, batches
+        self._hold(study)
+        self._batches = batches
         self._found: Capture | None = None
         self._captured: Plan | None = None
         self.losses: Losses | None = None if sensitivity is None else losses_of(sensitivity, study.graph)
@@ -83,7 +85,6 @@ class Explorer(Panel):
         self._by_hand = False
         self._reports: dict[str, tuple[str, float | None]] = {}
         self._ranker = Worker(partial(self._reported, "loss"), self._not_ranked, lambda _: self._not_ranked(None))
-        self._tuner: Tuner | None = None
         self._graph: GraphView | None = None
         self._build()
         super().__init__(self._panes)
@@ -143,26 +144,10 @@ class Explorer(Panel):
         self._check_open()
         return self._found
 
-    @property
-    def tuner(self) -> Tuner:
-        """The range tuner, which holds the edited plan."""
-        with STATE:  # the page's messages come on another thread than the cells'
-            if self._tuner is None:
-                self._tuner = Tuner(self._origin, self._tensor.value)
-                self._tuner.observe(lambda _: self._edited(), "edits")
-            return self._tuner
-
-    @property
-    def plan(self) -> Plan:
-        """The plan as edited."""
-        if self._tuner is not None:
-            return self._tuner.plan
-        return self._base if self.closed else self._origin.plan
-
-    @property
-    def study(self) -> Study:
-        """A study with the edited plan."""
-        return self._origin if self._tuner is None else self._tuner.study
+    def _new_tuner(self) -> Tuner:
+        tuner = Tuner(self._origin, self._tensor.value)
+        tuner.observe(lambda _: self._edited(), "edits")
+        return tuner
 
     # work in the background
 

@@ -6,6 +6,8 @@ import { boxAt, fitted, found, middle, neighbour, zoomed } from "./graph_view.js
 /** @import { GraphCanvas, GraphWish, View, Window } from "./types" */
 
 const HEIGHT = 520;
+/** Boxes that are named beside the picture before one is chosen. */
+const STRONGEST = 6;
 const HELP =
   "Arrow keys follow the edges, Enter opens, + and − zoom, 0 shows the whole, / searches. Drag moves; the wheel zooms once the picture has the focus.";
 
@@ -36,7 +38,7 @@ export default {
       type: "search",
       placeholder: "search: name or kind",
       "aria-label": "search by name or kind",
-      size: "17",
+      size: "20",
     });
     const count = make("span", { class: "qkit-note", "aria-live": "polite" });
     const measure = press("measure", "measure what is missing to colour by this figure", () => ask({ event: "measure" }));
@@ -54,14 +56,14 @@ export default {
       count,
       make(
         "span",
-        { class: "qkit-graph-group" },
+        { class: "qkit-group" },
         press("open all", "open every block", () => ask({ event: "level", key: "all" })),
         press("as at first", "open as many levels of blocks as at first", () => ask({ event: "level", key: "first" })),
         press("close all", "close every block", () => ask({ event: "level", key: "none" })),
       ),
       make(
         "span",
-        { class: "qkit-graph-group" },
+        { class: "qkit-group" },
         press("−", "zoom out", () => zoom(1 / 1.25)),
         press("+", "zoom in", () => zoom(1.25)),
         press("whole", "show the whole network", () => fit(true)),
@@ -79,7 +81,7 @@ export default {
     // what is drawn
     /** @type {Window} */
     let at = { x: 0, y: 0, k: 1 };
-    let [fresh, hovered] = [true, -1];
+    let [fresh, hovered, wide] = [true, -1, 0];
     /** @type {ReturnType<typeof compose> | null} */
     let scene = null;
     /** @type {ReturnType<typeof paintMap>} */
@@ -104,7 +106,8 @@ export default {
       if (fresh) {
         at = fitted(model.get("size"), width, height, false);
         fresh = false;
-      }
+      } else at = { ...at, x: at.x + (width - wide) / 2 };
+      wide = width;
       paintScene(c, width, height, colours, scene, at, {
         selected: number(),
         hovered,
@@ -404,8 +407,26 @@ export default {
       scene = null;
       key();
       say();
+      if (!model.get("facts").length) beheld();
       board.redraw();
     });
+    /** What stands there before a box is chosen: those with the strongest colours, to choose from, and the keys. */
+    const first = () => {
+      /** @param {number} i */
+      const share = (i) => Math.max(0, ...(model.get("shares")[i] ?? []).map((part) => part ?? 0));
+      const strongest = [...boxes().keys()].filter((i) => !boxes()[i].opened && share(i) > 0).sort((a, b) => share(b) - share(a));
+      const list = strongest.slice(0, STRONGEST).map((i) => {
+        const { key } = boxes()[i];
+        const name = make("button", { type: "button" }, key);
+        name.addEventListener("click", () => choose(key, true));
+        return make("tr", {}, make("td", {}, name), make("td", {}, model.get("texts")[i]));
+      });
+      const head = make("p", {}, make("strong", {}, `${model.get("legend").title}, the strongest`));
+      return [
+        ...(list.length ? [head, make("table", { class: "qkit-graph-first" }, ...list)] : []),
+        make("p", { class: "qkit-note" }, HELP),
+      ];
+    };
     const beheld = guarded(el, () => {
       const rows = model
         .get("facts")
@@ -421,7 +442,7 @@ export default {
         return box;
       });
       side.replaceChildren(
-        ...(rows.length ? [make("table", { class: "qkit-graph-facts" }, ...rows)] : [make("p", { class: "qkit-note" }, HELP)]),
+        ...(rows.length ? [make("table", { class: "qkit-graph-facts" }, ...rows)] : first()),
         make("div", { class: "qkit-tools" }, ...open),
         ...pictures,
         make("div", { class: "qkit-note" }, model.get("said")),

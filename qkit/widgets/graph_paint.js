@@ -4,7 +4,8 @@
 
 /** How strong the strongest colour is, so that ink stays readable on it: on a light page, on a dark one. */
 const STRONGEST = { light: 0.75, dark: 0.5 };
-const FEW = 0.07;
+/** How strong the weakest colour is, and up to which share there is none: two lanes that are equal are neither worse nor better. */
+const [FEW, NONE] = [0.07, 0.002];
 export const MAP = 74;
 
 /**
@@ -27,6 +28,7 @@ function brightness(colour) {
  */
 export function shade(share, colours) {
   const most = STRONGEST[brightness(colours.page) > 0.5 ? "light" : "dark"];
+  if (Math.abs(share) < NONE) return [colours.page, 0];
   return [share < 0 ? colours.wide : colours.narrow, most * (FEW + (1 - FEW) * Math.abs(share))];
 }
 
@@ -269,7 +271,7 @@ export function paintMap(c, width, height, colours, scene, at) {
     const least = Math.max(h * k, 1);
     const share = scene.shares[i]?.[0];
     const [colour, strength] = share == null ? [colours.muted, 0.3] : shade(share, colours);
-    c.fillStyle = colour;
+    c.fillStyle = strength ? colour : colours.muted;
     c.globalAlpha = Math.min(strength + 0.12, 1);
     c.fillRect(place.x + x * k, place.y + y * k, Math.max(w * k, 2), least);
   });

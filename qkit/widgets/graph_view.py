@@ -27,9 +27,9 @@ from qkit.widgets.graph_canvas import GraphCanvas
 from qkit.widgets.graph_details import block_facts, node_facts, value_pictures
 from qkit.widgets.graph_values import WORK, GraphValues, lanes_of
 from qkit.widgets.map_view import FeatureMaps
-from qkit.widgets.panel import Panel, shown
-from qkit.widgets.tuner import Tuner
-from qkit.widgets.work import STATE, Worker
+from qkit.widgets.panel import shown
+from qkit.widgets.tuning import TuningPanel
+from qkit.widgets.work import Worker
 
 if TYPE_CHECKING:
     from qkit.study import Study
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 ACTIONS = {"range": "tune range", "weight": "tune weight", "maps": "feature maps"}
 
 
-class GraphView(Panel):
+class GraphView(TuningPanel):
     """Look at the network as a picture.
 
     Parameters
@@ -75,7 +75,7 @@ class GraphView(Panel):
         figure: str = "propagated",
         batches: int | None = 1,
     ) -> None:
-        self._given, self._base = study, study.plan
+        self._hold(study)
         self.network = network_of(study.graph)
         self.quantities = quantities(study.metric.units)
         known(figure, self.quantities)
@@ -86,7 +86,6 @@ class GraphView(Panel):
         self._opened = self.network.first_view()
         self._places: Layout = layout(self.network, self._opened)
         self._openers: list[Callable[[str, str], Any]] = []
-        self._tuner: Tuner | None = None
         self._maps: FeatureMaps | None = None
         self.canvas = GraphCanvas(figure=figure, lane=self._own)
         self.canvas.show_network(self.network)
@@ -115,26 +114,6 @@ class GraphView(Panel):
     def opened(self) -> frozenset[str]:
         """Keys of the blocks that are open."""
         return self._opened
-
-    @property
-    def tuner(self) -> Tuner:
-        """The range tuner, which holds the edited plan."""
-        with STATE:  # the page's messages come on another thread than the cells'
-            if self._tuner is None:
-                self._tuner = Tuner(self._origin)
-            return self._tuner
-
-    @property
-    def plan(self) -> Plan:
-        """The plan as edited."""
-        if self._tuner is not None:
-            return self._tuner.plan
-        return self._base if self.closed else self._origin.plan
-
-    @property
-    def study(self) -> Study:
-        """A study with the edited plan."""
-        return self._origin if self._tuner is None else self._tuner.study
 
     def add_lane(self, name: str, plan: Plan) -> None:
         """Another plan to colour by and to compare with, such as the plan as edited.
@@ -439,30 +418,34 @@ class GraphView(Panel):
     # export
 
     def overlay(
-        self, path: str | Path | None = None, *, tensors: Mapping[str, Any] | None = None, name: str | None = None
+        self, path: str | Path | None = None, *, onnx: str | Path | None = None, name: str | None = None
     ) -> dict[str, Any]:
         """The colours as "custom node data" for Google's Model Explorer, written to a JSON file where a path is given.
 
         Parameters
         ----------
-        tensors
-            Names of the file's tensors by tap, such as ``study.export("net.onnx").taps``. By default taps are called as the
-            tensors, which is right for a study of an ONNX file.
+        onnx
+            The file that Model Explorer shows, for the names of its nodes: the study's own, or one of ``study.export``. By
+            default nodes are called as the taps, which is right for the layers of a file of ``study.export``.
         name
             What Model Explorer calls the data.
 
         Raises
         ------
         QkitError
-            If the figure is not measured, or the file cannot be written.
+            If the figure is not measured, a file cannot be read or written, or nothing in the ONNX file is of this network.
         """
+        from qkit.engines.onnx.node_names import node_names
+
         quantity, lane = self.quantities[self.canvas.figure], self.canvas.lane
         values = self.values.get(quantity.key, lane)
         if values is None:
             raise QkitError(f"{quantity.name} is not measured in {lane} yet: call measure() and wait() first.")
-        called = None if tensors is None else {tap: str(getattr(stored, "tensor", stored)) for tap, stored in tensors.items()}
+        nodes = None if onnx is None else node_names(onnx)
         title = name or f"qkit: {quantity.name}{f', {lane}' if quantity.by_lane else ''}"
-        data = overlay(quantity, values, name=title, tensors=called)
+        data = overlay(quantity, values, name=title, nodes=nodes)
+        if not data["results"] and values:
+            raise QkitError(f"none of the {len(values)} coloured layers is in {onnx}: give the file of this network.")
         if path is not None:
             files.write_json(path, data)
         return data

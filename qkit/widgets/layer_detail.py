@@ -42,7 +42,7 @@ def split_words(parts: Mapping[str, float], lane: str, worst: str) -> str:
     if math.isnan(weight_share):
         return f"<div>{html.escape(lane)}: no local error</div>"
     noise = sum(10.0 ** (-parts[tensor] / 10.0) for tensor in ("weight", "activation"))
-    local = f"{html.escape(lane)} local error: <b>{decibels(-10.0 * math.log10(noise))} dB</b>, of it"
+    local = f"{html.escape(lane)} local error: <b>{decibels(-10.0 * math.log10(noise))} dB</b>, made by"
     said = [f'<div class="qkit-split" role="group" aria-label="local error">{local}<table>']
     for tensor, part in (("weight", weight_share), ("activation", 1.0 - weight_share)):
         mark = " ◂ at fault" if tensor == worst else ""

@@ -5,10 +5,10 @@ import { contextOf, decades, guarded, label, make, numeric, surface, ticks } fro
 
 const [LEFT, RIGHT, TOP] = [64, 14, 12];
 /** From the top: lines, a gap, bars, names. Where there are no bars, the lines have their room too. */
-const [LINES, GAP, BARS, NAMES] = [180, 16, 60, 122];
+const [LINES, GAP, BARS, NAMES] = [180, 16, 78, 122];
 const HEIGHT = TOP + LINES + GAP + BARS + NAMES;
-/** Least distance between two names, most signs of one, layers with the longest bars that are always named. */
-const [APART, SIGNS, NAMED] = [13, 18, 3];
+/** Least distance between two names, the room of one, layers with the longest bars that are always named. */
+const [APART, ROOM, NAMED] = [13, NAMES - 12, 3];
 /** @type {Record<Line["shape"], (c: CanvasRenderingContext2D, x: number, y: number) => void>} */
 const SHAPES = {
   circle: (c, x, y) => c.arc(x, y, 3, 0, 7),
@@ -66,11 +66,17 @@ function axis(rows, lines, log, bottom) {
 }
 
 /**
- * A name with its end kept, which tells layers apart.
+ * A name with its end kept, which tells layers apart: parts of its path go first.
+ * @param {CanvasRenderingContext2D} c
  * @param {string} name
  */
-function short(name) {
-  return name.length > SIGNS ? `…${name.slice(1 - SIGNS)}` : name;
+function short(c, name) {
+  let kept = name;
+  while (c.measureText(kept).width > ROOM) {
+    const dot = kept.indexOf(".");
+    kept = `…${kept.slice(dot < 0 ? 2 : dot + 1)}`;
+  }
+  return kept;
 }
 
 /**
@@ -235,7 +241,7 @@ export function layerPlot(el, model, plot, legend, bright, choose) {
       c.rotate(-Math.PI / 2);
       c.font = `${bold.has(i) ? "600 " : ""}11px system-ui, sans-serif`;
       c.fillStyle = bold.has(i) ? colours.ink : colours.muted;
-      c.fillText(short(all[i].name), 0, 0);
+      c.fillText(short(c, all[i].name), 0, 0);
       c.restore();
     }
     for (const [text, middle] of [

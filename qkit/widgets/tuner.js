@@ -1,7 +1,7 @@
 // The range tuner: heading, histogram with handles, strip of channels, score, figures, controls, progress and errors.
-import { alive, watched } from "./alive.js";
+import { alive } from "./alive.js";
 import { channelPlot } from "./channels.js";
-import { darkness, floats, follow, guarded, label, make } from "./common.js";
+import { darkness, floats, follow, guarded, label, make, watchKernel } from "./common.js";
 import { codeBox } from "./copy.js";
 import { rangePlot } from "./range.js";
 
@@ -139,9 +139,7 @@ export default {
       labelled("by", by),
       percentile,
       make("span", { class: "qkit-gap" }),
-      undo,
-      redo,
-      reset,
+      make("span", { class: "qkit-group" }, undo, redo, reset),
     );
     kind.setAttribute("aria-label", "grid");
     power.setAttribute("aria-label", "power of two");
@@ -171,7 +169,7 @@ export default {
         const ratio = floats(model.get("ratios"))[channel];
         return ratio === undefined || Number.isNaN(ratio)
           ? ""
-          : `; output ${Number.isFinite(ratio) ? label(+ratio.toFixed(1)) : "∞"} dB`;
+          : `, output ${Number.isFinite(ratio) ? label(+ratio.toFixed(1)) : "∞"} dB`;
       },
       worst: () => {
         const all = floats(model.get("ratios"));
@@ -192,7 +190,13 @@ export default {
         ["measured_rows"],
         () => {
           const rows = model.get("measured_rows");
-          fill(measured, rows.length ? [["measured", "now", "before", "as opened"], ...rows] : []);
+          const all = rows.length ? [["measured", "now", "before", "as opened"], ...rows] : [];
+          // nothing was before the first change
+          const kept = (/** @type {string} */ _, /** @type {number} */ k) => k !== 2 || rows.some((row) => row[2]);
+          fill(
+            measured,
+            all.map((row) => row.filter(kept)),
+          );
         },
       ],
       [
@@ -273,6 +277,7 @@ export default {
             ...options,
           );
           percentile.value = `${model.get("percentile")}`;
+          percentile.hidden = method !== "percentile";
         },
       ],
       [
@@ -311,7 +316,7 @@ export default {
       if (message.event === "refresh") for (const [, show] of shows) guarded(el, show)();
     };
     model.on("msg:custom", refreshed);
-    const unwatch = watched(model, el);
+    const unwatch = watchKernel(model, el);
 
     // what is done here, told
     entered(bits, () => tell({ event: "rule", value: { bits: Math.round(Number(bits.value)) } }));

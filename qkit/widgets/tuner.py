@@ -173,9 +173,6 @@ class Tuner(TunerView):
     @shown
     def _received(self, _: Any, message: dict[str, Any], __: Any) -> None:
         event = message.get("event")
-        if event == "ping":
-            answer(self, {"event": "refresh"})
-            return
         if event in ("drag", "release"):
             self._gesture(message)
             return

@@ -242,7 +242,7 @@ export interface Can {
 // messages: a handle that moves, the kernel's answer, and what else is done
 
 export type Action =
-  | { event: "undo" | "redo" | "reset" | "cancel" | "ping" }
+  | { event: "undo" | "redo" | "reset" | "cancel" }
   | { event: "rule"; value: Partial<Rule> }
   | { event: "choose" | "percentile" | "select" | "tensor"; value: string }
   | { event: "typed"; end: End; value: string }

@@ -165,6 +165,10 @@ def test_a_real_jupyterlab_serves_the_copy(folder: Path) -> None:
         assert {path.name for path in notebooks.find().glob("*.ipynb")} <= names
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/?token=t", timeout=60) as answer:
             assert answer.url.partition("?")[0].endswith("/lab/tree/01_is_it_quantization.ipynb"), "what is opened is the first"
+        setting = f"http://127.0.0.1:{port}/lab/api/settings/@jupyterlab/apputils-extension:notification?token=t"
+        with urllib.request.urlopen(setting, timeout=60) as answer:
+            default = json.load(answer)["schema"]["properties"]["fetchNews"]["default"]
+        assert default == "false", "JupyterLab does not ask about news, which would lie over the first notebook"
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)

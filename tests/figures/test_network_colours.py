@@ -11,6 +11,7 @@ import torch
 from small_networks import minmax_study
 
 from qkit import Plan, QkitError, Study
+from qkit.engines.onnx.node_names import node_names
 from qkit.figures.network.blocks import Network, Node
 from qkit.figures.network.filling import (
     bit_values,
@@ -183,18 +184,18 @@ def test_overlay_of_losses_is_strong_at_its_upper_end() -> None:
     assert made["gradient"][1]["bgColor"] == made["results"]["b"]["bgColor"] == NARROW_COLOUR
 
 
-def test_overlay_names_tensors_of_the_file() -> None:
-    made = overlay(QUANTITIES["local"], DECIBELS, name="x", tensors={"block.a": "conv_out"})
-    assert list(made["results"]) == ["conv_out"]
+def test_overlay_names_nodes_of_the_file() -> None:
+    made = overlay(QUANTITIES["local"], DECIBELS, name="x", nodes={"block.a": "Conv_7"})
+    assert list(made["results"]) == ["Conv_7"]
 
 
-def test_tensors_of_an_onnx_file_are_what_the_overlay_names(tmp_path: Path) -> None:
+def test_nodes_of_an_onnx_file_are_what_the_overlay_names(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     weight = onnx.numpy_helper.from_array(torch.randn(4, 3, 3, 3).numpy(), "w")
     nodes = [
         onnx.helper.make_node("Conv", ["image", "w"], ["/stem/Conv_output_0"], name="/stem/Conv"),
         onnx.helper.make_node("Relu", ["/stem/Conv_output_0"], ["/stem/Relu_output_0"], name="/stem/Relu"),
-        onnx.helper.make_node("GlobalAveragePool", ["/stem/Relu_output_0"], ["scores"], name="/pool"),
+        onnx.helper.make_node("GlobalAveragePool", ["/stem/Relu_output_0"], ["scores"]),
     ]
     ends = [onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in
             (("image", ["n", 3, 8, 8]), ("scores", ["n", 4, 1, 1]))]  # fmt: skip
@@ -204,20 +205,39 @@ def test_tensors_of_an_onnx_file_are_what_the_overlay_names(tmp_path: Path) -> N
     study = Study(path, [torch.randn(2, 3, 8, 8)])
     study.calibrate("minmax", progress=False)
     values = captured_values(study.capture(progress=False).table(), "int8", "propagated")
-    tensors = {name for node in nodes for name in node.output} | {"image"}
-    results = overlay(QUANTITIES["propagated"], values, name="qkit")["results"]
-    assert set(results) <= tensors
-    assert len(results) == 3
+    results = overlay(QUANTITIES["propagated"], values, name="qkit", nodes=node_names(path))["results"]
+    # what Model Explorer's adapter calls an input, and a node that has no name
+    makers = {"image": "[value] image", "/stem/Relu_output_0": "/stem/Relu", "scores": "<node_2>"}
+    assert {name: entry["value"] for name, entry in results.items()} == {makers[tap]: value for tap, value in values.items()}
 
 
 @pytest.mark.slow
-def test_tensors_of_an_exported_file_are_what_the_overlay_names(study: Study, tmp_path: Path) -> None:
+def test_nodes_of_an_exported_file_are_what_the_overlay_names(study: Study, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     written = study.export(tmp_path / "net.onnx")
     values = captured_values(study.capture(progress=False).table(), "int8", "propagated")
-    called = {tap: stored.tensor for tap, stored in written.taps.items()}
-    results = overlay(QUANTITIES["propagated"], values, name="qkit", tensors=called)["results"]
-    model = onnx.load(written.path)
-    made = {name for node in model.graph.node for name in node.output} | {value.name for value in model.graph.input}
-    assert set(results) <= made
-    assert len(results) == len(set(called) & {tap for tap, value in values.items() if math.isfinite(value)})
+    results = overlay(QUANTITIES["propagated"], values, name="qkit", nodes=node_names(written.path))["results"]
+    nodes = {node.name: node for node in onnx.load(written.path).graph.node}
+    finite = {tap for tap, value in values.items() if math.isfinite(value)}
+    assert len(results) == len(set(written.taps) & finite)
+    assert set(results) <= set(nodes)
+    # the layers themselves, not what quantizes their outputs
+    layers = {op.name for op in study.graph.operations if op.weight is not None} & finite
+    assert {nodes[name].op_type for name in results if name in layers} == {"Conv", "Gemm"}
+    assert layers <= set(results)
+
+
+def test_damaged_metadata_are_said(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"], name="relu")], "net", ends[:1], ends[1:])
+    model = onnx.helper.make_model(graph)
+    path = tmp_path / "net.onnx"
+    onnx.helper.set_model_props(model, {"qkit.taps": '{"a": {"tensor": "y"}, "b": {"tensor": "gone"}}'})
+    onnx.save(model, path)
+    assert node_names(path) == {"x": "[value] x", "y": "relu", "relu": "relu", "a": "relu"}
+    for taps in ("[1]", '{"a": 3}', "{"):
+        onnx.helper.set_model_props(model, {"qkit.taps": taps})
+        onnx.save(model, path)
+        with pytest.raises(QkitError, match="corrupt"):
+            node_names(path)

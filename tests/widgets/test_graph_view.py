@@ -307,12 +307,23 @@ def test_the_explorer_shows_it_and_follows() -> None:
 # files, stand-in, closing
 
 
-def test_overlay_is_written_with_the_files_names(tmp_path: Path) -> None:
+def test_overlay_is_written_with_the_names_of_a_files_nodes(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
     view = shown()
-    made = view.overlay(tmp_path / "colours.json", tensors={"stem": "conv_out"})
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in ("x", "stem")]
+
+    def file(out: str) -> Path:
+        ends[1].name = out
+        graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], [out], name="first")], "net", ends[:1], ends[1:])
+        onnx.save(onnx.helper.make_model(graph), tmp_path / f"{out}.onnx")
+        return tmp_path / f"{out}.onnx"
+
+    made = view.overlay(tmp_path / "colours.json", onnx=file("stem"))
     assert json.loads((tmp_path / "colours.json").read_text()) == made
-    assert list(made["results"]) == ["conv_out"]
-    assert made["results"]["conv_out"]["value"] == captured().table().loc["stem", ("int8", "sqnr")]
+    assert list(made["results"]) == ["first"]
+    assert made["results"]["first"]["value"] == captured().table().loc["stem", ("int8", "sqnr")]
+    with pytest.raises(QkitError, match=r"other\.onnx"):
+        view.overlay(onnx=file("other"))
     every = view.overlay()
     finite = captured().table()["int8", "sqnr"]
     assert set(every["results"]) == set(finite[finite < math.inf].index)

@@ -129,8 +129,8 @@ def own_taps(model: Any, contents: Mapping[str, Any], plan: Plan, graph: Graph |
         If the metadata do not fit the file.
     """
     wiring, found = Wiring(model), Found()
-    for name, said in _mapping(contents.get("taps")).items():
-        entry = _mapping(said)
+    for name, said in mapping(contents.get("taps")).items():
+        entry = mapping(said)
         tensor, offset, integer = entry.get("tensor"), entry.get("offset"), entry.get("integer")
         if not isinstance(tensor, str) or not isinstance(offset, int) or abs(offset) > 2**16 or not isinstance(integer, bool):
             raise QkitError(f"the file's metadata about the tap {name!r} are corrupt: export the model again.")
@@ -157,7 +157,7 @@ def own_taps(model: Any, contents: Mapping[str, Any], plan: Plan, graph: Graph |
     return found
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def mapping(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise QkitError("the file's metadata about its taps are corrupt: export the model again.")
     return value

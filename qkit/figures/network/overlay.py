@@ -1,8 +1,9 @@
 """The picture's colours as a file for Google's Model Explorer: its "custom node data" of one graph.
 
 Format: a JSON object with ``results`` (a value and a colour by node), ``gradient`` (two stops or more) and ``name``; see Model
-Explorer's ``node_data_builder.py`` (``GraphNodeData``) and its page on custom node data. Nodes are named by one of their *output
-tensors*, which Model Explorer looks up before node ids: the names of the tensors in an ONNX file, as its ONNX adapter shows them.
+Explorer's ``node_data_builder.py`` (``GraphNodeData``) and its page on custom node data. Nodes are named by their ids, which
+for an ONNX file are the nodes' names, see `qkit.engines.onnx.node_names`: Model Explorer (0.1.34) looks for names of output
+tensors first, but its ONNX adapter (0.4.2) does not give these in the way it reads.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from qkit.style import NARROW_COLOUR
 _WEAKEST = "#fff7ef"
 
 
-def overlay(quantity: Quantity, values: Values, *, name: str, tensors: Mapping[str, str] | None = None) -> dict[str, Any]:
+def overlay(quantity: Quantity, values: Values, *, name: str, nodes: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Node data of one graph.
 
     Parameters
@@ -27,15 +28,15 @@ def overlay(quantity: Quantity, values: Values, *, name: str, tensors: Mapping[s
         By operation. Those that are infinite (no error at all, no grid) have no place on a scale of numbers and are left out.
     name
         What Model Explorer calls the data.
-    tensors
-        Names of the tensors in the file by operation; by default operations are called as the file's tensors, as in a study of
-        an ONNX file. Operations without one are left out.
+    nodes
+        Ids of the nodes by operation; by default operations are called as the nodes, as in a file of ``study.export``. Operations
+        without one are left out.
     """
     scale = scale_of(quantity, values)
     results = {
-        (tensors or {}).get(operation, operation): {"value": value, "bgColor": _mixed(scale.share(value))}
+        (nodes or {}).get(operation, operation): {"value": value, "bgColor": _mixed(scale.share(value))}
         for operation, value in values.items()
-        if math.isfinite(value) and (tensors is None or operation in tensors)
+        if math.isfinite(value) and (nodes is None or operation in nodes)
     }
     # stop 0 is the least value, whichever end of the scale that is
     shares = (1.0, 0.0) if quantity.low else (0.0, 1.0)
