@@ -785,9 +785,9 @@ class Study:
         Parameters
         ----------
         steps
-            Some of `qkit.ptq.STEPS`, which is also their order: "equalization" of the weights across layers, "absorption" of
-            high biases, "ranges" of activations, "weight-clipping", "adaptive-rounding", "batch-norm" statistics under
-            quantization, "bias-correction". All by default.
+            Some of `qkit.ptq.STEPS`, which is also their order: "smoothing" by scales between norms and the linear layers behind
+            them, "equalization" of the weights across layers, "absorption" of high biases, "ranges" of activations,
+            "weight-clipping", "adaptive-rounding", "batch-norm" statistics under quantization, "bias-correction". All by default.
         methods
             Estimators by tap name, which "ranges" keeps to.
         estimators

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-DEIT_WIDTH, DEIT_DEPTH, DEIT_HEADS, DEIT_PATCH = 64, 4, 4, 4
-SWIN_WIDTH, SWIN_PATCH, SWIN_WINDOW = 32, 2, 4
+DEIT_WIDTH, DEIT_DEPTH, DEIT_HEADS, DEIT_PATCH = 64, 4, 4, 8
+#: Channels of the convolutions that make the patches, of stride 2 each.
+DEIT_STEM = (16, 32)
+SWIN_WIDTH, SWIN_PATCH, SWIN_WINDOW, SWIN_STEM = 48, 4, 4, 24
 #: Blocks and heads of each stage; patches are merged between stages, at twice the channels.
 SWIN_DEPTHS, SWIN_HEADS = (2, 2), (2, 4)
 MOBILEVIT_CHANNELS = (16, 24, 32, 48)
@@ -62,11 +64,19 @@ class Block(nn.Module):
 
 
 class DeiT(nn.Module):
-    """Vision transformer with a class token and learned positions (Touvron et al. 2021, without the distillation token)."""
+    """Vision transformer with a class token and learned positions (Touvron et al. 2021, without the distillation token).
+
+    The patches come from a few convolutions (Xiao et al. 2021, "Early Convolutions Help Transformers See Better"): of one linear
+    layer a patch, 800 images are too few to learn what neighbours are.
+    """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.patch_embed = nn.Conv2d(3, DEIT_WIDTH, DEIT_PATCH, DEIT_PATCH)
+        first, second = DEIT_STEM
+        self.patch_embed = nn.Sequential(
+            _conv(3, first, 3, 2, activation=nn.GELU), _conv(first, second, 3, 2, activation=nn.GELU),
+            nn.Conv2d(second, DEIT_WIDTH, 2, 2),
+        )  # fmt: skip
         self.cls_token = nn.Parameter(torch.zeros(1, 1, DEIT_WIDTH))
         self.pos_embed = nn.Parameter(torch.zeros(1, (SIZE // DEIT_PATCH) ** 2 + 1, DEIT_WIDTH))
         self.blocks = nn.Sequential(*(Block(DEIT_WIDTH, DEIT_HEADS) for _ in range(DEIT_DEPTH)))
@@ -154,11 +164,13 @@ class PatchMerging(nn.Module):
 
 
 class Swin(nn.Module):
-    """Transformer with shifted windows in two stages (Liu et al. 2021)."""
+    """Transformer with shifted windows in two stages (Liu et al. 2021), its patches from two convolutions."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.patch_embed = nn.Conv2d(3, SWIN_WIDTH, SWIN_PATCH, SWIN_PATCH)
+        self.patch_embed = nn.Sequential(
+            _conv(3, SWIN_STEM, 3, 2, activation=nn.GELU), nn.Conv2d(SWIN_STEM, SWIN_WIDTH, SWIN_PATCH // 2, SWIN_PATCH // 2)
+        )
         self.patch_norm = nn.LayerNorm(SWIN_WIDTH)
         stages: list[nn.Module] = []
         size, width = SIZE // SWIN_PATCH, SWIN_WIDTH
@@ -166,7 +178,8 @@ class Swin(nn.Module):
             if stage:
                 stages.append(PatchMerging(width))
                 size, width = size // 2, 2 * width
-            shifts = (0 if number % 2 == 0 else SWIN_WINDOW // 2 for number in range(depth))
+            # one window that is the whole picture has nothing to be shifted to
+            shifts = (SWIN_WINDOW // 2 if number % 2 and size > SWIN_WINDOW else 0 for number in range(depth))
             stages.append(nn.Sequential(*(SwinBlock(width, heads, size, SWIN_WINDOW, shift) for shift in shifts)))
         self.stages = nn.Sequential(*stages)
         self.norm = nn.LayerNorm(width)
@@ -185,7 +198,7 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = inputs * expand
         self.conv = nn.Sequential(
-            _conv(inputs, hidden, 1), _conv(hidden, hidden, 3, stride, groups=hidden), _conv(hidden, outputs, 1, activation=False)
+            _conv(inputs, hidden, 1), _conv(hidden, hidden, 3, stride, groups=hidden), _conv(hidden, outputs, 1, activation=None)
         )
         self.joins = stride == 1 and inputs == outputs
 
@@ -244,7 +257,7 @@ class MobileViT(nn.Module):
 
 
 def deit_small(num_classes: int = 10) -> nn.Module:
-    """DeiT-tiny's shape at 64 channels: 4×4 patches, a class token, four blocks of four heads, torch's attention.
+    """DeiT-tiny's shape at 64 channels: 8×8 patches, a class token, four blocks of four heads, torch's attention.
 
     Input (N, 3, 32, 32), output (N, num_classes) logits.
     """
@@ -267,9 +280,11 @@ def mobilevit_small(num_classes: int = 10) -> nn.Module:
     return MobileViT(num_classes)
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, activation: bool = True) -> nn.Sequential:
+def _conv(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, activation: type[nn.Module] | None = nn.SiLU
+) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([nn.SiLU()] if activation else []))
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([] if activation is None else [activation()]))
 
 
 def _windows(x: Tensor, window: int) -> Tensor:

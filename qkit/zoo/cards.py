@@ -26,7 +26,7 @@ DESCRIPTIONS: dict[str, str] = {
         "concatenations of four branches; it quantizes well."
     ),
     "deit_small": (
-        "A vision transformer of DeiT's shape at 64 channels, trained on handwritten digits: 4×4 patches, a class token, four "
+        "A vision transformer of DeiT's shape at 64 channels, trained on handwritten digits: 8×8 patches, a class token, four "
         "blocks of layer norm, attention and GELU."
     ),
     "swin_small": (
