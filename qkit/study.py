@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -38,6 +39,7 @@ from qkit.graph.door.model_files import network, origin_of
 from qkit.graph.share import Share, share_of
 from qkit.graph.structures import map_tensors
 from qkit.listing import few
+from qkit.ptq.smoothing import divided
 from qkit.quant.calibration import check_weights, make_plan
 from qkit.quant.estimators import Observation, check_method
 from qkit.quant.grids import QuantSpec
@@ -393,9 +395,21 @@ class Study:
         return choose(self, chosen, check_method(method), percentile=percentile, spec=spec, plan=start)
 
     def with_plan(self, plan: Plan) -> Study:
-        """A new study with that plan; it shares the histograms and scores that this one has."""
+        """A new study with that plan; it shares the histograms and scores that this one has.
+
+        A plan with factors, as ``smooth-scales`` makes them, gets a study of the model with these scales folded in, which is
+        calibrated anew.
+
+        Raises
+        ------
+        QkitError
+            If the plan is of another model.
+        """
         for name in plan.grids:
             self.graph.operation(name)
+        if plan.factors:
+            model, _ = divided(self.model, self.graph, plan.factors)
+            return self.with_model(model).with_plan(replace(plan, factors={}))
         self.plan  # noqa: B018  # calibrates, so that both agree on the method of the other widths
         other = self._copy()
         other._plan = plan
@@ -781,9 +795,9 @@ class Study:
         Parameters
         ----------
         steps
-            Some of `qkit.ptq.STEPS`, which is also their order: "equalization" of the weights across layers, "absorption" of
-            high biases, "ranges" of activations, "weight-clipping", "adaptive-rounding", "batch-norm" statistics under
-            quantization, "bias-correction". All by default.
+            Some of `qkit.ptq.STEPS`, which is also their order: "smoothing" by scales between norms and the linear layers behind
+            them, "equalization" of the weights across layers, "absorption" of high biases, "ranges" of activations,
+            "weight-clipping", "adaptive-rounding", "batch-norm" statistics under quantization, "bias-correction". All by default.
         methods
             Estimators by tap name, which "ranges" keeps to.
         estimators

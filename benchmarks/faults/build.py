@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.faults.cases import STRENGTHS, CaseSpec, sites_of
-from benchmarks.faults.plants import BY_NAME, CONTROLS, Bench, Plant
+from benchmarks.faults.plants import BY_NAME, CONTROLS, Bench, Plant, attention
 from benchmarks.faults.plants.plant import Probe
 from benchmarks.faults.setup import Images, Setup, halves, images_of, scores_of
 from benchmarks.faults.truth import BOTH, EFFECT, FLOAT_KEPT, NO_DEGRADATION, Fault, Mark, NoSite
@@ -115,7 +115,7 @@ def build(spec: CaseSpec) -> Built:
     if spec.group == "control":
         sound = clean(spec, None, random)
         twin = sound.copied()
-        CONTROLS[spec.plants[0]](sound, Bench(where.calibration, where.graph, random))
+        {**CONTROLS, **attention.CONTROLS}[spec.plants[0]](sound, Bench(where.calibration, where.graph, random))
         return Built(sound, twin, (), (), (NO_DEGRADATION,), *images)
     plants = [BY_NAME[name] for name in spec.plants]
     doses = known_doses().get(spec.id, [None] * len(plants))
@@ -267,7 +267,7 @@ def _base(sound: Setup, plant: Plant, twin: Setup, calibration: Images, tuning: 
 
 
 def _continuous(plant: Plant) -> bool:
-    return plant.form not in ("percentile", "channels", "dropout") and plant.kind not in ("non-finite", "unquantized-layer")
+    return plant.form not in ("percentile", "channels", "dropout", "unsigned", "from-zero") and plant.kind not in ("non-finite", "unquantized-layer")
 
 
 def _trial(spec: CaseSpec, plant: Plant, sound: Setup, site: str, factor: float, notes: list[str]) -> _Trial | None:

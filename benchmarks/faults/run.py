@@ -145,8 +145,8 @@ def remedies(built: Built, study: Any, diagnosis: Any) -> list[dict[str, Any]]:
     plans: dict[str, tuple[Any, Any, Interval | None]] = {}
     for rank, cause in enumerate([c for c in diagnosis.causes if c.remedy is not None and c.remedy.changes][:REMEDIES]):
         plans[f"{rank}:{cause.kind}:{cause.remedy.kind}"] = (
-            study.apply(cause.remedy).plan,
-            held.apply(cause.remedy).plan,
+            cause.remedy.plan(study.plan),
+            cause.remedy.plan(held.plan),
             cause.gain,
         )
     if diagnosis.best is not None and diagnosis.best != study.plan:

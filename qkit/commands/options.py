@@ -20,7 +20,10 @@ SCHEMES = (
     "int8-weights-int16-activations", "int4-weights", "int8-full-integer",
 )  # fmt: skip
 METHODS = ("minmax", "moving-average", "percentile", "mse", "entropy")
-BUNDLED = ("mobilenet_v2_lite", "mobilenet_v2_hostile", "resnet_small", "vgg_small", "inception_small")
+BUNDLED = (
+    "mobilenet_v2_lite", "mobilenet_v2_hostile", "resnet_small", "vgg_small", "inception_small", "deit_small", "swin_small",
+    "mobilevit_small",
+)  # fmt: skip
 #: The bundled network that is taken where none is named.
 DEFAULT_MODEL = "mobilenet_v2_hostile"
 

@@ -81,7 +81,10 @@ def demo(
     machine: MachineOptions,
     workers: WorkerOptions,
     network: Annotated[
-        Literal["mobilenet_v2_hostile", "mobilenet_v2_lite", "resnet_small", "vgg_small", "inception_small"],
+        Literal[
+            "mobilenet_v2_hostile", "mobilenet_v2_lite", "resnet_small", "vgg_small", "inception_small", "deit_small",
+            "swin_small", "mobilevit_small",
+        ],  # fmt: skip
         option(panel=MODEL, help="The bundled network."),
     ] = "mobilenet_v2_hostile",
     out: Out = None,

@@ -27,13 +27,16 @@ _EXPLAINS = 0.5
 #: Remedies that change how values round, and nothing else.
 _STEPS = frozenset((
     "free-scale", "clip-activation", "clip-weights", "recalibrate", "affine-activation", "per-channel-weights", "widen-range",
-    "cross-layer-equalization",
+    "cross-layer-equalization", "smooth-scales",
 ))  # fmt: skip
 
 
 def explained(subject: Subject, remedy: Remedy) -> bool:
     """Whether the remedy does more to the tensor's error than throw the dice again."""
     other = remedy.grids.get(subject.tensor)
+    if subject.tensor in remedy.factors and other is not None and subject.grid.params.axis is None:
+        steps = float(other.params.scale) * np.asarray(remedy.factors[subject.tensor])
+        return 1.0 - float(np.square(steps).mean()) / float(subject.grid.params.scale) ** 2 >= _EXPLAINS
     chosen = subject.grid.codes is not None  # such a weight does not round to nearest
     return remedy.kind not in _STEPS or other is None or chosen or relief(subject, other) >= _EXPLAINS
 

@@ -11,7 +11,7 @@ from qkit.diagnosis.experiments import Bench
 from qkit.diagnosis.remedies import EVERYWHERE, Remedy
 from qkit.execution.statistics import Interval
 from qkit.listing import few
-from qkit.quant.plan import FLOAT, Grid, Plan
+from qkit.quant.plan import FLOAT, Plan
 
 #: A more specific cause is believed if its remedy recovers this share of what the most effective one does.
 ALMOST = 0.7
@@ -47,21 +47,21 @@ def grouped(bench: Bench, plan: Plan, causes: Sequence[Cause]) -> list[Cause]:
     return found
 
 
-def merged(remedies: Sequence[Remedy]) -> tuple[dict[str, Grid], dict[str, tuple[float, ...]]]:
-    """Grids and corrections of several remedies; the last one's win where two set the same."""
+def merged(first: Remedy, remedies: Sequence[Remedy]) -> Remedy:
+    """The first with the grids, corrections and factors of several remedies; the last one's win where two set the same."""
     grids = {name: grid for remedy in remedies for name, grid in remedy.grids.items()}
     corrections = {name: values for remedy in remedies for name, values in remedy.corrections.items()}
-    return grids, corrections
+    factors = {name: values for remedy in remedies for name, values in remedy.factors.items()}
+    return replace(first, grids=grids, corrections=corrections, factors=factors)
 
 
 def union(group: Sequence[Cause]) -> Remedy:
     """The remedies of several causes as one; the first cause's wins where two set the same grid."""
-    grids, corrections = merged([cause.remedy for cause in reversed(group)])
     text = group[0].remedy.text
     if len(group) > 1:
         text = f"{text} Likewise at {few([cause.tensor for cause in group[1:]])}."
     where = few([cause.remedy.layer for cause in group])
-    return replace(group[0].remedy, layer=where, text=text, grids=grids, corrections=corrections)
+    return merged(replace(group[0].remedy, layer=where, text=text), [cause.remedy for cause in reversed(group)])
 
 
 def once(causes: Sequence[Cause]) -> list[Cause]:
@@ -87,10 +87,9 @@ def everywhere(found: Mapping[str, Subject]) -> dict[str, list[Candidate]]:
 
 
 def together(listed: Sequence[Candidate]) -> Remedy:
-    grids, corrections = merged([c.remedy for c in listed])
     kind = listed[0].remedy.kind
     text = f"{EVERYWHERE[kind]}: {len(listed)} in all."
-    return Remedy(kind, "", text, grids, corrections=corrections)
+    return merged(Remedy(kind, "", text), [c.remedy for c in listed])
 
 
 def confirm_everywhere(bench: Bench, plan: Plan, at_all: Mapping[str, list[Candidate]], local: Sequence[Cause]) -> list[Cause]:
@@ -161,6 +160,7 @@ def without_covered(remedies: Sequence[Remedy]) -> list[Remedy]:
             later.kind == remedy.kind
             and remedy.grids.keys() <= later.grids.keys()
             and remedy.corrections.keys() <= later.corrections.keys()
+            and remedy.factors.keys() <= later.factors.keys()
             for later in remedies[at + 1 :]
         )
     ]

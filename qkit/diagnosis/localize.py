@@ -16,6 +16,7 @@ from qkit.execution.lanes import Lane, quantize_weight, run_lanes
 from qkit.execution.loading import batches
 from qkit.execution.statistics import Interval
 from qkit.graph.operation import Operation
+from qkit.ptq.smoothing import norms
 from qkit.quant.memory import by_channel
 from qkit.quant.plan import FLOAT, Plan
 from qkit.quant.sqnr import sqnr
@@ -51,6 +52,7 @@ def subjects(bench: Bench, plan: Plan) -> dict[str, Subject]:
     study = bench.study
     seen = study.observe(progress=bench.progress)
     means, typical = _channels(bench)
+    scalable = norms(study.model, study.graph)[0].keys()
     found = {}
     for tensor, grid in plan.grids.items():
         op = study.graph.operation(tensor)
@@ -59,7 +61,7 @@ def subjects(bench: Bench, plan: Plan) -> dict[str, Subject]:
             mean = means.get(op.inputs[0])
             found[tensor] = Subject(study.graph, op, tensor, grid, seen, plan, typical, mean, output)
         else:
-            found[tensor] = Subject(study.graph, op, tensor, grid, seen, plan, typical)
+            found[tensor] = Subject(study.graph, op, tensor, grid, seen, plan, typical, scalable=scalable)
     return found
 
 

@@ -62,11 +62,11 @@ CAUSES: Mapping[str, str] = {
         "Single weights lie far from all others and stretch the range, so that the many in the middle share few codes."
     ),
     "activation-outlier": (
-        "Rare values lie far from all others and stretch this tensor's range; the usual values share few codes."
+        "Rare values, or masked ones, lie far from all others and stretch this tensor's range; the usual values share few codes."
     ),
     "activation-channel-imbalance": (
         "The channels of this tensor differ widely in their ranges and share one step, which the widest sets. A factor "
-        "moved from one layer's weights to the next evens them out without changing the network."
+        "moved from one layer's weights, or a norm's, to the next evens them out without changing the network."
     ),
     "range-too-narrow": "The range ends before the values do: what lies beyond is cut to its ends.",
     "range-too-wide": "The range reaches far beyond the values, and every step of the grid is coarser than it need be.",
@@ -110,10 +110,11 @@ CAUSES: Mapping[str, str] = {
 REMEDIES: Mapping[str, str] = {
     "per-channel-weights": "one scale per output channel for the weights",
     "cross-layer-equalization": "channel ranges evened out between neighbouring layers, which leaves the float network as it is",
+    "smooth-scales": "scales folded between a norm and the linear layers behind it, which leaves the float network as it is",
     "clip-weights": "a narrower range for the weights",
     "clip-activation": "a narrower range for the activations",
     "widen-range": "a wider range",
-    "affine-activation": "a grid that fits one-sided values",
+    "affine-activation": "a grid that fits the values' signs",
     "free-scale": "a scale that need not be a power of two",
     "bias-correction": "biases corrected for the shift that rounding makes",
     "wider-bias": "wider biases",

@@ -11,13 +11,13 @@ from qkit.quant.plan import Grid, Plan
 RemedyKind = Literal[
     "per-channel-weights", "cross-layer-equalization", "clip-weights", "clip-activation", "widen-range", "affine-activation",
     "free-scale", "bias-correction", "wider-bias", "split-join", "sixteen-bit-layer", "recalibrate", "qat", "fix-input",
-    "coarser-weight-scale", "wider-accumulator", "fix-engine",
+    "coarser-weight-scale", "wider-accumulator", "fix-engine", "smooth-scales",
 ]  # fmt: skip
 
 #: What a remedy costs at run time, cheapest first: nothing, other arithmetic in one place, wider arithmetic.
 COST: Mapping[str, int] = {
     "recalibrate": 0, "widen-range": 0, "clip-activation": 0, "clip-weights": 0, "bias-correction": 0,
-    "cross-layer-equalization": 0, "coarser-weight-scale": 0, "wider-bias": 1, "wider-accumulator": 2, "affine-activation": 1,
+    "cross-layer-equalization": 0, "smooth-scales": 0, "coarser-weight-scale": 0, "wider-bias": 1, "wider-accumulator": 2, "affine-activation": 1,
     "free-scale": 1, "per-channel-weights": 1, "split-join": 2, "sixteen-bit-layer": 3,
 }  # fmt: skip
 
@@ -31,6 +31,7 @@ EVERYWHERE: Mapping[str, str] = {
     "affine-activation": "Give all one-sided activations an unsigned or affine grid",
     "free-scale": "Let all tensors have scales that are not powers of two",
     "per-channel-weights": "Give all weights with uneven channels one scale per output channel",
+    "smooth-scales": "Fold scales between all norms with uneven channels and the linear layers behind them",
     "split-join": "Join at 16 bits, or scale the inputs apart, wherever they differ much",
     "sixteen-bit-layer": "Keep all tensors in 16 bits",
 }  # fmt: skip
@@ -56,6 +57,9 @@ class Remedy:
         What it adds to the biases, by tap.
     accumulator_bits
         The width of the accumulators that it sets, None for no change.
+    factors
+        By norm, the scales that it folds between that and the linear layers behind it, one a channel; `grids` are of the network
+        after that.
     """
 
     kind: RemedyKind
@@ -65,6 +69,7 @@ class Remedy:
     bias_bits: int | None = None
     corrections: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     accumulator_bits: int | None = None
+    factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def changes(self) -> bool:
@@ -88,7 +93,10 @@ class Remedy:
         sums = base.accumulator_bits if self.accumulator_bits is None else self.accumulator_bits
         corrections = {**base.corrections, **self.corrections}
         grids = {**base.grids, **known}
-        return replace(base, grids=grids, bias_bits=bits, corrections=corrections, accumulator_bits=sums)
+        factors = {**base.factors, **self.factors}
+        return replace(
+            base, grids=grids, bias_bits=bits, corrections=corrections, accumulator_bits=sums, factors=factors
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings."""
@@ -100,4 +108,5 @@ class Remedy:
             "accumulator_bits": self.accumulator_bits,
             "corrections": {name: list(values) for name, values in self.corrections.items()},
             "grids": {name: grid.to_dict() for name, grid in self.grids.items()},
+            **({"factors": {name: list(values) for name, values in self.factors.items()}} if self.factors else {}),
         }

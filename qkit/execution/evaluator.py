@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -31,6 +31,7 @@ from qkit.execution.replay import Replayed, copied, recording
 from qkit.execution.statistics import Samples
 from qkit.execution.worker import Asked, Found, Task
 from qkit.graph import Graph
+from qkit.graph.smoothing import smoothed
 from qkit.graph.structures import float_tensors
 from qkit.progress import Bar, uninterrupted
 from qkit.quant.calibration import check_weights
@@ -333,6 +334,10 @@ class Evaluator:
         wanted = list(dict.fromkeys(plans.values()))
         if budget is not None:
             budget.take(wanted, what)
+        if any(plan.factors for plan in wanted):
+            return self._by_factors(
+                plans, base=base, batches=batches, errors=errors, memory_budget=memory_budget, what=what, progress=progress
+            )
 
         def so_far(count: int) -> dict[str, Samples]:
             found = {plan: _samples(self._scores[plan], count) for plan in wanted}
@@ -348,6 +353,27 @@ class Evaluator:
         count = self._count(batches)
         assert count is not None
         return so_far(count)
+
+    def _by_factors(self, plans: Mapping[str, Plan], *, base: Plan, **settings: Any) -> dict[str, Samples]:
+        """What plans scored of which some have factors: those of each other network by an evaluator of that network."""
+        found: dict[str, Samples] = {}
+        for factors in {frozenset(plan.factors.items()): plan.factors for plan in plans.values()}.values():
+            part = {name: replace(plan, factors={}) for name, plan in plans.items() if plan.factors == factors}
+            start = replace(base, factors={}) if base.factors == factors else FLOAT
+            found |= self._with_factors(factors).samples(part, base=start, **settings)
+        return {name: found[name] for name in plans}
+
+    def _with_factors(self, factors: Mapping[str, tuple[float, ...]]) -> Evaluator:
+        """The same data and metric on the network with these factors."""
+        if not factors:
+            return self
+        key = "factors", frozenset(factors.items())
+        if key not in self._others:
+            graph = smoothed(self._graph, factors)
+            other = Evaluator(graph, self._data, self._metric, calibration=self._calibration, executor=self._executor)
+            other._passes = self._passes  # float is the same, and so are the data
+            self._others[key] = other
+        return self._others[key].over(self._executor)
 
     def error(self, plan: Plan, batches: int | None = None) -> float:
         """The output's squared error relative to float's energy, the mean over samples of a plan that was scored with errors."""

@@ -52,6 +52,9 @@ class Lane:
     plan: Plan = FLOAT
     reads: str | None = None
 
+    def __post_init__(self) -> None:
+        self.plan.refuse_factors()
+
 
 @dataclass(frozen=True, eq=False)
 class Decision:

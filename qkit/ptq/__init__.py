@@ -3,6 +3,7 @@
 from qkit.ptq.absorption import Absorbed, absorb
 from qkit.ptq.equalization import Equalized, equalize
 from qkit.ptq.pipeline import STEPS, calibrate
+from qkit.ptq.smoothing import Smoothed, smooth
 from qkit.ptq.treatment import Effect, Treatment
 
-__all__ = ["STEPS", "Absorbed", "Effect", "Equalized", "Treatment", "absorb", "calibrate", "equalize"]
+__all__ = ["STEPS", "Absorbed", "Effect", "Equalized", "Smoothed", "Treatment", "absorb", "calibrate", "equalize", "smooth"]

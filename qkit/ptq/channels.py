@@ -318,11 +318,12 @@ class Refusals:
         if op.norm is not None and not isinstance(getattr(norm, "running_mean", None), Tensor):
             return module, f"is followed by a batch norm in {op.norm}, whose numbers have names of their own"
         for part, path in ((module, op.layer), (norm, op.norm)):
-            if part is not None and (reason := self._reason(part, path or "")) is not None:
+            if part is not None and (reason := self.reason(part, path or "")) is not None:
                 return module, reason
         return module, None
 
-    def _reason(self, module: nn.Module, path: str) -> str | None:
+    def reason(self, module: nn.Module, path: str) -> str | None:
+        """What keeps the weight and bias of the module at that path from being changed, None if nothing does."""
         if parametrize.is_parametrized(module):
             return f"is followed by {path}, which is parametrized"
         for name in ("weight", "bias"):

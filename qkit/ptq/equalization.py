@@ -157,7 +157,7 @@ def equalize(
     DataError
         If the model takes inputs that are no floating tensors and there is no `example`.
     """
-    inputs = _inputs(graph, example)
+    inputs = example_inputs(graph, example)
     channels = Channels(model, graph, joins=joins)
     solver = Solver(graph, channels, limit)
     converged = solver.solve(iterations, tolerance)
@@ -206,7 +206,7 @@ def make_affine(norm: Any) -> bool:
     return True
 
 
-def _inputs(graph: Graph, example: Tensor | tuple[Any, ...] | None) -> tuple[Any, ...]:
+def example_inputs(graph: Graph, example: Tensor | tuple[Any, ...] | None) -> tuple[Any, ...]:
     if example is not None:
         return example if isinstance(example, tuple) else (example,)
     draw = torch.Generator().manual_seed(0)

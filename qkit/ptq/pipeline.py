@@ -30,6 +30,7 @@ from qkit.ptq.absorption import absorb
 from qkit.ptq.corrections import correct_biases, reestimate_norms
 from qkit.ptq.equalization import equalize
 from qkit.ptq.rounding import ITERATIONS, adapt_rounding
+from qkit.ptq.smoothing import smooth
 from qkit.ptq.treatment import Effect, Treatment, decibels_of
 from qkit.quant.plan import FLOAT, Plan
 
@@ -87,6 +88,7 @@ logger = logging.getLogger(__name__)
 
 #: The steps in the order in which they run: what changes the float model first, then ranges, then codes and biases.
 STEPS = (
+    "smoothing",
     "equalization",
     "absorption",
     "ranges",
@@ -203,6 +205,7 @@ class _Run:
         actions: dict[str, Callable[[], tuple[Study, str]]] = {
             "equalization": self.equalize,
             "absorption": self.absorb,
+            "smoothing": self.smooth,
             "ranges": self.choose_ranges,
             "weight-clipping": self.clip_weights,
             "batch-norm": partial(self.on_plan, reestimate_norms),
@@ -215,7 +218,8 @@ class _Run:
                 raise _NothingToDo(f"it changes nothing ({detail})." if detail else "it changes nothing.")
         except _NothingToDo as nothing:
             with uninterrupted():
-                self.remark(f"{name}: {nothing}")
+                if str(nothing):
+                    self.remark(f"{name}: {nothing}")
                 self.done.add(name)
             return
         checked = self.checked(trial)
@@ -257,6 +261,19 @@ class _Run:
         if not found.amounts:
             raise _NothingToDo("there is no high bias that could be absorbed.")
         return self._with_model(found.model), f"{len(found.amounts)} layers"
+
+    def smooth(self) -> tuple[Study, str]:
+        """Scales between norms and the linear layers behind them."""
+        study = self.study
+        if not any(op.kind == "norm" for op in study.graph.operations):
+            raise _NothingToDo  # nobody who has a convolutional network expects to hear of norms
+        try:
+            found = smooth(study.model, study.graph, study.observe(progress=self.progress), example=self.fit[0].inputs)
+        except GraphError as error:
+            raise _NothingToDo(str(error)) from error
+        if not found.factors:
+            raise _NothingToDo("there is no norm in front of linear layers that scales could be folded into.")
+        return self._with_model(found.model), f"{len(found.factors)} norms, {len(found.skipped)} left out"
 
     def _with_model(self, model: Any) -> Study:
         other = self.study.with_model(model)

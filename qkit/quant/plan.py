@@ -141,6 +141,9 @@ class Plan:
         one scale; they wrap around. None for ones that never overflow.
     arithmetic
         How operations without weights compute inside.
+    factors
+        By norm, what its output's channels are divided by and the columns of the linear layers behind it multiplied, one number
+        a channel: the grids are of the network after that (`qkit.ptq.smoothing`). ``study.with_plan`` makes that network.
     """
 
     grids: Mapping[str, Grid] = field(default_factory=dict)
@@ -149,6 +152,7 @@ class Plan:
     corrections: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     accumulator_bits: int | None = None
     arithmetic: Arithmetic = FLOAT_INSIDE
+    factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[str]:
         """Names of the tensors that have a grid."""
@@ -171,14 +175,30 @@ class Plan:
         grid = self.grids.get(tensor) if tensor is not None else None
         return None if grid is None else grid.codes
 
+    def refuse_factors(self) -> None:
+        """Raise where the plan has factors, for whoever takes it for the network at hand.
+
+        Raises
+        ------
+        PlanError
+            If it has any.
+        """
+        if self.factors:
+            raise PlanError(
+                f"the plan has factors at {', '.join(self.factors)}, so its grids are of another network than the one at hand: "
+                "study.with_plan(plan) is a study of that one, with its plan."
+            )
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan) or self._widths != other._widths:
             return False
-        return dict(self.corrections) == dict(other.corrections) and not self.diff(other)
+        same = dict(self.corrections) == dict(other.corrections) and dict(self.factors) == dict(other.factors)
+        return same and not self.diff(other)
 
     def __hash__(self) -> int:
         grids = ((name, self.grids[name].params, self.grids[name].codes) for name in sorted(self.grids))
-        return hash((*self._widths, *sorted(self.corrections.items()), *grids))
+        numbers = (*sorted(self.corrections.items()), *sorted(self.factors.items()))
+        return hash((*self._widths, *numbers, *grids))
 
     @property
     def _widths(self) -> tuple[Any, ...]:
@@ -307,12 +327,14 @@ class Plan:
         """The plan as plain numbers, strings, lists and dicts; floats survive JSON exactly."""
         grids = {name: grid.to_dict() for name, grid in self.grids.items()}
         corrections = {name: list(values) for name, values in self.corrections.items()}
+        factors = {name: list(values) for name, values in self.factors.items()}
         return {
             "format": FORMAT,
             "name": self.name,
             "bias_bits": self.bias_bits,
             "grids": grids,
             **({"corrections": corrections} if corrections else {}),
+            **({"factors": factors} if factors else {}),
             **({} if self.accumulator_bits is None else {"accumulator_bits": self.accumulator_bits}),
             **({"arithmetic": self.arithmetic.to_dict()} if self.arithmetic != FLOAT_INSIDE else {}),
         }
@@ -341,7 +363,8 @@ class Plan:
                 raise PlanError(f"grids/{name} is no grid: {str(error).rstrip('.')}; {_AGAIN}.") from error
         corrections = {name: tuple(values) for name, values in form.corrections.items()}
         arithmetic = Arithmetic(**form.arithmetic.model_dump())
-        return cls(grids, form.bias_bits, form.name, corrections, form.accumulator_bits, arithmetic)
+        factors = {name: tuple(values) for name, values in form.factors.items()}
+        return cls(grids, form.bias_bits, form.name, corrections, form.accumulator_bits, arithmetic, factors)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON.

@@ -65,5 +65,8 @@ class PlanForm(Form):
     corrections: dict[str, list[FiniteFloat]] = Field(
         default={}, description="By tap name, what is added to the biases of a layer, one number a channel."
     )
+    factors: dict[str, list[Annotated[FiniteFloat, Field(gt=0)]]] = Field(
+        default={}, description="By norm, what its channels are divided by and the layers behind it make up for, one a channel."
+    )
     accumulator_bits: Annotated[int, Field(ge=8, le=64), WHOLE] | None = Field(default=None, description="Null for no overflow.")
     arithmetic: ArithmeticForm = Field(default=ArithmeticForm(), description="In float where it is left out.")

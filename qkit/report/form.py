@@ -157,6 +157,7 @@ class Remedy(Form):
     accumulator_bits: Whole | None
     corrections: dict[str, list[float]]
     grids: dict[str, GridForm]
+    factors: dict[str, list[float]] | None = optional("By norm, the scales between it and the layers behind it, if any.")
 
 
 class Cause(Form):

@@ -25,4 +25,16 @@ DESCRIPTIONS: dict[str, str] = {
         "Four of GoogLeNet's Inception modules at 80 to 256 channels, trained on handwritten digits: "
         "concatenations of four branches; it quantizes well."
     ),
+    "deit_small": (
+        "A vision transformer of DeiT's shape at 64 channels, trained on handwritten digits: 8×8 patches, a class token, four "
+        "blocks of layer norm, attention and GELU."
+    ),
+    "swin_small": (
+        "A transformer of Swin's shape at 32 and 64 channels, trained on handwritten digits: attention in shifted windows with a "
+        "mask and relative positions, patches merged once."
+    ),
+    "mobilevit_small": (
+        "A hybrid of MobileViT's shape, trained on handwritten digits: depthwise convolutions with SiLU, and transformers over "
+        "unfolded patches between them."
+    ),
 }

@@ -11,6 +11,7 @@ from torch import nn
 
 from qkit.errors import QkitError
 from qkit.vision import load_torchvision
+from qkit.zoo.attention import deit_small, mobilevit_small, swin_small
 
 MOBILENET_WIDTH = 0.25
 RESNET_PLANES = (12, 24, 48, 96)
@@ -124,6 +125,9 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "resnet_small": resnet_small,
     "vgg_small": vgg_small,
     "inception_small": inception_small,
+    "deit_small": deit_small,
+    "swin_small": swin_small,
+    "mobilevit_small": mobilevit_small,
 }
 
 

@@ -17,7 +17,7 @@ from qkit.errors import QkitError
 from qkit.zoo.digits import digits, loader
 from qkit.zoo.models import build
 
-_OPTIMIZERS = ("sgd", "adam")
+_OPTIMIZERS = ("sgd", "adam", "adamw")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Recipe:
     epochs, batch_size
         Passes over the training images, and images a step.
     optimizer
-        ``"sgd"`` (Nesterov momentum 0.9) or ``"adam"``.
+        ``"sgd"`` (Nesterov momentum 0.9), ``"adam"``, or ``"adamw"``, which is Adam with the decay apart from the gradient.
     learning_rate
         At the start; a cosine schedule takes it to 0.
     weight_decay
@@ -43,6 +43,8 @@ class Recipe:
     weight_decay: float = 1e-3
 
 
+_TRANSFORMER = Recipe(optimizer="adamw", learning_rate=2e-3, weight_decay=0.05)
+
 #: Name of a checkpoint -> how the one that is shipped was made, with seed 0.
 RECIPES: dict[str, Recipe] = {
     "mobilenet_v2_lite": Recipe(),
@@ -50,6 +52,9 @@ RECIPES: dict[str, Recipe] = {
     "resnet_small": Recipe(),
     "vgg_small": Recipe(),
     "inception_small": Recipe(),
+    "deit_small": _TRANSFORMER,
+    "swin_small": _TRANSFORMER,
+    "mobilevit_small": _TRANSFORMER,
 }
 
 
@@ -135,6 +140,8 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), lr=rate, weight_decay=decay, momentum=0.9, nesterov=True)
     if recipe.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=rate, weight_decay=decay)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
     raise QkitError(f"The recipe's optimizer {recipe.optimizer!r} is not one of {', '.join(_OPTIMIZERS)}.")
 
 

@@ -12,10 +12,15 @@ from torch import nn
 
 from qkit.errors import QkitError
 from qkit.graph import build as build_graph
+from qkit.graph import run_float
 from qkit.zoo import build, checkpoints, folders, load, load_torchvision, names
 from qkit.zoo.train import RECIPES, top1
 
-MEGABYTES = {"mobilenet_v2_lite": 2, "mobilenet_v2_hostile": 2, "resnet_small": 3, "vgg_small": 2, "inception_small": 2}
+MEGABYTES = {
+    "mobilenet_v2_lite": 2, "mobilenet_v2_hostile": 2, "resnet_small": 3, "vgg_small": 2, "inception_small": 2, "deit_small": 1.2,
+    "swin_small": 1.2, "mobilevit_small": 1.2,
+}  # fmt: skip
+TRANSFORMERS = ("deit_small", "swin_small", "mobilevit_small")
 
 
 @pytest.mark.parametrize("name", names())
@@ -75,6 +80,33 @@ def test_inception_has_a_tap_at_each_concatenation() -> None:
     joins = {op.tap: len(op.inputs) for op in graph.operations if op.kind == "concat"}
     assert joins == {f"inception{name}:cat": 4 for name in ("3a", "3b", "4a", "4b")}
     assert not any(op.kind == "float" for op in graph.operations)
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_transformers_are_on_grids_as_a_whole_at_any_batch_size(name: str) -> None:
+    model = build(name).eval()
+    graph = build_graph(model, (torch.randn(2, 3, 32, 32),))
+    assert not any(op.kind == "float" for op in graph.operations)
+    assert graph.share.macs >= 0.99
+    assert graph.share.elements == 1.0
+    assert [op.kind for op in graph.operations].count("matmul") == 8
+    for count in (1, 5):
+        images = torch.randn(count, 3, 32, 32)
+        with torch.no_grad():
+            torch.testing.assert_close(run_float(graph, (images,)), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_shifted_windows_see_no_token_from_the_other_side() -> None:
+    """A pixel of the first row reaches a token of the last one through a window only if the mask lets it."""
+    model = build("swin_small").eval()
+    block = model.get_submodule("stages.0.1")
+    tokens = torch.randn(1, 16, 16, 32)
+    tokens.requires_grad_()
+    block(tokens)[0, -1].sum().backward()
+    assert tokens.grad is not None
+    moved = tokens.grad.abs().sum(-1)[0]
+    assert moved[-1].min() > 0
+    assert moved[:8].max() == 0
 
 
 def test_building_is_seeded_and_leaves_the_global_generator_alone() -> None:

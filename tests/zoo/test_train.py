@@ -15,10 +15,10 @@ from qkit.zoo import build, names
 from qkit.zoo.train import Recipe, train
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2_hostile", "resnet_small", "vgg_small", "inception_small"])
+@pytest.mark.parametrize("name", ["mobilenet_v2_hostile", "resnet_small", "vgg_small", "inception_small", "swin_small"])
 def test_training_twice_gives_the_same_weights_and_no_side_effects(name: str) -> None:
     before, threads = torch.get_rng_state(), torch.get_num_threads()
-    recipe = Recipe(epochs=1, batch_size=16, optimizer="adam" if "mobilenet" in name else "sgd")
+    recipe = Recipe(epochs=1, batch_size=16, optimizer={"mobilenet_v2_hostile": "adam", "swin_small": "adamw"}.get(name, "sgd"))
     first, second = (train(name, 0, recipe, samples=64) for _ in range(2))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.get_num_threads() == threads

@@ -36,8 +36,9 @@ def candidates(subject: Subject) -> list[Candidate]:
             f"where 99 % of it stay below {typical[channel]:.3g}" if rare else f"{times:.3g} times as far as the median channel"
         )
         evidence = f"channel {channel} of {where} reaches {peaks[channel]:.3g}, {against}{passing}."
-        if not rare and (even := subject.equalization("activations")) is not None:
-            found.append(Candidate(kind, origin.layer, where, evidence, even))
+        for even in (None if rare else subject.equalization("activations"), subject.smoothing()):
+            if even is not None:
+                found.append(Candidate(kind, origin.layer, where, evidence, even))
         grids = subject.at_bits(16, lineage)
         remedy = Remedy("sixteen-bit-layer", origin.layer, f"Keep {' and '.join(grids)} in 16 bits.", grids)
         found.append(Candidate(kind, origin.layer, where, evidence, remedy))

@@ -10,7 +10,7 @@ from qkit.diagnosis.remedies import Remedy
 
 
 def candidates(subject: Subject) -> list[Candidate]:
-    """`signed-grid-on-one-sided-tensor` and `power-of-two-scale`."""
+    """`signed-grid-on-one-sided-tensor`, `range-too-narrow` where a grid has no negative codes, and `power-of-two-scale`."""
     found = []
     grid, op, tensor = subject.grid, subject.op, subject.tensor
     spec = grid.spec
@@ -22,6 +22,16 @@ def candidates(subject: Subject) -> list[Candidate]:
             other = subject.regrid(replace(spec, symmetric=False, signed=None))
             remedy = Remedy("affine-activation", op.layer, f"Give {tensor} an unsigned or affine grid.", {tensor: other})
             found.append(Candidate("signed-grid-on-one-sided-tensor", op.layer, tensor, evidence, remedy))
+    if not subject.is_weight and spec.symmetric and grid.params.qmin >= 0 and subject.histogram.min < 0.0:
+        hist = subject.histogram
+        lost = hist.share_between(hist.min, -0.5 * float(grid.params.scale.max()))
+        evidence = (
+            f"the grid of {tensor} has no negative code, {subject.noun} holds values down to {hist.min:.4g}: {lost:.2%} of its "
+            "elements are cut to 0."
+        )
+        other = subject.regrid(replace(spec, symmetric=False, signed=None))
+        remedy = Remedy("affine-activation", op.layer, f"Give {tensor} an affine grid, which has negative codes.", {tensor: other})
+        found.append(Candidate("range-too-narrow", op.layer, tensor, evidence, remedy))
     if spec.power_of_two:
         free = replace(spec, power_of_two=False)
         other = subject.regrid(free, "minmax" if subject.is_weight else "mse")
@@ -40,6 +50,7 @@ def last_resort(subject: Subject) -> list[Candidate]:
         return []
     error = subject.histogram.error(subject.grid.params) if subject.grid.params.axis is None else None
     noise = "" if error is None else f" (signal to noise {error.sqnr:.1f} dB)"
-    evidence = f"{tensor} has {spec.bits} bits{noise}, and no other range or rule at that width recovers the loss."
+    where = f"{tensor}, {subject.noun}," if subject.noun != "the tensor" else tensor
+    evidence = f"{where} has {spec.bits} bits{noise}, and no other range or rule at that width recovers the loss."
     remedy = Remedy("sixteen-bit-layer", op.layer, f"Keep {tensor} in 16 bits.", subject.at_bits(16))
     return [Candidate("insufficient-bits", op.layer, tensor, evidence, remedy)]

@@ -25,7 +25,7 @@ def candidates(subject: Subject) -> list[Candidate]:
     span, wanted, seen = (_span(g.params) for g in (grid, best, whole))
     op, tensor = subject.op, subject.tensor
     channel = None if grid.params.axis is None else int((span / seen - 1.0).abs().argmax())
-    covers = f"the grid covers {_ends(grid.params, channel)}, the tensor holds {_ends(whole.params, channel)}"
+    covers = f"the grid covers {_ends(grid.params, channel)}, {subject.noun} holds {_ends(whole.params, channel)}"
     if channel is not None:
         covers = f"in channel {channel} {covers}"
     fit = _ends(best.params, channel) if channel is None else "of every channel by least error"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from qkit.diagnosis.equalized_grids import equalized
 from qkit.diagnosis.remedies import Remedy
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
+from qkit.graph.smoothing import function_of, readers_of
+from qkit.ptq.smoothing import factors_of
 from qkit.quant.estimators import Observation, activation_grid, weight_grid
 from qkit.quant.grids import QuantSpec
 from qkit.quant.histogram import Histogram
@@ -27,6 +30,11 @@ _APART = 4.0
 _RARE = 3.0
 #: Channels are even if the widest is at most so many times as wide as the median one.
 EVEN = 3.0
+#: How sentences call functions.
+_FUNCTIONS = {
+    "gelu": "GELU", "silu": "SiLU", "quick_gelu": "GELU", "hardswish": "hard swish", "attention_weights": "softmax",
+    "layer_norm": "the layer norm", "rms_norm": "the RMS norm", "group_norm": "the group norm",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +59,8 @@ class Subject:
         For weights: mean of every channel of the layer's input, float64 (C_in,); None if not observed.
     output_deviation
         For weights: root mean square of the layer's output.
+    scalable
+        Taps of norms that scales can be folded into.
     """
 
     graph: Graph
@@ -62,6 +72,7 @@ class Subject:
     typical: Mapping[str, np.ndarray]
     source_mean: Tensor | None = None
     output_deviation: float = 0.0
+    scalable: Collection[str] = ()
 
     @property
     def is_weight(self) -> bool:
@@ -77,6 +88,29 @@ class Subject:
     def observation(self) -> Observation:
         """What was seen at the tap."""
         return self.seen[self.op.name]
+
+    @property
+    def noun(self) -> str:
+        """What it is, in words: the output of a softmax, logits, "the tensor" where there is no better word."""
+        if self.is_weight:
+            return "the tensor"
+        if self.op.kind in ("activation", "norm"):
+            return f"the output of {_FUNCTIONS.get(name := function_of(self.op), name)}"
+        return "the logits of the softmax" if self.feeds("softmax") else "the tensor"
+
+    def feeds(self, function: str) -> bool:
+        """Whether that function alone reads the tap, through operations that keep the grid."""
+        found, at = False, {self.op.index}
+        for op in self.graph.operations[self.op.index + 1 :]:
+            if at.isdisjoint(op.inputs) or op.kind == "meta":
+                continue
+            if op.kind == "keep":
+                at.add(op.index)
+            elif op.kind == "activation" and function_of(op) == function:
+                found = True
+            else:
+                return False
+        return found
 
     @property
     def histogram(self) -> Histogram:
@@ -165,6 +199,24 @@ class Subject:
         grids = equalized(self.graph, op, self.plan.grids, seen.channel_min, seen.channel_max, by)
         text = f"Even out the channels between {op.layer} and the layer behind it (cross-layer equalization)."
         return Remedy("cross-layer-equalization", op.layer, text, grids) if grids else None
+
+    def smoothing(self) -> Remedy | None:
+        """Scales folded between the norm and the linear layers behind it, with the grids after that; None where none can be."""
+        op, tap = self.op, self.op.name
+        if self.is_weight or tap not in self.scalable or self.grid.params.axis is not None:
+            return None
+        by = factors_of(self.graph, tap, self.seen[tap])
+        low, high = float((self.observation.channel_min / by).min()), float((self.observation.channel_max / by).max())
+        grids = {tap: self.grid.at(self.grid.spec.params(min(low, 0.0), max(high, 0.0)), "smoothed")}
+        readers = readers_of(self.graph, op)
+        for reader in readers:
+            name = reader.weight or ""
+            if (old := self.plan.grids.get(name)) is None:
+                continue
+            weight = self.graph.weights[name] * torch.from_numpy(by).to(self.graph.weights[name])
+            grids[name] = replace(weight_grid(weight, old.spec, "minmax", reader.weight_axis), method="smoothed")
+        text = f"Fold scales between {op.layer} and {' and '.join(r.layer for r in readers)} (SmoothQuant)."
+        return Remedy("smooth-scales", op.layer, text, grids, factors={tap: tuple(by.tolist())})
 
 
 def spread(peaks: np.ndarray) -> float:

@@ -155,6 +155,7 @@ def _check_path(path: str | Path) -> Path:
 
 
 def _check_plan(graph: Graph, plan: Plan, opset: int) -> None:
+    plan.refuse_factors()
     known = {*graph.taps, *graph.weights}
     for name, grid in plan.grids.items():
         if name not in known:

@@ -36,6 +36,8 @@ def left_out(plan: Plan) -> Iterator[str]:
     chosen = [name for name, grid in plan.grids.items() if grid.codes is not None]
     if chosen:
         yield f"the codes that were chosen for {len(chosen)} weights ({chosen[0]} among them): readers round to nearest"
+    if plan.factors:
+        yield f"the factors of {len(plan.factors)} norms: study.with_plan(plan) is a study of the model that has them"
     if plan.corrections:
         yield f"the corrected biases of {len(plan.corrections)} layers: they belong into the model's own biases"
 

@@ -240,6 +240,7 @@ def _reach(tensor: str, grid: Grid) -> tuple[float, float]:
 
 def _check(plan: Plan, graph: Graph) -> None:
     """Raise for grids that TIDL has none of."""
+    plan.refuse_factors()
     for tensor, grid in plan.grids.items():
         if tensor not in graph.weights and tensor not in graph.taps:
             raise PlanError(

@@ -176,6 +176,7 @@ def _trainable(plan: Plan) -> Plan:
 
 
 def _check_plan(plan: Plan, graph: Graph) -> None:
+    plan.refuse_factors()
     known = {*graph.taps, *graph.weights}
     for name in plan.grids:
         if name not in known:
