@@ -13,12 +13,14 @@ CauseKind = Literal[
     "range-too-wide", "bias-shift", "signed-grid-on-one-sided-tensor", "power-of-two-scale", "mismatched-join", "bias-width",
     "insufficient-bits", "calibration-mismatch", "train-mode", "batchnorm-statistics", "preprocessing", "non-finite",
     "nondeterminism", "graph-transform", "engine-mismatch", "trace-alignment", "accumulator-overflow", "unquantized-layer",
+    "integer-form",
 ]  # fmt: skip
 
 #: Kinds of causes that lie outside quantization.
 OUTSIDE: frozenset[CauseKind] = frozenset((
     "calibration-mismatch", "train-mode", "batchnorm-statistics", "preprocessing", "non-finite", "nondeterminism",
     "graph-transform", "engine-mismatch", "trace-alignment", "accumulator-overflow", "unquantized-layer",
+    "integer-form",
 ))  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from qkit.diagnosis.engine_parting import causes as mismatch
 from qkit.diagnosis.engine_parting import causes_of_alignment, plan_at
 from qkit.diagnosis.experiments import Bench
 from qkit.diagnosis.finite import non_finite
+from qkit.diagnosis.forms import integer_form
 from qkit.diagnosis.gate import gate
 from qkit.diagnosis.localize import Place, noise, places, subjects, suspects
 from qkit.diagnosis.remedies import Remedy
@@ -158,6 +159,7 @@ def _diagnose(
     verdict = judge(scores, narrow=narrow, tolerance=tolerance, expected=study.expected, share=study.share)
     try:
         draft.causes += accumulator_overflow(bench, plan)
+        draft.causes += integer_form(bench, _with_remedies(plan, [cause.remedy for cause in draft.causes]))
         base = _put_right(plan, draft)
         if draft.causes:
             verdict = _settle(bench, verdict, draft.causes, plan, base, tolerance)
@@ -246,9 +248,15 @@ def _not_a_number(study: Study, causes: Sequence[Cause]) -> Diagnosis:
 def _put_right(plan: Plan, draft: _Draft) -> Plan:
     """The plan with what the gate can put right by itself; what it cannot is the user's to do first."""
     draft.remedies += [cause.remedy for cause in draft.causes]
-    for remedy in draft.remedies:
-        if remedy.changes:
-            plan = draft.best = remedy.plan(plan)
+    if any(remedy.changes for remedy in draft.remedies):
+        draft.best = _with_remedies(plan, draft.remedies)
+        return draft.best
+    return plan
+
+
+def _with_remedies(plan: Plan, remedies: Iterable[Remedy]) -> Plan:
+    for remedy in remedies:
+        plan = remedy.plan(plan) if remedy.changes else plan
     return plan
 
 

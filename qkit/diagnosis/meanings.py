@@ -103,6 +103,10 @@ CAUSES: Mapping[str, str] = {
     "accumulator-overflow": (
         "Sums exceed the width of the accumulator and wrap around, which ruins them however fine the grids are."
     ),
+    "integer-form": (
+        "What has no weights, such as softmax or a norm, is computed in integers so coarse that the output is off, whatever its "
+        "grid."
+    ),
     "unquantized-layer": "This layer runs in float in every lane: what quantizing it would cost is not measured.",
 }
 
@@ -120,6 +124,7 @@ REMEDIES: Mapping[str, str] = {
     "wider-bias": "wider biases",
     "coarser-weight-scale": "weight scales so coarse that the biases fit",
     "wider-accumulator": "wider accumulators",
+    "finer-form": "a finer integer form of what has no weights",
     "split-join": "a grid for each of the tensors that meet",
     "sixteen-bit-layer": "16 bits for the layer",
     "recalibrate": "ranges chosen anew",

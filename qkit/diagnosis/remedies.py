@@ -6,19 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from qkit.quant.arithmetic import Arithmetic
 from qkit.quant.plan import Grid, Plan
 
 RemedyKind = Literal[
     "per-channel-weights", "cross-layer-equalization", "clip-weights", "clip-activation", "widen-range", "affine-activation",
     "free-scale", "bias-correction", "wider-bias", "split-join", "sixteen-bit-layer", "recalibrate", "qat", "fix-input",
-    "coarser-weight-scale", "wider-accumulator", "fix-engine", "smooth-scales",
+    "coarser-weight-scale", "wider-accumulator", "fix-engine", "smooth-scales", "finer-form",
 ]  # fmt: skip
 
 #: What a remedy costs at run time, cheapest first: nothing, other arithmetic in one place, wider arithmetic.
 COST: Mapping[str, int] = {
     "recalibrate": 0, "widen-range": 0, "clip-activation": 0, "clip-weights": 0, "bias-correction": 0,
     "cross-layer-equalization": 0, "smooth-scales": 0, "coarser-weight-scale": 0, "wider-bias": 1, "wider-accumulator": 2, "affine-activation": 1,
-    "free-scale": 1, "per-channel-weights": 1, "split-join": 2, "sixteen-bit-layer": 3,
+    "free-scale": 1, "per-channel-weights": 1, "split-join": 2, "finer-form": 2, "sixteen-bit-layer": 3,
 }  # fmt: skip
 
 #: What a remedy does where it is applied to all tensors that it fits, in a phrase.
@@ -60,6 +61,8 @@ class Remedy:
     factors
         By norm, the scales that it folds between that and the linear layers behind it, one a channel; `grids` are of the network
         after that.
+    arithmetic
+        How operations without weights are to compute, None for no change.
     """
 
     kind: RemedyKind
@@ -70,11 +73,13 @@ class Remedy:
     corrections: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     accumulator_bits: int | None = None
     factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    arithmetic: Arithmetic | None = None
 
     @property
     def changes(self) -> bool:
         """Whether it changes a plan at all."""
-        return bool(self.grids or self.corrections) or self.bias_bits is not None or self.accumulator_bits is not None
+        others = (self.bias_bits, self.accumulator_bits, self.arithmetic)
+        return bool(self.grids or self.corrections) or any(other is not None for other in others)
 
     @property
     def places(self) -> int:
@@ -95,8 +100,9 @@ class Remedy:
         grids = {**base.grids, **known}
         factors = {**base.factors, **self.factors}
         return replace(
-            base, grids=grids, bias_bits=bits, corrections=corrections, accumulator_bits=sums, factors=factors
-        )
+            base, grids=grids, bias_bits=bits, corrections=corrections, accumulator_bits=sums, factors=factors,
+            arithmetic=base.arithmetic if self.arithmetic is None else self.arithmetic,
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings."""
@@ -108,5 +114,6 @@ class Remedy:
             "accumulator_bits": self.accumulator_bits,
             "corrections": {name: list(values) for name, values in self.corrections.items()},
             "grids": {name: grid.to_dict() for name, grid in self.grids.items()},
+            **({} if self.arithmetic is None else {"arithmetic": self.arithmetic.to_dict()}),
             **({"factors": {name: list(values) for name, values in self.factors.items()}} if self.factors else {}),
         }

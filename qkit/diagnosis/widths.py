@@ -37,7 +37,7 @@ def bias_width(bench: Bench, plan: Plan) -> list[Cause]:
     gain = bench.gain(wide(plan), plan)
     if not bench.sure(gain):
         return []
-    layer, own = _where(bench, plan, wide, lambda op, plan, decision: decision.bias_scale is not None)
+    layer, own = gaining_most(bench, plan, wide, lambda op, plan, decision: decision.bias_scale is not None)
     most = f", most of it at {layer}" if layer else ""
     evidence = f"with {plan.bias_bits} bits the biases cost score{most}; with 64 bits they do not."
     coarser = coarser_scales(bench.study.graph, plan.grids, plan.bias_bits, bench.study.observe(progress=False), free=False)
@@ -64,7 +64,7 @@ def accumulator_overflow(bench: Bench, plan: Plan) -> list[Cause]:
     gain = bench.gain(wide(plan), plan)
     if not bench.sure(gain):
         return []
-    layer, own = _where(bench, plan, wide, _accumulates)
+    layer, own = gaining_most(bench, plan, wide, _accumulates)
     needed = needed_accumulator(bench.study.graph, plan)
     most = f", most of all in {layer}" if layer else ""
     evidence = f"sums beyond {plan.accumulator_bits} bits wrap around{most}; in accumulators without end the score comes back."
@@ -111,7 +111,7 @@ def _accumulates(op: Operation, plan: Plan, decision: Decision) -> bool:
     return decision.accumulator is not None or (decision.setting is not None and _is_product(op, plan))
 
 
-def _where(
+def gaining_most(
     bench: Bench, plan: Plan, wide: Callable[[Plan], Plan], affects: Callable[[Operation, Plan, Decision], bool]
 ) -> tuple[str, Interval | None]:
     """The layer that gains most of its own from being widened, with that gain; "" where the budget does not reach so far."""

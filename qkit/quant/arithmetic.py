@@ -65,6 +65,11 @@ class Arithmetic:
         """Whether every operation computes in float inside."""
         return all(getattr(self, name) == "float" for name in FORMS)
 
+    def with_form(self, switch: str, form: str) -> Arithmetic:
+        """The same but for one switch."""
+        changed: dict[str, Any] = {switch: form}
+        return replace(self, **changed)
+
     def at_bits(self, bits: int) -> Arithmetic:
         """The same forms for another width of the grids: what is inside keeps pace, 24 bits above 8."""
         return self if bits <= 8 else replace(self, inside=max(self.inside, 24))
