@@ -48,13 +48,14 @@ _BEAT = 0.5
 
 Keep = Callable[[Task, Found], None]
 
-_chosen: ContextVar[Executor | None] = ContextVar("executor", default=None)
+#: Weakly: an event loop's task that begins meanwhile keeps a copy of the context for as long as it lives.
+_chosen: ContextVar[weakref.ref[Executor] | None] = ContextVar("executor", default=None)
 
 
 @contextmanager
 def using(executor: Executor | None) -> Iterator[None]:
     """Within this, whatever this thread scores is scored on the executor's workers; None changes nothing."""
-    token = _chosen.set(_chosen.get() if executor is None else executor)
+    token = _chosen.set(_chosen.get() if executor is None else weakref.ref(executor))
     try:
         yield
     finally:
@@ -63,7 +64,8 @@ def using(executor: Executor | None) -> Iterator[None]:
 
 def chosen() -> Executor | None:
     """The executor of `using`."""
-    return _chosen.get()
+    found = _chosen.get()
+    return None if found is None else found()
 
 
 class Workers:
