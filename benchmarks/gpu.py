@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.imagenet_nets import network
+from benchmarks.timing import Ratio, median_seconds, ratio, seconds
 from qkit.execution.capture import capture
 from qkit.execution.evaluator import Evaluator
 from qkit.execution.lanes import Lane, run_lanes
@@ -37,38 +39,35 @@ NETWORKS = ("mobilenet_v2", "resnet50")
 MANY = 8
 
 
-def seconds(work: Callable[[], Any], repeats: int = 5) -> list[float]:
-    """Seconds of every repetition, until the device is done."""
-    found = []
-    for _ in range(repeats):
+def synced(work: Callable[[], Any]) -> Callable[[], Any]:
+    """The same work, begun when the device is idle and over when the device is done."""
+
+    def whole() -> None:
         torch.cuda.synchronize()
-        start = time.perf_counter()
         work()
         torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
-    return found
+
+    return whole
 
 
-def ratio(work: Callable[[], Any], passes: Callable[[], Any], repeats: int = 5) -> tuple[float, float, float]:
-    """Median, least and greatest of the work's time over that of a float pass, which is timed before and after it."""
-    passes()
-    work()
-    found = []
-    for _ in range(repeats):
-        before = seconds(passes, 5)
-        took = seconds(work, 1)[0]
-        found.append(took / statistics.median([*before, *seconds(passes, 5)]))
-    return statistics.median(found), min(found), max(found)
+def passing(work: Callable[[], Any], repeats: int = 5) -> float:
+    """Median seconds until the device is done."""
+    return median_seconds(synced(work), repeats)
 
 
-def further(work: Callable[[int], Any], passes: Callable[[], Any]) -> tuple[float, float, float]:
+def in_passes(work: Callable[[], Any], passes: Callable[[], Any], repeats: int = 5) -> Ratio:
+    """The work's time over that of a float pass, which is timed before and after it."""
+    return ratio(synced(work), synced(passes), repeats=repeats)
+
+
+def further(work: Callable[[int], Any], passes: Callable[[], Any]) -> Ratio:
     """What every further batch takes, when the first ones are done and the work is recorded, in float passes."""
     found = []
     for _ in range(3):
-        passing = statistics.median(seconds(passes, 5))
-        some, more = seconds(lambda: work(MANY), 1)[0], seconds(lambda: work(3 * MANY), 1)[0]
-        found.append((more - some) / (2 * MANY) / passing)
-    return statistics.median(found), min(found), max(found)
+        reference = passing(passes)
+        some, more = (seconds(synced(lambda many=many: work(many))) for many in (MANY, 3 * MANY))
+        found.append((more - some) / (2 * MANY) / reference)
+    return Ratio(statistics.median(found), min(found), max(found))
 
 
 def peak(work: Callable[[], Any]) -> int:
@@ -121,12 +120,12 @@ def roofline(graph: Graph, batch: int, found: dict[str, Any]) -> dict[str, Any]:
     touched = {"int8": 4, "observing": 5, "capture": 3 * 2 + 2 * 2 + 3 * 2 + 2 + 4}
     block = torch.empty(1 << 28, device=DEVICE)
     other = torch.empty_like(block)
-    copying = 2 * block.nbytes / statistics.median(seconds(lambda: other.copy_(block), 10))
+    copying = 2 * block.nbytes / passing(lambda: other.copy_(block), 10)
     rows: dict[str, Any] = {"copy TB/s": copying / 1e12, "pass TFLOP/s": flops / found["pass ms"] / 1e9}
     for what, times in touched.items():
         moved = 4.0 * times * numbers
         rows[f"{what} GB"] = moved / 1e9
-        rows[f"{what} share of copying speed"] = moved / copying / (found[what][0] * found["pass ms"] / 1e3)
+        rows[f"{what} share of copying speed"] = moved / copying / (found[what].median * found["pass ms"] / 1e3)
     return rows
 
 
@@ -139,28 +138,28 @@ def measure(name: str, batch: int, *, sweeps: bool) -> dict[str, Any]:
     graph = build(model, x, device=DEVICE)
     seen = observe(graph, loader, progress=False)
     plans = {k: make_plan(graph, seen, scheme_of(k)) for k in ("int16", "int8")}
-    passing = seconds(lambda: float_pass(model, x), 10)
-    found: dict[str, Any] = {"network": name, "batch": batch, "pass ms": 1e3 * statistics.median(passing)}
 
     def passes() -> None:
         float_pass(model, x)
+
+    found: dict[str, Any] = {"network": name, "batch": batch, "pass ms": 1e3 * passing(passes, 10)}
 
     def lane(plan: str | None) -> Callable[[], None]:
         lanes = [Lane("float")] if plan is None else [Lane(plan, plans[plan])]
         return lambda: (run_lanes(graph, lanes, (x,)), None)[1]
 
-    found["float lane, one batch"] = ratio(lane(None), passes)
-    found["int8 lane, one batch"] = ratio(lane("int8"), passes)
-    found["capture, one batch"] = ratio(lambda: capture(graph, loader, plans, progress=False), passes)
+    found["float lane, one batch"] = in_passes(lane(None), passes)
+    found["int8 lane, one batch"] = in_passes(lane("int8"), passes)
+    found["capture, one batch"] = in_passes(lambda: capture(graph, loader, plans, progress=False), passes)
     work: dict[str, Callable[[int], Any]] = {
         "capture": lambda many: capture(graph, loader * many, plans, limit=None, progress=False),
         "observing": lambda many: observe(graph, loader * many, progress=False),
         "int8": lambda many: Evaluator(graph, loader * many, "top1").scores({"int8": plans["int8"]}, progress=False),
     }
     for what, many in work.items():
-        found[f"{what}, {MANY} batches"] = tuple(r / MANY for r in ratio(lambda many=many: many(MANY), passes, 3))
+        found[f"{what}, {MANY} batches"] = in_passes(lambda many=many: many(MANY), passes, 3).over(MANY)
         found[what] = further(many, passes)
-    found["by hand, hooks"] = ratio(hooked(model, x), passes)
+    found["by hand, hooks"] = in_passes(hooked(model, x), passes)
     own = peak(passes)
     found["memory"] = peak(lambda: work["capture"](MANY)) / own
     found["memory, one batch"] = peak(lambda: capture(graph, loader, plans, progress=False)) / own
@@ -168,10 +167,10 @@ def measure(name: str, batch: int, *, sweeps: bool) -> dict[str, Any]:
     if sweeps:
         layers = len(graph.taps)
         for mode in ("only", "except"):
-            took = ratio(
+            took = in_passes(
                 lambda mode=mode: sweep(Evaluator(graph, loader * MANY, "top1"), plans["int8"], mode, progress=False), passes, 1
             )
-            found[mode] = tuple(r / layers / MANY for r in took)
+            found[mode] = took.over(layers * MANY)
     return found
 
 
@@ -197,13 +196,7 @@ def diagnosis(images: int = 1000, batch: int = 64) -> dict[str, float]:
 
 def text(value: Any) -> str:
     """A figure with its spread."""
-    return (
-        f"{value[0]:.2f} ({value[1]:.2f} to {value[2]:.2f})"
-        if isinstance(value, tuple)
-        else f"{value:.4g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:
@@ -228,7 +221,7 @@ def main() -> None:
         rows.append(dict(diagnosis()))
         print(rows[-1], flush=True)
     if options.out is not None:
-        options.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        options.out.write_text("".join(json.dumps(row, default=asdict) + "\n" for row in rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

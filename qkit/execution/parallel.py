@@ -48,13 +48,14 @@ _BEAT = 0.5
 
 Keep = Callable[[Task, Found], None]
 
-_chosen: ContextVar[Executor | None] = ContextVar("executor", default=None)
+#: Weakly: an event loop's task that begins meanwhile keeps a copy of the context for as long as it lives.
+_chosen: ContextVar[weakref.ref[Executor] | None] = ContextVar("executor", default=None)
 
 
 @contextmanager
 def using(executor: Executor | None) -> Iterator[None]:
     """Within this, whatever this thread scores is scored on the executor's workers; None changes nothing."""
-    token = _chosen.set(_chosen.get() if executor is None else executor)
+    token = _chosen.set(_chosen.get() if executor is None else weakref.ref(executor))
     try:
         yield
     finally:
@@ -63,7 +64,8 @@ def using(executor: Executor | None) -> Iterator[None]:
 
 def chosen() -> Executor | None:
     """The executor of `using`."""
-    return _chosen.get()
+    found = _chosen.get()
+    return None if found is None else found()
 
 
 class Workers:
@@ -93,7 +95,6 @@ class Workers:
         self.token = uuid4().hex
         self.data = dumps(Payload(_pickled(evaluator), here(), str(evaluator.graph.device), first, path, _threads(executor)))
         self._file: str | None = None
-        self._scattered: Any = None
         self._threads = 0
 
     def run(self, executor: Executor, asked: Asked, tasks: Iterator[Task], keep: Keep, look: Callable[[], bool]) -> bool:
@@ -140,12 +141,14 @@ class Workers:
     def sent(self, client: Any) -> Any:
         """What goes with a task: the study as it lies on Dask's workers, or the file that it is in."""
         if client is not None:
-            if self._scattered is None:
+            scattered = _scattered(client)
+            if self.token not in scattered:
                 try:
-                    self._scattered = client.scatter(self.data, broadcast=True, hash=False)
+                    scattered[self.token] = client.scatter(self.data, broadcast=True, hash=False)
                 except TimeoutError as error:
                     raise WorkersError("the Dask cluster has lost all its workers, and no other came.") from error
-            return self._scattered
+                weakref.finalize(self, _take_back, weakref.ref(client), self.token).atexit = False
+            return scattered[self.token]
         if self._file is None:
             with tempfile.NamedTemporaryFile(prefix="qkit-", delete=False) as file:
                 weakref.finalize(self, Path(file.name).unlink, missing_ok=True)
@@ -161,9 +164,10 @@ class Workers:
             )  # fmt: skip
             self._threads = threads
 
-    def gone(self) -> None:
+    def gone(self, client: Any) -> None:
         """Dask's workers that had the study may be gone: it is sent again with the next task."""
-        self._scattered = None
+        if client is not None:
+            _scattered(client).pop(self.token, None)
 
 
 @dataclass(eq=False)
@@ -203,7 +207,7 @@ class _Going:
         except BrokenExecutor as error:
             self._lost(pending, error)
         except CancelledError as error:
-            self._workers.gone()
+            self._workers.gone(self._client)
             self._lost(pending, error)
         except ImportError as error:
             raise WorkersError(f"a worker cannot begin: {error}. Install qkit there, at the same version as here.") from error
@@ -300,6 +304,20 @@ def dask_client(executor: Any) -> Any:
     if not type(executor).__module__.startswith("distributed."):
         return None
     return executor if hasattr(executor, "get_executor") else executor._client
+
+
+def _scattered(client: Any) -> dict[str, Any]:
+    """What lies on a cluster's workers, by study."""
+    # on the client itself: Dask's futures refer to it, so that whoever else holds them keeps it alive
+    found: dict[str, Any] = vars(client).setdefault("_qkit_scattered", {})
+    return found
+
+
+def _take_back(client: weakref.ref[Any], token: str) -> None:
+    """Let a cluster forget a study that is gone here."""
+    there = client()
+    if there is not None:
+        _scattered(there).pop(token, None)
 
 
 def count(executor: Any) -> int:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -127,6 +128,18 @@ def _loops(y: Tensor, params: QuantParams | None) -> ModuleType | None:
     return kernels() if y.device.type == "cpu" and params is not None and params.axis is None else None
 
 
+def _plain(y: Tensor | Sums) -> TypeGuard[Tensor]:
+    """Whether there are no fused kernels for what an operation gave."""
+    return not isinstance(y, Sums) and kernels_for(y.device) is None
+
+
+def _fused(op: Operation, y: Tensor | Sums, params: QuantParams | None, **wanted: Any) -> tuple[Tensor, Tensor]:
+    """The value and its figures by a GPU's fused kernels."""
+    value, figures = on_gpu(op, y, params, **wanted)
+    assert figures is not None
+    return value, figures
+
+
 def measure(op: Operation, y: Tensor | Sums, reference: Tensor, params: QuantParams | None) -> tuple[Tensor, Figures]:
     """Activation and grid of the operation's fresh result, in place where its memory allows, with its errors against `reference`.
 
@@ -139,10 +152,8 @@ def measure(op: Operation, y: Tensor | Sums, reference: Tensor, params: QuantPar
         squared, greatest absolute error, least and greatest value.
     """
     axis, act = op.channel_axis, op.act
-    if isinstance(y, Sums) or kernels_for(y.device) is not None:
-        value, found = on_gpu(op, y, params, figures="measure", reference=reference)
-        assert found is not None
-        return value, found
+    if not _plain(y):
+        return _fused(op, y, params, figures="measure", reference=reference)
     if (loops := _loops(y, params)) is not None:
         assert params is not None
         y = channels_innermost(y, axis)
@@ -182,10 +193,8 @@ def local_errors(op: Operation, y: Tensor | Sums, reference: Tensor, params: Qua
         Whether there is more than the grid, so that the two differ.
     """
     axis, act = op.channel_axis, op.act
-    if isinstance(y, Sums) or kernels_for(y.device) is not None:
-        found = on_gpu(op, y, params, figures="local", reference=reference, keep=False)[1]
-        assert found is not None
-        return found
+    if not _plain(y):
+        return _fused(op, y, params, figures="local", reference=reference, keep=False)[1]
     squared = _local_error(y, reference, params, act, axis)
     if not weighted:
         return np.stack([squared, squared])
@@ -210,10 +219,8 @@ def _local_error(y: Tensor, reference: Tensor, params: QuantParams | None, act: 
 
 def describe(op: Operation, y: Tensor | Sums) -> tuple[Tensor, Figures]:
     """The operation's float value, activation done in place, with figures (3, C): sum of squares, least and greatest value."""
-    if isinstance(y, Sums) or kernels_for(y.device) is not None:
-        value, found = on_gpu(op, y, None, figures="describe")
-        assert found is not None
-        return value, found
+    if not _plain(y):
+        return _fused(op, y, None, figures="describe")
     value = finish_value(op, y, None, (), None)
     axis = op.channel_axis
     if (loops := kernels()) is not None and value.device.type == "cpu":

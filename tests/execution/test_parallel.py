@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
@@ -636,6 +638,37 @@ def test_a_dask_cluster_scores_bit_for_bit(client: Any) -> None:
     assert np.array_equal(here.scores, there.scores)
     found = made(metric="closeness").evaluate(executor=client, progress=False)
     assert np.array_equal(found.lanes["int8"], made(metric="closeness").evaluate(progress=False).lanes["int8"])
+
+
+def collected(done: Callable[[], bool]) -> bool:
+    """Whether that comes true within half a minute, while what nobody holds is collected."""
+    for _ in range(300):
+        gc.collect()
+        if done():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_study_keeps_no_dask_client_alive_and_takes_the_next(client: Any) -> None:
+    study = made()
+    first = type(client)(client.cluster, set_as_default=False)
+    found = study.evaluate(executor=first, progress=False)
+    gone = weakref.ref(first)
+    first.close()
+    del first
+    assert collected(lambda: gone() is None)
+    study = study.with_plan(study.calibrate("mse", progress=False))
+    assert study.evaluate(executor=client, progress=False).lanes["int8"].shape == found.lanes["int8"].shape
+
+
+def test_a_dask_cluster_keeps_no_study_that_is_gone(client: Any) -> None:
+    before = set(client.futures)
+    study = made()
+    study.evaluate(executor=client, progress=False)
+    assert set(client.futures) - before
+    del study
+    assert collected(lambda: not set(client.futures) - before)
 
 
 def test_a_loader_that_dask_cannot_be_sent_is_refused(client: Any) -> None:
