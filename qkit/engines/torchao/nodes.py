@@ -162,10 +162,12 @@ class _Finder:
                 return f"the program has {len(self.placeholders)} inputs"
             node = self.placeholders[op.argument]
             return Place((node,), node, node)
+        if self.folded and op.name in self.marked:
+            node = self.marked[op.name]
+            return Place((node,), node, node)
         base, number = _numbered(op.name)
-        if op.name in self.marked and op.weight is None:
-            nodes: list[fx.Node] | None = [self.marked[op.name]]
-        elif ":" in base:
+        nodes: list[fx.Node] | None
+        if ":" in base:
             # what folds constants leaves out calls that the forward's own count has: there the names' is right
             ways = [(base, number), *([_numbered(op.origin)] if op.origin else [])]
             nodes = next((n for way in (ways if self.folded else ways[::-1]) if (n := self._function(*way))), None)

@@ -245,7 +245,13 @@ class _Copier:
             new.meta["memory"] = self.memories.setdefault(memory, len(self.memories))
 
     def _origin(self, node: fx.Node, module: dict[str, str]) -> str:
-        """``path:function#k``: the k-th call of that function in a module, one for all nodes that the call became."""
+        """``path:function#k``: the k-th call of that function in a module, one for all nodes that the call became.
+
+        Attention has none and counts for none, since it becomes several operations.
+        """
+        if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+            self.call = ()
+            return ""
         note = node.meta.get("torch_fn")
         name = f"{module['path']}:{short_name(str(note[1]).rsplit('.', 1)[-1] if note else node.target)}"
         call = (module["module"], name, note or node.name)
