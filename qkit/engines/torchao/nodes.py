@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from qkit.errors import GraphError
@@ -28,6 +29,7 @@ TAP = "qkit_tap"
 _PASSING = frozenset("dropout dropout_ alias detach detach_ clone contiguous to identity lift_fresh_copy alias_copy".split())
 _LOOKING = frozenset("sym_size _assert_tensor_metadata _assert_scalar _assert_async".split())
 _CLAMPS = frozenset("relu relu6 hardtanh clamp clip clamp_min clamp_max".split())
+_SIZES = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
 _PRODUCTS = frozenset("conv1d conv2d conv3d convolution linear addmm conv_transpose1d conv_transpose2d conv_transpose3d".split())
 _ALIASES: Mapping[str, str] = {
     "rsub": "sub", "isub": "sub", "iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul", "multiply": "mul",
@@ -135,6 +137,8 @@ class _Finder:
             if TAP in node.meta:
                 self.marked[node.meta[TAP]] = node
             if not node.op.startswith("call_") or is_quantize(node) or is_dequantize(node) or self._watches(node):
+                continue
+            if isinstance(node.meta.get("val"), _SIZES):  # arithmetic on the open batch size, which the kit has no call for
                 continue
             stack = _stack(node)
             if node.op == "call_module" and (not stack or stack[-1][1] != node.target):
