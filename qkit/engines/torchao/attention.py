@@ -44,7 +44,9 @@ class _Opened:
                 key, value = (self._call("repeat", _aten.repeat_interleave.self_int, x, repeats, -3) for x in (key, value))
             turned = self._call("transpose", _aten.transpose.int, key, -2, -1)
             scores = self._call("matmul", _aten.matmul.default, query, turned)
-            scores = self._call("softmax", _aten.mul.Tensor, scores, query.meta["val"].shape[-1] ** -0.5 if scale is None else scale)
+            scores = self._call(
+                "softmax", _aten.mul.Tensor, scores, query.meta["val"].shape[-1] ** -0.5 if scale is None else scale
+            )
             weights = self._weights(scores, self._mask(query, key))
             result = self._call("matmul#2", _aten.matmul.default, weights, value)
         self.node.replace_all_uses_with(result)

@@ -230,7 +230,12 @@ class _Copier:
             target, args = _SHAPED_AS[name], (args[0], list(node.meta["val"].shape))
         new = self.form.graph.call_function(target, args, kwargs)
         module = self._module(node)
-        new.meta = {"value": outline(node.meta.get("val")), "called": _called(node), "origin": self._origin(node, module), **module}
+        new.meta = {
+            "value": outline(node.meta.get("val")),
+            "called": _called(node),
+            "origin": self._origin(node, module),
+            **module,
+        }
         self.note_memory(new, node)
         if "stack_trace" in node.meta:
             new.meta["stack_trace"] = node.meta["stack_trace"]
