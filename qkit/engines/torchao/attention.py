@@ -1,7 +1,7 @@
 """Attention in an exported program as two products and a softmax, which is where an integer engine has grids.
 
-torch.export leaves `scaled_dot_product_attention` in one piece. It is opened as `qkit.graph.normal_form.patterns` does, so that the
-kit and the program have the same tensors.
+torch.export leaves `scaled_dot_product_attention` in one piece. It is opened as `qkit.graph.normal_form.patterns` does, so that
+the kit and the program have the same tensors.
 """
 
 from __future__ import annotations

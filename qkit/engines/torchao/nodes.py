@@ -3,8 +3,8 @@
 The kit and `torch.export` run the same Python code, so they agree on three things: the path of the module that an operation is
 in, what the operation is called, and the order of equal ones. An operation is found by these, never by its values or by parts
 of names; its shape is compared too. What `torch.fx` quantization leaves without a path (functions that it replaces) is found by
-name and order in the whole network, if there are as many of them there as here. Several calls that are one operation here, such as a
-norm by hand, are found by the last of them.
+name and order in the whole network, if there are as many of them there as here. Several calls that are one operation here, such
+as a norm by hand, are found by the last of them.
 """
 
 from __future__ import annotations
