@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import qkit
+
 #: Channels, heads and patches a side of the transformers here.
 WIDTH, HEADS, SIDE = 24, 3, 4
 
@@ -333,3 +335,10 @@ def attention_network(name: str, seed: int = 0) -> nn.Module:
             if isinstance(module, nn.Linear):
                 module.weight.mul_(1.7)
     return model.eval()
+
+
+def attention_study(name: str, scheme: str = "int8") -> qkit.Study:
+    """One of `NETWORKS` on noise; its score is agreement with float."""
+    draw = torch.Generator().manual_seed(3)
+    data = [torch.randn(16, 3, 16, 16, generator=draw) for _ in range(2)]
+    return qkit.Study(attention_network(name), data, data, scheme=scheme)

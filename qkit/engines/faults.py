@@ -140,9 +140,9 @@ def _rounded_inputs(visit: Visit) -> Iterator[Fault]:
 
     yield Fault(
         "input-width",
-        f"rounds its input to 8 bits first, each {_BLOCK} channels of a place on a grid of their own (ONNX Runtime's MatMulNBits)",
-        "Set session.qdq_matmulnbits_accuracy_level to 1 in ONNX Runtime, or export the file with qkit, which stores such weights "
-        "in 16 bits.",
+        f"rounds its input to 8 bits first, each {_BLOCK} channels of a place on their own grid (ONNX Runtime's MatMulNBits)",
+        "Set session.qdq_matmulnbits_accuracy_level to 1 in ONNX Runtime, or export the file with qkit, which stores such "
+        "weights in 16 bits.",
         output,
     )
 

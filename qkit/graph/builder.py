@@ -304,7 +304,8 @@ class Builder:
         floats = [o for o in outlines(final.meta.get("value")) if o.is_float or o.dtype.is_complex]
         op = Operation(
             len(self.operations), name, kind, self._layer(node, name), indices, call, tap=tap, shape=shape, channel_axis=axis,
-            elements=sum(math.prod(o.shape) for o in floats) // self.form.batch, origin=str(node.meta.get("origin") or ""), **rest,
+            elements=sum(math.prod(o.shape) for o in floats) // self.form.batch, origin=str(node.meta.get("origin") or ""),
+            **rest,
         )  # fmt: skip
         self.operations.append(replace(op, macs=self._macs(op) if macs is None else macs))
         for member in self._between(node, final):

@@ -59,7 +59,7 @@ class Operation:
     divisor
         Index of the operation whose value it divides by, None where there is none or it is kept from zero.
     origin
-        Which call of the forward gives its value: ``path:function#k``, the k-th of that function in that module; "" where not known.
+        Which call of the forward gives its value: ``path:function#k``, the k-th of that function in that module; "" if unknown.
     groups
         Of a grouped transposed convolution: its weight here is (outputs, inputs / groups, ...), 1 for every other.
     """

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention_networks import NETWORKS, attention_study
 from small_networks import mixed_network
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,12 +21,15 @@ from torch.nn import functional as F
 import qkit
 from qkit import zoo
 from qkit.engines import torchao as engine
+from qkit.engines.compare import compare
 from qkit.errors import DataError, GraphError, MissingExtra, PlanError
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.quant.grids import quantize
 from qkit.quant.plan import Codes, Plan
 
 pt2e = pytest.importorskip("torchao.quantization.pt2e.quantize_pt2e")
+from qkit.engines.torchao.attention import open_attention  # noqa: E402
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -72,7 +76,8 @@ def study_of(model: nn.Module, scheme: str = "int8") -> qkit.Study:
 
 def own_flow(study: qkit.Study, plan: Plan | None = None) -> tuple[Any, Any]:
     """What a user's code does with torchao."""
-    inputs = next(iter(study.calibration))[0]
+    batch = next(iter(study.calibration))
+    inputs = batch if isinstance(batch, Tensor) else batch[0]
     program = torch.export.export(copy.deepcopy(study.model).eval(), (inputs,)).module()
     quantizer = engine.quantizer(study.plan if plan is None else plan, study)
     return pt2e.convert_pt2e(pt2e.prepare_pt2e(program, quantizer)), quantizer
@@ -472,3 +477,54 @@ def test_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingExtra, match=r"'\.\[torchao\]'"):
         engine.converted(study)
     assert engine.lane(fx_quantized(study.model, torch.randn(8, 3, 16, 16)), study).bits == 8
+
+
+ATTENTION = [
+    pytest.param(name, scheme, marks=() if (name, scheme) == ("multihead", "int8") else pytest.mark.slow)
+    for name in NETWORKS
+    if name != "convnext"
+    for scheme in ("int8", "int8-per-tensor", "int8-symmetric", "int16")
+]
+
+
+@pytest.mark.parametrize(("name", "scheme"), ATTENTION)
+def test_attention_and_norms_have_the_codes_of_the_lane(name: str, scheme: str) -> None:
+    study = attention_study(name, scheme)
+    found = compare(study, engine.lane(engine.converted(study), study), plan=study.plan, progress=False)
+    assert found.first is None, repr(found)
+    counted = [sums.local for sums in found.taps.values()]
+    assert sum(s.same + s.one for s in counted) >= 0.999 * sum(s.count for s in counted)
+    assert min(steps.within_one for steps in counted) >= 0.999
+    assert not found.grids
+    # constants are folded into the codes that what reads them holds
+    kinds = {op.name: op.kind for op in study.graph.operations}
+    assert {kinds[tap] for tap in found.missing} <= {"constant"}
+
+
+@pytest.mark.slow
+def test_a_users_own_flow_opens_attention_too() -> None:
+    study = attention_study("masks")
+    program, _ = own_flow(study)
+    found = compare(study, engine.lane(program, study), plan=study.plan, progress=False)
+    assert found.first is None
+    assert {op.name for op in study.graph.operations if op.kind == "matmul"} <= set(found.taps)
+
+
+@pytest.mark.parametrize("mask", [None, "bool", "float"])
+def test_opened_attention_computes_what_torch_does(mask: str | None) -> None:
+    class Attend(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, m: Tensor | None) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, k, attn_mask=m, is_causal=mask is None, scale=0.3)
+
+    draw = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, 3, 5, 8, generator=draw) for _ in range(2))
+    given = None if mask is None else torch.rand(5, 5, generator=draw) > 0.5
+    if given is not None:
+        given[2] = False
+        given[0] = True
+    if mask == "float":
+        given = torch.zeros(5, 5).masked_fill(~given, -torch.inf)
+    program = torch.export.export(Attend(), (q, k, given)).module()
+    opened = open_attention(copy.deepcopy(program))
+    assert not any("scaled_dot" in str(node.target) for node in opened.graph.nodes)
+    torch.testing.assert_close(opened(q, k, given), program(q, k, given), rtol=1e-5, atol=1e-6)

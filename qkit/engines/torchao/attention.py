@@ -1,7 +1,7 @@
 """Attention in an exported program as two products and a softmax, which is where an integer engine has grids.
 
-torch.export leaves `scaled_dot_product_attention` in one piece. It is opened as `qkit.graph.normal_form.patterns` does, so that the
-kit and the program have the same tensors.
+torch.export leaves `scaled_dot_product_attention` in one piece. It is opened as `qkit.graph.normal_form.patterns` does, so that
+the kit and the program have the same tensors.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class _Opened:
                 key, value = (self._call("repeat", _aten.repeat_interleave.self_int, x, repeats, -3) for x in (key, value))
             turned = self._call("transpose", _aten.transpose.int, key, -2, -1)
             scores = self._call("matmul", _aten.matmul.default, query, turned)
-            scores = self._call("softmax", _aten.mul.Tensor, scores, query.meta["val"].shape[-1] ** -0.5 if scale is None else scale)
+            scores = self._call(
+                "softmax", _aten.mul.Tensor, scores, query.meta["val"].shape[-1] ** -0.5 if scale is None else scale
+            )
             weights = self._weights(scores, self._mask(query, key))
             result = self._call("matmul#2", _aten.matmul.default, weights, value)
         self.node.replace_all_uses_with(result)

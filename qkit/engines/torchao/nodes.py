@@ -3,8 +3,8 @@
 The kit and `torch.export` run the same Python code, so they agree on three things: the path of the module that an operation is
 in, what the operation is called, and the order of equal ones. An operation is found by these, never by its values or by parts
 of names; its shape is compared too. What `torch.fx` quantization leaves without a path (functions that it replaces) is found by
-name and order in the whole network, if there are as many of them there as here. Several calls that are one operation here, such as a
-norm by hand, are found by the last of them.
+name and order in the whole network, if there are as many of them there as here. Several calls that are one operation here, such
+as a norm by hand, are found by the last of them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from qkit.errors import GraphError
@@ -28,6 +29,7 @@ TAP = "qkit_tap"
 _PASSING = frozenset("dropout dropout_ alias detach detach_ clone contiguous to identity lift_fresh_copy alias_copy".split())
 _LOOKING = frozenset("sym_size _assert_tensor_metadata _assert_scalar _assert_async".split())
 _CLAMPS = frozenset("relu relu6 hardtanh clamp clip clamp_min clamp_max".split())
+_SIZES = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
 _PRODUCTS = frozenset("conv1d conv2d conv3d convolution linear addmm conv_transpose1d conv_transpose2d conv_transpose3d".split())
 _ALIASES: Mapping[str, str] = {
     "rsub": "sub", "isub": "sub", "iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul", "multiply": "mul",
@@ -136,6 +138,8 @@ class _Finder:
                 self.marked[node.meta[TAP]] = node
             if not node.op.startswith("call_") or is_quantize(node) or is_dequantize(node) or self._watches(node):
                 continue
+            if isinstance(node.meta.get("val"), _SIZES):  # arithmetic on the open batch size, which the kit has no call for
+                continue
             stack = _stack(node)
             if node.op == "call_module" and (not stack or stack[-1][1] != node.target):
                 stack = [*stack, (str(node.target), str(node.target))]
@@ -162,10 +166,12 @@ class _Finder:
                 return f"the program has {len(self.placeholders)} inputs"
             node = self.placeholders[op.argument]
             return Place((node,), node, node)
+        if self.folded and op.name in self.marked:
+            node = self.marked[op.name]
+            return Place((node,), node, node)
         base, number = _numbered(op.name)
-        if op.name in self.marked and op.weight is None:
-            nodes: list[fx.Node] | None = [self.marked[op.name]]
-        elif ":" in base:
+        nodes: list[fx.Node] | None
+        if ":" in base:
             # what folds constants leaves out calls that the forward's own count has: there the names' is right
             ways = [(base, number), *([_numbered(op.origin)] if op.origin else [])]
             nodes = next((n for way in (ways if self.folded else ways[::-1]) if (n := self._function(*way))), None)

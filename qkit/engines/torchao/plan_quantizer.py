@@ -117,6 +117,7 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
         self.notes: tuple[str, ...] = ()
         self._remarks: dict[str, list[str]] = {}
         self._roots: dict[fx.Node, fx.Node] = {}
+        self._taps: set[fx.Node] = set()
 
     def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
         """Open attention, whose products and softmax have grids of their own; torchao asks for it before it annotates."""
@@ -134,6 +135,7 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
         """
         found = place_all(self.graph, model)
         self._remarks, self._roots = {}, {}
+        self._taps = {found[op.index].final for op in self.graph.operations if op.quantized and op.index in found}
         for op in self.graph.operations:
             place = found.get(op.index)
             if place is None:
@@ -157,6 +159,8 @@ class PlanQuantizer(Quantizer):  # type: ignore[misc]
     def _keep(self, op: Operation, place: Place) -> None:
         """The nodes of an operation that shares its input's grid."""
         for node in place.nodes:
+            if node in self._taps:  # of another operation that the same call became
+                continue
             sources = [self._root(source) for source in node.all_input_nodes]
             root = next((source for source in sources if source is not None), None)
             if root is not None and isinstance(node.meta.get("val"), Tensor) and node.meta["val"].is_floating_point():

@@ -230,7 +230,12 @@ class _Copier:
             target, args = _SHAPED_AS[name], (args[0], list(node.meta["val"].shape))
         new = self.form.graph.call_function(target, args, kwargs)
         module = self._module(node)
-        new.meta = {"value": outline(node.meta.get("val")), "called": _called(node), "origin": self._origin(node, module), **module}
+        new.meta = {
+            "value": outline(node.meta.get("val")),
+            "called": _called(node),
+            "origin": self._origin(node, module),
+            **module,
+        }
         self.note_memory(new, node)
         if "stack_trace" in node.meta:
             new.meta["stack_trace"] = node.meta["stack_trace"]
@@ -245,7 +250,13 @@ class _Copier:
             new.meta["memory"] = self.memories.setdefault(memory, len(self.memories))
 
     def _origin(self, node: fx.Node, module: dict[str, str]) -> str:
-        """``path:function#k``: the k-th call of that function in a module, one for all nodes that the call became."""
+        """``path:function#k``: the k-th call of that function in a module, one for all nodes that the call became.
+
+        Attention has none and counts for none, since it becomes several operations.
+        """
+        if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+            self.call = ()
+            return ""
         note = node.meta.get("torch_fn")
         name = f"{module['path']}:{short_name(str(note[1]).rsplit('.', 1)[-1] if note else node.target)}"
         call = (module["module"], name, note or node.name)

@@ -253,8 +253,7 @@ def _attention(form: NormalForm, node: fx.Node, constants: dict[fx.Node, Any]) -
     def call(target: Any, args: tuple[Any, ...], shape: tuple[int, ...], called: str, like: fx.Node = node) -> fx.Node:
         new = form.graph.call_function(target, args)
         value = like.meta["value"]
-        # one call of torch's is several here: they go by their own names
-        return inherit(new, node, value=type(value)(shape, value.dtype), called=called, origin="")
+        return inherit(new, node, value=type(value)(shape, value.dtype), called=called)
 
     with form.graph.inserting_before(node):
         if given.get("enable_gqa"):
