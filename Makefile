@@ -60,7 +60,7 @@ browser:
 
 pictures: $(READY) browser
 	mkdir -p docs/widgets
-	QKIT_PICTURES=docs/widgets $(BIN)/python -m pytest tests/widgets/test_browser.py tests/widgets/test_faces.py
+	QKIT_PICTURES=docs/widgets $(BIN)/python -m pytest tests/widgets/test_browser.py tests/widgets/test_faces.py tests/widgets/test_graph_in_browser.py
 
 notebooks notebooks-run: export OMP_NUM_THREADS = 1
 notebooks notebooks-run: export NUMBA_NUM_THREADS = 1

@@ -33,7 +33,7 @@ _STYLE = Markup("""
 .qkit-card dl.answers > div { display: grid; grid-template-columns: minmax(7em, 10em) minmax(0, 1fr); gap: .2em .9em;
   padding: .25em 0; border-top: 1px solid color-mix(in srgb, var(--tint) 25%, transparent); }
 .qkit-card dt { font-weight: 600; margin: 0; float: none; width: auto; text-align: left; }
-.qkit-card dd { margin: 0; overflow-wrap: anywhere; }
+.qkit-card dd { margin: 0; float: none; width: auto; overflow-wrap: anywhere; }
 .qkit-details summary { cursor: pointer; margin: .3em 0; }
 .qkit-details li, .qkit-details p { max-width: 60rem; margin: .25em 0; line-height: 1.45; }
 @media (max-width: 560px) { .qkit-card dl.answers > div { grid-template-columns: minmax(0, 1fr); } }

@@ -7,7 +7,7 @@ import { boxAt, fitted, found, middle, neighbour, zoomed } from "./graph_view.js
 
 const HEIGHT = 520;
 /** Boxes that are named beside the picture before one is chosen. */
-const STRONGEST = 6;
+const LISTED = 6;
 const HELP =
   "Arrow keys follow the edges, Enter opens, + and − zoom, 0 shows the whole, / searches. Drag moves; the wheel zooms once the picture has the focus.";
 
@@ -415,7 +415,7 @@ export default {
       /** @param {number} i */
       const share = (i) => Math.max(0, ...(model.get("shares")[i] ?? []).map((part) => part ?? 0));
       const strongest = [...boxes().keys()].filter((i) => !boxes()[i].opened && share(i) > 0).sort((a, b) => share(b) - share(a));
-      const list = strongest.slice(0, STRONGEST).map((i) => {
+      const list = strongest.slice(0, LISTED).map((i) => {
         const { key } = boxes()[i];
         const name = make("button", { type: "button" }, key);
         name.addEventListener("click", () => choose(key, true));

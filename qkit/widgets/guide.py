@@ -282,7 +282,7 @@ class Guide(Panel):
         parts += [f"<p><b>What it means.</b> {html.escape(step.meaning)}</p>"] if step.meaning else []
         parts += [f"<p><b>What to do next.</b> {html.escape(step.then)}</p>"] if step.then else []
         self._text.value = "".join(parts)
-        drawn = "" if step.draw is None else drawing.svg(_call, step.draw, width=8.6, height=step.height)
+        drawn = "" if step.draw is None else drawing.svg(_call, step.draw, width=6.8, height=step.height)
         self._picture.value = drawn + (f'<div class="qkit-note">{html.escape(step.caption)}</div>' if step.caption else "")
         self._apply = [(remedy, self._button(remedy)) for remedy in step.remedies]
         before, self._rows = self._rows, [row(knob, ipywidgets.HTML(html.escape(r.text))) for r, knob in self._apply]

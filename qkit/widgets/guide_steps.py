@@ -140,8 +140,8 @@ def _fork(found: Diagnosis, narrow: str, meaning: str, then: str, tolerance: flo
     rows = [["verdict", verdict.name], ["because", verdict.reason]]
     losses = {"int16": verdict.wide, narrow: verdict.narrow}
     known = {name: loss for name, loss in losses.items() if loss is not None}
-    rows += [[f"{name} loses", loss_words(loss, found.units)] for name, loss in known.items()]
-    draw = partial(_bars, known, found.units, tolerance, "loss against float") if known else None
+    rows += [[f"{name} loses on these samples", loss_words(loss, found.units)] for name, loss in known.items()]
+    draw = partial(_bars, known, found.units, tolerance, "loss against float on these samples") if known else None
     return GuideStep("verdict", "16 bits, then fewer", "Is it quantization?", rows, meaning, then, draw, 1.7)
 
 

@@ -5,10 +5,10 @@ import { contextOf, decades, guarded, label, make, numeric, surface, ticks } fro
 
 const [LEFT, RIGHT, TOP] = [64, 14, 12];
 /** From the top: lines, a gap, bars, names. Where there are no bars, the lines have their room too. */
-const [LINES, GAP, BARS, NAMES] = [180, 16, 78, 122];
+const [LINES, GAP, BARS, NAMES] = [180, 16, 78, 126];
 const HEIGHT = TOP + LINES + GAP + BARS + NAMES;
 /** Least distance between two names, the room of one, layers with the longest bars that are always named. */
-const [APART, ROOM, NAMED] = [13, NAMES - 12, 3];
+const [APART, ROOM, NAMED] = [13, NAMES - 9, 3];
 /** @type {Record<Line["shape"], (c: CanvasRenderingContext2D, x: number, y: number) => void>} */
 const SHAPES = {
   circle: (c, x, y) => c.arc(x, y, 3, 0, 7),

@@ -138,7 +138,6 @@ export default {
       labelled("to", high),
       labelled("by", by),
       percentile,
-      make("span", { class: "qkit-gap" }),
       make("span", { class: "qkit-group" }, undo, redo, reset),
     );
     kind.setAttribute("aria-label", "grid");

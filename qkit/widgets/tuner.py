@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import traitlets
 from qkit.errors import PlanError, QkitError
 from qkit.execution.editing import moved_end, rule_of
 from qkit.execution.edits import Chosen, Edit, History, Ranged, Reset, Ruled, Scaled
+from qkit.execution.layer_errors import grid_errors
 from qkit.execution.loading import batches as batches_of
 from qkit.execution.observing import observe_channels
 from qkit.execution.prefix import Effect
@@ -317,11 +319,19 @@ class Tuner(TunerView):
         with self.hold_sync():
             several = len(names) > 1
             self.group, self.group_name = (list(names), said or f"{len(names)} tensors") if several else ([], "")
-            first = self.tensor if self.tensor in names else names[0]
+            first = self.tensor if self.tensor in names else self._worst(names)
             if self.tensor == first:
                 self._redrawn()
             else:
                 self.tensor = first
+
+    def _worst(self, names: tuple[str, ...]) -> str:
+        """Of several tensors the one whose range costs its layer's output most."""
+        if len(names) == 1:
+            return names[0]
+        (errors,) = grid_errors(self._origin.graph, self._inputs, [self.plan.only(names)])
+        totals = {name: errors[name].total for name in names if name in errors and not math.isnan(errors[name].total)}
+        return min(totals, key=totals.__getitem__) if totals else names[0]
 
     # tensors
 

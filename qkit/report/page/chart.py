@@ -17,7 +17,7 @@ from qkit.report.contents.data import WIDE, Report
 from qkit.report.text.tables import bars_shown
 from qkit.style import decibels, is_missing, number, share, short, units_of
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 12.0, 26.0, 12.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 12.0, 34.0, 12.0
 _ERRORS, _LOSSES, _GAP = 250.0, 96.0, 30.0
 #: Width of a letter of a name, roughly.
 _FONT = 6.1

@@ -218,7 +218,7 @@ def _grid_facts(here: Any, entry: dict[str, Any]) -> list[tuple[str, str]]:
     ends = f"{number(grid['lo'])} to {number(grid['hi'])}"
     found = [
         ("Output's grid", f"scale {number(grid['scale'])}, {zero}, {ends} in {grid['bits']} bits, range by {grid['method']}"),
-        ("Range used", f"{share(here['used'])}; {share(here['clipped'])} of the elements are clipped"),
+        ("Range used", f"{share(here['used'])} by what comes there in this lane; {share(here['clipped'])} of it is clipped"),
     ]
     rounding, clipping = float(here["rounding"]), float(here["clipping"])
     if rounding + clipping > 0:
