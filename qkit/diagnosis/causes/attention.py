@@ -20,7 +20,7 @@ def candidates(subject: Subject) -> list[Candidate]:
     half a step of a grid of that width, wherever it ends: clipped there, masked logits still get nothing.
     """
     op, grid = subject.op, subject.grid
-    if subject.is_weight or op.kind != "add" or grid.params.axis is not None or not subject.feeds("softmax"):
+    if subject.is_weight or op.kind != "add" or grid.params.axis is not None or not subject.feeds_softmax:
         return []
     parts = [subject.graph.operations[i] for i in op.inputs]
     mask = next((part for part in parts if _is_mask(subject, part)), None)
