@@ -82,8 +82,14 @@ def demo(
     workers: WorkerOptions,
     network: Annotated[
         Literal[
-            "mobilenet_v2_hostile", "mobilenet_v2_lite", "resnet_small", "vgg_small", "inception_small", "deit_small",
-            "swin_small", "mobilevit_small",
+            "mobilenet_v2_hostile",
+            "mobilenet_v2_lite",
+            "resnet_small",
+            "vgg_small",
+            "inception_small",
+            "deit_small",
+            "swin_small",
+            "mobilevit_small",
         ],  # fmt: skip
         option(panel=MODEL, help="The bundled network."),
     ] = "mobilenet_v2_hostile",

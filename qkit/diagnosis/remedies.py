@@ -94,9 +94,7 @@ class Remedy:
         corrections = {**base.corrections, **self.corrections}
         grids = {**base.grids, **known}
         factors = {**base.factors, **self.factors}
-        return replace(
-            base, grids=grids, bias_bits=bits, corrections=corrections, accumulator_bits=sums, factors=factors
-        )
+        return replace(base, grids=grids, bias_bits=bits, corrections=corrections, accumulator_bits=sums, factors=factors)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings."""

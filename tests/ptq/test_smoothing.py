@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import qkit
+from qkit.diagnosis.experiments import Bench
+from qkit.diagnosis.localize import subjects
+from qkit.engines.onnx import export
 from qkit.errors import GraphError, PlanError, QkitError
 from qkit.graph import build, run_float
 from qkit.graph.smoothing import readers_of, smoothed
@@ -97,7 +100,10 @@ def test_the_model_stays_the_same_in_float_and_its_channels_become_even() -> Non
 def test_the_graph_with_factors_is_that_of_the_model_with_them() -> None:
     model, x = block()
     graph = build(model, (x,))
-    factors = {tap: tuple(torch.rand(CHANNELS, generator=torch.Generator().manual_seed(1)).add(0.2).tolist()) for tap in ("norm1", "norm2")}
+    factors = {
+        tap: tuple(torch.rand(CHANNELS, generator=torch.Generator().manual_seed(1)).add(0.2).tolist())
+        for tap in ("norm1", "norm2")
+    }
     other, deviation = divided(model, graph, factors)
     assert deviation < 1e-5
     there, here = build(other, (x,)), smoothed(graph, factors)
@@ -138,7 +144,7 @@ def test_a_norm_whose_weight_is_not_the_parameter_itself_is_left() -> None:
 def test_bad_calls_are_refused() -> None:
     model, x = block()
     study = study_of(model, x)
-    with pytest.raises(GraphError, match="alpha=1.5"):
+    with pytest.raises(GraphError, match=r"alpha=1\.5"):
         smooth(model, study.graph, study.observe(progress=False), alpha=1.5)
     with pytest.raises(GraphError, match="16 channels"):
         divided(model, study.graph, {"norm1": (1.0, 2.0)})
@@ -148,9 +154,6 @@ def test_bad_calls_are_refused() -> None:
 
 
 def test_a_plan_with_factors_scores_as_the_study_of_the_smoothed_model(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from qkit.diagnosis.localize import subjects
-    from qkit.diagnosis.experiments import Bench
-
     model, x = block()
     study = study_of(model, x)
     subject = subjects(Bench(study, progress=False), study.plan)["norm1"]
@@ -169,6 +172,4 @@ def test_a_plan_with_factors_scores_as_the_study_of_the_smoothed_model(tmp_path)
     with pytest.raises(PlanError, match=r"norm1.*study\.with_plan"):
         study.capture({"smoothed": plan}, progress=False)
     with pytest.raises(QkitError, match=r"norm1.*study\.with_plan"):
-        from qkit.engines.onnx import export
-
         export(study, plan, tmp_path / "net.onnx")
