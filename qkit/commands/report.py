@@ -90,7 +90,7 @@ def demo(
             "deit_small",
             "swin_small",
             "mobilevit_small",
-        ],  # fmt: skip
+        ],
         option(panel=MODEL, help="The bundled network."),
     ] = "mobilenet_v2_hostile",
     out: Out = None,

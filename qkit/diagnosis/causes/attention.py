@@ -35,8 +35,8 @@ def candidates(subject: Subject) -> list[Candidate]:
         return []
     masked = subject.histogram.share_between(subject.histogram.min, low)
     evidence = (
-        f"{masked:.0%} of the logits at {op.name} are masked, down to {subject.histogram.min:.4g}; softmax gives them nothing. The "
-        f"others lie between {logits.min:.4g} and {high:.4g}, {(high - logits.min) / now:.0%} of the grid's range."
+        f"{masked:.0%} of the logits at {op.name} are masked, down to {subject.histogram.min:.4g}; softmax gives them nothing. "
+        f"The others lie between {logits.min:.4g} and {high:.4g}, {(high - logits.min) / now:.0%} of the grid's range."
     )
     clipped = grid.at(grid.spec.params(max(low, float(grid.params.lo)), high))
     text = f"Clip {subject.tensor} at {low:.4g} to {high:.4g}: masked logits stay too low to count."
