@@ -133,7 +133,7 @@ class SwinBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn = WindowAttention(width, heads, window)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, 4 * width)
+        self.mlp = Mlp(width, 3 * width)
         self.register_buffer("mask", _shift_mask(size, window, shift) if shift else None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

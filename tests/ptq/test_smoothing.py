@@ -165,7 +165,7 @@ def test_a_plan_with_factors_scores_as_the_study_of_the_smoothed_model(tmp_path)
     assert applied.model is not model
     assert not applied.plan.factors
     outcome = study.evaluate({"now": study.plan, "smoothed": plan}, progress=False)
-    assert outcome["smoothed"].value == applied.score(applied.plan).value
+    assert outcome["smoothed"].value == applied.score(applied.plan).value == study.score(plan).value
     plan.save(tmp_path / "plan.json")
     assert qkit.Plan.load(tmp_path / "plan.json") == plan
     assert plan != study.plan
@@ -173,3 +173,25 @@ def test_a_plan_with_factors_scores_as_the_study_of_the_smoothed_model(tmp_path)
         study.capture({"smoothed": plan}, progress=False)
     with pytest.raises(QkitError, match=r"norm1.*study\.with_plan"):
         export(study, plan, tmp_path / "net.onnx")
+
+
+def test_calibration_has_it_as_a_step_that_stays_where_it_helps() -> None:
+    model, x = block()
+    study = study_of(model, x)
+    done = study.ptc(["smoothing"], progress=False)
+    assert done.treatment is not None
+    (effect,) = done.treatment.effects
+    assert (effect.step, effect.kept) == ("smoothing", True)
+    assert effect.error < 0.25 * effect.before
+    with torch.no_grad():
+        torch.testing.assert_close(done.model(x), model(x), rtol=1e-4, atol=1e-5)
+    assert done.treatment.remarks == ()
+
+
+def test_a_network_without_norms_hears_nothing_of_the_step() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(32, 8)
+    done = study_of(model, x).ptc(["smoothing"], progress=False)
+    assert done.treatment is not None
+    assert done.treatment.effects == ()
+    assert done.treatment.remarks == ()
