@@ -267,7 +267,10 @@ def _base(sound: Setup, plant: Plant, twin: Setup, calibration: Images, tuning: 
 
 
 def _continuous(plant: Plant) -> bool:
-    return plant.form not in ("percentile", "channels", "dropout", "unsigned", "from-zero") and plant.kind not in ("non-finite", "unquantized-layer")
+    return plant.form not in ("percentile", "channels", "dropout", "unsigned", "from-zero") and plant.kind not in (
+        "non-finite",
+        "unquantized-layer",
+    )
 
 
 def _trial(spec: CaseSpec, plant: Plant, sound: Setup, site: str, factor: float, notes: list[str]) -> _Trial | None:

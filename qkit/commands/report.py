@@ -82,9 +82,15 @@ def demo(
     workers: WorkerOptions,
     network: Annotated[
         Literal[
-            "mobilenet_v2_hostile", "mobilenet_v2_lite", "resnet_small", "vgg_small", "inception_small", "deit_small",
-            "swin_small", "mobilevit_small",
-        ],  # fmt: skip
+            "mobilenet_v2_hostile",
+            "mobilenet_v2_lite",
+            "resnet_small",
+            "vgg_small",
+            "inception_small",
+            "deit_small",
+            "swin_small",
+            "mobilevit_small",
+        ],
         option(panel=MODEL, help="The bundled network."),
     ] = "mobilenet_v2_hostile",
     out: Out = None,

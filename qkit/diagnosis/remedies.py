@@ -18,8 +18,8 @@ RemedyKind = Literal[
 #: What a remedy costs at run time, cheapest first: nothing, other arithmetic in one place, wider arithmetic.
 COST: Mapping[str, int] = {
     "recalibrate": 0, "widen-range": 0, "clip-activation": 0, "clip-weights": 0, "bias-correction": 0,
-    "cross-layer-equalization": 0, "smooth-scales": 0, "coarser-weight-scale": 0, "wider-bias": 1, "wider-accumulator": 2, "affine-activation": 1,
-    "free-scale": 1, "per-channel-weights": 1, "split-join": 2, "finer-form": 2, "sixteen-bit-layer": 3,
+    "cross-layer-equalization": 0, "smooth-scales": 0, "coarser-weight-scale": 0, "wider-bias": 1, "wider-accumulator": 2,
+    "affine-activation": 1, "free-scale": 1, "per-channel-weights": 1, "split-join": 2, "finer-form": 2, "sixteen-bit-layer": 3,
 }  # fmt: skip
 
 #: What a remedy does where it is applied to all tensors that it fits, in a phrase.

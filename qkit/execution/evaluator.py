@@ -548,6 +548,8 @@ class Evaluator:
         found = self.known(plan, batches)
         if found is not None:
             return found
+        if plan.factors:
+            return self.scores({"plan": plan}, batches=batches, progress=False)["plan"]
         first = first_difference(self._graph, base, plan)
         if first is None:
             return self.scores({"plan": plan}, batches=batches, progress=False)["plan"]

@@ -68,7 +68,7 @@ def norm_constants(op: Operation) -> tuple[Tensor, ...] | None:
 
 
 def smoothed(graph: Graph, factors: Mapping[str, Sequence[float]]) -> Graph:
-    """The graph in which the output of each of these norms is divided by its factors, one a channel, and its readers make up for it.
+    """The graph in which the output of each of these norms is divided by factors, one a channel; its readers make up for it.
 
     Raises
     ------

@@ -86,7 +86,7 @@ def smooth(
         raise GraphError(f"alpha={alpha!r} has to be from 0 to 1.")
     open_norms, skipped = norms(model, graph)
     factors = {tap: factors_of(graph, tap, seen[tap], alpha) for tap in open_norms}
-    copied, deviated = (divided(model, graph, factors, example=example)) if factors else (copy.deepcopy(model), 0.0)
+    copied, deviated = divided(model, graph, factors, example=example) if factors else (copy.deepcopy(model), 0.0)
     return Smoothed(copied, factors, skipped, deviated)
 
 
@@ -117,7 +117,7 @@ def _owns(module: nn.Module | None, op: Operation, refusals: Refusals) -> bool:
         return False
     own = [p for p in (getattr(module, "weight", None), getattr(module, "bias", None)) if isinstance(p, Tensor)]
     constants = norm_constants(op) or ()
-    return len(own) == len(constants) and all(torch.equal(p.detach(), c) for p, c in zip(own, constants, strict=True))
+    return len(own) == len(constants) and all(torch.equal(p.detach().cpu(), c.cpu()) for p, c in zip(own, constants, strict=True))
 
 
 def factors_of(graph: Graph, tap: str, seen: Observation, alpha: float = ALPHA) -> np.ndarray:

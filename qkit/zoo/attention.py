@@ -133,7 +133,7 @@ class SwinBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn = WindowAttention(width, heads, window)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, 4 * width)
+        self.mlp = Mlp(width, 3 * width)
         self.register_buffer("mask", _shift_mask(size, window, shift) if shift else None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -224,7 +224,9 @@ class MobileViTBlock(nn.Module):
         p, count = self.patch, (rows // self.patch) * (columns // self.patch)
         tokens = local.reshape(n, width, rows // p, p, columns // p, p).permute(0, 3, 5, 2, 4, 1).reshape(n * p * p, count, width)
         tokens = self.norm(self.transformer(tokens))
-        folded = tokens.reshape(n, p, p, rows // p, columns // p, width).permute(0, 5, 3, 1, 4, 2).reshape(n, width, rows, columns)
+        folded = (
+            tokens.reshape(n, p, p, rows // p, columns // p, width).permute(0, 5, 3, 1, 4, 2).reshape(n, width, rows, columns)
+        )
         return self.fusion(torch.cat((x, self.project(folded)), dim=1))  # type: ignore[no-any-return]
 
 

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import qkit
+from qkit.diagnosis.experiments import Bench
+from qkit.diagnosis.localize import subjects
+from qkit.engines.onnx import export
 from qkit.errors import GraphError, PlanError, QkitError
 from qkit.graph import build, run_float
 from qkit.graph.smoothing import readers_of, smoothed
@@ -97,7 +100,10 @@ def test_the_model_stays_the_same_in_float_and_its_channels_become_even() -> Non
 def test_the_graph_with_factors_is_that_of_the_model_with_them() -> None:
     model, x = block()
     graph = build(model, (x,))
-    factors = {tap: tuple(torch.rand(CHANNELS, generator=torch.Generator().manual_seed(1)).add(0.2).tolist()) for tap in ("norm1", "norm2")}
+    factors = {
+        tap: tuple(torch.rand(CHANNELS, generator=torch.Generator().manual_seed(1)).add(0.2).tolist())
+        for tap in ("norm1", "norm2")
+    }
     other, deviation = divided(model, graph, factors)
     assert deviation < 1e-5
     there, here = build(other, (x,)), smoothed(graph, factors)
@@ -138,7 +144,7 @@ def test_a_norm_whose_weight_is_not_the_parameter_itself_is_left() -> None:
 def test_bad_calls_are_refused() -> None:
     model, x = block()
     study = study_of(model, x)
-    with pytest.raises(GraphError, match="alpha=1.5"):
+    with pytest.raises(GraphError, match=r"alpha=1\.5"):
         smooth(model, study.graph, study.observe(progress=False), alpha=1.5)
     with pytest.raises(GraphError, match="16 channels"):
         divided(model, study.graph, {"norm1": (1.0, 2.0)})
@@ -148,9 +154,6 @@ def test_bad_calls_are_refused() -> None:
 
 
 def test_a_plan_with_factors_scores_as_the_study_of_the_smoothed_model(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from qkit.diagnosis.localize import subjects
-    from qkit.diagnosis.experiments import Bench
-
     model, x = block()
     study = study_of(model, x)
     subject = subjects(Bench(study, progress=False), study.plan)["norm1"]
@@ -162,13 +165,33 @@ def test_a_plan_with_factors_scores_as_the_study_of_the_smoothed_model(tmp_path)
     assert applied.model is not model
     assert not applied.plan.factors
     outcome = study.evaluate({"now": study.plan, "smoothed": plan}, progress=False)
-    assert outcome["smoothed"].value == applied.score(applied.plan).value
+    assert outcome["smoothed"].value == applied.score(applied.plan).value == study.score(plan).value
     plan.save(tmp_path / "plan.json")
     assert qkit.Plan.load(tmp_path / "plan.json") == plan
     assert plan != study.plan
     with pytest.raises(PlanError, match=r"norm1.*study\.with_plan"):
         study.capture({"smoothed": plan}, progress=False)
     with pytest.raises(QkitError, match=r"norm1.*study\.with_plan"):
-        from qkit.engines.onnx import export
-
         export(study, plan, tmp_path / "net.onnx")
+
+
+def test_calibration_has_it_as_a_step_that_stays_where_it_helps() -> None:
+    model, x = block()
+    study = study_of(model, x)
+    done = study.ptc(["smoothing"], progress=False)
+    assert done.treatment is not None
+    (effect,) = done.treatment.effects
+    assert (effect.step, effect.kept) == ("smoothing", True)
+    assert effect.error < 0.25 * effect.before
+    with torch.no_grad():
+        torch.testing.assert_close(done.model(x), model(x), rtol=1e-4, atol=1e-5)
+    assert done.treatment.remarks == ()
+
+
+def test_a_network_without_norms_hears_nothing_of_the_step() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(32, 8)
+    done = study_of(model, x).ptc(["smoothing"], progress=False)
+    assert done.treatment is not None
+    assert done.treatment.effects == ()
+    assert done.treatment.remarks == ()

@@ -1,4 +1,4 @@
-"""Faults of transformers: softmax outputs, logits and masks, norms with outlier channels, the negative part of GELU and SiLU.
+"""Faults of transformers: softmax outputs, logits, norms with outlier channels, the negative part of GELU and SiLU.
 
 Which module is what follows from the three bundled networks' own names, so that no analysis is shared with the kit.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from benchmarks.faults.plants.plant import Bench, Plant, anywhere, names_of, override, step_of
@@ -47,15 +46,6 @@ def _reader(path: str) -> str | None:
     return None if end is None else f"{path.removesuffix(end.rpartition('.')[2])}{READERS[end]}"
 
 
-def _few_bits(setup: Setup, bench: Bench, site: str, factor: float) -> Mark:
-    """Every softmax on a grid of so few bits that most probabilities are a few steps: a row's sum is no longer one."""
-    marks: frozenset[str] = frozenset()
-    for tap in _softmaxes(setup, bench):
-        setup.scheme = override(setup.scheme, tap, QuantSpec(bits=int(factor), symmetric=False))
-        marks |= names_of(step_of(bench, tap))
-    return Mark(marks)
-
-
 def _outlier_channels(setup: Setup, bench: Bench, site: str, factor: float) -> Mark:
     """A few channels of the norm × factor, the columns of the layer that reads them ÷ factor: float stays the same."""
     norm, reader = setup.model.get_submodule(site), setup.model.get_submodule(_reader(site) or "")
@@ -65,19 +55,6 @@ def _outlier_channels(setup: Setup, bench: Bench, site: str, factor: float) -> M
     norm.bias.data[chosen] *= factor  # type: ignore[union-attr,operator,index]
     reader.weight.data[:, chosen] /= factor  # type: ignore[union-attr,operator,index]
     return Mark(frozenset((site,)))
-
-
-def _deep_mask(setup: Setup, bench: Bench, site: str, factor: float) -> Mark:
-    """The masks of shifted windows at -factor in place of -100: softmax gives either nothing."""
-    masks = [(name, value) for name, value in setup.model.named_buffers() if name.endswith(".mask")]
-    if not masks:
-        raise NoSite("no window is masked")
-    marks: frozenset[str] = frozenset()
-    for name, value in masks:
-        value[value < 0] = -factor
-        layer = f"{name.removesuffix('.mask')}.attn"
-        marks |= {layer, *(tap for tap in bench.graph.taps if tap.startswith(f"{layer}:add"))}
-    return Mark(marks)
 
 
 def _unsigned(setup: Setup, bench: Bench, site: str, factor: float) -> Mark:
@@ -113,11 +90,9 @@ _COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
 
 PLANTS = (
     Plant("range-too-wide", "softmax", _softmaxes, _rescale, _WIDE, needs="attention"),
-    Plant("insufficient-bits", "softmaxes", anywhere, _few_bits, (6, 5, 4, 3, 2), needs="attention"),
     Plant("activation-channel-imbalance", "norm", _norms, _outlier_channels,
           (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0), needs="attention"),
     Plant("range-too-narrow", "logits", _logits, _rescale, _NARROW, needs="attention"),
-    Plant("activation-outlier", "mask", anywhere, _deep_mask, (400.0, 1e3, 3e3, 1e4, 1e5, 1e6, 1e9), needs="mask"),
     Plant("range-too-narrow", "unsigned", anywhere, _unsigned, _COUNTS, needs="attention", lanes=("int16",)),
     Plant("range-too-narrow", "from-zero", anywhere, _cut_at_zero, _COUNTS, needs="attention", lanes=("int8",)),
 )  # fmt: skip

@@ -20,7 +20,7 @@ def candidates(subject: Subject) -> list[Candidate]:
     half a step of a grid of that width, wherever it ends: clipped there, masked logits still get nothing.
     """
     op, grid = subject.op, subject.grid
-    if subject.is_weight or op.kind != "add" or grid.params.axis is not None or not subject.feeds("softmax"):
+    if subject.is_weight or op.kind != "add" or grid.params.axis is not None or not subject.feeds_softmax:
         return []
     parts = [subject.graph.operations[i] for i in op.inputs]
     mask = next((part for part in parts if _is_mask(subject, part)), None)
@@ -35,8 +35,8 @@ def candidates(subject: Subject) -> list[Candidate]:
         return []
     masked = subject.histogram.share_between(subject.histogram.min, low)
     evidence = (
-        f"{masked:.0%} of the logits at {op.name} are masked, down to {subject.histogram.min:.4g}; softmax gives them nothing. The "
-        f"others lie between {logits.min:.4g} and {high:.4g}, {(high - logits.min) / now:.0%} of the grid's range."
+        f"{masked:.0%} of the logits at {op.name} are masked, down to {subject.histogram.min:.4g}; softmax gives them nothing. "
+        f"The others lie between {logits.min:.4g} and {high:.4g}, {(high - logits.min) / now:.0%} of the grid's range."
     )
     clipped = grid.at(grid.spec.params(max(low, float(grid.params.lo)), high))
     text = f"Clip {subject.tensor} at {low:.4g} to {high:.4g}: masked logits stay too low to count."

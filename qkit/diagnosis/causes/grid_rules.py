@@ -30,7 +30,9 @@ def candidates(subject: Subject) -> list[Candidate]:
             "elements are cut to 0."
         )
         other = subject.regrid(replace(spec, symmetric=False, signed=None))
-        remedy = Remedy("affine-activation", op.layer, f"Give {tensor} an affine grid, which has negative codes.", {tensor: other})
+        remedy = Remedy(
+            "affine-activation", op.layer, f"Give {tensor} an affine grid, which has negative codes.", {tensor: other}
+        )
         found.append(Candidate("range-too-narrow", op.layer, tensor, evidence, remedy))
     if spec.power_of_two:
         free = replace(spec, power_of_two=False)

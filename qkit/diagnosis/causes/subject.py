@@ -30,6 +30,7 @@ _APART = 4.0
 _RARE = 3.0
 #: Channels are even if the widest is at most so many times as wide as the median one.
 EVEN = 3.0
+_SOFTMAXES = frozenset({"softmax", "attention_weights"})
 #: How sentences call functions.
 _FUNCTIONS = {
     "gelu": "GELU", "silu": "SiLU", "quick_gelu": "GELU", "hardswish": "hard swish", "attention_weights": "softmax",
@@ -96,17 +97,18 @@ class Subject:
             return "the tensor"
         if self.op.kind in ("activation", "norm"):
             return f"the output of {_FUNCTIONS.get(name := function_of(self.op), name)}"
-        return "the logits of the softmax" if self.feeds("softmax") else "the tensor"
+        return "the softmax's input" if self.feeds_softmax else "the tensor"
 
-    def feeds(self, function: str) -> bool:
-        """Whether that function alone reads the tap, through operations that keep the grid."""
+    @property
+    def feeds_softmax(self) -> bool:
+        """Whether a softmax alone reads the tap, through operations that keep the grid."""
         found, at = False, {self.op.index}
         for op in self.graph.operations[self.op.index + 1 :]:
             if at.isdisjoint(op.inputs) or op.kind == "meta":
                 continue
             if op.kind == "keep":
                 at.add(op.index)
-            elif op.kind == "activation" and function_of(op) == function:
+            elif op.kind == "activation" and function_of(op) in _SOFTMAXES:
                 found = True
             else:
                 return False
