@@ -203,7 +203,8 @@ class InvertedResidual(nn.Module):
         self.joins = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.joins else self.conv(x)
+        y: Tensor = self.conv(x)
+        return x + y if self.joins else y
 
 
 class MobileViTBlock(nn.Module):
