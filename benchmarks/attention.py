@@ -19,7 +19,7 @@ from qkit.execution.observing import observe
 from qkit.graph import build
 from qkit.quant.arithmetic import FLOAT_INSIDE, FORMS, FULL_INTEGER
 from qkit.quant.calibration import make_plan
-from qkit.quant.plan import FLOAT, Plan
+from qkit.quant.plan import Plan
 from qkit.quant.schemes import scheme_of
 from qkit.zoo.attention import Block
 
@@ -53,7 +53,7 @@ def measure(repeats: int) -> dict[str, Ratio]:
     seen = observe(graph, [x], progress=False)
     plans: dict[str, Plan] = {}
     for scheme in (scheme_of("int8"), scheme_of("int8").at_bits(16)):
-        plans[scheme.name] = make_plan(graph, scheme, seen, "minmax")
+        plans[scheme.name] = make_plan(graph, seen, scheme, method="minmax")
 
     def float_pass() -> None:
         with torch.inference_mode():
@@ -70,7 +70,6 @@ def measure(repeats: int) -> dict[str, Ratio]:
         found[f"int8 lane, {what}"] = timed(lambda lane=lane: run_lanes(graph, [lane], (x,)))
     for what, arithmetic in (("float inside", FLOAT_INSIDE), ("full integer", FULL_INTEGER)):
         lanes = {
-            "float": FLOAT,
             "int16": replace(wide, arithmetic=arithmetic.at_bits(16)),
             "int8": replace(narrow, arithmetic=arithmetic),
         }
