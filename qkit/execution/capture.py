@@ -20,7 +20,7 @@ from qkit.errors import DataError, QkitError
 from qkit.execution.lanes import Lane, lane_weight, run_lanes
 from qkit.execution.loading import batches
 from qkit.execution.products import Sums
-from qkit.execution.replay import Replayed
+from qkit.execution.replay import Replayed, can_be_recorded
 from qkit.execution.tensor_errors import (
     ErrorSums,
     Figures,
@@ -249,7 +249,8 @@ class Capture(Closeable):
         self._check_open()
         self._store.shorten(self.batches)
         if self._replayed is None:
-            self._replayed = Replayed(self._lockstep, self.graph.device, possible=not self._store.taps)
+            possible = not self._store.taps and can_be_recorded(self.plans.values())
+            self._replayed = Replayed(self._lockstep, self.graph.device, possible=possible)
         pending = self._replayed(inputs)
         found = on_host([figures for figures, _, _ in pending])
         for figures, (_, _, described) in zip(found, pending, strict=True):

@@ -27,7 +27,7 @@ from qkit.execution.metrics import AnyMetric, Metric, metric_of, score_batch
 from qkit.execution.observing import Observations
 from qkit.execution.parallel import Workers, chosen, dask_client, parts, shares
 from qkit.execution.prefix import Effect, Prefix, agree, first_difference, prefix
-from qkit.execution.replay import Replayed, copied, recording
+from qkit.execution.replay import Replayed, can_be_recorded, copied, recording
 from qkit.execution.statistics import Samples
 from qkit.execution.worker import Asked, Found, Task
 from qkit.graph import Graph
@@ -525,7 +525,8 @@ class Evaluator:
         if played is None or played[0] is not asked or played[1] != which:
             lanes = [(asked.starts[i], Lane(str(i), asked.plans[i])) for i in which]
             work = partial(run_from_base, self._graph, asked.base, lanes, asked.memory_budget, bar)
-            played = self._played = asked, which, Replayed(work, self._graph.device)
+            possible = can_be_recorded(asked.plans[i] for i in which)
+            played = self._played = asked, which, Replayed(work, self._graph.device, possible=possible)
         return copied(played[2](inputs), self._graph.device)
 
     def _reference(self, at: int, inputs: tuple[Any, ...], output: Any = None) -> Any:

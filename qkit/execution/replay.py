@@ -7,7 +7,7 @@ and the GPU often less to run. A CUDA graph launches them all at once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qkit.graph.running import execution
 from qkit.graph.structures import Spec, flatten, map_tensors, rebuild
+from qkit.quant.plan import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,11 @@ class Replayed(Generic[_Result]):
         finally:
             _held.reset(token)
         self._played = graph, places, result
+
+
+def can_be_recorded(plans: Iterable[Plan]) -> bool:
+    """Whether lanes of these plans can be: integer forms make tables and multipliers on the host as they go."""
+    return all(plan.arithmetic.in_float for plan in plans)
 
 
 #: What the work that is being recorded reads besides its inputs; None where nothing is.
