@@ -17,9 +17,9 @@ float: what rounds to the same codes, such as a Clip, the optimizer takes away.
 So are 8-bit weights of a matrix product whose input is wider or float. ONNX Runtime's optimizer makes MatMulNBits of such a
 product, which rounds the input to 8 bits in blocks of 32. Stored in 16 bits, the same codes are left alone.
 
-And so are two grids with nothing in between, such as those of a norm and of the ReLU behind it, which the second grid's end
-stands for. The optimizer makes one rounding of the two, on a third grid; a Max with the second grid's least value, which changes
-no code, keeps them apart.
+And so are two grids with nothing in between, such as a norm's and those of the ReLU behind it, which the second grid's end
+stands for. The optimizer makes one rounding of the two, on a third grid; a Max with the second grid's least value, which
+changes no code, keeps them apart.
 """
 
 from __future__ import annotations
