@@ -13,8 +13,8 @@ from qkit.engines.onnx.taps import mapping
 def node_names(path: str | Path) -> dict[str, str]:
     """Names of the file's nodes by what they stand for: the tensor they make, their own name, the tap in a file of the kit.
 
-    As in model-explorer-onnx, an input of the graph is ``[value] x``, a node without a name ``node``, and a name that another node
-    has already gets a number: ``node_1``.
+    As in model-explorer-onnx, an input of the graph is ``[value] x``, a node without a name ``node``, and a name that another
+    node has already gets a number: ``node_1``.
 
     Raises
     ------
