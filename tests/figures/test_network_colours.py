@@ -207,7 +207,7 @@ def test_nodes_of_an_onnx_file_are_what_the_overlay_names(tmp_path: Path) -> Non
     values = captured_values(study.capture(progress=False).table(), "int8", "propagated")
     results = overlay(QUANTITIES["propagated"], values, name="qkit", nodes=node_names(path))["results"]
     # what Model Explorer's adapter calls an input, and a node that has no name
-    makers = {"image": "[value] image", "/stem/Relu_output_0": "/stem/Relu", "scores": "<node_2>"}
+    makers = {"image": "[value] image", "/stem/Relu_output_0": "/stem/Relu", "scores": "node"}
     assert {name: entry["value"] for name, entry in results.items()} == {makers[tap]: value for tap, value in values.items()}
 
 
@@ -225,6 +225,17 @@ def test_nodes_of_an_exported_file_are_what_the_overlay_names(study: Study, tmp_
     layers = {op.name for op in study.graph.operations if op.weight is not None} & finite
     assert {nodes[name].op_type for name in results if name in layers} == {"Conv", "Gemm"}
     assert layers <= set(results)
+
+
+def test_nodes_without_a_name_or_with_one_that_is_taken_are_numbered(tmp_path: Path) -> None:
+    # by model-explorer-onnx 0.4.2: its pass over names gives these to the same file
+    onnx = pytest.importorskip("onnx")
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in ("t0", "t4")]
+    named = enumerate(("", "a", "", "a"))
+    nodes = [onnx.helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"], name=name) for i, name in named]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "net", ends[:1], ends[1:])), tmp_path / "net.onnx")
+    found = node_names(tmp_path / "net.onnx")
+    assert [found[f"t{i}"] for i in range(5)] == ["[value] t0", "node", "a", "node_1", "a_1"]
 
 
 def test_damaged_metadata_are_said(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from qkit.engines.onnx.exporting import PREFIX
@@ -12,7 +13,8 @@ from qkit.engines.onnx.taps import mapping
 def node_names(path: str | Path) -> dict[str, str]:
     """Names of the file's nodes by what they stand for: the tensor they make, their own name, the tap in a file of the kit.
 
-    As in model-explorer-onnx, a node without a name is ``<node_3>`` by its number, and an input of the graph ``[value] x``.
+    As in model-explorer-onnx, an input of the graph is ``[value] x``, a node without a name ``node``, and a name that another
+    node has already gets a number: ``node_1``.
 
     Raises
     ------
@@ -22,8 +24,12 @@ def node_names(path: str | Path) -> dict[str, str]:
     model = read(path)
     names = {value.name: f"[value] {value.name}" for value in model.graph.input}
     own: dict[str, str] = {}
-    for number, node in enumerate(model.graph.node):
-        name = node.name or f"<node_{number}>"
+    times: Counter[str] = Counter()
+    for node in model.graph.node:
+        name = called = node.name or "node"
+        while name in own:
+            times[called] += 1
+            name = f"{called}_{times[called]}"
         names |= {tensor: name for tensor in node.output if tensor}
         own[name] = name
     taps = mapping(metadata(model, PREFIX).get("taps", {}))
