@@ -203,7 +203,7 @@ class InvertedResidual(nn.Module):
         self.joins = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.joins else self.conv(x)
+        return x + self.conv(x) if self.joins else self.conv(x)  # type: ignore[no-any-return]
 
 
 class MobileViTBlock(nn.Module):

@@ -46,7 +46,7 @@ def candidates(subject: Subject) -> list[Candidate]:
 
 def _is_mask(subject: Subject, part: Operation) -> bool:
     """Whether it is a constant that is 0, or far below 0."""
-    if part.kind != "constant" or part.tap not in subject.seen:
+    if part.kind != "constant" or part.tap is None or part.tap not in subject.seen:
         return False
     found = subject.seen[part.tap].histogram
     return found.max <= 0.0 and found.zeros > 0 and found.min < -math.log(2.0**16)
