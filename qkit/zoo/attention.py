@@ -203,8 +203,7 @@ class InvertedResidual(nn.Module):
         self.joins = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.conv(x)
-        return x + y if self.joins else y
+        return x + self.conv(x) if self.joins else self.conv(x)  # type: ignore[no-any-return]
 
 
 class MobileViTBlock(nn.Module):
