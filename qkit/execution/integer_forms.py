@@ -143,19 +143,22 @@ def _run(form: Form, values: Sequence[Tensor], ends: Ends) -> Tensor:
 
 def _looked_up(form: Form, x: Tensor, source: QuantParams, target: QuantParams, loops: Any) -> Tensor:
     key = source, target
-    if key not in form.tables:
+    known = form.tables.get(key)  # other threads may take it away again
+    if known is None:
         assert form.call is not None
-        made = pointwise.table(form.call, source, target)
+        table = pointwise.table(form.call, source, target)
+        known = table, (table.nodes * target.scale.double()).float().to(x.device)
         if len(form.tables) >= _TABLES:
-            form.tables.pop(next(iter(form.tables)))
-        form.tables[key] = made, (made.nodes * target.scale.double()).float().to(x.device)
-    made, results = form.tables[key]
+            form.tables.clear()
+        form.tables[key] = known
+    made, results = known
     if loops is not None:
         return fast.looked_up(loops, x, source, target, made, results)
     index = as_integers(x, source).add_(int(source.zero_point) - source.qmin)
-    if not made.shift:
-        return results[index.int()]
-    return made(index.long()).float().mul_(float(target.scale))
+    whole = index.long().clamp_(0, source.qmax - source.qmin)
+    found = results[whole] if not made.shift else made(whole).float().mul_(float(target.scale))
+    # what is no number lies on no grid: it stays what it is
+    return found.masked_fill_(index.isnan(), math.nan)
 
 
 #: Tables of one operation that are kept: of so many plans.
@@ -168,12 +171,6 @@ def table_of(op: Operation, source: QuantParams, target: QuantParams) -> pointwi
     assert form is not None
     assert form.call is not None
     return pointwise.table(form.call, source, target)
-
-
-def function_of(op: Operation) -> Callable[..., Any] | None:
-    """The function of one number that the operation computes, of float64 tensors; None for any other."""
-    form = form_of(op)
-    return None if form is None or form.run is not None else form.call
 
 
 def _form(op: Operation) -> Form | None:

@@ -260,3 +260,25 @@ def test_the_study_says_how_everything_is_computed(x: Tensor) -> None:
     assert list(table.columns) == ["kind", "function", "computed", "off"]
     assert table.loc[table["function"] == "gelu", "computed"].tolist() == ["table"]
     assert "computed" in study.with_scheme("int8").arithmetic()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_is_no_number_stays_so_or_at_least_harms_nothing(compiled: bool, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr(integer_forms, "integer_kernels", lambda: None)
+    bad = x.clone()
+    bad[0, 0, 0], bad[1, 1, 1] = math.nan, math.inf
+    for bits in (8, 16):
+        spec = QuantSpec(bits=bits, symmetric=False).params(-3.0, 3.0)
+        for name in ("gelu", "softmax", "layer norm", "sum", "product of matrices"):
+            graph, plan = made(CASES[name][0](), x)
+            op = graph.operations[graph.operations[-1].inputs[0]]
+            target = plan.params(op.name)
+            assert target is not None
+            setting = integer_forms.Setting(FULL_INTEGER)
+            values = [bad.movedim(-1, -2) if "matri" in name and i else bad for i in range(len(op.inputs))]
+            found = integer_forms.run(op, values, [spec] * len(values), target, setting)
+            assert found is not None
+            assert found.shape == op.shape
+            if name == "gelu" and bits == 8:
+                assert found[0, 0, 0].isnan()

@@ -15,6 +15,7 @@ import numpy as np
 from qkit.quant.integer.rescaling import Multiplier
 from qkit.quant.kernels import _rint, parallel
 
+_NOTHING = np.float32(np.nan)
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 #: Bound of what is given to a grid, in codes.
 FAR = 1 << 22
@@ -53,8 +54,11 @@ def _root(x):
 
 @_jit
 def _look_up(x, inverse, offset, results, out):
+    last = np.float32(results.size - 1)
     for i in range(x.size):
-        out[i] = results[np.int32(_rint(x[i] * inverse)) + offset]
+        at = _rint(x[i] * inverse) + offset
+        # what is no number lies on no grid: it stays what it is
+        out[i] = results[np.int32(at)] if np.float32(0.0) <= at <= last else _NOTHING
 
 
 @_jit
@@ -62,7 +66,7 @@ def _interpolate(x, inverse, offset, nodes, shift, least, greatest, scale, out):
     last, half = (np.int64(1) << shift) - 1, np.int64(1) << (shift - 1)
     for i in range(x.size):
         index = np.int64(_rint(x[i] * inverse)) + offset
-        at = index >> shift
+        at = min(max(index >> shift, np.int64(0)), np.int64(nodes.size - 2))
         base = nodes[at]
         found = base + (((nodes[at + 1] - base) * (index & last) + half) >> shift)
         out[i] = np.float32(min(max(found, least), greatest)) * scale
@@ -103,7 +107,7 @@ def _softmax(x, inverse, cut, high, low, bits, mantissa, shift, scale, out):
         greatest = np.int64(_rint(top * inverse))
         total = np.int64(0)
         for i in range(n):
-            distance = min(greatest - np.int64(_rint(row[i] * inverse)), cut)
+            distance = max(min(greatest - np.int64(_rint(row[i] * inverse)), cut), 0)
             found = high[distance] if low.size == 0 else (high[distance >> 8] * low[distance & 255] + half) >> bits
             weights[i] = found
             total += found
@@ -141,7 +145,7 @@ def _over(loop: Any, arrays: tuple[np.ndarray, ...], out: np.ndarray, *rest: Any
 
 def look_up(x: np.ndarray, inverse: float, offset: int, results: np.ndarray, out: np.ndarray) -> None:
     """`pointwise.Table` of every code, whose values are `results`; flat."""
-    _over(_look_up, (x,), out, np.float32(inverse), np.int32(offset), results)
+    _over(_look_up, (x,), out, np.float32(inverse), np.float32(offset), results)
 
 
 def interpolate(

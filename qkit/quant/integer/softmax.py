@@ -47,7 +47,7 @@ def exponentials(distance: Tensor, step: float, form: Softmax, inside: int = 16,
         Bound of the distances.
     """
     bits, cut = inside - 1, furthest(step, inside, greatest)
-    distance = distance.clamp(max=cut)
+    distance = distance.clamp(0, cut)
     if form == "table":
         return _by_table(distance, step, bits, cut)
     x = rescale(distance, multiplier(step * (1 << bits), cut))
