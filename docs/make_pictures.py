@@ -41,6 +41,7 @@ from qkit.execution.lanes import Lane, lane_weight, run_lanes  # noqa: E402
 from qkit.execution.loading import batches  # noqa: E402
 from qkit.execution.observing import observe  # noqa: E402
 from qkit.graph.operation import Operation  # noqa: E402
+from qkit.quant.integer.softmax import exponentials  # noqa: E402
 
 #: Where each cause is planted: network, form, site, strength.
 PLACES: dict[str, tuple[str, str, str, float]] = {
@@ -655,6 +656,28 @@ def widths() -> Any:
     return made
 
 
+def exponentials_of_softmax() -> Any:
+    """The exponential of each form of softmax, and by how much it misses."""
+    made, axes = figure()
+    step = 1 / 64
+    distance = torch.arange(0, 4 * 64)
+    x = distance.numpy() * step
+    exact = np.exp(-x)
+    for form, colour in (("table", WIDE), ("polynomial", NARROW), ("shift", BAD)):
+        found = exponentials(distance, step, form).double().numpy()
+        found = found / found[0] if form != "table" else found / 2**15
+        axes[0].plot(x, found, color=colour, lw=1.5, label=form)
+        axes[1].plot(x, 100 * (found / exact - 1), color=colour, lw=1.5)
+    axes[0].legend(loc="upper right", fontsize=8)
+    axes[0].set_xlabel("distance from the greatest logit")
+    axes[0].set_ylabel("exponential")
+    axes[0].set_title("softmax in integers, 16 bits inside")
+    axes[1].set_xlabel("distance from the greatest logit")
+    axes[1].set_ylabel("misses by, %")
+    axes[1].set_title("shift: too great, by 6 % and more")
+    return made
+
+
 def _digits(network: str, scheme: str = "int8") -> Study:
     case = zoo.load(network)
     study = Study(case.model, calibration=case.calibration, evaluation=case.evaluation, metric="top1", scheme=scheme)
@@ -691,6 +714,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "trace-alignment": trace_alignment,
     "cross-layer-equalization": equalization,
     "sixteen-bit-layer": widths,
+    "integer-form": exponentials_of_softmax,
 }
 
 

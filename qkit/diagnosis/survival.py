@@ -103,9 +103,9 @@ def check_exports(study: Study, plans: Mapping[str, Plan], *, tolerance: float) 
 def _check(study: Study, name: str, plan: Plan, engine: str, tolerance: float) -> Survival:
     from qkit.engines.onnx import export, lane
 
-    # a plan with factors is of another model
-    study = study.with_plan(plan)
-    plan = study.plan
+    if plan.factors:  # it is of another model
+        study = study.with_plan(plan)
+        plan = study.plan
     exact: list[Samples] = []
     simulated: list[Samples] = []
     exported: list[Samples] = []

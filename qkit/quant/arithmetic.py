@@ -72,7 +72,7 @@ class Arithmetic:
 
     def at_bits(self, bits: int) -> Arithmetic:
         """The same forms for another width of the grids: what is inside keeps pace, 24 bits above 8."""
-        return self if bits <= 8 else replace(self, inside=max(self.inside, 24))
+        return self if bits <= 8 or self.in_float else replace(self, inside=max(self.inside, 24))
 
     def to_dict(self) -> dict[str, Any]:
         """What differs from float inside."""

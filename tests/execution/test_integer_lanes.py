@@ -123,7 +123,7 @@ def _steps(graph: Any, plan: Plan, a: Tensor, b: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("bits", [8, pytest.param(16, marks=pytest.mark.slow)])
 def test_each_form_is_next_to_float_inside_and_compiled_is_plain(
     name: str, bits: int, x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ EXPECTED = {
     "int16": ((16, True, False), (16, True, False), 64),
     "int8-weights-int16-activations": ((8, True, False), (16, True, False), 64),
     "int4-weights": ((4, True, False), (8, True, False), 32),
+    "int8-full-integer": ((8, True, False), (8, True, False), 32),
 }
 
 

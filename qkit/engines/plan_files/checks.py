@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from qkit.engines.plan_files.json_file import Entry
 from qkit.errors import PlanError
+from qkit.forms import checked
 from qkit.graph import Graph
+from qkit.quant.arithmetic import FLOAT_INSIDE, Arithmetic
 from qkit.quant.grids import QuantParams, QuantSpec
 from qkit.quant.plan import Grid, Plan
+from qkit.quant.plan_form import ArithmeticForm
 
 
 def renamed(plan: Plan, names: Mapping[str, str] | None) -> dict[str, str]:
@@ -29,6 +33,12 @@ def renamed(plan: Plan, names: Mapping[str, str] | None) -> dict[str, str]:
             raise PlanError(f"{tensor} and {seen[name]} would both be {name!r} in the file: give them different names.")
         seen[name] = tensor
     return taken
+
+
+def widths_of(plan: Plan) -> dict[str, Any]:
+    """What holds for the whole plan, as files have it."""
+    inside = {} if plan.arithmetic == FLOAT_INSIDE else {"arithmetic": plan.arithmetic.to_dict()}
+    return {"bias_bits": plan.bias_bits, "accumulator_bits": plan.accumulator_bits, **inside}
 
 
 def left_out(plan: Plan) -> Iterator[str]:
@@ -102,4 +112,8 @@ class FoundTensors:
                 raise own.error(f"its {key} is {widths[key]}, which is not {least} to {most}")
         bias_bits = self.bias_bits if widths["bias_bits"] is None else widths["bias_bits"]
         grids = {name: self.grids[name] for name in dict.fromkeys(order)}
-        return Plan(grids, bias_bits, own.get("name", str, stem), accumulator_bits=widths["accumulator_bits"])
+        form = checked(own.get("arithmetic", dict, {}), ArithmeticForm, error=PlanError, cure="give a file as it was written")
+        return Plan(
+            grids, bias_bits, own.get("name", str, stem), accumulator_bits=widths["accumulator_bits"],
+            arithmetic=Arithmetic(**form.model_dump()),
+        )  # fmt: skip

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from qkit import files
-from qkit.engines.plan_files.checks import FoundTensors, left_out, renamed, rule_of
+from qkit.engines.plan_files.checks import FoundTensors, left_out, renamed, rule_of, widths_of
 from qkit.engines.plan_files.json_file import Entry, read_json
 from qkit.errors import PlanError
 from qkit.graph import Graph
@@ -61,14 +61,13 @@ def write(plan: Plan, path: str | Path, *, version: Version = "1.0.0", names: Ma
         entries[grid.weight][taken[tensor]] = entry
         if _as_customary(Entry(entry, tensor), version, grid.params.axis) != grid.params:
             hints[taken[tensor]] = {"qmin": grid.params.qmin, "qmax": grid.params.qmax, "axis": grid.params.axis}
-    widths = {"bias_bits": plan.bias_bits, "accumulator_bits": plan.accumulator_bits}
     document: dict[str, Any] = {"version": version}
     for key, weight in (("activation_encodings", False), ("param_encodings", True)):
         found = entries[weight]
         listed = [{"name": name, **entry} for name, entry in found.items()]
         document[key] = {name: entry["channels"] for name, entry in found.items()} if version == "0.6.1" else listed
     document["excluded_layers"] = []
-    document["qkit"] = {"name": plan.name, **widths, "grids": hints}
+    document["qkit"] = {"name": plan.name, **widths_of(plan), "grids": hints}
     files.write_json(path, document, error=PlanError)
     return tuple(left_out(plan))
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qkit import files
-from qkit.engines.plan_files.checks import FoundTensors, left_out, renamed, rule_of
+from qkit.engines.plan_files.checks import FoundTensors, left_out, renamed, rule_of, widths_of
 from qkit.engines.plan_files.json_file import Entry, read_json
 from qkit.errors import PlanError
 from qkit.graph import Graph
@@ -41,8 +41,7 @@ def write(plan: Plan, path: str | Path, *, names: Mapping[str, str] | None = Non
     """
     taken = renamed(plan, names)
     tensors = {taken[tensor]: {**_range(tensor, grid), "weight": grid.weight} for tensor, grid in plan.grids.items()}
-    widths = {"bias_bits": plan.bias_bits, "accumulator_bits": plan.accumulator_bits}
-    files.write_json(path, {"format": FORMAT, "name": plan.name, **widths, "tensors": tensors}, error=PlanError)
+    files.write_json(path, {"format": FORMAT, "name": plan.name, **widths_of(plan), "tensors": tensors}, error=PlanError)
     return tuple(left_out(plan))
 
 
@@ -60,7 +59,7 @@ def read(path: str | Path, study: Study | Graph, *, names: Mapping[str, str] | N
     document = read_json(path, "ranges")
     if document.get("format", str, FORMAT) != FORMAT:
         raise document.error(f"its format is {document.data['format']!r}, not {FORMAT!r}")
-    document.only("format", "name", "bias_bits", "accumulator_bits", "tensors")
+    document.only("format", "name", "bias_bits", "accumulator_bits", "arithmetic", "tensors")
     found = FoundTensors(graph, names)
     for name, entry in document.entry("tensors").items():
         tensor = found.tensor(name, entry)
