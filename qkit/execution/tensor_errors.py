@@ -8,7 +8,7 @@ come from torch operators in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, TypeGuard
@@ -24,7 +24,7 @@ from qkit.graph.operation import Operation
 from qkit.graph.table import UNBOUNDED, Bounds
 from qkit.quant.compiled import kernels, kernels_for
 from qkit.quant.grids import QuantParams, fake_quantize_
-from qkit.quant.memory import by_channel, channels_innermost, rows
+from qkit.quant.memory import blocks, by_channel, channels_innermost, rows
 
 
 @dataclass(eq=False)
@@ -140,6 +140,20 @@ def _fused(op: Operation, y: Tensor | Sums, params: QuantParams | None, **wanted
     return value, figures
 
 
+def _by_block(loops: ModuleType, apart: np.ndarray, work: Callable[[int], Any]) -> list[Any]:
+    """``work(i)`` of every block: in threads where the blocks are too small to be split themselves."""
+    count, size = apart.shape[0], apart[0].size
+    if size >= loops.SERIAL:
+        return [work(i) for i in range(count)]
+    strips = loops.parallel(lambda start, stop: [work(i) for i in range(start, stop)], count, apart.size)
+    return [found for strip in strips for found in strip]
+
+
+def _over_outer(found: np.ndarray, channels: int) -> np.ndarray:
+    """What was found of every block as (outer, C, ...)."""
+    return found.reshape(-1, channels, *found.shape[1:])
+
+
 def measure(op: Operation, y: Tensor | Sums, reference: Tensor, params: QuantParams | None) -> tuple[Tensor, Figures]:
     """Activation and grid of the operation's fresh result, in place where its memory allows, with its errors against `reference`.
 
@@ -156,6 +170,13 @@ def measure(op: Operation, y: Tensor | Sums, reference: Tensor, params: QuantPar
         return _fused(op, y, params, figures="measure", reference=reference)
     if (loops := _loops(y, params)) is not None:
         assert params is not None
+        apart, others = blocks(y, axis), blocks(reference, axis)
+        if apart is not None and others is not None:
+            each = _by_block(loops, apart, lambda i: loops.measure(apart[i], others[i], params.scalars, act))
+            totals = _over_outer(np.stack([s.sum(1) for s, _ in each]), y.shape[axis]).sum(0).T
+            peaks = np.stack([(p[0].max(), p[1].min(), p[2].max()) for _, p in each])
+            ends = _over_outer(peaks, y.shape[axis])
+            return y, np.concatenate([totals, [ends[..., 0].max(0), ends[..., 1].min(0), ends[..., 2].max(0)]])
         y = channels_innermost(y, axis)
         array, channels = rows(y, axis)
         other, _ = rows(channels_innermost(reference, axis), axis)
@@ -207,6 +228,11 @@ def local_errors(op: Operation, y: Tensor | Sums, reference: Tensor, params: Qua
 def _local_error(y: Tensor, reference: Tensor, params: QuantParams | None, act: Bounds, axis: int) -> np.ndarray:
     if (loops := _loops(y, params)) is not None:
         assert params is not None
+        apart, others = blocks(y, axis), blocks(reference, axis)
+        if apart is not None and others is not None:
+            each = _by_block(loops, apart, lambda i: loops.local_error(apart[i], others[i], params.scalars, act).sum())
+            summed: np.ndarray = _over_outer(np.array(each), y.shape[axis]).sum(0)
+            return summed
         array, channels = rows(channels_innermost(y, axis), axis)
         other, _ = rows(channels_innermost(reference, axis), axis)
         local: np.ndarray = loops.local_error(array, other, params.scalars, act).reshape(-1, channels).sum(0)
@@ -224,6 +250,11 @@ def describe(op: Operation, y: Tensor | Sums) -> tuple[Tensor, Figures]:
     value = finish_value(op, y, None, (), None)
     axis = op.channel_axis
     if (loops := kernels()) is not None and value.device.type == "cpu":
+        apart = blocks(value, axis)
+        if apart is not None:
+            each = _by_block(loops, apart, lambda i: loops.describe(apart[i]))
+            parts = _over_outer(np.stack([(s.sum(), low.min(), high.max()) for s, low, high in each]), value.shape[axis])
+            return value, np.stack([parts[..., 0].sum(0), parts[..., 1].min(0), parts[..., 2].max(0)])
         array, channels = rows(channels_innermost(value, axis), axis)
         squared, least, greatest = loops.describe(array)
         folded = squared.reshape(-1, channels).sum(0), least.reshape(-1, channels).min(0), greatest.reshape(-1, channels).max(0)

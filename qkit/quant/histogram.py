@@ -25,7 +25,7 @@ from torch import Tensor
 from qkit.errors import DataError, PlanError
 from qkit.quant.compiled import kernels, kernels_for
 from qkit.quant.grids import QuantParams
-from qkit.quant.memory import by_channel, channels_innermost, dense, rows
+from qkit.quant.memory import blocks, by_channel, channels_innermost, dense, rows
 from qkit.quant.sqnr import sqnr
 
 #: Bins of the float32 format: one for all floats with the same upper 16 bits.
@@ -311,10 +311,14 @@ def observe(x: Tensor, axis: int, *, name: str = "tensor") -> tuple[Histogram, n
     x = x.detach()
     loops = kernels() if x.device.type == "cpu" else None
     if loops is not None:
-        array, channels = rows(channels_innermost(x, axis), axis)
+        apart = blocks(x, axis)
+        array, channels = rows(channels_innermost(x, axis), axis) if apart is None else (apart.reshape(-1, apart.shape[2]), 1)
         parts = loops.observe(array)
         low = np.min([p.least for p in parts], axis=0).reshape(-1, channels).min(0)
         high = np.max([p.greatest for p in parts], axis=0).reshape(-1, channels).max(0)
+        if apart is not None:
+            low = apart.min((1, 2)).reshape(-1, x.shape[axis]).min(0)
+            high = apart.max((1, 2)).reshape(-1, x.shape[axis]).max(0)
         tables = [(p.keys, p.counts, p.lows) for p in parts]
     else:
         tables = [counted(count_on_device(x))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -9,6 +10,8 @@ from torch import Tensor
 
 #: Positions in a row: long enough to vectorize, short enough that a row and its sums stay in the first-level cache.
 ROW = 2048
+#: Stretches that are worth a call of their own, and positions of a row that are worth a loop.
+_BLOCKS, _LEAST = 1024, 64
 
 
 def dense(x: Tensor) -> Tensor:
@@ -52,6 +55,21 @@ def rows(x: Tensor, axis: int) -> tuple[np.ndarray, int]:
     pixels = flat.shape[0]
     group = _pixels_a_row(pixels, channels)
     return flat.view(pixels // group, group * channels).numpy(), channels
+
+
+def blocks(x: Tensor, axis: int) -> np.ndarray | None:
+    """Memory of a CPU tensor whose channels lie apart, each a long stretch, as (outer × channels, R, P); None where they do not.
+
+    Such are the products of an attention, whose channels are its heads: rows of their channels would be a copy of all.
+    """
+    if x.ndim < 3 or not x.is_contiguous() or x.movedim(axis, -1).is_contiguous():
+        return None
+    at = axis % x.ndim
+    count, size = math.prod(x.shape[: at + 1]), math.prod(x.shape[at + 1 :])
+    group = _pixels_a_row(size, 1) if size else 0
+    if count > _BLOCKS or size < ROW or group < _LEAST:
+        return None
+    return x.detach().view(count, size // group, group).numpy()
 
 
 @lru_cache(maxsize=4096)

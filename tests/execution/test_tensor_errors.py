@@ -18,6 +18,8 @@ from qkit.quant.grids import QuantParams, QuantSpec
 from qkit.quant.sqnr import sqnr
 
 SHAPES = [((), 0), ((5,), 0), ((7, 3), 1), ((2, 5, 4), 2), ((2, 5, 4), 1), ((3, 6, 5, 4), 1), ((2, 3, 4, 5, 2), 1)]
+# channels that lie apart, as the heads of an attention do: short stretches, and one that is worth threads of its own
+SHAPES += [((2, 3, 64, 49), 1), ((3, 2, 2053, 2), 1), ((1, 2, 300, 300), 1)]
 ACTS = [(-math.inf, math.inf), (0.0, math.inf), (0.0, 1.5), (-1.0, 1.0)]
 
 

@@ -285,6 +285,14 @@ def test_non_finite_input_names_the_tensor(bad: float, shape: tuple[int, ...]) -
     assert Histogram.of(clean).counts.tolist() == [clean.numel()]
 
 
+def test_channels_that_lie_apart_have_their_own_extremes() -> None:
+    x = torch.randn(2, 3, 64, 49, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 10.0, 0.1]).view(1, 3, 1, 1)
+    seen, low, high = observe(x, 1)
+    assert np.array_equal(low, x.amin((0, 2, 3)).numpy())
+    assert np.array_equal(high, x.amax((0, 2, 3)).numpy())
+    assert np.array_equal(seen.counts, Histogram.of(x.reshape(-1)).counts)
+
+
 def test_a_negative_nan_among_ordinary_numbers() -> None:
     x = np.ones(1000, np.float32)
     x.view(np.uint32)[[3, 500]] = 0xFFC00001, 0x7F800001

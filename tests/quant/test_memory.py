@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qkit.quant.memory import ROW, channels_innermost, dense, rows, without_gaps
+from qkit.quant.memory import ROW, blocks, channels_innermost, dense, rows, without_gaps
 
 SHAPES = [(), (1,), (7,), (1, 1), (5, 3), (2, 4097), (3, 5, 7), (2, 3, 8, 8), (2, 1, 31, 67), (1, 5000, 2, 2), (2, 3, 4, 5, 6)]
 LAYOUTS = ["contiguous", "channels_last", "transposed", "sliced"]
@@ -85,3 +85,27 @@ def test_two_tensors_of_one_shape_lie_in_the_same_order() -> None:
     contiguous, _ = rows(channels_innermost(x, 1), 1)
     other, _ = rows(channels_innermost(x.contiguous(memory_format=torch.channels_last), 1), 1)
     np.testing.assert_array_equal(contiguous, other)
+
+
+def test_channels_that_lie_apart_are_blocks_without_a_copy() -> None:
+    x = torch.arange(2 * 3 * 64 * 49, dtype=torch.float32).view(2, 3, 64, 49)
+    found = blocks(x, 1)
+    assert found is not None
+    assert found.ctypes.data == x.data_ptr()
+    assert found.shape[0] == 6
+    for i in range(6):
+        assert sorted(found[i].ravel().tolist()) == sorted(x[i // 3, i % 3].ravel().tolist())
+
+
+#: Innermost channels, short stretches, one channel, too many stretches, a prime length, nothing, too few axes.
+OTHERS = [((2, 3, 64, 49), 3), ((2, 3, 5, 5), 1), ((4, 1, 64, 64), 1), ((400, 3, 64, 49), 1), ((2, 3, 2053), 1), ((2, 3, 0), 1)]
+
+
+@pytest.mark.parametrize(("shape", "axis"), [*OTHERS, ((7, 3), 1)])
+def test_other_tensors_have_no_blocks(shape: tuple[int, ...], axis: int) -> None:
+    assert blocks(torch.zeros(shape), axis) is None
+
+
+def test_tensors_with_gaps_have_no_blocks() -> None:
+    assert blocks(torch.zeros(2, 3, 64, 98)[..., ::2], 1) is None
+    assert blocks(torch.zeros(2, 3, 64, 49).transpose(2, 3), 1) is None
