@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from qkit.execution.integer_forms import Form, chosen, form_of, table_of
+from qkit.execution.integer_forms import Form, chosen, form_of, slices, table_of
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.quant.grids import QuantParams
@@ -56,13 +56,16 @@ def _computed(graph: Graph, op: Operation, form: Form | None, plan: Plan) -> tup
         return f'float: the scheme has {form.switch}="float"', math.nan
     if bare or None in sources:
         return f"float: {', '.join(bare) or 'what it reads'} has no grid", math.nan
-    grids = [plan.params(tap) for tap in sources]
-    known = [grid for grid in grids if grid is not None]
-    several = any(grid.axis is not None for grid in (*known, target))
-    if several and form.axes is None:
-        return "float: its grids have a scale for each channel", math.nan
+    parts = [graph.operations[i] for i in op.inputs if graph.operations[i].kind != "meta"]
+    known = [grid for part in parts if (grid := plan.params(part.tap)) is not None]
+    moved = [part.name for part, grid in zip(parts, known, strict=True) if part.kind == "keep" and grid.axis is not None]
+    if moved:
+        return f"float: {moved[0]} moves a tensor with a scale for each channel", math.nan
+    possible, axis = slices(form, op.shape, [part.shape for part in parts], known, target)
+    if not possible:
+        return "float: its grids have a scale for each channel along an axis that it computes over", math.nan
     how = getattr(plan.arithmetic, form.switch)
-    return how, math.nan if several else _off(op, form, known, target, plan)
+    return how, math.nan if axis is not None else _off(op, form, known, target, plan)
 
 
 def _off(op: Operation, form: Form, grids: list[QuantParams], target: QuantParams, plan: Plan) -> float:

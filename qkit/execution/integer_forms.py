@@ -106,24 +106,36 @@ def run(
     if form is None or any(g is None for g in grids) or not all(isinstance(v, Tensor) and v.numel() for v in values):
         return None
     known: list[QuantParams] = [g for g in grids if g is not None]
-    axes = {grid.axis % v.ndim - v.ndim for grid, v in zip(known, values, strict=True) if grid.axis is not None}
-    if target.axis is not None:
-        axes.add(target.axis % len(op.shape) - len(op.shape))
-    if not axes:
-        return _run(form, values, Ends(known, target, by))
-    axis = axes.pop()
-    if (
-        axes
-        or form.axes is None
-        or axis in form.axes
-        or any(v.ndim < -axis or v.shape[axis] not in (1, op.shape[axis]) for v in values)
-    ):
+    possible, axis = slices(form, op.shape, [v.shape for v in values], known, target)
+    if not possible:
         return None
+    if axis is None:
+        return _run(form, values, Ends(known, target, by))
     found = []
     for i in range(op.shape[axis]):
         sliced = [v.narrow(axis, i if v.shape[axis] > 1 else 0, 1) for v in values]
         found.append(_run(form, sliced, Ends([_slice(g, i) for g in known], _slice(target, i), by)))
     return torch.cat(found, axis)
+
+
+def slices(
+    form: Form, shape: Sequence[int], shapes: Sequence[Sequence[int]], grids: Sequence[QuantParams], target: QuantParams
+) -> tuple[bool, int | None]:
+    """Whether the form can compute between these grids, and the axis, from the end, that it is computed slice by slice along.
+
+    Parameters
+    ----------
+    shape, shapes
+        Of the output, and of what the operation reads.
+    """
+    axes = {grid.axis % len(s) - len(s) for grid, s in zip(grids, shapes, strict=True) if grid.axis is not None}
+    if target.axis is not None:
+        axes.add(target.axis % len(shape) - len(shape))
+    if not axes:
+        return True, None
+    axis = axes.pop()
+    alike = all(len(s) >= -axis and s[axis] in (1, shape[axis]) for s in shapes)
+    return not axes and form.axes is not None and axis not in form.axes and alike, axis
 
 
 def _slice(grid: QuantParams, i: int) -> QuantParams:

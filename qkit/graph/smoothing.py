@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from qkit.errors import GraphError
+from qkit.graph.calls import described
 from qkit.graph.graph import Graph
 from qkit.graph.operation import Operation
-from qkit.graph.table import Operator, short_name
 
 
 def readers_of(graph: Graph, op: Operation) -> tuple[Operation, ...]:
@@ -53,8 +53,7 @@ def readers_of(graph: Graph, op: Operation) -> tuple[Operation, ...]:
 
 def function_of(op: Operation) -> str:
     """Short name of the function that the operation calls, such as "softmax"."""
-    function = getattr(op.call, "function", op.call)
-    return short_name(function.name.split(".")[1] if isinstance(function, Operator) else function)
+    return described(op.call, len(op.inputs))[0]
 
 
 def norm_constants(op: Operation) -> tuple[Tensor, ...] | None:

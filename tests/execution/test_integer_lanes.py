@@ -230,6 +230,18 @@ def test_what_has_no_integer_form_is_said() -> None:
     graph, plan = made(Calls(torch.tanh), x)
     bare = plan.without(["input"])
     assert list(in_float(graph, bare).values()) == ["input has no grid"]
+    rows = replace(QuantSpec(symmetric=False), per_channel=True)
+    graph, plan = made(Calls(lambda x: x.softmax(-1)), x)
+    along = plan.with_range("input", x.amin(0), x.amax(0), spec=rows, axis=1)
+    assert list(in_float(graph, along).values()) == [
+        "its grids have a scale for each channel along an axis that it computes over"
+    ]
+    assert torch.isfinite(lane(graph, along, x)).all()
+    graph, plan = made(Calls(lambda x: torch.tanh(x.t().reshape(4, 8))), x)
+    moved = plan.with_range("input", x.amin(0), x.amax(0), spec=rows, axis=1)
+    assert "moves a tensor" in next(iter(in_float(graph, moved).values()))
+    graph, plan = made(Calls(torch.tanh), x)
+    bare = plan.without(["input"])
     assert torch.isfinite(lane(graph, bare, x)).all()
 
 
