@@ -39,7 +39,6 @@ from qkit.graph.door.model_files import network, origin_of
 from qkit.graph.share import Share, share_of
 from qkit.graph.structures import map_tensors
 from qkit.listing import few
-from qkit.ptq.smoothing import divided
 from qkit.quant.calibration import check_weights, make_plan
 from qkit.quant.estimators import Observation, check_method
 from qkit.quant.grids import QuantSpec
@@ -408,6 +407,8 @@ class Study:
         for name in plan.grids:
             self.graph.operation(name)
         if plan.factors:
+            from qkit.ptq.smoothing import divided  # loads all of post-training calibration
+
             model, _ = divided(self.model, self.graph, plan.factors)
             return self.with_model(model).with_plan(replace(plan, factors={}))
         self.plan  # noqa: B018  # calibrates, so that both agree on the method of the other widths

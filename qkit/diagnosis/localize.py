@@ -16,7 +16,6 @@ from qkit.execution.lanes import Lane, quantize_weight, run_lanes
 from qkit.execution.loading import batches
 from qkit.execution.statistics import Interval
 from qkit.graph.operation import Operation
-from qkit.ptq.smoothing import norms
 from qkit.quant.memory import by_channel
 from qkit.quant.plan import FLOAT, Plan
 from qkit.quant.sqnr import sqnr
@@ -52,6 +51,8 @@ def subjects(bench: Bench, plan: Plan) -> dict[str, Subject]:
     study = bench.study
     seen = study.observe(progress=bench.progress)
     means, typical = _channels(bench)
+    from qkit.ptq.smoothing import norms  # loads all of post-training calibration
+
     scalable = norms(study.model, study.graph)[0].keys()
     found = {}
     for tensor, grid in plan.grids.items():

@@ -14,7 +14,6 @@ from qkit.diagnosis.remedies import Remedy
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.graph.smoothing import function_of, readers_of
-from qkit.ptq.smoothing import factors_of
 from qkit.quant.estimators import Observation, activation_grid, weight_grid
 from qkit.quant.grids import QuantSpec
 from qkit.quant.histogram import Histogram
@@ -207,6 +206,8 @@ class Subject:
         op, tap = self.op, self.op.name
         if self.is_weight or tap not in self.scalable or self.grid.params.axis is not None:
             return None
+        from qkit.ptq.smoothing import factors_of  # loads all of post-training calibration
+
         by = factors_of(self.graph, tap, self.seen[tap])
         low, high = float((self.observation.channel_min / by).min()), float((self.observation.channel_max / by).max())
         grids = {tap: self.grid.at(self.grid.spec.params(min(low, 0.0), max(high, 0.0)), "smoothed")}
