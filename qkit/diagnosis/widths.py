@@ -83,8 +83,7 @@ def needed_accumulator(graph: Graph, plan: Plan) -> int:
     for op in graph.operations:
         if _is_product(op, plan):
             grids = [plan.params(graph.operations[i].tap) for i in op.inputs]
-            terms = max(op.macs // max(op.elements, 1), 1)
-            greatest = terms * math.prod(grid.reach for grid in grids if grid is not None)
+            greatest = op.terms * math.prod(grid.reach for grid in grids if grid is not None)
             bits = max(bits, greatest.bit_length() + 1)
             continue
         source = plan.params(graph.operations[op.inputs[0]].tap) if op.kind in ACCUMULATING else None

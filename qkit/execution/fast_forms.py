@@ -45,7 +45,7 @@ def softmax(scale: float) -> Fast:
         if ends.setting.arithmetic.softmax != "table":
             return None
         x, grid = values[0].contiguous(), ends.grids[0]
-        step, bits = float(grid.scale) * scale, ends.setting.arithmetic.inside - 1
+        step, bits = ends.step * scale, ends.setting.arithmetic.inside - 1
         cut = furthest(step, ends.setting.arithmetic.inside, grid.qmax - grid.qmin)
         high, low = tables(step, bits, cut, x.device)
         pair = high.numpy(), _NOTHING if low is None else low.numpy()
@@ -64,7 +64,7 @@ def standardize(weight: Tensor | None, bias: Tensor | None, eps: float, *, centr
     def run(loops: Any, values: Sequence[Tensor], ends: Ends) -> Tensor | None:
         x, grid = values[0].contiguous(), ends.grids[0]
         count = x.shape[-1]
-        inner = norms.widths(float(grid.scale), grid.reach, count, eps, added, ends.setting.arithmetic.inside)
+        inner = norms.widths(ends.step, ends.reach, count, eps, added, ends.setting.arithmetic.inside)
         weights, biases, unit, greatest = norms.coefficients(inner.unit, inner.greatest, weight, bias)
         both = [_NOTHING, _NOTHING]
         if weights is not None or biases is not None:
@@ -84,12 +84,11 @@ def product(op: Operation) -> Fast:
     """A product of matrices whose sums float32 holds exactly."""
 
     def run(loops: Any, values: Sequence[Tensor], ends: Ends) -> Tensor | None:
-        greatest = ends.grids[0].reach * ends.grids[1].reach * max(values[0].shape[-1], 1)
+        greatest = ends.product_reach * op.terms
         if greatest >= min(_EXACT, 1 << ((ends.setting.accumulator_bits or 64) - 1)):
             return None
         sums = without_gaps(op.call(*(as_integers(v, g) for v, g in zip(values, ends.grids, strict=True))))
-        step = ends.product_step
-        last = ends.multiplier(step, greatest)
+        last = ends.multiplier(ends.product_step, greatest)
         flat = dense(sums).numpy()
         loops.rescale(flat, last, ends.scale, flat)
         return sums

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from qkit.execution.integer_forms import Form, chosen, form_of, slices, table_of
+from qkit.execution.integer_forms import Form, chosen, form_of, slices
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.quant.grids import QuantParams
@@ -43,8 +43,9 @@ def in_float(graph: Graph, plan: Plan) -> dict[str, str]:
 
 def _computed(graph: Graph, op: Operation, form: Form | None, plan: Plan) -> tuple[str, float]:
     target = plan.params(op.name)
-    sources = [graph.operations[i].tap for i in op.inputs if graph.operations[i].kind != "meta"]
-    bare = [str(tap) for tap in sources if plan.params(tap) is None]
+    parts = [graph.operations[i] for i in op.inputs if graph.operations[i].kind != "meta"]
+    known = [grid for part in parts if (grid := plan.params(part.tap)) is not None]
+    bare = [part.tap or part.name for part in parts if plan.params(part.tap) is None]
     if target is None:
         return "float: the plan has no grid for it", math.nan
     if op.weight is not None:
@@ -54,10 +55,8 @@ def _computed(graph: Graph, op: Operation, form: Form | None, plan: Plan) -> tup
         return "float: it has no integer form here", math.nan
     if not chosen(op, plan.arithmetic):
         return f'float: the scheme has {form.switch}="float"', math.nan
-    if bare or None in sources:
-        return f"float: {', '.join(bare) or 'what it reads'} has no grid", math.nan
-    parts = [graph.operations[i] for i in op.inputs if graph.operations[i].kind != "meta"]
-    known = [grid for part in parts if (grid := plan.params(part.tap)) is not None]
+    if bare:
+        return f"float: {', '.join(bare)} has no grid", math.nan
     moved = [part.name for part, grid in zip(parts, known, strict=True) if part.kind == "keep" and grid.axis is not None]
     if moved:
         return f"float: {moved[0]} moves a tensor with a scale for each channel", math.nan
@@ -65,14 +64,14 @@ def _computed(graph: Graph, op: Operation, form: Form | None, plan: Plan) -> tup
     if not possible:
         return "float: its grids have a scale for each channel along an axis that it computes over", math.nan
     how = getattr(plan.arithmetic, form.switch)
-    return how, math.nan if axis is not None else _off(op, form, known, target, plan)
+    return how, math.nan if axis is not None else _off(form, known, target, plan)
 
 
-def _off(op: Operation, form: Form, grids: list[QuantParams], target: QuantParams, plan: Plan) -> float:
+def _off(form: Form, grids: list[QuantParams], target: QuantParams, plan: Plan) -> float:
     scale, arithmetic = float(target.scale), plan.arithmetic
     if form.switch == "pointwise":
-        made = table_of(op, grids[0], target)
         assert form.call is not None
+        made = pointwise.table(form.call, grids[0], target)
         return pointwise.deviation(form.call, grids[0], target, made)
     if form.switch == "softmax":
         units = 3 * 2.0 ** -(arithmetic.inside - 1)

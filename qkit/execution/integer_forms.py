@@ -24,7 +24,7 @@ from qkit.quant.arithmetic import Arithmetic
 from qkit.quant.compiled import integer_kernels
 from qkit.quant.grids import QuantParams, as_integers
 from qkit.quant.integer import joins, norms, pointwise
-from qkit.quant.integer.rescaling import multiplier, rescale
+from qkit.quant.integer.rescaling import FAR, multiplier, rescale
 from qkit.quant.integer.softmax import PROBABILITY_BITS, softmax
 
 #: Functions of one number.
@@ -40,8 +40,6 @@ _PRODUCTS = frozenset("matmul bmm mm mv dot einsum".split())
 _AVERAGES = frozenset(
     "mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split()
 )
-#: Bound of what is given to a grid, in codes.
-_FAR = 1 << 22
 
 #: ``run(codes, ends)``: codes less their zero points (int64) to codes less the zero point, before the ends of the grid.
 _Run = Callable[[Sequence[Tensor], Ends], Tensor]
@@ -150,7 +148,7 @@ def _run(form: Form, values: Sequence[Tensor], ends: Ends) -> Tensor:
     if quick is not None:
         return quick
     codes = [as_integers(v, g).long() for v, g in zip(values, ends.grids, strict=True)]
-    return form.run(codes, ends).clamp_(-_FAR, _FAR).float().mul_(ends.scale)
+    return form.run(codes, ends).clamp_(-FAR, FAR).float().mul_(ends.scale)
 
 
 def _looked_up(form: Form, x: Tensor, source: QuantParams, target: QuantParams, loops: Any) -> Tensor:
@@ -175,14 +173,6 @@ def _looked_up(form: Form, x: Tensor, source: QuantParams, target: QuantParams, 
 
 #: Tables of one operation that are kept: of so many plans.
 _TABLES = 64
-
-
-def table_of(op: Operation, source: QuantParams, target: QuantParams) -> pointwise.Table:
-    """The table of a pointwise operation between two grids."""
-    form = form_of(op)
-    assert form is not None
-    assert form.call is not None
-    return pointwise.table(form.call, source, target)
 
 
 def _form(op: Operation) -> Form | None:
@@ -267,29 +257,26 @@ def _norm(name: str, given: Mapping[str, Any], rank: int) -> Form | None:
         return _response_norm(given, rank)
     else:
         dims = tuple(int(d) % rank - rank for d in given["dims"])
-    order = number(given.get("order", 2.0))
+    order, added = number(given.get("order", 2.0)), number(given.get("added")) or 0.0
+    centred, correction = name in {"layer_norm", "channel_norm"}, int(given.get("correction") or 0)
     if name == "unit_norm" and order not in (1.0, 2.0, math.inf):
         return None
 
     def compute(codes: Sequence[Tensor], ends: Ends) -> Tensor:
         step, reach, inside = ends.step, ends.reach, ends.setting.arithmetic.inside
-        added = number(given.get("added")) or 0.0
         if name == "unit_norm":
             least = number(given.get("least")) or 0.0
             y = norms.normalized(codes[0], dims, step, reach, order=order or 2.0, least=least, added=added, inside=inside)
         else:
-            centred = name in {"layer_norm", "channel_norm"}
-            correction = int(given.get("correction") or 0)
             y = norms.standardized(
                 codes[0], dims, step, reach, eps=eps or 0.0, centred=centred, correction=correction, added=added, inside=inside
             )  # fmt: skip
         return _affine(y, weight, bias, ends)
 
     quick = None
-    if name in {"layer_norm", "rms_norm", "root_norm", "channel_norm"} and dims == (-1,) and not given.get("correction"):
-        flat = [p is None or p.numel() == p.shape[-1] for p in (weight, bias)]
-        centred, more = name in {"layer_norm", "channel_norm"}, number(given.get("added")) or 0.0
-        quick = fast.standardize(weight, bias, eps or 0.0, centred=centred, added=more) if all(flat) else None
+    flat = all(p is None or p.numel() == p.shape[-1] for p in (weight, bias))
+    if name != "unit_norm" and dims == (-1,) and not correction and flat:
+        quick = fast.standardize(weight, bias, eps or 0.0, centred=centred, added=added)
     return Form("norm", name, compute, dims, fast=quick)
 
 
@@ -337,8 +324,8 @@ def _matrix_product(op: Operation) -> _Run:
         left, right = codes
         # sums of float64 are exact below 2**53, which 2**20 products of 16 bits do not reach
         sums = op.call(left.double(), right.double()).long()
-        greatest = ends.product_reach * max(left.shape[-1], 1)
-        return ends.reached(joins.wrapped(sums, ends.setting.accumulator_bits), ends.product_step, greatest)
+        wrapped = joins.wrapped(sums, ends.setting.accumulator_bits)
+        return ends.reached(wrapped, ends.product_step, ends.product_reach * op.terms)
 
     return compute
 

@@ -93,5 +93,10 @@ class Operation:
         """Whether its output has a grid of its own."""
         return self.kind in QUANTIZED
 
+    @property
+    def terms(self) -> int:
+        """Products that each element of its output is the sum of; 1 where it multiplies nothing."""
+        return max(-(-self.macs // max(self.elements, 1)), 1)
+
     def __repr__(self) -> str:
         return f"Step({self.index}: {self.name}, {self.kind}, {'x'.join(map(str, self.shape))})"

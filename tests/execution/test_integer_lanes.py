@@ -195,6 +195,19 @@ def test_sums_of_products_are_those_of_int64_and_wrap() -> None:
     assert bool((held != sums).any())
 
 
+@pytest.mark.parametrize(
+    ("function", "terms"),
+    [
+        (lambda x: x @ torch.tanh(x).transpose(-2, -1), 300),
+        (lambda x: torch.einsum("nij,nik->njk", x, torch.tanh(x)), 24),
+        (torch.tanh, 1),
+    ],
+)
+def test_a_product_knows_how_many_terms_it_adds_up(function: Callable[..., Tensor], terms: int) -> None:
+    graph, _ = made(Calls(function), torch.randn(3, 24, 300))
+    assert graph.operations[graph.operations[-1].inputs[0]].terms == terms
+
+
 def test_a_scale_for_every_head_is_taken_head_by_head() -> None:
     torch.manual_seed(3)
     x = torch.randn(4, 3, 8, 8) * torch.tensor([0.2, 1.0, 4.0]).view(1, 3, 1, 1)

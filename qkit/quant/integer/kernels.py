@@ -12,13 +12,11 @@ from typing import Any
 import numba
 import numpy as np
 
-from qkit.quant.integer.rescaling import Multiplier
+from qkit.quant.integer.rescaling import FAR, Multiplier
 from qkit.quant.kernels import _rint, parallel
 
 _NOTHING = np.float32(np.nan)
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
-#: Bound of what is given to a grid, in codes.
-FAR = 1 << 22
 
 
 @_jit

@@ -14,6 +14,8 @@ from torch import Tensor
 
 #: Bits of a multiplier, at most.
 MULTIPLIER_BITS = 31
+#: Bound of what is given to a grid, in codes: beyond the end of every grid, and exact in float32.
+FAR = 1 << 22
 #: Products of numbers and multipliers stay below this power of two.
 _ROOM = 62
 
