@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.accuracy.peer import debugged
 from benchmarks.imagenet_nets import network
 from benchmarks.timing import Ratio, median_seconds, ratio, seconds
+from qkit.errors import MissingExtra
 from qkit.execution.capture import capture
 from qkit.execution.evaluator import Evaluator
 from qkit.execution.lanes import Lane, run_lanes
@@ -60,10 +62,10 @@ def in_passes(work: Callable[[], Any], passes: Callable[[], Any], repeats: int =
     return ratio(synced(work), synced(passes), repeats=repeats)
 
 
-def further(work: Callable[[int], Any], passes: Callable[[], Any]) -> Ratio:
+def further(work: Callable[[int], Any], passes: Callable[[], Any], repeats: int = 3) -> Ratio:
     """What every further batch takes, when the first ones are done and the work is recorded, in float passes."""
     found = []
-    for _ in range(3):
+    for _ in range(repeats):
         reference = passing(passes)
         some, more = (seconds(synced(lambda many=many: work(many))) for many in (MANY, 3 * MANY))
         found.append((more - some) / (2 * MANY) / reference)
@@ -160,6 +162,10 @@ def measure(name: str, batch: int, *, sweeps: bool) -> dict[str, Any]:
         found[f"{what}, {MANY} batches"] = in_passes(lambda many=many: many(MANY), passes, 3).over(MANY)
         found[what] = further(many, passes)
     found["by hand, hooks"] = in_passes(hooked(model, x), passes)
+    try:
+        found["torchao's numeric debugger"] = in_passes(debugged(model, x), passes, 3)
+    except (MissingExtra, RuntimeError) as error:
+        found["torchao's numeric debugger"] = f"not measured: {error}"
     own = peak(passes)
     found["memory"] = peak(lambda: work["capture"](MANY)) / own
     found["memory, one batch"] = peak(lambda: capture(graph, loader, plans, progress=False)) / own
@@ -167,10 +173,12 @@ def measure(name: str, batch: int, *, sweeps: bool) -> dict[str, Any]:
     if sweeps:
         layers = len(graph.taps)
         for mode in ("only", "except"):
-            took = in_passes(
-                lambda mode=mode: sweep(Evaluator(graph, loader * MANY, "top1"), plans["int8"], mode, progress=False), passes, 1
-            )
-            found[mode] = took.over(layers * MANY)
+
+            def swept(many: int, mode: Any = mode) -> Any:
+                return sweep(Evaluator(graph, loader * many, "top1"), plans["int8"], mode, progress=False)
+
+            found[f"{mode}, {MANY} batches"] = in_passes(lambda swept=swept: swept(MANY), passes, 1).over(layers * MANY)
+            found[mode] = further(swept, passes, 1).over(layers)
     return found
 
 

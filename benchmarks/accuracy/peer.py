@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,38 @@ def trained_on_grids(
             losses.append(total / count)
     pt2e.move_exported_model_to_eval(prepared)
     return flow.convert_pt2e(prepared), losses
+
+
+def debugged(model: nn.Module, x: torch.Tensor) -> Callable[[], Any]:
+    """torchao's numeric debugger on one batch: float and its int8 model with a logger at every node, both run and compared.
+
+    Raises
+    ------
+    MissingExtra
+        Without torchao.
+    """
+    flow, pt2e = _torchao()
+    exported = _exported(model, [(x, None)])
+    reference = pt2e.prepare_for_propagation_comparison(exported)
+    prepared = flow.prepare_pt2e(exported, _quantizer(per_channel=True, training=False))
+    with torch.no_grad():
+        prepared(x)
+    actual = pt2e.prepare_for_propagation_comparison(flow.convert_pt2e(prepared))
+
+    @torch.no_grad()
+    def compared() -> dict[Any, list[Any]]:
+        reference(x)
+        actual(x)
+        found = pt2e.compare_results(*(pt2e.extract_results_from_loggers(m) for m in (reference, actual)))
+        # a logger keeps what it has seen, and errors are computed when they are read
+        errors = {key: [result.sqnr for result in summary.results] for key, summary in found.items()}
+        for m in (reference, actual):
+            for logger in m.modules():
+                if hasattr(logger, "stats"):
+                    logger.stats.clear()
+        return errors
+
+    return compared
 
 
 @torch.no_grad()

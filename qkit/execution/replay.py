@@ -97,10 +97,17 @@ class Replayed(Generic[_Result]):
             )  # fmt: skip
             self._possible = False
             torch.cuda.synchronize(self._device)
+            _end_of_recording(self._device)
             return
         finally:
             _held.reset(token)
         self._played = graph, places, result
+
+
+def _end_of_recording(device: torch.device) -> None:
+    """Tell torch's random generator that nothing is recorded any more, which a failed recording leaves out and a good one does."""
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream(device), capture_error_mode="thread_local"):
+        torch.zeros(1, device=device)
 
 
 def can_be_recorded(plans: Iterable[Plan]) -> bool:

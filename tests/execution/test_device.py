@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attention_networks import NETWORKS, attention_network
 from small_networks import READS, mixed_network
 from torch import Tensor, nn
 
 from qkit.errors import DataError
+from qkit.execution import integer_forms
 from qkit.execution.capture import capture
 from qkit.execution.lanes import Lane, run_lanes
 from qkit.execution.observing import observe
@@ -21,7 +23,7 @@ from qkit.graph.operation import Operation
 from qkit.graph.running import execution
 from qkit.quant.calibration import make_plan
 from qkit.quant.plan import Plan
-from qkit.quant.schemes import PRESETS
+from qkit.quant.schemes import PRESETS, scheme_of
 from qkit.study import Study
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; there is none here")
@@ -207,3 +209,26 @@ def test_values_on_a_gpu_equal_torchs_fake_quantization() -> None:
     expected = torch.fake_quantize_per_tensor_affine(x.cuda(), float(p.scale), int(p.zero_point), p.qmin, p.qmax)
     assert torch.equal(seen["input"], expected)
     assert all(value.device.type == "cuda" for value in seen.values())
+
+
+@needs_cuda
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_integer_forms_give_the_cpus_numbers_from_equal_inputs(name: str, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = attention_network(name), torch.randn(4, 3, 16, 16)
+    graph, there = build(model, x, device="cuda"), build(model, x)
+    scheme = scheme_of("int8-full-integer")
+    plan = make_plan(graph, observe(graph, [x], progress=False), scheme if bits == 8 else scheme.at_bits(bits))
+    run, compared = integer_forms.run, []
+
+    def both(op: Operation, values: Any, *rest: Any) -> Any:
+        found = run(op, values, *rest)
+        if found is not None:
+            expected = run(there.operations[op.index], [v.cpu() if isinstance(v, Tensor) else v for v in values], *rest)
+            assert found.is_cuda and torch.equal(found.cpu(), expected), op.name
+            compared.append(op.name)
+        return found
+
+    monkeypatch.setattr(integer_forms, "run", both)
+    run_lanes(graph, [Lane("q", plan)], (x,))
+    assert compared
