@@ -24,6 +24,7 @@ from qkit.quant.plan import Plan
 from qkit.style import Units
 
 if TYPE_CHECKING:
+    from qkit.engines.onnx.exporting import Programs
     from qkit.study import Study
 
 #: Samples from which on no further batch is run.
@@ -94,13 +95,14 @@ def check_exports(study: Study, plans: Mapping[str, Plan], *, tolerance: float) 
     engine = installed()
     if not engine:
         return []
-    found = [_check(study, name, plan, engine, tolerance) for name, plan in plans.items()]
+    programs: Programs = {}
+    found = [_check(study, name, plan, engine, tolerance, programs) for name, plan in plans.items()]
     if all(one.survives for one in found):
         return found
-    return [*found, _check(study, "the plan as it is", study.plan, engine, tolerance)]
+    return [*found, _check(study, "the plan as it is", study.plan, engine, tolerance, programs)]
 
 
-def _check(study: Study, name: str, plan: Plan, engine: str, tolerance: float) -> Survival:
+def _check(study: Study, name: str, plan: Plan, engine: str, tolerance: float, programs: Programs) -> Survival:
     from qkit.engines.onnx import export, lane
 
     if plan.factors:  # it is of another model
@@ -112,7 +114,7 @@ def _check(study: Study, name: str, plan: Plan, engine: str, tolerance: float) -
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "remedy.onnx"
         try:
-            export(study, plan, path)
+            export(study, plan, path, programs=programs)
             # a processor that saturates sums of 8-bit products is no fault of the plan
             with lane(path, taps=None, precise=True) as file:
                 for made in file.run(study.evaluation):

@@ -34,7 +34,6 @@ def figure_rows(
 def _range_figures(f: Figures) -> dict[str, str]:
     return {
         "clipped": share(f.clipped),
-        "SQNR of this range": f"{decibels(f.sqnr)} dB",
         "rounding, clipping": f"{number(f.rounding, 3)}, {number(f.clipping, 3)}",
         "steps used": f"{f.used} of {f.steps}",
     }

@@ -304,3 +304,17 @@ def test_the_graph_alone_is_enough(tmp_path):
     assert "plan 'int8'" in repr(done)
     assert done.to_dict()["taps"]["stem"]["integer"]
     assert mixed_network().training is False
+
+
+def test_plans_that_share_torchs_part_give_the_files_that_they_give_alone(study, tmp_path):
+    layer = next(op for op in study.graph.operations if op.bias is not None)
+    corrected = dataclasses.replace(study.plan, corrections={layer.name: (0.25,) * len(study.graph.biases[layer.bias])})
+    plans = {"int8": study.plan, "without one": study.plan.without(["stem"]), "corrected": corrected, "float": FLOAT}
+    programs: onnx_export.Programs = {}
+    for name, plan in plans.items():
+        alone, shared = tmp_path / f"{name}-alone.onnx", tmp_path / f"{name}.onnx"
+        export(study, plan, alone)
+        export(study, plan, shared, programs=programs)
+        assert alone.read_bytes() == shared.read_bytes()
+    export(study, dataclasses.replace(study.plan, name="again"), tmp_path / "again.onnx", programs=programs)
+    assert 1 < len(programs) <= len(plans)

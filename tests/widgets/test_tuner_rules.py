@@ -130,9 +130,9 @@ def test_a_tap_per_channel_is_tuned_channel_by_channel() -> None:
     assert "channel 3" in made.axis
     assert made.grid_drawn["hi"] == float(params.hi[3])
     assert np.frombuffer(made.counts, np.float32).sum() == pytest.approx(counted[3].total, rel=1e-5)
-    assert dict(row[:2] for row in made.figure_rows)["SQNR of this range"] == dict(figure_rows(figures([counted[3]], qkit.QuantParams(
+    assert dict(row[:2] for row in made.figure_rows)["rounding, clipping"] == dict(figure_rows(figures([counted[3]], qkit.QuantParams(
         params.scale[3], params.zero_point[3], params.qmin, params.qmax
-    ))))["SQNR of this range"]  # fmt: skip
+    ))))["rounding, clipping"]  # fmt: skip
     (reply,) = gesture(made, "release", "hi", 0.5)
     after = made.grid.params
     assert float(after.hi[3]) == pytest.approx(0.5)

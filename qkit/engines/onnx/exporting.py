@@ -6,8 +6,9 @@ from taps to tensors in its metadata: `qkit.engines.onnx.lane` reads both back.
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ from qkit.quant.plan import Plan
 
 if TYPE_CHECKING:
     from qkit.study import Study
+
+#: Models with markers, and a note, by what is in them.
+Programs = dict[Hashable, tuple[Any, "str | None"]]
 
 #: Version of the metadata, and the prefix of its keys.
 FORMAT, PREFIX = 1, "qkit."
@@ -79,6 +83,7 @@ def export(
     opset: int = 21,
     example_inputs: Tensor | tuple[Any, ...] | None = None,
     guard_biases: bool = True,
+    programs: Programs | None = None,
 ) -> Exported:
     """Write the network under a plan as ONNX with Q/DQ nodes, checked by ONNX's own checker.
 
@@ -101,6 +106,9 @@ def export(
     guard_biases
         Write biases of 16-bit layers that do not fit 32 bits in a form that ONNX Runtime's optimizer does not spoil. False
         leaves them float, as other exporters do.
+    programs
+        For exports of several plans: torch's part of them, which takes most of the time. Pass the same empty dict to each; a
+        plan that clamps and corrects as one before it takes its part over.
 
     Raises
     ------
@@ -124,7 +132,7 @@ def export(
     inputs = given if isinstance(given, tuple) else (given,)
     inputs = place_inputs(graph, inputs)
     program = Program(graph, plan)
-    model, note = marked_model(program, inputs, opset)
+    model, note = _marked(program, inputs, opset, programs)
     version = next((entry.version for entry in model.opset_import if not entry.domain), None)
     if version != opset:
         raise QkitError(f"torch wrote opset {version} where {opset} was asked for: take that one.")
@@ -137,6 +145,17 @@ def export(
     data = _checked(model, graph)
     files.write_bytes(target, data)
     return Exported(target, plan, rewriter.taps, notes, opset, len(data))
+
+
+def _marked(program: Program, inputs: tuple[Any, ...], opset: int, programs: Programs | None) -> tuple[Any, str | None]:
+    """A model with markers to write into."""
+    if programs is None:
+        return marked_model(program, inputs, opset)
+    key = program.key, opset
+    if key not in programs:
+        programs[key] = marked_model(program, inputs, opset)
+    model, note = programs[key]
+    return copy.deepcopy(model), note
 
 
 def _subject(study: Study | Graph, plan: Plan | None) -> tuple[Graph, Plan]:

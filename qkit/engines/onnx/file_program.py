@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -43,6 +43,12 @@ class Program(nn.Module):
                 bias = float_bias(graph, plan, op)
                 if bias is not None:
                     self.register_buffer(f"b{op.index}", bias.to(graph.device))
+
+    @property
+    def key(self) -> Hashable:
+        """The graph, and what of the plan is in the program: what is clamped, where markers stand, corrected biases."""
+        kept = (op.index for op in self.graph.operations if op.kind == "keep" and shared_grid(self.plan, op) is not None)
+        return self.graph, tuple(self.acts.values()), tuple(kept), tuple(sorted(self.plan.corrections.items()))
 
     def forward(self, *inputs: Any) -> tuple[Tensor, ...]:
         """The network's tensors, flat."""
