@@ -781,8 +781,6 @@ class Study:
         *,
         methods: Mapping[str, str] | None = None,
         estimators: Sequence[str] | None = None,
-        iterations: int | None = None,
-        seed: int = 0,
         batches: int | None = None,
         evaluation_batches: int | None = None,
         executor: Executor | None = None,
@@ -803,8 +801,6 @@ class Study:
             Estimators by tap name, which "ranges" keeps to.
         estimators
             Those that "ranges" compares for the other taps.
-        iterations, seed
-            Of adaptive rounding: steps of its optimizer per layer, and its choice of samples.
         batches, evaluation_batches
             Most calibration and evaluation batches to take.
 
@@ -814,7 +810,6 @@ class Study:
             For an unknown step.
         """
         from qkit.ptq import pipeline
-        from qkit.ptq.rounding import ITERATIONS
 
         with using(executor):
             return pipeline.calibrate(
@@ -822,8 +817,6 @@ class Study:
                 pipeline.STEPS if steps is None else steps,
                 methods=methods,
                 estimators=pipeline.ESTIMATORS if estimators is None else estimators,
-                iterations=ITERATIONS if iterations is None else iterations,
-                seed=seed,
                 limit=batches,
                 evaluation_limit=evaluation_batches,
                 progress=progress,

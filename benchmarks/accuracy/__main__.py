@@ -87,7 +87,7 @@ def _source(options: argparse.Namespace) -> Source:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    return replace(Settings(), epochs=1, iterations=20) if options.quick else Settings()
+    return replace(Settings(), epochs=1) if options.quick else Settings()
 
 
 def _machines(records: Iterable[dict[str, Any]]) -> str:

@@ -33,7 +33,7 @@ class Cell:
     treatment
         One of `TREATMENTS`.
     seed
-        Of the split into calibration and evaluation images, of adaptive rounding, and of training.
+        Of the split into calibration and evaluation images, and of training.
     """
 
     network: str

@@ -73,7 +73,7 @@ def held_out(trial: Trial, epochs: int, device: str | None) -> tuple[Trial, tupl
     calibration = loader(TensorDataset(images[:256], labels[:256]))
     start = Study(zoo.load(name).model, calibration, metric="top1", scheme=scheme, device=device)
     start.calibrate(progress=False)
-    start = start.ptc(BEFORE_TRAINING, seed=seed, progress=False)
+    start = start.ptc(BEFORE_TRAINING, progress=False)
     try:
         trained, _ = train(start, settings, seen, seed, device)
     except QkitError:  # it diverged

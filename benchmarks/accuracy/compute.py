@@ -19,7 +19,6 @@ from benchmarks.accuracy.cells import ALONE, FLOAT, Cell
 from benchmarks.accuracy.store import packed
 from benchmarks.accuracy.subjects import Source, Subject, training_batches
 from qkit.execution.lanes import Lane, run_lanes
-from qkit.ptq.rounding import ITERATIONS
 from qkit.qat import fit, wrap
 from qkit.quant.plan import Plan
 from qkit.study import Study
@@ -38,15 +37,13 @@ class Settings:
     weight_decay: float = 1e-4
     learn_steps: bool = False
     freeze_norms_at: int | None = None
-    iterations: int = ITERATIONS
 
     def of(self, treatment: str) -> dict[str, Any]:
         """Those that the treatment depends on."""
         every = asdict(self)
         training = ("epochs", "rate", "weight_decay", "freeze_norms_at")
         names = {"qat": (*training, "learn_steps"), "ptc + qat": (*training, "learn_steps"), "torchao qat": training}
-        rounds = treatment in ("ptc", "only adaptive-rounding")
-        return {name: every[name] for name in (("iterations",) if rounds else names.get(treatment, ()))}
+        return {name: every[name] for name in names.get(treatment, ())}
 
 
 #: Of the optimizer that `qkit.qat.fit` makes.
@@ -94,7 +91,7 @@ def _scores(study: Study, plan: Plan) -> np.ndarray:
 
 def _ptc(study: Study, cell: Cell, settings: Settings) -> Result:
     steps = (cell.treatment.removeprefix("only "),) if cell.treatment in ALONE else None
-    treated = study.ptc(steps, iterations=settings.iterations, seed=cell.seed, progress=False)
+    treated = study.ptc(steps, progress=False)
     assert treated.treatment is not None
     told = treated.treatment.to_dict()
     return treated.treatment.scores.lanes["after"], {key: told[key] for key in ("steps", "fitted", "held_out", "remarks")}
@@ -112,7 +109,7 @@ def _trained(study: Study, cell: Cell, settings: Settings, subject: Subject, dev
         raise qkit.QkitError(f"{cell.network} has no images to train on: leave the treatment {cell.treatment!r} out.")
     start = study
     if cell.treatment != "qat":
-        start = study.ptc(BEFORE_TRAINING, seed=cell.seed, progress=False)
+        start = study.ptc(BEFORE_TRAINING, progress=False)
     trained, losses = train(start, settings, subject.train, cell.seed, device)
     loss, share = on_images(trained, trained.calibration)
     return _scores(trained, trained.plan), {"calibration": {"loss": loss, "top1": share}, "losses": losses}

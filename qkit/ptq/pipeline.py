@@ -29,7 +29,7 @@ from qkit.progress import uninterrupted
 from qkit.ptq.absorption import absorb
 from qkit.ptq.corrections import correct_biases, reestimate_norms
 from qkit.ptq.equalization import equalize
-from qkit.ptq.rounding import ITERATIONS, adapt_rounding
+from qkit.ptq.rounding import adapt_rounding
 from qkit.ptq.smoothing import smooth
 from qkit.ptq.treatment import Effect, Treatment, decibels_of
 from qkit.quant.plan import FLOAT, Plan
@@ -107,8 +107,6 @@ def calibrate(
     *,
     methods: Mapping[str, str] | None = None,
     estimators: Sequence[str] = ESTIMATORS,
-    iterations: int = ITERATIONS,
-    seed: int = 0,
     limit: int | None = None,
     evaluation_limit: int | None = None,
     progress: bool = True,
@@ -121,10 +119,10 @@ def calibrate(
         raise QkitError(f"steps is a sequence of names: ({steps!r},).")
     if unknown := [step for step in steps if step not in STEPS]:
         raise QkitError(f"there is no step {', '.join(map(repr, unknown))}; give some of {', '.join(STEPS)}.")
-    settings = tuple(sorted((methods or {}).items())), tuple(estimators), iterations, seed, limit, evaluation_limit
+    settings = tuple(sorted((methods or {}).items())), tuple(estimators), limit, evaluation_limit
     key = id(study), study.plan, tuple(steps), settings
     run: _Run = study.evaluator.resumed(
-        "ptc", key, lambda: _Run(study, methods, tuple(estimators), iterations, seed, limit, evaluation_limit, progress)
+        "ptc", key, lambda: _Run(study, methods, tuple(estimators), limit, evaluation_limit, progress)
     )
     for step in STEPS:
         if step in steps and step not in run.done:
@@ -146,12 +144,12 @@ class _Run:
     """The steps so far: the study as it stands, and what every step did."""
 
     def __init__(
-        self, study: Study, methods: Mapping[str, str] | None, estimators: tuple[str, ...], iterations: int, seed: int,
+        self, study: Study, methods: Mapping[str, str] | None, estimators: tuple[str, ...],
         limit: int | None, evaluation_limit: int | None, progress: bool,
     ) -> None:  # fmt: skip
         self.original = self.study = study
         self.methods, self.estimators = methods, estimators
-        self.iterations, self.seed, self.evaluation_limit, self.progress = iterations, seed, evaluation_limit, progress
+        self.evaluation_limit, self.progress = evaluation_limit, progress
         self.effects: list[Effect] = []
         self.done: set[str] = set()
         self.remarks: list[str] = []
@@ -306,7 +304,7 @@ class _Run:
     def adapt(self) -> tuple[Study, str]:
         """Adaptive rounding."""
         graph, plan = self.study.graph, self.study.plan
-        plan, layers = adapt_rounding(graph, plan, self.fit, iterations=self.iterations, seed=self.seed, progress=self.progress)
+        plan, layers = adapt_rounding(graph, plan, self.fit, progress=self.progress)
         moved = [layer for layer in layers if layer.moved > 0]
         if not moved:
             raise _NothingToDo("rounding to nearest is best everywhere, or no weight has 8 bits or fewer.")

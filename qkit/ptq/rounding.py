@@ -1,21 +1,22 @@
 """Adaptive rounding: every weight rounds up or down so that the layer's *output* is nearest to the float lane's.
 
-Rounding to nearest is best for single weights and not for their sums. AdaRound (Nagel et al. 2020, "Up or Down? Adaptive
-Rounding for Post-Training Quantization") relaxes the choice to ``h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1)``,
-minimizes the squared error of the layer's output behind its activation (equation 25, with the quantized lane's inputs and the
-float lane's outputs), and pushes every h to 0 or 1 by the penalty ``1 - |2 h - 1|^beta`` with beta falling (equation 24).
+Rounding to nearest is best for single weights and not for their sums (Nagel et al. 2020, "Up or Down? Adaptive Rounding for
+Post-Training Quantization"). The error is that of equation 25 there: the layer on the quantized lane's inputs against the float
+lane's output. Before the activation it is quadratic in the weights. With X the columns that meet the weight (`qkit.ptq.columns`),
+d what rounding adds to a row of it, and r the output's error as things are, it is ``d G d' + 2 c d' + |r|²`` with ``G = X X'``
+and ``c = r X'``, so that a choice costs no pass over the images.
 
-The error is taken relative to that of rounding to nearest, so that one weight of the penalty fits every layer. What comes out is
-compared with rounding to nearest on all batches, and the better is kept.
+Two searches, and of each row the better result: from rounding to nearest, and from weights that are rounded one after the other
+while those that are left make up for what was done (Frantar et al. 2022, "GPTQ", without its grouping). Both then change single
+weights as long as that helps. G gets a hundredth of its mean diagonal added, as in GPTQ: few images say nothing about many
+weights. What comes out is compared with rounding to nearest, behind the activation, and the better is kept.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,21 +25,17 @@ from qkit.execution.lanes import lane_bias, lane_weight
 from qkit.execution.loading import Batch
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
+from qkit.graph.running import ACCUMULATING, execution
+from qkit.ptq.columns import columns, output_rows, rows, weight_of
 from qkit.ptq.corrections import along
 from qkit.ptq.side_by_side import Walk, called_twice, layers
+from qkit.quant.descent import descend
 from qkit.quant.plan import Codes, Grid, Plan
 
 logger = logging.getLogger(__name__)
 
-#: Of the rectified sigmoid, as published.
-GAMMA, ZETA = -0.1, 1.1
-#: beta falls from the first to the second, after a share of the iterations without penalty.
-BETA, WARM_UP = (20.0, 2.0), 0.2
-#: Weight of the penalty, its mean over the weights, beside the relative error.
-PENALTY = 3.0
-RATE = 1e-2
-ITERATIONS = 400
-SAMPLES = 32
+#: Of the mean diagonal, added to it.
+RIDGE = 0.01
 
 
 @dataclass(frozen=True)
@@ -62,107 +59,106 @@ class Reconstruction:
 
 
 def adapt_rounding(
-    graph: Graph,
-    plan: Plan,
-    batches: Sequence[Batch],
-    *,
-    iterations: int = ITERATIONS,
-    seed: int = 0,
-    progress: bool = True,
+    graph: Graph, plan: Plan, batches: Sequence[Batch], *, progress: bool = True
 ) -> tuple[Plan, list[Reconstruction]]:
     """The plan with codes chosen layer by layer, in execution order, and what that did to each layer.
 
     Grids of more than 8 bits are left alone: their rounding is not what costs.
-
-    Parameters
-    ----------
-    iterations
-        Steps of Adam per layer, on `SAMPLES` samples each.
-    seed
-        Of the choice of samples.
     """
     walk = Walk(graph, batches, plan)
     done: list[Reconstruction] = []
-    generator = torch.Generator().manual_seed(seed)
     for op in layers(graph, plan, "adaptive rounding", progress=progress):
-        grid = plan[op.weight or ""]
-        if called_twice(graph, op) or op.kind == "batchnorm" or grid.params.bits > 8:
+        if called_twice(graph, op) or op.kind not in ACCUMULATING or plan[op.weight or ""].params.bits > 8:
             continue
         walk.to(op, plan)
-        grid, result = _reconstruct(walk, op, plan, iterations, generator)
+        with execution(graph.device):
+            grid, result = _reconstruct(walk, op, plan)
         plan = plan.with_grid(op.weight or "", grid)
         done.append(result)
     return plan, done
 
 
-def _reconstruct(
-    walk: Walk, op: Operation, plan: Plan, iterations: int, generator: torch.Generator
-) -> tuple[Grid, Reconstruction]:
+def _reconstruct(walk: Walk, op: Operation, plan: Plan) -> tuple[Grid, Reconstruction]:
     graph, name = walk.graph, op.weight or ""
-    grid, weight = plan[name], graph.weights[name]
-    bias = lane_bias(graph, op, plan)
-    plain = lane_weight(graph, plan, name)
-    outputs = walk.outputs(op, plain, bias)
-    # concatenated outside of inference mode, whose tensors take part in no gradient
-    inputs = torch.cat([x for _, x in walk.inputs(op)])
-    targets = _activated(op, torch.cat([y for y, _ in outputs]))
-    signal = float(targets.double().square().mean())
-    nearest = _error(op, inputs, targets, plain, bias)
+    grid = plan[name]
+    bias, plain = lane_bias(graph, op, plan), lane_weight(graph, plan, name)
+    nearest, signal = _error(walk, op, plain, bias)
     if nearest <= 1e-12 * max(signal, 1e-30):
         return grid, Reconstruction(op.name, 0.0, 0.0, 0.0)
-    codes = _search(op, inputs, targets, weight, grid, bias, nearest, iterations, generator)
+    codes = _search(op, graph.weights[name], plain, grid, *_moments(walk, op, plain, bias))
     adapted = replace(grid, codes=Codes(codes), method=f"{grid.method}, adaptive rounding")
     value = lane_weight(graph, plan.with_grid(name, adapted), name)
-    error = _error(op, inputs, targets, value, bias)
+    error, _ = _error(walk, op, value, bias)
     if error >= nearest:
         return grid, Reconstruction(op.name, nearest / signal, nearest / signal, 0.0)
     moved = float((value != plain).double().mean())
     return adapted, Reconstruction(op.name, nearest / signal, error / signal, moved)
 
 
-def _search(
-    op: Operation, inputs: Tensor, targets: Tensor, weight: Tensor, grid: Grid, bias: Tensor | None, nearest: float,
-    iterations: int, generator: torch.Generator,
-) -> Tensor:  # fmt: skip
-    """Codes of the weight, integers of its shape."""
+def _moments(walk: Walk, op: Operation, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``G`` (groups, K, K) and ``c`` (groups, rows, K) of the module's formula, float64, for the layer with this weight."""
+    products: Tensor | None = None
+    crossed: Tensor | None = None
+    for (_, x), (exact, found) in zip(walk.inputs(op), walk.outputs(op, weight, bias), strict=True):
+        wrong = found - exact
+        for part, made in columns(op, x, weight):
+            once = (made @ made.transpose(1, 2)).double()
+            twice = (output_rows(op, wrong[part]) @ made.transpose(1, 2)).double()
+            products = once if products is None else products.add_(once)
+            crossed = twice if crossed is None else crossed.add_(twice)
+    assert products is not None
+    assert crossed is not None
+    return products, crossed
+
+
+def _search(op: Operation, weight: Tensor, plain: Tensor, grid: Grid, products: Tensor, crossed: Tensor) -> Tensor:
+    """Codes of the weight, integers of its shape; `plain` is the weight as things are."""
     params = grid.params
-    scale, zero = (along(part, params, weight).to(weight.device).float() for part in (params.scale, params.zero_point))
-    steps = weight / scale
+    scale, zero = (along(part, params, weight).to(weight.device).double() for part in (params.scale, params.zero_point))
+    steps = weight.double() / scale
     # what was rounded before, as after scaled batch norms, is the point to start from
     if grid.codes is not None:
-        steps = steps + (grid.codes.tensor.to(weight.device).float() - zero - torch.round(steps))
-    floor = torch.floor(steps)
-    rest = (steps - floor).clamp(0.0, 1.0)
-    variable = torch.logit((rest - GAMMA) / (ZETA - GAMMA)).requires_grad_()
+        steps = steps + (grid.codes.tensor.to(weight.device).double() - zero - torch.round(steps))
     low, high = params.qmin - zero, params.qmax - zero
-    optimizer = torch.optim.Adam([variable], lr=RATE)
-    for i in range(iterations):
-        chosen = torch.randint(len(inputs), (min(SAMPLES, len(inputs)),), generator=generator).to(inputs.device)
-        h = (torch.sigmoid(variable) * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
-        value = torch.minimum(torch.maximum(floor + h, low), high) * scale
-        output = _activated(op, op.call(inputs[chosen], value, bias))
-        loss = (output - targets[chosen]).square().mean() / nearest
-        progress = (i / iterations - WARM_UP) / (1.0 - WARM_UP)
-        if progress > 0.0:
-            beta = BETA[1] + 0.5 * (BETA[0] - BETA[1]) * (1.0 + math.cos(math.pi * progress))
-            loss = loss + PENALTY * (1.0 - (2.0 * h - 1.0).abs().pow(beta)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        up = (variable >= 0.0).float()
-        codes = torch.minimum(torch.maximum(floor + up, low), high) + zero
-    return codes.to(params.dtype).cpu()
+    floor = torch.floor(steps)
+    down, up = (rows(op, (n.clamp(low, high) * scale - plain.double())) for n in (floor, floor + 1.0))
+    ahead = rows(op, plain.double() - steps * scale)  # of the exact weight
+    ridge = (RIDGE * products.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(1e-30)[:, None, None]
+    products = products + ridge * torch.eye(products.shape[1], dtype=products.dtype, device=products.device)
+    crossed = crossed + ridge * ahead
+    starts = torch.where(down.abs() <= up.abs(), down, up), _one_after_the_other(products, crossed, down, up)
+    first, second = (descend(products, crossed, start, down, up) for start in starts)
+    better = _objective(products, crossed, second) < _objective(products, crossed, first)
+    chosen = torch.where(better[..., None], second, first)
+    codes = torch.round((plain.double() + weight_of(op, chosen, weight)) / scale) + zero
+    return codes.clamp_(params.qmin, params.qmax).to(params.dtype).cpu()
 
 
-def _activated(op: Operation, y: Tensor) -> Tensor:
-    return y.clamp(*op.act)
+def _objective(products: Tensor, crossed: Tensor, change: Tensor) -> Tensor:
+    return ((change @ products + 2.0 * crossed) * change).sum(-1)
 
 
-def _error(op: Operation, inputs: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> float:
-    """Mean squared error of the output, in chunks so that little memory is taken."""
-    total: Any = 0.0
-    with torch.no_grad():
-        for x, y in zip(inputs.split(64), targets.split(64), strict=True):
-            total = total + (_activated(op, op.call(x, weight, bias)) - y).double().square().sum()
-    return float(total) / targets.numel()
+def _one_after_the_other(products: Tensor, crossed: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """Changes that are `down` or `up`, chosen from the first to the last, the rest staying free: GPTQ's rule."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(products))
+    factor = torch.linalg.cholesky(inverse, upper=True)
+    free = -crossed @ inverse
+    found = torch.empty_like(free)
+    for k in range(free.shape[-1]):
+        at = free[..., k]
+        found[..., k] = torch.where((at - down[..., k]).abs() <= (at - up[..., k]).abs(), down[..., k], up[..., k])
+        missed = (at - found[..., k]) / factor[:, k, k, None]
+        free[..., k + 1 :] -= missed[..., None] * factor[:, None, k, k + 1 :]
+    return found
+
+
+def _error(walk: Walk, op: Operation, weight: Tensor, bias: Tensor | None) -> tuple[float, float]:
+    """Mean squared error of the output behind its activation, and the float lane's mean square."""
+    error = signal = 0.0
+    count = 0
+    for exact, found in walk.outputs(op, weight, bias):
+        exact = exact.clamp(*op.act)
+        error += float((found.clamp_(*op.act) - exact).double().square().sum())
+        signal += float(exact.double().square().sum())
+        count += exact.numel()
+    return error / count, signal / count

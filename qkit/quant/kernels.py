@@ -461,3 +461,37 @@ def histogram_error(mean, half, count, scale, low, high):
         ra, rb = cut_a - first * scale, cut_b - last * scale
         rounding += density * ((last - first) * scale**3 / 12.0 + (rb**3 - ra**3) / 3.0)
     return rounding, clipping
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _descend(products, per, steps, slopes, changed, first, last, rounds):
+    for row in range(first, last):
+        table = products[row // per]
+        step, slope, done = steps[row], slopes[row], changed[row]
+        for _ in range(rounds):
+            moved = 0
+            for k in range(step.size):
+                t = step[k]
+                if t * (2.0 * slope[k] + table[k, k] * t) < 0.0:
+                    moved += 1
+                    done[k] = not done[k]
+                    step[k] = -t
+                    for j in range(step.size):
+                        slope[j] += t * table[k, j]
+            if moved == 0:
+                break
+
+
+def descend(products: np.ndarray, steps: np.ndarray, slopes: np.ndarray, rounds: int) -> np.ndarray:
+    """Which numbers `qkit.quant.descent.descend` changes, bool; the arrays are as there, and are used up."""
+    changed = np.zeros(steps.shape, np.bool_)
+    size = steps.shape[-1]
+    flat = [np.ascontiguousarray(a).reshape(-1, size) for a in (steps, slopes)]
+    found = changed.reshape(-1, size)
+    products = np.ascontiguousarray(products)
+
+    def work(first: int, last: int) -> None:
+        _descend(products, steps.shape[1], *flat, found, first, last, rounds)
+
+    parallel(work, len(found), size * found.size)
+    return changed

@@ -22,7 +22,7 @@ from qkit.execution.statistics import paired_interval
 from qkit.ptq import STEPS, pipeline
 from qkit.ptq.pipeline import split
 
-QUICK = {"iterations": 20, "progress": False}
+QUICK = {"progress": False}
 
 
 @cache
@@ -88,7 +88,7 @@ def test_the_plan_survives_json_with_its_codes(tmp_path: Any) -> None:
     torch.manual_seed(0)
     data = [torch.randn(16, 3, 16, 16) for _ in range(2)]
     study = qkit.Study(mixed_network(), data, metric="agreement", scheme="int4-weights")
-    fixed = study.ptc(["adaptive-rounding"], iterations=60, progress=False)
+    fixed = study.ptc(["adaptive-rounding"], progress=False)
     assert fixed.treatment.effects[0].kept
     fixed.plan.save(tmp_path / "plan.json")
     assert qkit.Plan.load(tmp_path / "plan.json") == fixed.plan

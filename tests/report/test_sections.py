@@ -127,7 +127,7 @@ def test_plan_is_whole(full, page, text):
 
 
 def test_codes_that_were_not_made_by_rounding_are_a_hash():
-    study = tiny_study(scheme="int8-per-tensor").ptc(["adaptive-rounding"], iterations=5, progress=False)
+    study = tiny_study(scheme="int8-per-tensor").ptc(["adaptive-rounding"], progress=False)
     grid = study.plan["second.weight"]
     made = make(study, worst=0, sensitivity=False, progress=False)
     entry = made.plan["grids"]["second.weight"]
