@@ -105,7 +105,7 @@ class Replayed(Generic[_Result]):
 
 
 def _end_of_recording(device: torch.device) -> None:
-    """Tell torch's random generator that nothing is recorded any more, which a failed recording leaves out and a good one does."""
+    """Tell torch's random generator that nothing is recorded any more: a recording that failed does not."""
     with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream(device), capture_error_mode="thread_local"):
         torch.zeros(1, device=device)
 

@@ -24,13 +24,14 @@ _CHUNK = 1 << 24
 
 def rows(op: Operation, weight: Tensor) -> Tensor:
     """The weight as (groups, output channels of a group, K)."""
-    return weight.movedim(op.weight_axis, 0).flatten(1).unflatten(0, (groups(op), -1))
+    turned: Tensor = weight.movedim(op.weight_axis or 0, 0).flatten(1).unflatten(0, (groups(op), -1))
+    return turned
 
 
 def weight_of(op: Operation, matrix: Tensor, like: Tensor) -> Tensor:
     """The inverse of `rows`, in the shape of the weight `like`."""
-    turned = like.movedim(op.weight_axis, 0)
-    return matrix.reshape(turned.shape).movedim(0, op.weight_axis)
+    axis = op.weight_axis or 0
+    return matrix.reshape(like.movedim(axis, 0).shape).movedim(0, axis)
 
 
 def groups(op: Operation) -> int:
@@ -54,7 +55,8 @@ def output_rows(op: Operation, y: Tensor) -> Tensor:
     """An output of the operation as (groups, output channels of a group, places), in the order of `columns`."""
     if op.kind == "linear":
         return y.reshape(-1, y.shape[-1]).T[None]
-    return y.transpose(0, 1).flatten(1).unflatten(0, (groups(op), -1))
+    made: Tensor = y.transpose(0, 1).flatten(1).unflatten(0, (groups(op), -1))
+    return made
 
 
 def _windows(op: Operation, x: Tensor, weight: Tensor) -> Tensor:
@@ -82,7 +84,8 @@ def _windows(op: Operation, x: Tensor, weight: Tensor) -> Tensor:
         cut = tuple(slice(a, a + s * (n - 1) + 1, s) for a, s, n in zip(starts, stride, sizes, strict=True))
         found.append(x[(slice(None), slice(None), *cut)].flatten(2))
     stacked = torch.stack(found, 2)  # samples, channels, kernel, places
-    return stacked.unflatten(1, (groups(op), -1)).flatten(2, 3).permute(1, 2, 0, 3).flatten(2)
+    made: Tensor = stacked.unflatten(1, (groups(op), -1)).flatten(2, 3).permute(1, 2, 0, 3).flatten(2)
+    return made
 
 
 def _spread(x: Tensor, stride: tuple[int, ...]) -> Tensor:

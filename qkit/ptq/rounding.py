@@ -156,8 +156,8 @@ def _error(walk: Walk, op: Operation, weight: Tensor, bias: Tensor | None) -> tu
     """Mean squared error of the output behind its activation, and the float lane's mean square."""
     error = signal = 0.0
     count = 0
-    for exact, found in walk.outputs(op, weight, bias):
-        exact = exact.clamp(*op.act)
+    for before, found in walk.outputs(op, weight, bias):
+        exact = before.clamp(*op.act)
         error += float((found.clamp_(*op.act) - exact).double().square().sum())
         signal += float(exact.double().square().sum())
         count += exact.numel()
