@@ -74,6 +74,11 @@ class Decision:
         return self.weight, self.bias_scale, self.output, self.correction, self.accumulator, self.codes, self.setting
 
     @property
+    def only_rounds(self) -> bool:
+        """Whether it puts on a grid what a float lane computes from the same: not where an integer form may compute."""
+        return self.weight is None and self.setting is None
+
+    @property
     def is_float(self) -> bool:
         """Whether nothing is quantized."""
         return self.weight is None and self.output is None
@@ -303,7 +308,7 @@ def run_lanes(
     start
         Values to start from instead of the inputs; right only if no lane differs before ``start.index``.
     executed
-        Counts, by operation name, how often an operation was computed.
+        Counts, by operation name, the values that were made: computed, or a computed one put on another grid.
 
     Raises
     ------
@@ -388,13 +393,19 @@ def _run_step(
     result: list[Value | None] = [None] * len(lanes)
     shared = Operands(graph, op)
     reference: Tensor | None = None
+    exact: tuple[Value, ...] | None = None  # what the reference was computed from, where others differ by a grid alone
     for decision, operands, members in groups.values():
-        data = _compute(op, [operand.data for operand in operands], decision, shared, [operand.grid for operand in operands])
+        if reference is not None and decision.only_rounds and operands == exact:
+            data = reference.clone()
+        else:
+            data = _compute(op, [operand.data for operand in operands], decision, shared, [operand.grid for operand in operands])
         if executed is not None:
             executed[op.name] += 1
         if op.quantized:
             data = finish(op, data, decision.output, tuple(lanes[i].name for i in members), reference)
-            reference = data if reference is None else reference
+            if reference is None:
+                reference = data
+                exact = operands if op.weight is None and op.divisor is None and decision.is_float else None
         value = Value(data, decision.output if op.quantized else _kept(op, operands))
         for i in members:
             if keep_all or source[i] == i:
