@@ -140,23 +140,24 @@ def mixed(report: Report) -> Table:
     """The found choice of 16-bit layers, and the simple ones beside it; without rows where none was searched."""
     units = units_of(report.metric)
     loss = f"loss ({units.points})" if units.points else "loss"
+    found = report.mixed
+    timed = _timed(found)
     columns = (
         *_words("choice"),
         Column("layers"),
-        Column("share of MACs"),
+        Column("time (µs)" if timed else "share of MACs"),
         Column("score"),
         Column(loss),
         Column("95 % interval"),
     )
     table = Table((*columns, *_words("target")))
-    found = report.mixed
     for setting in (found["found"], *found["baselines"], *found["front"]) if found else ():
         figure = setting["loss"]
         table.rows.append(
             [
                 Cell(setting["name"]),
                 _number(len(setting["layers"]), number),
-                _number(setting["share"], share),
+                _number(setting["cost"], _microseconds) if timed else _number(setting["share"], share),
                 _number(setting["evaluation"]["value"], units.score),
                 _number(figure["value"], units.loss),
                 Cell(units.interval(figure["low"], figure["high"], loss=True)),
@@ -164,6 +165,14 @@ def mixed(report: Report) -> Table:
             ]
         )
     return table
+
+
+def _timed(found: dict[str, Any] | None) -> bool:
+    return found is not None and found.get("unit") == "µs"
+
+
+def _microseconds(value: float) -> str:
+    return f"{value:.6g}"
 
 
 def mixed_words(report: Report) -> str:
@@ -174,7 +183,11 @@ def mixed_words(report: Report) -> str:
     units, best = units_of(report.metric), found["found"]
     layers = ", ".join(best["layers"]) or "none"
     reached = "reaches" if found["reached"] else "does not reach"
-    text = f"In 16 bits: {layers}; {share(best['share'])} of the multiply-accumulates. This {reached} the target of "
+    cost = f"{share(best['share'])} of the multiply-accumulates"
+    if _timed(found):
+        none, every = (next(s["cost"] for s in found["baselines"] if s["name"] == name) for name in ("none", "all"))
+        cost = f"{_microseconds(best['cost'])} µs, with none {_microseconds(none)} µs, with all {_microseconds(every)} µs"
+    text = f"In 16 bits: {layers}; {cost}. This {reached} the target of "
     score, exact = units.score(best["evaluation"]["value"]), units.score(found["float"]["value"])
     text += f"{units.score(found['target'])} with {score}, float {exact}. "
     text += f"Chosen on the {found['select']} data among {found['scored']} sets. "
