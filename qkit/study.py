@@ -853,14 +853,14 @@ class Study:
             What the table of costs calls the layers: the ``.onnx`` file whose nodes it names, TIDL's ``layer_info.txt`` or
             result folder, a ``.json`` file, or names by tap.
         """
+        from qkit.engines.table_names import table_names
         from qkit.mixed import Costs, search
 
+        if costs is None and layer_map is not None:
+            raise QkitError("layer_map names the layers of a table of costs: give costs too.")
         table = None if costs is None else Costs.load(costs)
-        if layer_map is not None:
-            if table is None:
-                raise QkitError("layer_map names the layers of a table of costs: give costs too.")
-            names = _table_names(layer_map, self.graph)
-            table = Costs.load(table, names=names)
+        if table is not None:
+            table = Costs.load(table, names=table_names(table.times, self.graph, layer_map) | dict(table.names))
         return search(
             self, target=target, tolerance=tolerance, caution=caution, costs=table, batches=batches, select=select,
             budget=budget, executor=executor, progress=progress,

@@ -19,7 +19,9 @@ _LINES = 4
 
 
 def draw(mixed: Mixed, *, ax: Axes) -> Axes:
-    """Score on the evaluation data over time, or the share of multiply-accumulates in 16 bits: the front, what was found, the baselines, the target, float."""
+    """Score on the evaluation data over time, or the share of multiply-accumulates in 16 bits: front, what was found, baselines,
+    target, float.
+    """
     with matplotlib.style.context(STYLE):
         factor = mixed.units.factor
         ax.axhline(factor * mixed.float_score.value, color=MUTED, lw=1.0, ls=":", label="float")

@@ -1,4 +1,4 @@
-"""Mixed precision: the 16-bit layers that reach a score at the least cost, in microseconds on a device or multiply-accumulates."""
+"""Mixed precision: the 16-bit layers that reach a score at the least cost, in microseconds or multiply-accumulates."""
 
 from qkit.mixed.costs import Costs
 from qkit.mixed.fewest import search

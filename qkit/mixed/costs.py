@@ -130,8 +130,8 @@ def times_of(costs: Costs, layers: Mapping[str, tuple[tuple[str, ...], tuple[int
     named = {tap: name for tap in taps if (name := costs.named(tap)) is not None}
     if not named:
         raise QkitError(
-            f"{costs.source} names no layer of the network: it has {few(costs.times)}, the network {few(taps)}. Call layers by the "
-            "network's names, or give layer_map."
+            f"{costs.source} names no layer of the network: it has {few(costs.times)}, the network {few(taps)}. Call layers "
+            "by the network's names, or give layer_map."
         )
     several = [name for name in dict.fromkeys(named.values()) if list(named.values()).count(name) > 1]
     if several:
@@ -177,7 +177,11 @@ def _of_file(path: Path) -> Costs:
     text = read_text(path, "a table of costs").removeprefix("\ufeff")
     first = text.lstrip("\r\n").partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
-    lines = [(number, row) for number, row in enumerate(csv.reader(io.StringIO(text), delimiter=delimiter), 1) if any(map(str.strip, row))]
+    lines = [
+        (number, row)
+        for number, row in enumerate(csv.reader(io.StringIO(text), delimiter=delimiter), 1)
+        if any(map(str.strip, row))
+    ]
     if not lines:
         raise QkitError(f"{path} is empty. {_CURE}")
     return Costs(_times(lines[0][1], lines[1:], path.name, "line"), path.name)

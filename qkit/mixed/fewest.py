@@ -1,8 +1,9 @@
 """The search: a ranking by experiment, the shortest prefix that reaches the target, then everything out that is not needed.
 
 1. One layer in 16 bits and all others narrow, and one layer narrow and all others in 16 bits, for every layer: two rankings
-   by what a layer gains per multiply-accumulate, or per microsecond that it takes longer. The score of a few hundred samples is coarse, and in a network that 8 bits
-   ruin no single layer moves it, so that ties are broken by the output's error against float.
+   by what a layer gains per multiply-accumulate, or per microsecond that it takes longer. The score of a few hundred samples
+   is coarse, and in a network that 8 bits ruin no single layer moves it, so that ties are broken by the output's error
+   against float.
 2. The shortest prefix of each ranking that reaches the target, by bisection, and a ladder of prefixes for the front.
 3. Layers leave the cheaper of the two, as many at once as the target allows, those first that matter least.
 4. A layer is exchanged for a cheaper one outside, if that does; what is faster in 16 bits comes in; and 3 again.

@@ -73,7 +73,10 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A study's graph with its plan and the 16-bit plan, layer by layer; `unit` is what their costs count, `remarks` what is to be said of them."""
+    """A study's graph with its plan and the 16-bit plan, layer by layer.
+
+    `unit` is what costs count, `remarks` what is to be said of them.
+    """
 
     graph: Graph
     base: Plan
@@ -95,9 +98,7 @@ class Network:
     def total(self, chosen: Iterable[int]) -> float:
         """What the network takes with these layers in 16 bits: microseconds, or multiply-accumulates in 16 bits."""
         inside = set(chosen)
-        return math.fsum(
-            layer.wide if i in inside or not layer.grids else layer.narrow for i, layer in enumerate(self.layers)
-        )
+        return math.fsum(layer.wide if i in inside or not layer.grids else layer.narrow for i, layer in enumerate(self.layers))
 
     def share(self, chosen: Iterable[int]) -> float:
         """Of the multiply-accumulates, those in 16 bits; of the time that all layers in 16 bits take longer, what these take."""
@@ -327,7 +328,10 @@ class Mixed:
         return min(reaching, key=lambda s: s.cost, default=None)
 
     def table(self) -> pd.DataFrame:
-        """A row per setting: the found one, baselines, the front; cost in a column of its unit, scores and paired losses against float, 95 % intervals."""
+        """A row per setting: the found one, baselines, the front; scores and paired losses against float, with 95 % intervals.
+
+        The cost is in a column that its unit names.
+        """
         rows = {}
         for s in (self.found, *self.baselines, *self.front):
             rows[s.name] = {

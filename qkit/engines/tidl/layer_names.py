@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from qkit.engines.traces.formats import files_in
 from qkit.engines.traces.names import layer_infos, normal
 from qkit.errors import PlanError
 from qkit.files import read_json
@@ -18,7 +19,8 @@ def layer_names(layer_map: Mapping[str, str] | str | Path, graph: Graph) -> dict
     ----------
     layer_map
         Names by tap, or a file: TIDL's ``…layer_info.txt`` (columns ``layerId dataId name``, whose names are those of the ONNX
-        file's tensors, letter by letter or with other signs between the words), or a ``.json`` file with names by tap.
+        file's tensors, letter by letter or with other signs between the words), a result folder of TI's tidlrunner that holds
+        one, or a ``.json`` file with names by tap.
 
     Raises
     ------
@@ -47,6 +49,17 @@ def _of_file(path: Path) -> dict[str, str]:
         if not isinstance(data, dict) or not all(isinstance(name, str) for name in data.values()):
             raise PlanError(f"{path.name} is not a layer map: write an object with a name for every tap.")
         return data
+    if path.is_dir():
+        # the folder of an analysis holds the same network in 32 bits beside its own
+        infos = layer_infos(file for file in files_in(path) if "tidl32" not in file.relative_to(path).parts)
+        if not infos:
+            raise PlanError(f"{path} holds no layer_info.txt: give the folder that TIDL compiled the model into.")
+        several = len(infos) > 1
+        return {
+            name: f"subgraph {subgraph}, dataId {data}" if several else f"dataId {data}"
+            for subgraph, names in infos.items()
+            for data, name in names.items()
+        }
     if not path.is_file():
         raise PlanError(f"there is no layer map {path}: name TIDL's layer_info.txt or a .json file with names by tap.")
     infos = layer_infos([path])
