@@ -851,7 +851,7 @@ class Study:
             A device's microseconds by layer and width, see :meth:`qkit.mixed.Costs.load`; by default multiply-accumulates count.
         layer_map
             What the table of costs calls the layers: the ``.onnx`` file whose nodes it names, TIDL's ``layer_info.txt`` or
-            result folder, a ``.json`` file, or names by tap.
+            result folder, a ``.json`` file, or names by tap. Names of torch's exporter need none.
         """
         from qkit.engines.table_names import table_names
         from qkit.mixed import Costs, search
@@ -860,7 +860,7 @@ class Study:
             raise QkitError("layer_map names the layers of a table of costs: give costs too.")
         table = None if costs is None else Costs.load(costs)
         if table is not None:
-            table = Costs.load(table, names=table_names(table.times, self.graph, layer_map) | dict(table.names))
+            table = Costs.load(table, names={**table_names(table.times, self.graph, layer_map), **table.names})
         return search(
             self, target=target, tolerance=tolerance, caution=caution, costs=table, batches=batches, select=select,
             budget=budget, executor=executor, progress=progress,

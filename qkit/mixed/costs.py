@@ -10,6 +10,7 @@ import csv
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -43,14 +44,14 @@ class Costs:
     source
         What the table is called in messages.
     names
-        The table's name by tap, for taps that it calls otherwise.
+        The table's names by tap, for taps that it calls otherwise: a layer that has several rows of one width takes their sum.
     absent
         Microseconds of a layer that the table does not name; None where that is an error.
     """
 
     times: Mapping[str, Mapping[int, float]]
     source: str = "the table"
-    names: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     absent: float | None = None
 
     @classmethod
@@ -58,7 +59,7 @@ class Costs:
         cls,
         table: Costs | str | Path | pd.DataFrame | Mapping[str, Mapping[int, float]],
         *,
-        names: Mapping[str, str] | None = None,
+        names: Mapping[str, str | Iterable[str]] | None = None,
         absent: float | None = None,
     ) -> Costs:
         """Read a table.
@@ -70,8 +71,8 @@ class Costs:
             ("µs", "us", "microseconds", "time"), other columns are left alone; or microseconds by layer and bits:
             ``{"conv1": {8: 12.0, 16: 21.5}}``.
         names
-            The table's name of a layer, by tap: from :func:`qkit.engines.onnx.node_names.node_names`,
-            :func:`qkit.engines.tidl.layer_names`, or by hand. A tap that the table names itself needs none.
+            The table's name of a layer by tap, or its names where it has the layer in parts, which are added. A tap that the
+            table names itself needs none. :meth:`qkit.Study.mixed` finds them.
         absent
             Microseconds of layers that the table does not name, 0 where the device runs them within another; by default a
             layer without a row is an error.
@@ -96,13 +97,13 @@ class Costs:
             raise QkitError(f"costs are a CSV file, a pandas frame or a mapping, not {type(table).__name__}. {_CURE}")
         return replace(
             costs,
-            names=costs.names if names is None else dict(names),
+            names=costs.names if names is None else {tap: _listed(name) for tap, name in names.items()},
             absent=costs.absent if absent is None else absent,
         )
 
-    def named(self, tap: str) -> str | None:
-        """The table's name of a tap; None where it has none."""
-        return next((name for name in (tap, self.names.get(tap)) if name in self.times), None)
+    def named(self, tap: str) -> tuple[str, ...]:
+        """The table's names of a tap; none where it does not know it."""
+        return tuple(name for name in dict.fromkeys((tap, *self.names.get(tap, ()))) if name in self.times)
 
     def __repr__(self) -> str:
         widths = sorted({bits for times in self.times.values() for bits in times})
@@ -127,15 +128,16 @@ def times_of(costs: Costs, layers: Mapping[str, tuple[tuple[str, ...], tuple[int
         If the table names no layer of the network, leaves some out, or lacks a width of one.
     """
     taps = [tap for of_layer, _ in layers.values() for tap in of_layer]
-    named = {tap: name for tap in taps if (name := costs.named(tap)) is not None}
+    named = {tap: names for tap in taps if (names := costs.named(tap))}
     if not named:
         raise QkitError(
             f"{costs.source} names no layer of the network: it has {few(costs.times)}, the network {few(taps)}. Call layers "
             "by the network's names, or give layer_map."
         )
-    several = [name for name in dict.fromkeys(named.values()) if list(named.values()).count(name) > 1]
+    times = Counter(name for names in named.values() for name in names)
+    several = [name for name, count in times.items() if count > 1]
     if several:
-        both = [tap for tap, name in named.items() if name == several[0]]
+        both = [tap for tap, names in named.items() if several[0] in names]
         raise QkitError(
             f"{costs.source}: {several[0]!r} is the name of several layers ({few(both)}): its time would count more than once. "
             "Give each a name of its own."
@@ -154,10 +156,11 @@ def times_of(costs: Costs, layers: Mapping[str, tuple[tuple[str, ...], tuple[int
         for bits in widths:
             parts = []
             for tap in of_layer:
-                rows = costs.times[named[tap]] if tap in named else {bits: 0.0 if tap in free else costs.absent or 0.0}
-                if bits not in rows:
+                rows = [costs.times[name] for name in named.get(tap, ())]
+                if any(bits not in row for row in rows):
                     lacking.setdefault(bits, []).append(tap)
-                parts.append(rows.get(bits, 0.0))
+                parts += [row.get(bits, 0.0) for row in rows]
+                parts += [costs.absent or 0.0] if tap not in named and tap not in free else []
             found[layer][bits] = math.fsum(parts)
     if lacking:
         said = "; ".join(f"at {bits} bits none of {few(without)}" for bits, without in lacking.items())
@@ -167,10 +170,13 @@ def times_of(costs: Costs, layers: Mapping[str, tuple[tuple[str, ...], tuple[int
         remarks.append(f"{costs.source} has no time of the network's input ({few(sorted(free))}): it counts as 0 µs.")
     if missing:
         remarks.append(f"{costs.source} does not name {len(missing)} layers, {costs.absent:g} µs each: {few(missing)}.")
-    used = set(named.values())
-    if foreign := [name for name in costs.times if name not in used]:
+    if foreign := [name for name in costs.times if name not in times]:
         remarks.append(f"{costs.source} names {len(foreign)} layers that the network does not have, left out: {few(foreign)}.")
     return found, remarks
+
+
+def _listed(names: str | Iterable[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _of_file(path: Path) -> Costs:

@@ -19,6 +19,7 @@ from typing import Literal
 
 import pandas as pd
 
+from qkit.engines.table_names import onnx_taps
 from qkit.engines.traces.formats import TraceError, file_size, files_in
 from qkit.engines.traces.names import Names, layer_ids, subgraph_of
 from qkit.files import explained
@@ -72,6 +73,7 @@ def layer_times(
     bits: int | None = None,
     clock_mhz: float | None = None,
     source: Source | None = None,
+    model: str | Path | None = None,
 ) -> pd.DataFrame:
     """Layers of a compiled network with what they take, from a result folder of tidlrunner or one above several.
 
@@ -87,6 +89,9 @@ def layer_times(
         The C7x's clock, by which a board's cycles become microseconds; needed for those. TI's inspector takes 1000.
     source
         "estimate" or "board", where a folder holds both.
+    model
+        The ONNX file that was compiled, which says to which layer an activation's tensor belongs; by default the one in the
+        folder's ``model``, if there is just one.
 
     Returns
     -------
@@ -122,7 +127,13 @@ def layer_times(
                 name = known.get(number) or out or f"subgraph {table.subgraph}, layer {number}"
                 rows.append(row | {"name": name, "type": row.get("type") or kind, "bits": width})
     columns = [column for column in _order() if any(column in row for row in rows)]
-    return pd.DataFrame(_named(rows, graph), columns=["layer", *columns])
+    return pd.DataFrame(_named(rows, graph, model or _model(files)), columns=["layer", *columns])
+
+
+def _model(files: Iterable[Path]) -> Path | None:
+    """The model that tidlrunner put beside its artifacts: several widths have a copy each."""
+    found = {path.name: path for path in files if path.suffix.lower() == ".onnx" and path.parent.name == "model"}
+    return next(iter(found.values())) if len(found) == 1 else None
 
 
 def _order() -> list[str]:
@@ -130,17 +141,21 @@ def _order() -> list[str]:
     return ["bits", "µs", "cycles", *extra, "name", "type", "number", "subgraph", "source"]
 
 
-def _named(rows: Sequence[dict[str, float | str]], graph: Graph | None) -> list[dict[str, float | str]]:
-    """With the kit's names. A tap that two layers of one width are is the first one's; the other keeps TIDL's name."""
+def _named(
+    rows: Sequence[dict[str, float | str]], graph: Graph | None, model: str | Path | None
+) -> list[dict[str, float | str]]:  # fmt: skip
+    """With the kit's names, no two alike at one width: of a tap that several layers are, the others keep TIDL's name."""
     names = None if graph is None else Names(graph)
-    taken = set()
+    known = {} if graph is None or model is None else onnx_taps(model, graph)
+    taken: set[tuple[str, float | str]] = set()
     found = []
     for row in rows:
-        layer = str(row["name"])
-        op = None if names is None else names.find(layer)[0]
-        if op is not None and (op.name, row["bits"]) not in taken:
-            layer = op.name
-            taken.add((op.name, row["bits"]))
+        name = str(row["name"])
+        op = None if names is None else names.find(name)[0]
+        tap = known.get(name) or (name if op is None else op.name)
+        numbered = f"{name} (subgraph {row['subgraph']}, layer {row['number']})"
+        layer = next(called for called in (tap, name, numbered) if (called, row["bits"]) not in taken)
+        taken.add((layer, row["bits"]))
         found.append({"layer": layer, **row})
     return found
 
