@@ -93,7 +93,7 @@ def test_names_from_the_log_or_the_number(graph: Graph, tmp_path: Path) -> None:
     folder = model_folder(tmp_path, 8, 1.0)
     made = folder / "artifacts" / "tempDir"
     (made / "subgraph_0_tidl_net.bin.layer_info.txt").unlink()
-    assert list(layer_times(folder, graph)["layer"])[0] == "subgraph 0, layer 1"
+    assert layer_times(folder, graph)["layer"][0] == "subgraph 0, layer 1"
     (made / "subgraph_0_tidl_net.bin_netLog.txt").write_text(
         "Num|TIDL Layer Name               |Out Data Name      |Group |#Ins\n"
         + 60 * "-"
@@ -111,6 +111,7 @@ def test_a_tensor_behind_an_activation_is_its_layers(graph: Graph, study: Study,
     torch.onnx.export(study.model, (torch.randn(1, 3, 8, 8),), folder / "model" / "net.onnx", dynamo=False)
     assert layer_times(folder, graph)["layer"][0] == "stem"
     assert layer_times(folder, graph)["name"][0] == "/act/Relu_output_0"
+    assert layer_names(folder, graph) == {"stem": "dataId 4"}
 
 
 def test_a_boards_cycles_become_microseconds(graph: Graph, tmp_path: Path) -> None:
@@ -174,7 +175,7 @@ def test_broken_tables_are_named(tmp_path: Path, text: str, said: str) -> None:
 def test_folders_that_lack_something(graph: Graph, tmp_path: Path) -> None:
     with pytest.raises(qkit.QkitError, match="gone"):
         layer_times(tmp_path / "gone")
-    with pytest.raises(qkit.QkitError, match="perf.csv"):
+    with pytest.raises(qkit.QkitError, match=r"perf\.csv"):
         layer_times(tmp_path)
     with pytest.raises(qkit.QkitError, match=r"layer_info\.txt"):
         layer_names(tmp_path, graph)

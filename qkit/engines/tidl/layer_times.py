@@ -20,6 +20,7 @@ from typing import Literal
 import pandas as pd
 
 from qkit.engines.table_names import onnx_taps
+from qkit.engines.tidl.layer_names import model_of
 from qkit.engines.traces.formats import TraceError, file_size, files_in
 from qkit.engines.traces.names import Names, layer_ids, subgraph_of
 from qkit.files import explained
@@ -127,13 +128,7 @@ def layer_times(
                 name = known.get(number) or out or f"subgraph {table.subgraph}, layer {number}"
                 rows.append(row | {"name": name, "type": row.get("type") or kind, "bits": width})
     columns = [column for column in _order() if any(column in row for row in rows)]
-    return pd.DataFrame(_named(rows, graph, model or _model(files)), columns=["layer", *columns])
-
-
-def _model(files: Iterable[Path]) -> Path | None:
-    """The model that tidlrunner put beside its artifacts: several widths have a copy each."""
-    found = {path.name: path for path in files if path.suffix.lower() == ".onnx" and path.parent.name == "model"}
-    return next(iter(found.values())) if len(found) == 1 else None
+    return pd.DataFrame(_named(rows, graph, model or model_of(files)), columns=["layer", *columns])
 
 
 def _order() -> list[str]:
