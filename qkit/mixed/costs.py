@@ -171,7 +171,7 @@ def times_of(costs: Costs, layers: Mapping[str, tuple[tuple[str, ...], tuple[int
     if missing:
         remarks.append(f"{costs.source} does not name {len(missing)} layers, {costs.absent:g} µs each: {few(missing)}.")
     if foreign := [name for name in costs.times if name not in times]:
-        remarks.append(f"{costs.source} names {len(foreign)} layers that the network does not have, left out: {few(foreign)}.")
+        remarks.append(f"{costs.source} names {len(foreign)} layers that the plan does not have, left out: {few(foreign)}.")
     return found, remarks
 
 

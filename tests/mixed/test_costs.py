@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,7 +15,6 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import qkit
 from qkit.errors import QkitError
 from qkit.figures.front import draw
 from qkit.mixed import Costs, search
@@ -260,10 +260,6 @@ def test_every_form_says_the_unit(study: Study) -> None:
         assert json.loads(json.dumps(mixed.to_dict()))["unit"] == unit
         assert ("µs" in table.columns[2].head) == (unit == "µs")
         assert (table.rows[0][2].text == f"{mixed.cost:.6g}") == (unit == "µs")
-    points = {float(x) for line in ax_lines(timed) for x in line}
+    ax = draw(timed, ax=Figure().add_subplot())
+    points = {float(x) for line in ax.get_lines() for x in np.asarray(line.get_xdata()).reshape(-1)}
     assert {s.cost for s in timed.baselines} <= points
-
-
-def ax_lines(mixed: qkit.mixed.Mixed) -> list[list[float]]:
-    ax = draw(mixed, ax=Figure().add_subplot())
-    return [list(line.get_xdata()) for line in ax.get_lines()]

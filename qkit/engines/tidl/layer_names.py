@@ -20,9 +20,8 @@ def layer_names(layer_map: Mapping[str, str] | str | Path, graph: Graph) -> dict
     ----------
     layer_map
         Names by tap, or a file: TIDL's ``…layer_info.txt`` (columns ``layerId dataId name``, whose names are those of the ONNX
-        file's tensors, letter by letter, with other signs between the words, or as torch's exporter makes them of
-        a scope), a result folder of TI's tidlrunner that holds
-        one, or a ``.json`` file with names by tap.
+        file's tensors, letter by letter, with other signs between the words, or as torch's exporter makes them of a
+        scope), a result folder of TI's tidlrunner that holds one, or a ``.json`` file with names by tap.
 
     Raises
     ------
