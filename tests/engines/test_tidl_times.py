@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -202,3 +203,61 @@ def test_two_runs_that_name_layers_differently_are_not_mixed(tmp_path: Path) -> 
     other.write_text("1 4 else\n")
     with pytest.raises(qkit.QkitError, match="one model"):
         layer_times(folder)
+
+
+def inspector(performance: object, *, bits: object = 8, source: str | None = None) -> dict[str, object]:
+    """A ``modelinspector.json`` with two layers, the first without figures, as the inspector nests it."""
+    layers = [
+        {"layer_id": 0, "layer_type": "TIDL_DataLayer", "layer_name": "input", "performance": None},
+        {
+            "layer_id": 1,
+            "layer_type": "TIDL_ConvolutionLayer",
+            "layer_name": "conv_fused",
+            "onnx_mapping": {"onnx_node_names": ["/stem/Conv", "/act/Relu"], "mapping_type": "fusion"},
+            "performance": performance,
+        },
+    ]
+    metadata = {} if source is None else {"performance_source": source}
+    return {"metadata": metadata, "runtime": {"subgraphs": {"tidl_0": {"subgraph_id": 0, "tensor_bits": bits, "layers": layers}}}}
+
+
+def test_the_inspectors_json(graph: Graph, tmp_path: Path) -> None:
+    path = tmp_path / "modelinspector.json"
+    memory = {"l2_kb": 3.0, "msmc_kb": 0.5, "ddr_kb": None, "total_kb": 3.5}
+    path.write_text(json.dumps(inspector({"proctime_us": 12.5, "layer_cycles": 12500.0, "memory": memory})))
+    row = layer_times(path, graph).iloc[0]
+    assert len(layer_times(path, graph)) == 1
+    assert (row["layer"], row["bits"], row["µs"], row["cycles"], row["L2 KB"]) == ("stem", 8, 12.5, 12500.0, 3.0)
+    assert (row["name"], row["number"], row["subgraph"], row["source"]) == ("conv_fused", 1, "0", "estimate")
+    assert np.isnan(row["DDR KB"])
+    assert layer_times(path)["layer"][0] == "conv_fused"
+    board = inspector({"proctime_us": None, "layer_cycles": 3000, "memory": {}}, bits="Unknown", source="evm_hardware")
+    path.write_text(json.dumps(board))
+    with pytest.raises(qkit.QkitError, match="bits="):
+        layer_times(path, graph)
+    with pytest.raises(qkit.QkitError, match="clock_mhz="):
+        layer_times(path, graph, bits=16)
+    row = layer_times(path, graph, bits=16, clock_mhz=750).iloc[0]
+    assert (row["µs"], row["bits"], row["source"]) == (4.0, 16, "board")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [],
+        {"runtime": 3},
+        {"runtime": {"subgraphs": {"tidl_0": []}}},
+        inspector(None),
+        inspector({"proctime_us": -1.0}),
+        inspector({"proctime_us": "fast"}),
+        inspector({"proctime_us": True}),
+    ],
+)
+def test_a_json_that_is_not_the_inspectors(tmp_path: Path, data: object) -> None:
+    path = tmp_path / "modelinspector.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(qkit.QkitError, match="modelinspector"):
+        layer_times(path)
+    path.write_text("{")
+    with pytest.raises(qkit.QkitError, match="modelinspector"):
+        layer_times(path)

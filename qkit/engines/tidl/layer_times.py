@@ -15,11 +15,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
 from qkit.engines.table_names import onnx_taps
+from qkit.engines.tidl.inspector import inspected
 from qkit.engines.tidl.layer_names import model_of
 from qkit.engines.traces.formats import TraceError, file_size, files_in
 from qkit.engines.traces.names import Names, layer_ids, subgraph_of
@@ -81,7 +82,8 @@ def layer_times(
     Parameters
     ----------
     folder
-        Of one model at one width (``…/8bits/<model>``), or one that holds both (``…/8bits/<model>`` and ``…/16bits/<model>``).
+        Of one model at one width (``…/8bits/<model>``), or one that holds both (``…/8bits/<model>`` and ``…/16bits/<model>``);
+        or the inspector's ``modelinspector.json`` of one width.
     graph
         The kit's, to call layers by its names. A layer that it does not know keeps TIDL's.
     bits
@@ -98,7 +100,8 @@ def layer_times(
     -------
     pandas.DataFrame
         A row per layer and width: ``layer`` (the kit's name, or TIDL's), ``bits``, ``µs``, ``cycles``, what else the files say
-        (``input KB``, ``weights KB`` and ``output KB`` moved, ``DDR read bytes`` and ``DDR write bytes``; NaN where empty), and
+        (``input KB``, ``weights KB`` and ``output KB`` moved, ``DDR read bytes`` and ``DDR write bytes``, from the inspector
+        ``L2 KB``, ``MSMC KB`` and ``DDR KB``; NaN where empty), and
         ``name``, ``type``, ``number`` and ``subgraph``, which are TIDL's, and ``source``. For :meth:`qkit.mixed.Costs.load`.
 
     Raises
@@ -112,7 +115,19 @@ def layer_times(
         raise TraceError(f"clock_mhz={clock_mhz}: give the C7x's clock in MHz, such as 1000.")
     if source not in (None, "estimate", "board"):
         raise TraceError(f"source is 'estimate' or 'board', not {source!r}.")
-    files = files_in(root)
+    if root.is_file() and root.suffix.lower() == ".json":
+        rows = inspected(root, bits, clock_mhz)
+        files = []
+    else:
+        files = files_in(root)
+        rows = _of_folder(root, files, bits, clock_mhz, source)
+    columns = [column for column in _order() if any(column in row for row in rows)]
+    return pd.DataFrame(_named(rows, graph, model or model_of(files)), columns=["layer", *columns])
+
+
+def _of_folder(
+    root: Path, files: Sequence[Path], bits: int | None, clock_mhz: float | None, source: Source | None
+) -> list[dict[str, Any]]:  # fmt: skip
     tables = _tables(root, files, bits, source)
     rows = []
     for width in sorted({table.bits for table in tables}):
@@ -127,32 +142,39 @@ def layer_times(
                 kind, out = in_log.get(number, ("", ""))
                 name = known.get(number) or out or f"subgraph {table.subgraph}, layer {number}"
                 rows.append(row | {"name": name, "type": row.get("type") or kind, "bits": width})
-    columns = [column for column in _order() if any(column in row for row in rows)]
-    return pd.DataFrame(_named(rows, graph, model or model_of(files)), columns=["layer", *columns])
+    return rows
 
 
 def _order() -> list[str]:
     extra = [name for columns in _COLUMNS.values() for name in columns if name not in ("number", "µs", "cycles")]
+    extra += ["L2 KB", "MSMC KB", "DDR KB"]
     return ["bits", "µs", "cycles", *extra, "name", "type", "number", "subgraph", "source"]
 
 
 def _named(
-    rows: Sequence[dict[str, float | str]], graph: Graph | None, model: str | Path | None
-) -> list[dict[str, float | str]]:  # fmt: skip
+    rows: Sequence[dict[str, Any]], graph: Graph | None, model: str | Path | None
+) -> list[dict[str, Any]]:  # fmt: skip
     """With the kit's names, no two alike at one width: of a tap that several layers are, the others keep TIDL's name."""
     names = None if graph is None else Names(graph)
     known = {} if graph is None or model is None else onnx_taps(model, graph)
-    taken: set[tuple[str, float | str]] = set()
+    taken: set[tuple[str, int]] = set()
     found = []
     for row in rows:
         name = str(row["name"])
-        op = None if names is None else names.find(name)[0]
-        tap = known.get(name) or (name if op is None else op.name)
+        # an ONNX node has no tensor's name, but torch's exporter calls its output so
+        called = [name, *(made for node in row.get("nodes", ()) for made in (node, f"{node}_output_0"))]
+        taps = [known.get(called_so) or _tap(names, called_so) for called_so in called]
+        tap = next(filter(None, taps), name)
         numbered = f"{name} (subgraph {row['subgraph']}, layer {row['number']})"
-        layer = next(called for called in (tap, name, numbered) if (called, row["bits"]) not in taken)
+        layer = next(free for free in (tap, name, numbered) if (free, row["bits"]) not in taken)
         taken.add((layer, row["bits"]))
         found.append({"layer": layer, **row})
     return found
+
+
+def _tap(names: Names | None, name: str) -> str | None:
+    op = None if names is None else names.find(name)[0]
+    return None if op is None else op.name
 
 
 def _width(root: Path, path: Path, bits: int | None) -> int | None:
@@ -193,7 +215,7 @@ def _tables(root: Path, files: Iterable[Path], bits: int | None, wanted: Source 
     return found
 
 
-def _rows(table: _Table, clock_mhz: float | None) -> list[dict[str, float | str]]:
+def _rows(table: _Table, clock_mhz: float | None) -> list[dict[str, Any]]:
     path = table.path
     lines = _lines(path)
     header = next((i for i, line in enumerate(lines) if line.strip()), None)
@@ -210,14 +232,14 @@ def _rows(table: _Table, clock_mhz: float | None) -> list[dict[str, float | str]
     if table.source == "board" and clock_mhz is None:
         raise TraceError(f"{path} counts cycles: give clock_mhz=, the C7x's clock on that board (TI's inspector takes 1000).")
     kind = cells.index("lyrtype") if "lyrtype" in cells else None
-    found: dict[int, dict[str, float | str]] = {}
+    found: dict[int, dict[str, Any]] = {}
     for line, row in enumerate(csv.reader(lines[header + 1 :]), header + 2):
         where = f"{path}, line {line}"
         first = row[places["number"]].strip() if len(row) > places["number"] else ""
         # below the rows stands their sum
         if not any(map(str.strip, row)) or (not first[:1].isdigit() and not first.startswith("-")):
             continue
-        values: dict[str, float | str] = {
+        values: dict[str, Any] = {
             to: _value(row, place, where, cells[place], needed=to in _NEEDED[table.source]) for to, place in places.items()
         }
         number = values["number"]
