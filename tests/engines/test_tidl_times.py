@@ -251,6 +251,11 @@ def test_the_inspectors_json(graph: Graph, tmp_path: Path) -> None:
         inspector({"proctime_us": -1.0}),
         inspector({"proctime_us": "fast"}),
         inspector({"proctime_us": True}),
+        {
+            "runtime": {
+                "subgraphs": {"tidl_0": {"tensor_bits": 8, "layers": 2 * [{"layer_id": 1, "performance": {"proctime_us": 1.0}}]}}
+            }
+        },
     ],
 )
 def test_a_json_that_is_not_the_inspectors(tmp_path: Path, data: object) -> None:

@@ -20,6 +20,7 @@ from qkit.figures.front import draw
 from qkit.mixed import Costs, search
 from qkit.mixed.settings import network
 from qkit.report import make
+from qkit.report.reading import from_dict
 from qkit.report.text import sections
 from qkit.study import Study
 
@@ -260,6 +261,13 @@ def test_every_form_says_the_unit(study: Study) -> None:
         assert json.loads(json.dumps(mixed.to_dict()))["unit"] == unit
         assert ("µs" in table.columns[2].head) == (unit == "µs")
         assert (table.rows[0][2].text == f"{mixed.cost:.6g}") == (unit == "µs")
+        data = json.loads(json.dumps(report.to_dict()))
+        assert sections.mixed_words(from_dict(data)) == sections.mixed_words(report)
+        # a report from before costs had a unit
+        del data["mixed"]["unit"]
+        for setting in (data["mixed"]["found"], *data["mixed"]["front"], *data["mixed"]["baselines"]):
+            del setting["cost"]
+        assert "multiply-accumulates" in sections.mixed_words(from_dict(data))
     ax = draw(timed, ax=Figure().add_subplot())
     points = {float(x) for line in ax.get_lines() for x in np.asarray(line.get_xdata()).reshape(-1)}
     assert {s.cost for s in timed.baselines} <= points

@@ -34,6 +34,7 @@ def inspected(path: Path, bits: int | None, clock_mhz: float | None) -> list[dic
         raise TraceError(f"{path} is not the inspector's: it has no runtime.subgraphs. {_CURE}")
     source = "board" if _at(data, "metadata", "performance_source") == "evm_hardware" else "estimate"
     rows = []
+    seen = set()
     for key, graph in subgraphs.items():
         width = bits if bits is not None else graph.get("tensor_bits")
         if not isinstance(width, int) or isinstance(width, bool):
@@ -44,8 +45,10 @@ def inspected(path: Path, bits: int | None, clock_mhz: float | None) -> list[dic
             if not isinstance(figures, Mapping) or all(figures.get(name) is None for name in _COLUMNS.values()):
                 continue
             where = f"{path}, {key}, layer {layer.get('layer_id')!r}"
-            if not isinstance(layer.get("layer_id"), int):
-                raise TraceError(f"{where}: its number is missing. {_CURE}")
+            number = layer.get("layer_id")
+            if not isinstance(number, int) or (key, number) in seen:
+                raise TraceError(f"{where}: its number is missing, or another layer's too. {_CURE}")
+            seen.add((key, number))
             row = {column: _number(figures.get(name), where, name) for column, name in _COLUMNS.items()}
             row |= {column: _number(_at(figures, "memory", name), where, name) for column, name in _MEMORY.items()}
             if math.isnan(row["µs"]):
@@ -57,10 +60,10 @@ def inspected(path: Path, bits: int | None, clock_mhz: float | None) -> list[dic
                 {
                     **row,
                     "bits": width,
-                    "name": str(layer.get("layer_name") or f"{key}, layer {layer['layer_id']}"),
+                    "name": str(layer.get("layer_name") or f"{key}, layer {number}"),
                     "type": str(layer.get("layer_type") or ""),
-                    "number": layer["layer_id"],
-                    "subgraph": subgraph_of(str(graph.get("subgraph_id", key))),
+                    "number": number,
+                    "subgraph": subgraph_of(str(key).removeprefix("tidl_")),
                     "source": source,
                     "nodes": tuple(map(str, nodes)) if isinstance(nodes, list) else (),
                 }

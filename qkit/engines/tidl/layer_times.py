@@ -101,8 +101,8 @@ def layer_times(
     pandas.DataFrame
         A row per layer and width: ``layer`` (the kit's name, or TIDL's), ``bits``, ``µs``, ``cycles``, what else the files say
         (``input KB``, ``weights KB`` and ``output KB`` moved, ``DDR read bytes`` and ``DDR write bytes``, from the inspector
-        ``L2 KB``, ``MSMC KB`` and ``DDR KB``; NaN where empty), and
-        ``name``, ``type``, ``number`` and ``subgraph``, which are TIDL's, and ``source``. For :meth:`qkit.mixed.Costs.load`.
+        ``L2 KB``, ``MSMC KB`` and ``DDR KB``; NaN where empty), and ``name``, ``type``, ``number`` and ``subgraph``, which are
+        TIDL's, and ``source``. For :meth:`qkit.mixed.Costs.load`.
 
     Raises
     ------
@@ -164,7 +164,7 @@ def _named(
         # an ONNX node has no tensor's name, but torch's exporter calls its output so
         called = [name, *(made for node in row.get("nodes", ()) for made in (node, f"{node}_output_0"))]
         taps = [known.get(called_so) or _tap(names, called_so) for called_so in called]
-        tap = next(filter(None, taps), name)
+        tap = next((tap for tap in taps if graph is not None and tap in graph.taps), name)
         numbered = f"{name} (subgraph {row['subgraph']}, layer {row['number']})"
         layer = next(free for free in (tap, name, numbered) if (free, row["bits"]) not in taken)
         taken.add((layer, row["bits"]))
