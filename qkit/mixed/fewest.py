@@ -251,7 +251,7 @@ class _Search:
         current = None
         while self.best and self.best != current:
             current = self.best
-            without = {i: current - {i} for i in sorted(current) if self.network.layers[i].cost > 0.0}
+            without = {i: current - {i} for i in current if self.network.layers[i].cost > 0.0}
             self.try_all(list(without.values()), current, "without one of them")
             free = [i for i in without if self.reaches(without[i])]
             harm = {i: self.trials[without[i]].error - self.trials[current].error for i in free}
