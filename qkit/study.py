@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from qkit.engines.lane import EngineLane
     from qkit.engines.onnx.exporting import Exported
     from qkit.engines.tap_comparison import Comparison as EngineComparison
-    from qkit.mixed import Mixed
+    from qkit.mixed import Costs, Mixed
     from qkit.ptq import Treatment
     from qkit.report import Report
     from qkit.widgets import CalibrationPanel, Explorer, GraphView, Guide, Tuner
@@ -828,18 +828,35 @@ class Study:
         target: float | None = None,
         tolerance: float = 0.005,
         caution: float = 1.0,
+        costs: Costs | str | Path | pd.DataFrame | Mapping[str, Mapping[int, float]] | None = None,
+        layer_map: Mapping[str, str] | str | Path | None = None,
         batches: int | None = None,
         select: Literal["calibration", "evaluation"] = "calibration",
         budget: int | None = None,
         executor: Executor | None = None,
         progress: bool = True,
     ) -> Mixed:
-        """The fewest 16-bit layers that reach a score. See :func:`qkit.mixed.search`."""
-        from qkit.mixed import search
+        """The 16-bit layers that reach a score at the least cost. See :func:`qkit.mixed.search`.
 
+        Parameters
+        ----------
+        costs
+            A device's microseconds by layer and width, see :meth:`qkit.mixed.Costs.load`; by default multiply-accumulates count.
+        layer_map
+            What the table of costs calls the layers: the ``.onnx`` file whose nodes it names, TIDL's ``layer_info.txt`` or
+            result folder, a ``.json`` file, or names by tap. Names of torch's exporter need none.
+        """
+        from qkit.engines.table_names import table_names
+        from qkit.mixed import Costs, search
+
+        if costs is None and layer_map is not None:
+            raise QkitError("layer_map names the layers of a table of costs: give costs too.")
+        table = None if costs is None else Costs.load(costs)
+        if table is not None:
+            table = Costs.load(table, names={**table_names(table.times, self.graph, layer_map), **table.names})
         return search(
-            self, target=target, tolerance=tolerance, caution=caution, batches=batches, select=select, budget=budget,
-            executor=executor, progress=progress,
+            self, target=target, tolerance=tolerance, caution=caution, costs=table, batches=batches, select=select,
+            budget=budget, executor=executor, progress=progress,
         )  # fmt: skip
 
     def report(

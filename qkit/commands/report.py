@@ -62,7 +62,7 @@ LayerMap = Annotated[
     option(
         panel=OUTPUT,
         metavar="FILE",
-        help="What the target calls the layers, said beside every name: TIDL's layer_info.txt, or .json with names by tap.",
+        help="What the target calls the layers, said beside every name: TIDL's layer_info.txt or results, or .json with names.",
     ),
 ]
 Attachment = Annotated[

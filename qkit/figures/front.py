@@ -1,4 +1,4 @@
-"""The front as a picture: how much score how many multiply-accumulates in 16 bits buy."""
+"""The front as a picture: how much score microseconds, or multiply-accumulates in 16 bits, buy."""
 
 from __future__ import annotations
 
@@ -19,31 +19,40 @@ _LINES = 4
 
 
 def draw(mixed: Mixed, *, ax: Axes) -> Axes:
-    """Score on the evaluation data over the share in 16 bits: the front, what was found, the baselines, the target, float."""
+    """Score on the evaluation data over time, or the share of multiply-accumulates in 16 bits: front, what was found, baselines,
+    target, float.
+    """
     with matplotlib.style.context(STYLE):
         factor = mixed.units.factor
         ax.axhline(factor * mixed.float_score.value, color=MUTED, lw=1.0, ls=":", label="float")
         ax.axhline(factor * mixed.target, color=BAD, lw=1.0, ls="--", label="target")
-        _points(ax, mixed.front, factor, WIDE_COLOUR, "o-", "front", step=True)
-        _points(ax, mixed.baselines, factor, NARROW_COLOUR, "s", "baselines")
-        _points(ax, [mixed.found], factor, INK, "*", "found", size=13)
-        _names(ax, mixed.baselines, factor)
+        timed = mixed.unit == "µs"
+        _points(ax, mixed.front, factor, WIDE_COLOUR, "o-", "front", timed=timed, step=True)
+        _points(ax, mixed.baselines, factor, NARROW_COLOUR, "s", "baselines", timed=timed)
+        _points(ax, [mixed.found], factor, INK, "*", "found", timed=timed, size=13)
+        _names(ax, mixed.baselines, factor, timed=timed)
         unit = ", %" if factor == 100.0 else ""
-        ax.set_xlabel("share of multiply-accumulates in 16 bits, %")
+        ax.set_xlabel("time of the network, µs" if timed else "share of multiply-accumulates in 16 bits, %")
         ax.set_ylabel(f"{mixed.metric} on {mixed.float_score.n} evaluation samples{unit}")
-        ax.set_xlim(-3.0, 103.0)
+        shown = [_x(s, timed=timed) for s in (*mixed.baselines, *mixed.front, mixed.found)]
+        low, high = (min(shown), max(shown)) if timed else (0.0, 100.0)
+        ax.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
         ax.grid(axis="y")
         ax.legend(loc="lower right")
     return ax
 
 
+def _x(setting: Setting, *, timed: bool) -> float:
+    return setting.cost if timed else 100.0 * setting.share
+
+
 def _points(
-    ax: Axes, settings: Sequence[Setting], factor: float, colour: str, style: str, label: str, *, size: float = 5.0,
-    step: bool = False,
+    ax: Axes, settings: Sequence[Setting], factor: float, colour: str, style: str, label: str, *, timed: bool,
+    size: float = 5.0, step: bool = False,
 ) -> None:  # fmt: skip
     if not settings:
         return
-    x = [100.0 * s.share for s in settings]
+    x = [_x(s, timed=timed) for s in settings]
     y = np.array([s.evaluation.value for s in settings])
     ends = np.array([[s.evaluation.value - s.evaluation.low, s.evaluation.high - s.evaluation.value] for s in settings]).T
     ends = np.where(np.isfinite(ends), np.maximum(ends, 0.0), 0.0)
@@ -55,9 +64,9 @@ def _points(
         drawn.lines[0].set_drawstyle("steps-post")
 
 
-def _names(ax: Axes, settings: Sequence[Setting], factor: float) -> None:
+def _names(ax: Axes, settings: Sequence[Setting], factor: float, *, timed: bool) -> None:
     """Baselines by name; neighbours, whose names would run into each other, one line below the other."""
-    shown = sorted((s for s in settings if math.isfinite(s.evaluation.value)), key=lambda s: s.share)
+    shown = sorted((s for s in settings if math.isfinite(s.evaluation.value)), key=lambda s: s.cost)
     values = [s.evaluation.value for s in shown]
     middle = 0.5 * (min(values, default=0.0) + max(values, default=0.0))
     lines: dict[bool, int] = {True: 0, False: 0}
@@ -67,7 +76,7 @@ def _names(ax: Axes, settings: Sequence[Setting], factor: float) -> None:
         lines[high] = lines[high] + 1 if lines[high] < _LINES else 1
         way = -12 if high else 12
         ax.annotate(
-            short(s.name, 30), (100.0 * s.share, factor * s.evaluation.value), (-8 if right else 8, way * lines[high]),
+            short(s.name, 30), (_x(s, timed=timed), factor * s.evaluation.value), (-8 if right else 8, way * lines[high]),
             textcoords="offset points", ha="right" if right else "left", va="center", color=MUTED, fontsize=8,
             arrowprops={"arrowstyle": "-", "color": LINES, "lw": 0.6, "shrinkA": 0.0, "shrinkB": 3.0},
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}, zorder=5,

@@ -1,6 +1,7 @@
-"""Mixed precision: the fewest 16-bit layers, weighted by their multiply-accumulates, that reach a score."""
+"""Mixed precision: the 16-bit layers that reach a score at the least cost, in microseconds or multiply-accumulates."""
 
+from qkit.mixed.costs import Costs
 from qkit.mixed.fewest import search
 from qkit.mixed.settings import Mixed, Setting
 
-__all__ = ["Mixed", "Setting", "search"]
+__all__ = ["Costs", "Mixed", "Setting", "search"]

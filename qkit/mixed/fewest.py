@@ -1,11 +1,12 @@
 """The search: a ranking by experiment, the shortest prefix that reaches the target, then everything out that is not needed.
 
 1. One layer in 16 bits and all others narrow, and one layer narrow and all others in 16 bits, for every layer: two rankings
-   by what a layer gains per multiply-accumulate. The score of a few hundred samples is coarse, and in a network that 8 bits
-   ruin no single layer moves it, so that ties are broken by the output's error against float.
+   by what a layer gains per multiply-accumulate, or per microsecond that it takes longer. The score of a few hundred samples
+   is coarse, and in a network that 8 bits ruin no single layer moves it, so that ties are broken by the output's error
+   against float.
 2. The shortest prefix of each ranking that reaches the target, by bisection, and a ladder of prefixes for the front.
 3. Layers leave the cheaper of the two, as many at once as the target allows, those first that matter least.
-4. A layer is exchanged for a cheaper one outside, if that does; and 3 again.
+4. A layer is exchanged for a cheaper one outside, if that does; what is faster in 16 bits comes in; and 3 again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from qkit.errors import QkitError
 from qkit.execution.loading import batches as loader_batches
 from qkit.execution.metrics import Metric, unlabelled
 from qkit.execution.statistics import mean_interval, paired_interval
+from qkit.mixed.costs import Costs
 from qkit.mixed.settings import Mixed, Network, Setting, network
 
 if TYPE_CHECKING:
@@ -197,6 +199,7 @@ class _Search:
             before = self.best
             self._eliminate()
             self._exchange()
+            self._hasten()
             if self.best == before:
                 return
 
@@ -214,7 +217,9 @@ class _Search:
         none, everywhere = self.trials[frozenset()], self.trials[everything]
 
         def by(gain: Callable[[int], tuple[float, float]]) -> list[int]:
-            per = {i: tuple(g / self.network.layers[i].cost for g in gain(i)) for i in layers}
+            # what costs nothing, or less, comes before all else if it gains anything, and last if it harms
+            least = 1e-6 * max(abs(self.network.layers[i].cost) for i in layers)
+            per = {i: tuple(g / max(self.network.layers[i].cost, least) for g in gain(i)) for i in layers}
             return sorted(layers, key=lambda i: per[i], reverse=True)
 
         def first(i: int) -> tuple[float, float]:
@@ -240,13 +245,15 @@ class _Search:
             low = max((n for n in sizes if n < high), default=low)
 
     def _eliminate(self) -> None:
-        """Take out what is not needed: each layer alone first, then as many together as may go, those first that matter least."""
+        """Take out what is not needed and not free: each layer alone first, then as many together as may go, those first that
+        matter least.
+        """
         current = None
         while self.best and self.best != current:
             current = self.best
-            without = {i: current - {i} for i in current}
+            without = {i: current - {i} for i in current if self.network.layers[i].cost > 0.0}
             self.try_all(list(without.values()), current, "without one of them")
-            free = [i for i in current if self.reaches(without[i])]
+            free = [i for i in without if self.reaches(without[i])]
             harm = {i: self.trials[without[i]].error - self.trials[current].error for i in free}
             free.sort(key=lambda i: (harm[i] / self.network.layers[i].cost, -self.network.layers[i].cost, i))
             together = [current.difference(free[:n]) for n in range(2, len(free) + 1)]
@@ -269,6 +276,15 @@ class _Search:
             if self.best != current:
                 return
 
+    def _hasten(self) -> None:
+        """Take in what is faster in 16 bits than it is: all of it, or one layer."""
+        assert self.best is not None
+        current = self.best
+        outside = [i for i in sorted(self.network.choices - current) if self.network.layers[i].cost < 0.0]
+        if outside:
+            sets = [current.union(outside), *(current | {i} for i in outside)]
+            self.try_all(sets, current, "faster in 16 bits")
+
 
 def _standard_error(scores: np.ndarray, exact: np.ndarray | None) -> float:
     """Of the mean difference from float."""
@@ -289,13 +305,14 @@ def search(
     target: float | None = None,
     tolerance: float = TOLERANCE,
     caution: float = CAUTION,
+    costs: Costs | None = None,
     batches: int | None = None,
     select: Literal["calibration", "evaluation"] = "calibration",
     budget: int | None = None,
     executor: Executor | None = None,
     progress: bool = True,
 ) -> Mixed:
-    """Find the fewest 16-bit layers, weighted by their multiply-accumulates, that reach a score.
+    """Find the 16-bit layers that reach a score at the least cost: microseconds on a device, or multiply-accumulates.
 
     What is searched is a heuristic's answer, not a proven minimum. It is chosen on one part of the data and scored on another,
     so that the score of the answer is not flattered by the search.
@@ -311,6 +328,9 @@ def search(
     caution
         Standard errors by which the score has to exceed the target in the search, since the best of many sets is flattered by
         the samples that it was chosen on; 0 takes scores as they are.
+    costs
+        What layers take at either width. The sum over all layers is the network's time: what an engine does to layers together
+        is not in it. By default a layer costs its multiply-accumulates.
     batches
         Batches to take of the selection data and of the evaluation data; all by default.
     select
@@ -329,7 +349,7 @@ def search(
     Raises
     ------
     QkitError
-        If nothing is narrower than 16 bits, or an argument is none of those above.
+        If nothing is narrower than 16 bits, an argument is none of those above, or `costs` do not fit the network.
     """
     if select not in ("calibration", "evaluation"):
         raise QkitError(f"select is 'calibration' or 'evaluation', not {select!r}.")
@@ -340,9 +360,10 @@ def search(
     if budget is not None and budget < 2:
         raise QkitError(f"budget={budget}: at least 2 sets have to be scored, none and all of the layers in 16 bits.")
     study = study if executor is None else study.with_executor(executor)
-    net = network(study.graph, study.plan, study.lane("int16"))
+    net = network(study.graph, study.plan, study.lane("int16"), costs)
     loader = study.calibration if select == "calibration" else study.evaluation
     metric, remarks = _selection_metric(study, loader, select)
+    remarks += net.remarks
     count = len(net.choices)
     budget = 10 * count + 100 if budget is None else budget
     trials = Trials(net, study.evaluator.on(loader, metric), batches, Budget(budget), progress)
@@ -357,7 +378,7 @@ def search(
     finder.try_all([nothing, everything], nothing, "all and none in 16 bits")
     remarks += _widths(net, trials, finder)
     ended = ""
-    if finder.best is not None and finder.best != nothing:
+    if finder.best is not None and (finder.best != nothing or any(layer.cost < 0.0 for layer in net.layers)):
         try:
             finder.run()
         except OutOfBudgetError:
@@ -427,6 +448,7 @@ def _result(
         return Setting(
             name,
             tuple(net.layers[i].name for i in sorted(layers)),
+            net.total(layers),
             net.share(layers),
             trials[layers].score,
             mean_interval(scores),
@@ -456,6 +478,7 @@ def _result(
         selection_metric=trials.evaluator.metric_name,
         units=study.metric.units,
         select=select,
+        unit=net.unit,
         costs={layer.name: layer.cost for layer in net.layers},
         scored=scored,
         remarks=tuple(remarks),

@@ -2,8 +2,9 @@
 
 A layer is an operation's weight together with its output. Its inputs stay on the grids of the layers that make them: 8-bit
 codes fit 16-bit operands as they are, so an engine that runs the layer in 16 bits needs nothing from them. Steps that share a
-weight are one layer. It costs its multiply-accumulates; a layer without any (an addition, a pool, the input) costs one for each
-element of its output, which it has to touch once, so that no layer is free.
+weight are one layer. By a table of a device's times it costs the microseconds that it takes longer in 16 bits, which may be none
+or fewer than none. Without one it costs its multiply-accumulates; a layer without any (an addition, a pool, the input) costs one
+for each element of its output, which it has to touch once, so that no layer is free.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pandas as pd
 
 from qkit.execution.statistics import Interval
 from qkit.listing import few
+from qkit.mixed.costs import Costs, Unit, times_of
 from qkit.quant.plan import Plan
 from qkit.style import Units
 
@@ -46,8 +48,9 @@ class Layer:
         Of the first operation.
     grids
         Their tensors' 16-bit grids, by tensor; empty where they are in 16 bits already.
-    cost
-        Multiply-accumulates a sample, or elements of the output where there are none.
+    narrow, wide
+        What it takes as it is in the base plan, and in 16 bits: microseconds a sample; or 0 and its multiply-accumulates a
+        sample (elements of the output where there are none), so that the sum is what is computed in 16 bits.
     weighted
         Whether it has a weight.
     taps
@@ -57,33 +60,51 @@ class Layer:
     name: str
     index: int
     grids: dict[str, Grid]
-    cost: int
+    narrow: float
+    wide: float
     weighted: bool
     taps: tuple[str, ...]
+
+    @property
+    def cost(self) -> float:
+        """Of putting it in 16 bits; of times it may be 0 or less."""
+        return self.wide - self.narrow
 
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A study's graph with its plan and the 16-bit plan, layer by layer."""
+    """A study's graph with its plan and the 16-bit plan, layer by layer.
+
+    `unit` is what costs count, `remarks` what is to be said of them.
+    """
 
     graph: Graph
     base: Plan
     wide: Plan
     layers: tuple[Layer, ...]
+    unit: Unit = "multiply-accumulates"
+    remarks: tuple[str, ...] = ()
 
     @property
     def choices(self) -> frozenset[int]:
         """Positions of the layers that are not in 16 bits yet."""
         return frozenset(i for i, layer in enumerate(self.layers) if layer.grids)
 
-    def cost(self, chosen: Iterable[int]) -> int:
+    def cost(self, chosen: Iterable[int]) -> float:
         """Of these layers in 16 bits, those that always are left out."""
-        return sum(self.layers[i].cost for i in chosen)
+        # rounded once, so that the order of a set decides nothing
+        return math.fsum(self.layers[i].cost for i in chosen)
+
+    def total(self, chosen: Iterable[int]) -> float:
+        """What the network takes with these layers in 16 bits: microseconds, or multiply-accumulates in 16 bits."""
+        inside = set(chosen)
+        return math.fsum(layer.wide if i in inside or not layer.grids else layer.narrow for i, layer in enumerate(self.layers))
 
     def share(self, chosen: Iterable[int]) -> float:
-        """Of the network's cost that is in 16 bits, 0 to 1."""
-        always = sum(layer.cost for layer in self.layers if not layer.grids)
-        return (always + self.cost(chosen)) / max(sum(layer.cost for layer in self.layers), 1)
+        """Of the multiply-accumulates, those in 16 bits; of the time that all layers in 16 bits take longer, what these take."""
+        if self.unit == "multiply-accumulates":
+            return self.total(chosen) / max(self.total(self.choices), 1)
+        return self.cost(chosen) / self.cost(self.choices)
 
     def plan(self, chosen: Iterable[int]) -> Plan:
         """The base plan with these layers in 16 bits.
@@ -110,31 +131,40 @@ class Network:
         return replace(plan, bias_bits=bias, accumulator_bits=sums, arithmetic=self.wide.arithmetic)
 
 
-def network(graph: Graph, base: Plan, wide: Plan) -> Network:
+def network(graph: Graph, base: Plan, wide: Plan, costs: Costs | None = None) -> Network:
     """The layers of a graph in execution order.
+
+    Parameters
+    ----------
+    costs
+        A device's times; by default multiply-accumulates count. A layer's width is that of its narrowest tensor.
 
     Raises
     ------
     QkitError
-        If no tensor of the base plan is narrower than 16 bits.
+        If no tensor of the base plan is narrower than 16 bits, the times are not those of this network, or all layers in 16
+        bits take no longer than the base plan.
     """
     together: dict[str, list[Operation]] = {}
     for op in graph.operations:
         if op.quantized and (op.name in base.grids or op.weight in base.grids):
             together.setdefault(op.weight or op.name, []).append(op)
-    layers = []
+    layers, widths = [], {}
     for operations in together.values():
         tensors = dict.fromkeys(name for op in operations for name in (op.weight, op.name) if name is not None)
         narrow = [t for t in tensors if t in wide.grids and t in base.grids and base.grids[t].spec.bits < 16]
-        cost = sum(op.macs or max(math.prod(op.shape[1:]), 1) for op in operations)
+        name = operations[0].name
+        taps = tuple(op.name for op in operations)
+        widths[name] = taps, tuple(sorted({16, *[min((base.grids[t].spec.bits for t in narrow), default=16)]}))
         layers.append(
             Layer(
-                operations[0].name,
+                name,
                 operations[0].index,
                 {tensor: wide.grids[tensor] for tensor in narrow},
-                cost,
+                0,
+                sum(op.macs or max(math.prod(op.shape[1:]), 1) for op in operations),
                 operations[0].weight is not None,
-                tuple(op.name for op in operations),
+                taps,
             )
         )
     layers.sort(key=lambda layer: layer.index)
@@ -143,7 +173,21 @@ def network(graph: Graph, base: Plan, wide: Plan) -> Network:
             f"the plan {base.name!r} has no tensor of fewer than 16 bits: there is nothing to search. Use a study with a "
             "narrower scheme, such as 'int8'."
         )
-    return Network(graph, base, wide, tuple(layers))
+    if costs is None:
+        return Network(graph, base, wide, tuple(layers))
+    times, remarks = times_of(costs, widths, [op.name for op in graph.operations if op.kind == "input"])
+    timed = tuple(
+        replace(layer, narrow=times[layer.name][min(times[layer.name])], wide=times[layer.name][16]) for layer in layers
+    )
+    net = Network(graph, base, wide, timed, "µs", tuple(remarks))
+    slow, fast = net.total(net.choices), net.total(())
+    if not slow > fast:
+        raise QkitError(
+            f"by {costs.source} all layers in 16 bits take {slow:.6g} µs, no longer than the {fast:.6g} µs of the plan "
+            f"{base.name!r}: there is nothing to save. Use study.with_scheme('int16'), or look whether the times of the two "
+            "widths are exchanged."
+        )
+    return net
 
 
 _MOST_NAMES = 6
@@ -161,8 +205,11 @@ class Setting:
         "front 3".
     layers
         Names of the layers in 16 bits, in execution order.
+    cost
+        Microseconds of the whole network, or multiply-accumulates in 16 bits: `Mixed.unit` says which.
     share
-        Of the multiply-accumulates that are in 16 bits, 0 to 1.
+        Of the multiply-accumulates that are in 16 bits, 0 to 1. Of times: of what all layers in 16 bits take longer than none,
+        what these take; below 0 where they are faster.
     selection
         Score on the data that the search used.
     evaluation
@@ -175,6 +222,7 @@ class Setting:
 
     name: str
     layers: tuple[str, ...]
+    cost: float
     share: float
     selection: float
     evaluation: Interval
@@ -186,6 +234,7 @@ class Setting:
         return {
             "name": self.name,
             "layers": list(self.layers),
+            "cost": self.cost,
             "share": self.share,
             "selection": self.selection,
             "evaluation": self.evaluation.to_dict(),
@@ -219,8 +268,11 @@ class Mixed:
         How scores are shown.
     select
         The data that the search used: "calibration" or "evaluation".
+    unit
+        What costs count: "multiply-accumulates", or "µs" where a table of times was given.
     costs
-        By layer in execution order: multiply-accumulates a sample, or elements of the output where a layer has none.
+        Of 16 bits, by layer in execution order: multiply-accumulates a sample, or elements of the output where a layer has none;
+        or microseconds more than in the study's plan, 0 or less where 16 bits are no slower.
     scored
         Sets of layers that the search scored.
     remarks
@@ -239,7 +291,8 @@ class Mixed:
     selection_metric: str
     units: Units
     select: str
-    costs: Mapping[str, int]
+    unit: Unit
+    costs: Mapping[str, float]
     scored: int
     remarks: tuple[str, ...] = ()
 
@@ -250,8 +303,13 @@ class Mixed:
 
     @property
     def share(self) -> float:
-        """Of the multiply-accumulates that are in 16 bits, 0 to 1."""
+        """Of the found set, see `Setting`."""
         return self.found.share
+
+    @property
+    def cost(self) -> float:
+        """Of the found set, in `unit`, see `Setting`."""
+        return self.found.cost
 
     @property
     def reached(self) -> bool:
@@ -267,14 +325,18 @@ class Mixed:
     def best_baseline(self) -> Setting | None:
         """The cheapest of the baselines that reach the target on the evaluation data, all layers in 16 bits left out."""
         reaching = [s for s in self.baselines if s.reached and s.name != "all"]
-        return min(reaching, key=lambda s: s.share, default=None)
+        return min(reaching, key=lambda s: s.cost, default=None)
 
     def table(self) -> pd.DataFrame:
-        """A row per setting: the found one, baselines, the front; scores and paired losses against float, with 95 % intervals."""
+        """A row per setting: the found one, baselines, the front; scores and paired losses against float, with 95 % intervals.
+
+        The cost is in a column that its unit names.
+        """
         rows = {}
         for s in (self.found, *self.baselines, *self.front):
             rows[s.name] = {
                 "layers": len(s.layers),
+                self.unit: s.cost,
                 "share": s.share,
                 "selection": s.selection,
                 "score": s.evaluation.value,
@@ -293,6 +355,7 @@ class Mixed:
             "metric": self.metric,
             "selection_metric": self.selection_metric,
             "select": self.select,
+            "unit": self.unit,
             "target": self.target,
             "selection_target": self.selection_target,
             "float": self.float_score.to_dict(),
@@ -307,18 +370,27 @@ class Mixed:
         }
 
     def plot(self) -> Picture:
-        """The front: score over the share of multiply-accumulates in 16 bits, with target and baselines, as a picture."""
+        """The front: score over the network's time, or over the share of multiply-accumulates in 16 bits, with target and
+        baselines, as a picture.
+        """
         from qkit.figures.drawing import picture
         from qkit.figures.front import draw
 
-        words = f"{self.metric} over the share of multiply-accumulates in 16 bits"
-        return picture(draw, self, words=words, width=7.6, height=4.4)
+        over = "time in µs" if self.unit == "µs" else "the share of multiply-accumulates in 16 bits"
+        return picture(draw, self, words=f"{self.metric} over {over}", width=7.6, height=4.4)
+
+    def _costs(self, setting: Setting) -> str:
+        """What a setting costs, with its unit."""
+        if self.unit == "multiply-accumulates":
+            return f"{setting.share:.1%} of the multiply-accumulates"
+        none, every = (next(s.cost for s in self.baselines if s.name == name) for name in ("none", "all"))
+        return f"{setting.cost:.6g} µs (with none {none:.6g} µs, with all {every:.6g} µs)"
 
     @property
     def summary(self) -> str:
         """The answer in a sentence."""
         n = len(self.layers)
-        what = f"{n} {'layer' if n == 1 else 'layers'} in 16 bits, {self.share:.1%} of the multiply-accumulates,"
+        what = f"{n} {'layer' if n == 1 else 'layers'} in 16 bits, {self._costs(self.found)},"
         verb = ("reaches" if n == 1 else "reach") if self.reached else ("does not reach" if n == 1 else "do not reach")
         score = f"{self.metric} {self.found.evaluation} of {self.target:.4g}"
         return f"{what} {verb} the target: {score}, float {self.float_score.value:.4g}."
@@ -329,7 +401,7 @@ class Mixed:
             lines.append(f"  in 16 bits: {few(self.layers, _MOST_NAMES)}")
         best = self.best_baseline
         if best is not None:
-            lines.append(f"  cheapest baseline that reaches it: {best.name}, {best.share:.1%}")
+            lines.append(f"  cheapest baseline that reaches it: {best.name}, {self._costs(best)}")
         else:
             lines.append("  no baseline but all layers in 16 bits reaches it")
         lines.append(

@@ -264,7 +264,10 @@ class Setting(Form):
 
     name: str
     layers: list[str]
-    share: float = Field(description="Of the multiply-accumulates that are in 16 bits, 0 to 1.")
+    cost: Figure = optional("Microseconds of the network or multiply-accumulates in 16 bits, as the unit says.")
+    share: float = Field(
+        description="Of the multiply-accumulates that are in 16 bits; or of the time that all layers in 16 bits take longer."
+    )
     selection: Number
     evaluation: Interval
     loss: Interval
@@ -285,7 +288,8 @@ class Mixed(Form):
     found: Setting
     front: list[Setting]
     baselines: list[Setting]
-    costs: dict[str, Count] = Field(description="Multiply-accumulates by layer.")
+    unit: Literal["multiply-accumulates", "µs"] = optional("What costs count; multiply-accumulates where it is missing.")
+    costs: dict[str, float] = Field(description="By layer: multiply-accumulates, or microseconds that 16 bits take longer.")
     scored: Count
     remarks: list[str]
 

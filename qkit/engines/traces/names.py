@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -90,7 +90,7 @@ class TidlName:
             return cls(
                 data=int(found["data"]),
                 is_float=suffix in ("_float.bin", ".bin"),
-                subgraph=str(int(subgraph)) if subgraph.isascii() and subgraph.isdigit() else subgraph,
+                subgraph=subgraph_of(subgraph),
                 core=None if core is None else int(core),
                 **numbers,
             )
@@ -119,25 +119,64 @@ def layer_infos(files: Iterable[Path]) -> dict[str, dict[int, str]]:
         On a line that is none of the three columns, and on two names for one tensor.
     """
     infos: dict[str, dict[int, str]] = {}
+    for path, subgraph, rows in _info_rows(files):
+        names = infos.setdefault(subgraph, {})
+        for number, _, data, name in rows:
+            if names.setdefault(data, name) != name:
+                raise TraceError(f"{path.name}, line {number}: dataId {data} is {names[data]!r} and {name!r}.")
+    return infos
+
+
+def layer_ids(files: Iterable[Path]) -> dict[str, dict[int, str]]:
+    """The same by subgraph and `layerId`; of a layer with several tensors the first one's name.
+
+    Raises
+    ------
+    TraceError
+        On a line that is none of the three columns, and on two files that name a layer differently.
+    """
+    infos: dict[str, dict[int, str]] = {}
+    for path, subgraph, rows in _info_rows(files):
+        own: dict[int, str] = {}
+        for _, layer, _, name in rows:
+            own.setdefault(layer, name)
+        names = infos.setdefault(subgraph, {})
+        for layer, name in own.items():
+            if names.setdefault(layer, name) != name:
+                raise TraceError(
+                    f"{path}: layer {layer} of subgraph {subgraph} is {name!r}, in another file {names[layer]!r}. Give the "
+                    "folder of one model."
+                )
+    return infos
+
+
+def _info_rows(files: Iterable[Path]) -> Iterator[tuple[Path, str, list[tuple[int, int, int, str]]]]:
+    """Of each ``layer_info.txt``: subgraph, and number of the line, layerId, dataId and name."""
     for path in files:
         match = _INFO.match(path.name)
         if match is None:
             continue
         file_size(path, _MAX_INFO)
-        subgraph = match["subgraph"] or "0"
-        names = infos.setdefault(str(int(subgraph)) if subgraph.isascii() and subgraph.isdigit() else subgraph, {})
         with explained(path, "read", TraceError):
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        rows = []
         for number, line in enumerate(lines, 1):
             columns = line.split(maxsplit=2)
             if not columns or not columns[0].lstrip("-").isdigit():
                 continue
-            if len(columns) < 3 or not (columns[1].isascii() and columns[1].isdigit()) or len(columns[1]) > 12:
+            if (
+                len(columns) < 3
+                or not all(part.removeprefix("-").isascii() and len(part) <= 12 for part in columns[:2])
+                or not columns[1].isdigit()
+            ):
                 raise TraceError(f"{path.name}, line {number}: {line[:80]!r} has not the columns layerId, dataId, name.")
-            data, name = int(columns[1]), columns[2].strip()
-            if names.setdefault(data, name) != name:
-                raise TraceError(f"{path.name}, line {number}: dataId {data} is {names[data]!r} and {name!r}.")
-    return infos
+            rows.append((number, int(columns[0]), int(columns[1]), columns[2].strip()))
+        yield path, subgraph_of(match["subgraph"] or "0"), rows
+
+
+def subgraph_of(name: str) -> str:
+    """A subgraph's number without leading zeros, where it is one."""
+    return str(int(name)) if name.isascii() and name.isdigit() else name
 
 
 def write_layer_info(names: Mapping[int, str]) -> str:

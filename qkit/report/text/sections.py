@@ -140,23 +140,24 @@ def mixed(report: Report) -> Table:
     """The found choice of 16-bit layers, and the simple ones beside it; without rows where none was searched."""
     units = units_of(report.metric)
     loss = f"loss ({units.points})" if units.points else "loss"
+    found = report.mixed
+    timed = _timed(found)
     columns = (
         *_words("choice"),
         Column("layers"),
-        Column("share of MACs"),
+        Column("time (µs)" if timed else "share of MACs"),
         Column("score"),
         Column(loss),
         Column("95 % interval"),
     )
     table = Table((*columns, *_words("target")))
-    found = report.mixed
     for setting in (found["found"], *found["baselines"], *found["front"]) if found else ():
         figure = setting["loss"]
         table.rows.append(
             [
                 Cell(setting["name"]),
                 _number(len(setting["layers"]), number),
-                _number(setting["share"], share),
+                _number(setting["cost"], _microseconds) if timed else _number(setting["share"], share),
                 _number(setting["evaluation"]["value"], units.score),
                 _number(figure["value"], units.loss),
                 Cell(units.interval(figure["low"], figure["high"], loss=True)),
@@ -164,6 +165,16 @@ def mixed(report: Report) -> Table:
             ]
         )
     return table
+
+
+def _timed(found: dict[str, Any] | None) -> bool:
+    # reports that are older, or that somebody else wrote, may leave costs out
+    settings = [found["found"], *found["baselines"], *found["front"]] if found else []
+    return found is not None and found.get("unit") == "µs" and all(isinstance(s.get("cost"), float | int) for s in settings)
+
+
+def _microseconds(value: float) -> str:
+    return f"{value:.6g}"
 
 
 def mixed_words(report: Report) -> str:
@@ -174,7 +185,13 @@ def mixed_words(report: Report) -> str:
     units, best = units_of(report.metric), found["found"]
     layers = ", ".join(best["layers"]) or "none"
     reached = "reaches" if found["reached"] else "does not reach"
-    text = f"In 16 bits: {layers}; {share(best['share'])} of the multiply-accumulates. This {reached} the target of "
+    cost = f"{share(best['share'])} of the multiply-accumulates"
+    if _timed(found):
+        ends = [s for s in found["baselines"] if s["name"] in ("none", "all")]
+        cost = ", ".join(
+            [f"{_microseconds(best['cost'])} µs", *(f"with {s['name']} {_microseconds(s['cost'])} µs" for s in ends)]
+        )
+    text = f"In 16 bits: {layers}; {cost}. This {reached} the target of "
     score, exact = units.score(best["evaluation"]["value"]), units.score(found["float"]["value"])
     text += f"{units.score(found['target'])} with {score}, float {exact}. "
     text += f"Chosen on the {found['select']} data among {found['scored']} sets. "

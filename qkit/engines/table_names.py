@@ -1,0 +1,83 @@
+"""What somebody else's table calls the layers of a network: nodes of an ONNX file, layers of TIDL, exporters' scopes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from qkit.engines.traces.names import Names
+from qkit.graph import Graph
+
+#: What the kit, and engines, compute together with what is before it.
+_FUSED = frozenset({"Relu", "Clip", "BatchNormalization", "Identity", "QuantizeLinear", "DequantizeLinear"})
+
+
+def table_names(
+    table: Iterable[str], graph: Graph, layer_map: Mapping[str, str] | str | Path | None = None
+) -> dict[str, tuple[str, ...]]:  # fmt: skip
+    """The table's names of every tap that it calls otherwise; several where it has more than one row for a layer.
+
+    Parameters
+    ----------
+    table
+        Its names.
+    layer_map
+        The ``.onnx`` file whose nodes or tensors it names, or what :func:`qkit.engines.tidl.layer_names` takes. Without one, and
+        for what it does not name, a name has to be a tap's but for the signs between its words, or an exporter's
+        (``/layer1/layer1.0/conv1/Conv_output_0``).
+
+    Raises
+    ------
+    QkitError
+        If the layer map cannot be read, or knows nothing of the network.
+    """
+    names = Names(graph)
+    known: dict[str, str] = {}
+    if isinstance(layer_map, Mapping) or (layer_map is not None and Path(layer_map).suffix.lower() != ".onnx"):
+        from qkit.engines.tidl.layer_names import layer_names
+
+        known = {name: tap for tap, name in layer_names(layer_map, graph).items()}
+    elif layer_map is not None:
+        known = onnx_taps(layer_map, graph)
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(table):
+        op = names.find(name)[0] if name not in known else None
+        tap = known.get(name) or (None if op is None else op.name)
+        if name not in graph.taps and tap in graph.taps:
+            found.setdefault(tap, []).append(name)
+    return {tap: tuple(given) for tap, given in found.items()}
+
+
+def onnx_taps(path: str | Path, graph: Graph) -> dict[str, str]:
+    """The tap that each node and tensor of an ONNX file is, by its name.
+
+    An activation that alone reads a layer is the layer's own, as in the kit.
+
+    Raises
+    ------
+    QkitError
+        If the file cannot be read.
+    """
+    # reading it needs the package onnx
+    from qkit.engines.onnx.node_names import node_names
+    from qkit.engines.onnx.onnx_files import read
+
+    shown, model = node_names(path), read(path).graph
+    names = Names(graph)
+    readers = Counter(name for node in model.node for name in node.input)
+    readers.update(value.name for value in model.output)
+    found = {value.name: op.name for value in model.input if (op := names.find(value.name)[0]) is not None}
+    for node in model.node:
+        made = [tensor for tensor in node.output if tensor]
+        # torch's exporter calls a tensor by its node, but for those of the graph's outputs
+        candidates = [*made, node.name, f"{node.name}_output_0"]
+        op = next((op for name in candidates if name and (op := names.find(name)[0]) is not None), None)
+        before = node.input[0] if node.input else ""
+        tap = op.name if op is not None else None
+        if tap is None and node.op_type in _FUSED and readers[before] == 1:
+            tap = found.get(before)
+        if tap is not None:
+            found |= dict.fromkeys([*made, *filter(None, [node.name]), *(shown[tensor] for tensor in made)], tap)
+    # in a file of the kit the metadata say it
+    return found | {shown[tap]: tap for tap in graph.taps if tap in shown}
