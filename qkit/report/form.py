@@ -289,7 +289,7 @@ class Mixed(Form):
     front: list[Setting]
     baselines: list[Setting]
     unit: Literal["multiply-accumulates", "µs"] = optional("What costs count; multiply-accumulates where it is missing.")
-    costs: dict[str, float] = Field(description="By layer: multiply-accumulates, or microseconds that 16 bits take longer.")
+    costs: dict[str, Number] = Field(description="By layer: multiply-accumulates, or microseconds that 16 bits take longer.")
     scored: Count
     remarks: list[str]
 
