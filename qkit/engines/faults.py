@@ -34,6 +34,8 @@ FaultKind = Literal[
 _OFF = 0.02
 #: Accumulators are tried from the width that would just have held the sums, down by so many bits.
 _NARROWER = 8
+#: Products that trying sums of pairs may take: a run of the layer for each pair.
+_MOST_PRODUCTS = 5e10
 #: What ONNX Runtime's integer softmax leaves, times the length, between its greatest exponential and float32's end.
 _ROOM = math.exp(5.0)
 #: Channels that ONNX Runtime's MatMulNBits gives one grid.
@@ -70,6 +72,7 @@ def hypotheses(visit: Visit) -> Iterator[Fault]:
         yield from _biases(visit)
         yield from _rounded_inputs(visit)
         yield from _accumulators(visit)
+        yield from _pairs(visit)
     if visit.op.act != UNBOUNDED:
         yield Fault(
             "no-activation",
@@ -182,6 +185,44 @@ def _accumulators(visit: Visit) -> Iterator[Fault]:
                 "Use a wider accumulator in this layer, or smaller weights and inputs (another scale).",
                 output,
             )
+
+
+def _pairs(visit: Visit) -> Iterator[Fault]:
+    """Two products of uint8 and int8 that are added in 16 bits, as on x86 processors without VNNI."""
+    graph, op, plan = visit.graph, visit.op, visit.plan
+    scale, grid = _accumulator_scale(visit), plan.params(op.weight)
+    source = plan.params(graph.operations[op.inputs[0]].tap)
+    if op.kind not in ("conv", "linear") or scale is None or grid is None or source is None or max(grid.bits, source.bits) > 8:
+        return
+    codes = lane_weight(graph, plan, op.weight or "").double() / along(grid.scale.double(), grid.axis, graph.weights[op.weight or ""].ndim)
+    # 255 times the two weights has to be beyond 16 bits, and every pair costs a run of the layer
+    last = torch.round(codes).float().movedim(1, -1)
+    for what, order in (("channels last", last), ("channels first", last.movedim(-1, 1))):
+        flat = order.flatten(1)
+        pairs = [k for k in range(0, flat.shape[1] - 1, 2) if bool((flat[:, k : k + 2].abs().sum(1) * 255 > 2**15 - 1).any())]
+        if not pairs or len(pairs) * op.macs * len(visit.sums) > _MOST_PRODUCTS:
+            continue
+
+        def output(flat: Tensor = flat, pairs: list[int] = pairs, order: Tensor = order, what: str = what) -> Tensor:
+            lowest = float(torch.as_tensor(source.zero_point).double()) - source.qmin
+            x, beyond = (visit.inputs[0].double() / float(source.scale)).round().float(), torch.zeros_like(visit.sums)
+            for k in pairs:
+                two = torch.zeros_like(flat)
+                two[:, k : k + 2] = flat[:, k : k + 2]
+                weight = two.reshape(order.shape)
+                total = op.call(x, weight.movedim(-1, 1) if what == "channels last" else weight, None)
+                total += along(lowest * two.sum(1), op.channel_axis, total.ndim)
+                beyond += total.clamp(-(2.0**15), 2.0**15 - 1) - total
+            axis = None if scale.ndim == 0 else op.channel_axis
+            return visit.finished(visit.sums + (beyond.double() * along(scale, axis, beyond.ndim)).float())
+
+        yield Fault(
+            "accumulator",
+            f"adds pairs of 8-bit products in 16 bits, where they saturate ({what}), as processors without VNNI instructions do",
+            "Run on a processor with VNNI, switch the engine's exact mode on (in ONNX Runtime: session.x64quantprecision), or give "
+            "this weight 7 bits.",
+            output,
+        )
 
 
 def softmax_overflows(length: int, scale: float) -> bool:
