@@ -265,7 +265,7 @@ def _settle(bench: Bench, verdict: Verdict, causes: Sequence[Cause], plan: Plan,
     narrow = _own(bench.study)
     lanes = {"float": FLOAT, "int16": bench.study.lane("int16"), narrow: plan}
     if base != plan:
-        lanes |= {"int16": _at_sixteen_bits(base), narrow: base}
+        lanes |= {"int16": at_sixteen_bits(base), narrow: base}
     scores = Scores.of(bench.study.metric, bench.scores(lanes, what="what the gate found, put right"))
     beside = judge(scores, narrow=narrow, tolerance=tolerance)
     named = ", ".join(cause.kind for cause in causes)
@@ -278,7 +278,7 @@ def _settle(bench: Bench, verdict: Verdict, causes: Sequence[Cause], plan: Plan,
 def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
     """Where, why and what to do, into the draft as it becomes known."""
     before = list(draft.causes)
-    at16 = _at_sixteen_bits(plan)
+    at16 = at_sixteen_bits(plan)
     parts = {"weights": plan.weights_only(), "activations": plan.activations_only(), "clipping": at16}
     bench.scores({**parts, "float": FLOAT, "plan": plan}, what="weights, activations, clipping")
     draft.parts = Decomposition(**{name: bench.gain(FLOAT, part) for name, part in parts.items()})
@@ -332,7 +332,7 @@ def _interaction(bench: Bench, plan: Plan, tensors: Sequence[str]) -> Interval:
     return paired_interval(exact - bench.expected(plan), apart, ranks=bench.study.metric.whole is None)
 
 
-def _at_sixteen_bits(plan: Plan) -> Plan:
+def at_sixteen_bits(plan: Plan) -> Plan:
     """Every range as it is, with 16-bit steps: what is lost then is lost at the ranges' ends."""
     grids = {}
     for name, grid in plan.grids.items():

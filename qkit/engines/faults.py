@@ -194,7 +194,9 @@ def _pairs(visit: Visit) -> Iterator[Fault]:
     source = plan.params(graph.operations[op.inputs[0]].tap)
     if op.kind not in ("conv", "linear") or scale is None or grid is None or source is None or max(grid.bits, source.bits) > 8:
         return
-    codes = lane_weight(graph, plan, op.weight or "").double() / along(grid.scale.double(), grid.axis, graph.weights[op.weight or ""].ndim)
+    codes = lane_weight(graph, plan, op.weight or "").double() / along(
+        grid.scale.double(), grid.axis, graph.weights[op.weight or ""].ndim
+    )
     # 255 times the two weights has to be beyond 16 bits, and every pair costs a run of the layer
     last = torch.round(codes).float().movedim(1, -1)
     for what, order in (("channels last", last), ("channels first", last.movedim(-1, 1))):
@@ -219,8 +221,8 @@ def _pairs(visit: Visit) -> Iterator[Fault]:
         yield Fault(
             "accumulator",
             f"adds pairs of 8-bit products in 16 bits, where they saturate ({what}), as processors without VNNI instructions do",
-            "Run on a processor with VNNI, switch the engine's exact mode on (in ONNX Runtime: session.x64quantprecision), or give "
-            "this weight 7 bits.",
+            "Run on a processor with VNNI, switch on the engine's exact mode (in ONNX Runtime: session.x64quantprecision), or "
+            "give this weight 7 bits.",
             output,
         )
 

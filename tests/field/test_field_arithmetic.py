@@ -137,7 +137,9 @@ def test_a_bias_of_billions_of_steps_keeps_its_value() -> None:
 @pytest.mark.parametrize("last", [True, False], ids=["channels last", "channels first"])
 def test_pairs_of_a_convolution_are_told_in_either_order(last: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 5, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 5, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).eval()
     with torch.no_grad():
         model[0].bias += 1.0
         w = model[2].weight
@@ -173,7 +175,12 @@ def test_a_depthwise_convolution_under_one_scale_is_named() -> None:
     """A filter that takes differences of smooth images has weights forty times as large as the others, and no larger output."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 3, groups=12), nn.ReLU(), nn.Conv2d(12, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        nn.Conv2d(3, 12, 1),
+        nn.Conv2d(12, 12, 3, groups=12),
+        nn.ReLU(),
+        nn.Conv2d(12, 8, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
     ).eval()
     with torch.no_grad():
         model[1].weight[0] = torch.tensor([[0.0, 0.0, 0.0], [0.0, 40.0, -40.0], [0.0, 0.0, 0.0]])
@@ -196,7 +203,9 @@ def test_the_file_keeps_what_was_calibrated(tmp_path: Path) -> None:
     """Codes of ONNX Runtime on the exported file, per-channel weights with a filter of zeros among them."""
     runtime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, groups=3), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).eval()
     with torch.no_grad():
         model[0].weight[2] = 0.0
         model[0].bias[2] = 0.3

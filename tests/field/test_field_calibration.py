@@ -96,7 +96,11 @@ def test_blank_images_are_named(trained: nn.Module, digits: tuple[Batches, Batch
     study.calibrate("minmax", progress=False)
     assert study.evaluate(("int8",), progress=False)["int8"].value < top1(trained, digits[1]) - 0.05
     found = study.diagnose(batches=3, check_export=False, progress=False)
-    assert (found.verdict.name, found.causes[0].kind, found.causes[0].layer) == ("not-quantization", "calibration-mismatch", "input")
+    assert (found.verdict.name, found.causes[0].kind, found.causes[0].layer) == (
+        "not-quantization",
+        "calibration-mismatch",
+        "input",
+    )
     fixed = study.apply(found.causes[0].remedy)
     assert fixed.evaluate(("int8",), progress=False)["int8"].value == pytest.approx(top1(trained, digits[1]), abs=0.02)
 
@@ -126,9 +130,7 @@ def test_calibration_images_that_were_not_prepared_are_named(
 
 
 @pytest.mark.parametrize("factor", [255.0, 1 / 255.0])
-def test_evaluation_images_in_another_unit_are_named(
-    factor: float, trained: nn.Module, digits: tuple[Batches, Batches]
-) -> None:
+def test_evaluation_images_in_another_unit_are_named(factor: float, trained: nn.Module, digits: tuple[Batches, Batches]) -> None:
     """Calibration as in training, evaluation from 0 to 255 (or 255 times too dark): no bit width brings the score back."""
     wrong = [(factor * x, y) for x, y in digits[1]]
     study = qkit.Study(trained, digits[0], wrong, metric="top1", expected=top1(trained, digits[1]))

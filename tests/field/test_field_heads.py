@@ -98,7 +98,11 @@ def depth_data() -> tuple[nn.Module, list[tuple[Tensor, Tensor]], list[tuple[Ten
         model[0].weight[3] *= 400
         model[0].bias[3] *= 400
         model[2].weight[:, 3] /= 400
-    return model.eval(), list(zip(x[:200].split(40), y[:200].split(40), strict=True)), list(zip(x[400:].split(40), y[400:].split(40), strict=True))
+    return (
+        model.eval(),
+        list(zip(x[:200].split(40), y[:200].split(40), strict=True)),
+        list(zip(x[400:].split(40), y[400:].split(40), strict=True)),
+    )
 
 
 def test_the_verdict_does_not_hang_on_the_unit_of_the_error() -> None:
