@@ -57,6 +57,22 @@ def test_a_folded_norm_spreads_the_weights_and_one_scale_for_all_is_named() -> N
     assert found.best_loss.value < 0.02
 
 
+def test_a_channel_without_variance_keeps_what_the_norm_adds() -> None:
+    """Weights and variance next to nothing, as in a well-known Inception checkpoint: the channel is its norm's bias."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, eps=1e-3), nn.ReLU()).eval()
+    with torch.no_grad():
+        model[0].weight[1] *= 1e-9
+        model[1].running_var[1] = 1e-14
+        model[1].bias[1] = 0.7
+    x = torch.randn(8, 3, 6, 6)
+    for scheme in ("int8", "int8-per-tensor", "int8-per-channel-power-of-two"):
+        study = qkit.Study(model, [x], scheme=scheme)
+        plan = study.calibrate("minmax", progress=False)
+        got = study.capture(batches=1)["0"].int8.values[:, 1]
+        assert float((got - 0.7).abs().max()) <= 0.51 * float(plan["0"].params.scale)
+
+
 class Joined(nn.Module):
     def __init__(self) -> None:
         super().__init__()

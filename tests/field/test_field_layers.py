@@ -219,8 +219,8 @@ def test_an_addition_and_its_relu_are_one_tensor_of_the_engine() -> None:
     assert float(study.plan["b"].params.lo) < 0.0
 
 
-@pytest.mark.parametrize("act", [nn.Hardswish, nn.SiLU, nn.GELU, nn.Hardsigmoid])
-def test_smooth_activations_are_one_step_without_grids_inside(act: type[nn.Module]) -> None:
+@pytest.mark.parametrize("act", [nn.Hardswish, nn.SiLU, nn.GELU, nn.Hardsigmoid, nn.LeakyReLU])
+def test_activations_are_one_step_with_a_range_of_their_own(act: type[nn.Module]) -> None:
     """x * sigmoid(x) with grids for its parts rounds twice; here the only rounding is that of its output."""
     torch.manual_seed(0)
     study = calibrated(nn.Sequential(nn.Conv2d(3, 6, 3), act(), nn.Conv2d(6, 2, 1)), [4.0 * torch.randn(8, 3, 8, 8)])
