@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Part of the tolerance that a remedy gains at least: pairs on many samples make sure of gains that nobody could see.
+_VISIBLE = 0.01
 #: Causes whose own remedies are exported to be checked, the first ones.
 _MOST_CHECKED = 3
 
@@ -383,6 +385,8 @@ def _confirm(
             if key[0] != tensor:
                 continue
             effect = replace(effects[key], p=chances[key])
+            if effect.value < _VISIBLE * bench.tolerance:
+                continue
             if bench.sure(effect) and (not by_itself[tensor] or own[key].value >= 0.5 * lost.value):
                 cause = Cause(c.kind, c.layer, c.tensor, c.evidence, c.remedy, gains[key], lost, own[key])
                 options.append((effect.value, cause))
