@@ -20,6 +20,7 @@ from torch import Tensor
 
 from qkit.engines.equal_inputs import along, placed, walk
 from qkit.engines.explain import Explanations
+from qkit.engines.faults import PAIRS, PAIRS_CURE
 from qkit.engines.lane import EngineBatch, EngineLane
 from qkit.engines.tap_comparison import Comparison, Explanation, TapSums
 from qkit.errors import DataError, QkitError
@@ -115,10 +116,10 @@ def _saturated(
     if other is None or not taps:
         return {}
     again = compare(study, other, plan=plan, batches=batches, data=data, progress=False)
-    words = "adds pairs of 8-bit products in 16 bits, where they saturate (this processor has no VNNI instructions)"
-    cure = "Set session.x64quantprecision to 1 in ONNX Runtime, run on a processor with VNNI, or give this weight 7 bits."
     return {
-        tap: Explanation("accumulator", words, cure, again.taps[tap].local.within_one) for tap in taps if again.taps[tap].agrees
+        tap: Explanation("accumulator", PAIRS, PAIRS_CURE, again.taps[tap].local.within_one)
+        for tap in taps
+        if again.taps[tap].agrees
     }
 
 

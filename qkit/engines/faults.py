@@ -18,10 +18,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from qkit.engines.equal_inputs import Visit, along, computed, rounded
+from qkit.execution.columns import columns, groups, output_of, rows
 from qkit.execution.lanes import lane_bias, lane_weight
 from qkit.graph.running import ACCUMULATING
 from qkit.graph.table import UNBOUNDED
-from qkit.quant.grids import wrap_around
+from qkit.quant.grids import as_integers, wrap_around
 from qkit.quant.memory import by_channel
 from qkit.quant.plan import FLOAT
 
@@ -36,6 +37,11 @@ _OFF = 0.02
 _NARROWER = 8
 #: What ONNX Runtime's integer softmax leaves, times the length, between its greatest exponential and float32's end.
 _ROOM = math.exp(5.0)
+#: Greatest unsigned byte, and greatest signed integer of two.
+_BYTE, _SHORT = 255.0, 32767.0
+#: What processors without VNNI do, and what helps.
+PAIRS = "adds pairs of 8-bit products in 16 bits, where they saturate (as processors without VNNI instructions do)"
+PAIRS_CURE = "Set session.x64quantprecision to 1 in ONNX Runtime, run on a processor with VNNI, or give this weight 7 bits."
 #: Channels that ONNX Runtime's MatMulNBits gives one grid.
 _BLOCK = 32
 #: Values nearer to zero than so many steps, or nearer to the grid's ends than one, say nothing of a factor.
@@ -70,6 +76,7 @@ def hypotheses(visit: Visit) -> Iterator[Fault]:
         yield from _biases(visit)
         yield from _rounded_inputs(visit)
         yield from _accumulators(visit)
+        yield from _pairs(visit)
     if visit.op.act != UNBOUNDED:
         yield Fault(
             "no-activation",
@@ -182,6 +189,50 @@ def _accumulators(visit: Visit) -> Iterator[Fault]:
                 "Use a wider accumulator in this layer, or smaller weights and inputs (another scale).",
                 output,
             )
+
+
+def _pairs(visit: Visit) -> Iterator[Fault]:
+    """Products that are added two by two in 16 bits, as processors without VNNI do it with unsigned and signed bytes."""
+    op, plan = visit.op, visit.plan
+    source, grid = plan.params(visit.graph.operations[op.inputs[0]].tap), plan.params(op.weight)
+    scale = _accumulator_scale(visit)
+    if scale is None or source is None or grid is None or max(source.bits, grid.bits) > 8 or groups(op) > 1:
+        return
+    if op.kind not in ("conv", "linear"):
+        return
+    x, weight = visit.inputs[0], lane_weight(visit.graph, plan, op.weight or "")
+    # real zeros around an image are the code of zero, which here is 0 until the least code is taken off all
+    (matrix,), offset = rows(op, as_integers(weight, grid)), int(source.zero_point) - source.qmin
+
+    def output(order: Tensor) -> Tensor | None:
+        ordered, parts = matrix[:, order], []
+        for _, made in columns(op, as_integers(x, source), weight):
+            parts.append(_cut(ordered.double(), made[0, order].double() + offset))
+        missing = output_of(op, torch.cat(parts, 1)[None], visit.sums)
+        if not bool(missing.any()):
+            return None
+        return visit.finished(
+            visit.sums.double() + missing * along(scale, None if scale.ndim == 0 else op.channel_axis, visit.sums.ndim)
+        )
+
+    size = torch.arange(matrix.shape[1])
+    orders = {"": size}
+    if weight.ndim > 2:  # engines read images with the channels first or last
+        orders[", channels last"] = size.view(weight.shape[1], -1).T.flatten()
+    for how, order in orders.items():
+        yield Fault("accumulator", PAIRS + how, PAIRS_CURE, lambda order=order: output(order))  # type: ignore[misc]
+
+
+def _cut(weights: Tensor, codes: Tensor) -> Tensor:
+    """What sums of products (rows, K) times (K, places) lose where every pair is held in 16 bits, (rows, places)."""
+    lost = torch.zeros(len(weights), codes.shape[1], dtype=torch.float64, device=codes.device)
+    for k in range(0, weights.shape[1] - 1, 2):
+        pair = weights[:, k : k + 2]
+        reached = torch.maximum(pair.clamp(min=0.0).sum(1), -pair.clamp(max=0.0).sum(1)) * _BYTE > _SHORT
+        if bool(reached.any()):
+            sums = pair[reached] @ codes[k : k + 2]
+            lost[reached] += sums.clamp(-_SHORT - 1.0, _SHORT) - sums
+    return lost
 
 
 def softmax_overflows(length: int, scale: float) -> bool:

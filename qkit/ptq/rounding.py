@@ -1,10 +1,10 @@
 """Adaptive rounding: every weight rounds up or down so that the layer's *output* is nearest to the float lane's.
 
 Rounding to nearest is best for single weights and not for their sums (Nagel et al. 2020, "Up or Down? Adaptive Rounding for
-Post-Training Quantization"). The error is that of equation 25 there: the layer on the quantized lane's inputs against the float
-lane's output. Before the activation it is quadratic in the weights. With X the columns that meet the weight (`qkit.ptq.columns`),
-d what rounding adds to a row of it, and r the output's error as things are, it is ``d G d' + 2 c d' + |r|²`` with ``G = X X'``
-and ``c = r X'``, so that a choice costs no pass over the images.
+Post-Training Quantization"). The error is that of equation 25 there: the layer on the quantized lane's inputs against the
+float lane's output. Before the activation it is quadratic in the weights. With X the columns that meet the weight
+(`qkit.execution.columns`), d what rounding adds to a row of it, and r the output's error as things are, it is
+``d G d' + 2 c d' + |r|²`` with ``G = X X'`` and ``c = r X'``, so that a choice costs no pass over the images.
 
 Two searches, and of each row the better result: from rounding to nearest, and from weights that are rounded one after the other
 while those that are left make up for what was done (Frantar et al. 2022, "GPTQ", without its grouping). Both then change single
@@ -21,12 +21,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from qkit.execution.columns import columns, output_rows, rows, weight_of
 from qkit.execution.lanes import lane_bias, lane_weight
 from qkit.execution.loading import Batch
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.graph.running import ACCUMULATING, execution
-from qkit.ptq.columns import columns, output_rows, rows, weight_of
 from qkit.ptq.corrections import along
 from qkit.ptq.side_by_side import Walk, called_twice, layers
 from qkit.quant.descent import descend
