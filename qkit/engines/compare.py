@@ -164,6 +164,30 @@ def score(
     return _joined(study, rows)
 
 
+def engine_samples(study: Study, lane: EngineLane, *, batches: int | None = None, progress: bool = True) -> Samples:
+    """Scores of the engine alone, batch by batch: nothing is simulated, and float runs along only where the metric asks for it.
+
+    Raises
+    ------
+    QkitError
+        If the lane does not yield the network's outputs.
+    DataError
+        If the lane yields no batch, or other samples than the evaluation loader.
+    """
+    found: list[Samples] = []
+    source = batches_of(study.evaluation, batches)
+    for made in track(_Sized(lane.run(study.evaluation, limit=batches), source), lane.name, unit="batch", show=progress):
+        if made.outputs is None:
+            raise QkitError(f"the lane {lane.name!r} does not yield the network's outputs, so that it has no score.")
+        batch, exact = made.batch, None
+        if study.metric.needs_float(batch.targets):
+            exact = run_lanes(study.graph, [Lane("float")], batch.inputs)["float"]
+        found.append(score_batch(study.metric, made.outputs, batch.targets, exact, batch.size))
+    if not found:
+        raise DataError(f"the lane {lane.name!r} yielded no batch: check its loader or its files.")
+    return Samples.joined(found)
+
+
 def _scored(study: Study, outputs: Mapping[str, Any], found: EngineBatch) -> dict[str, Samples]:
     size, targets, reference = found.batch.size, found.batch.targets, outputs["float"]
     return {name: score_batch(study.metric, y, targets, reference, size) for name, y in outputs.items()}
