@@ -609,16 +609,39 @@ class Study:
         )
 
     def evaluate(
-        self, lanes: Lanes | None = None, *, batches: int | None = None, executor: Executor | None = None, progress: bool = True
-    ) -> Scores:
+        self, lanes: Lanes | None = None, *, engine: EngineLane | Sequence[EngineLane] = (), batches: int | None = None,
+        executor: Executor | None = None, progress: bool = True,
+    ) -> Scores:  # fmt: skip
         """Scores of the lanes on the evaluation data, in lockstep; plans scored before are not run again.
 
         The lanes are float, int16 and the study's own (`narrow`) where none are named. Here and below, `executor` is whose
         workers score in this call, see `with_executor`.
+
+        Parameters
+        ----------
+        engine
+            Real engines, each scored by its own outputs under its name: `qkit.engines.onnx.lane(path, taps=None)` runs
+            an exported file on integer kernels, which simulates nothing: for long runs.
+
+        Raises
+        ------
+        QkitError
+            If two lanes have one name, or an engine yields no outputs, or other samples than the evaluation data.
         """
         plans = self._resolve(lanes)
         with using(executor):
-            return Scores.of(self.metric, self._evaluator.samples(plans, batches=batches, progress=progress))
+            found = dict(self._evaluator.samples(plans, batches=batches, progress=progress))
+        for lane in engine if isinstance(engine, Sequence) else (engine,):
+            from qkit.engines.compare import engine_samples
+
+            if lane.name in found:
+                raise QkitError(f"two lanes are called {lane.name!r}: rename one.")
+            found[lane.name] = engine_samples(self, lane, batches=batches, progress=progress)
+            if len({len(samples) for samples in found.values()}) > 1:
+                raise QkitError(
+                    f"the lane {lane.name!r} yields {len(found[lane.name])} samples, where the evaluation data have others."
+                )
+        return Scores.of(self.metric, found)
 
     def score(self, plan: Plan | None = None, *, batches: int | None = None) -> Interval:
         """The score of a plan near the current one, computed from the first changed operation on; see `Evaluator.score_near`."""

@@ -459,12 +459,14 @@ def test_an_argument_that_the_batch_leaves_out_has_its_default() -> None:
     assert made.graph.deviation < 1e-6
 
 
-@pytest.mark.parametrize(("method", "function"), [("mixed", "qkit.mixed:search"), ("report", "qkit.report:make")])
-def test_methods_have_the_options_of_what_they_call(method, function):
+# the names of a table's layers, and a second file beside the report, are the methods' own
+@pytest.mark.parametrize(
+    ("method", "function", "more"), [("mixed", "qkit.mixed:search", "layer_map"), ("report", "qkit.report:make", "attachment")]
+)
+def test_methods_have_the_options_of_what_they_call(method, function, more):
     module, name = function.split(":")
     theirs = inspect.signature(getattr(importlib.import_module(module), name)).parameters
     own = inspect.signature(getattr(Study, method)).parameters
     options = {n: p.default for n, p in theirs.items() if p.kind is p.KEYWORD_ONLY and n != "command"}
-    # a second file beside the report is the method's own
-    assert options == {n: p.default for n, p in own.items() if p.kind is p.KEYWORD_ONLY and n != "attachment"}
+    assert options == {n: p.default for n, p in own.items() if p.kind is p.KEYWORD_ONLY and n != more}
     assert not [p for p in own.values() if p.kind is p.VAR_KEYWORD]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from qkit.engines.equal_inputs import along, placed, walk
 from qkit.engines.explain import Explanations
+from qkit.engines.faults import PAIRS, PAIRS_CURE
 from qkit.engines.lane import EngineBatch, EngineLane
 from qkit.engines.tap_comparison import Comparison, Explanation, TapSums
 from qkit.errors import DataError, QkitError
@@ -115,10 +116,10 @@ def _saturated(
     if other is None or not taps:
         return {}
     again = compare(study, other, plan=plan, batches=batches, data=data, progress=False)
-    words = "adds pairs of 8-bit products in 16 bits, where they saturate (this processor has no VNNI instructions)"
-    cure = "Set session.x64quantprecision to 1 in ONNX Runtime, run on a processor with VNNI, or give this weight 7 bits."
     return {
-        tap: Explanation("accumulator", words, cure, again.taps[tap].local.within_one) for tap in taps if again.taps[tap].agrees
+        tap: Explanation("accumulator", PAIRS, PAIRS_CURE, again.taps[tap].local.within_one)
+        for tap in taps
+        if again.taps[tap].agrees
     }
 
 
@@ -161,6 +162,30 @@ def score(
     if not rows:
         raise DataError(f"the lane {lane.name!r} yielded no batch: check its loader or its files.")
     return _joined(study, rows)
+
+
+def engine_samples(study: Study, lane: EngineLane, *, batches: int | None = None, progress: bool = True) -> Samples:
+    """Scores of the engine alone, batch by batch: nothing is simulated, and float runs along only where the metric asks for it.
+
+    Raises
+    ------
+    QkitError
+        If the lane does not yield the network's outputs.
+    DataError
+        If the lane yields no batch, or other samples than the evaluation loader.
+    """
+    found: list[Samples] = []
+    source = batches_of(study.evaluation, batches)
+    for made in track(_Sized(lane.run(study.evaluation, limit=batches), source), lane.name, unit="batch", show=progress):
+        if made.outputs is None:
+            raise QkitError(f"the lane {lane.name!r} does not yield the network's outputs, so that it has no score.")
+        batch, exact = made.batch, None
+        if study.metric.needs_float(batch.targets):
+            exact = run_lanes(study.graph, [Lane("float")], batch.inputs)["float"]
+        found.append(score_batch(study.metric, made.outputs, batch.targets, exact, batch.size))
+    if not found:
+        raise DataError(f"the lane {lane.name!r} yielded no batch: check its loader or its files.")
+    return Samples.joined(found)
 
 
 def _scored(study: Study, outputs: Mapping[str, Any], found: EngineBatch) -> dict[str, Samples]:

@@ -18,10 +18,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from qkit.engines.equal_inputs import Visit, along, computed, rounded
+from qkit.execution.columns import columns, groups, output_of, rows
 from qkit.execution.lanes import lane_bias, lane_weight
 from qkit.graph.running import ACCUMULATING
 from qkit.graph.table import UNBOUNDED
-from qkit.quant.grids import wrap_around
+from qkit.quant.grids import as_integers, wrap_around
 from qkit.quant.memory import by_channel
 from qkit.quant.plan import FLOAT
 
@@ -34,12 +35,15 @@ FaultKind = Literal[
 _OFF = 0.02
 #: Accumulators are tried from the width that would just have held the sums, down by so many bits.
 _NARROWER = 8
-#: Products that trying sums of pairs may take: a run of the layer for each pair.
-_MOST_PRODUCTS = 1e10
-#: Share of elements within a step from which on no products can have saturated.
-_AGREES = 0.999
 #: What ONNX Runtime's integer softmax leaves, times the length, between its greatest exponential and float32's end.
 _ROOM = math.exp(5.0)
+#: Greatest unsigned byte, and greatest signed integer of two.
+_BYTE, _SHORT = 255.0, 32767.0
+#: Share of elements within a step from which on no products can have saturated.
+_AGREES = 0.999
+#: What processors without VNNI do, and what helps.
+PAIRS = "adds pairs of 8-bit products in 16 bits, where they saturate (as processors without VNNI instructions do)"
+PAIRS_CURE = "Set session.x64quantprecision to 1 in ONNX Runtime, run on a processor with VNNI, or give this weight 7 bits."
 #: Channels that ONNX Runtime's MatMulNBits gives one grid.
 _BLOCK = 32
 #: Values nearer to zero than so many steps, or nearer to the grid's ends than one, say nothing of a factor.
@@ -190,44 +194,47 @@ def _accumulators(visit: Visit) -> Iterator[Fault]:
 
 
 def _pairs(visit: Visit) -> Iterator[Fault]:
-    """Two products of uint8 and int8 that are added in 16 bits, as on x86 processors without VNNI."""
-    graph, op, plan = visit.graph, visit.op, visit.plan
-    scale, grid = _accumulator_scale(visit), plan.params(op.weight)
-    source = plan.params(graph.operations[op.inputs[0]].tap)
-    if op.kind not in ("conv", "linear") or scale is None or grid is None or source is None or max(grid.bits, source.bits) > 8:
+    """Products that are added two by two in 16 bits, as processors without VNNI do it with unsigned and signed bytes."""
+    op, plan = visit.op, visit.plan
+    source, grid = plan.params(visit.graph.operations[op.inputs[0]].tap), plan.params(op.weight)
+    scale = _accumulator_scale(visit)
+    if scale is None or source is None or grid is None or max(source.bits, grid.bits) > 8 or groups(op) > 1:
         return
-    if float((visit.apart(visit.simulated).abs() < 1.5).double().mean()) >= _AGREES:
+    if op.kind not in ("conv", "linear") or float((visit.apart(visit.simulated).abs() < 1.5).double().mean()) >= _AGREES:
         return
-    weights = lane_weight(graph, plan, op.weight or "")
-    first = torch.round(weights.double() / along(grid.scale.double(), grid.axis, weights.ndim)).float()
-    orders = {"": first} if first[0, 0].numel() == 1 else {", channels last": first.movedim(1, -1), ", channels first": first}
-    for what, order in orders.items():
-        flat = order.flatten(1)
-        # a pair can be beyond 16 bits where 255 times its weights is; each costs a run of the layer
-        pairs = [k for k in range(0, flat.shape[1] - 1, 2) if bool((flat[:, k : k + 2].abs().sum(1) * 255 > 2**15 - 1).any())]
-        if not pairs or len(pairs) * op.macs * len(visit.sums) > _MOST_PRODUCTS:
-            continue
+    x, weight = visit.inputs[0], lane_weight(visit.graph, plan, op.weight or "")
+    # real zeros around an image are the code of zero, which here is 0 until the least code is taken off all
+    (matrix,), offset = rows(op, as_integers(weight, grid)), int(source.zero_point) - source.qmin
 
-        def output(flat: Tensor = flat, pairs: list[int] = pairs, order: Tensor = order, what: str = what) -> Tensor:
-            lowest = float(torch.as_tensor(source.zero_point).double()) - source.qmin
-            x, beyond = (visit.inputs[0].double() / float(source.scale)).round().float(), torch.zeros_like(visit.sums)
-            for k in pairs:
-                two = torch.zeros_like(flat)
-                two[:, k : k + 2] = flat[:, k : k + 2]
-                weight = two.reshape(order.shape)
-                total = op.call(x, weight.movedim(-1, 1) if "last" in what else weight, None)
-                total += along(lowest * two.sum(1), op.channel_axis, total.ndim)
-                beyond += total.clamp(-(2.0**15), 2.0**15 - 1) - total
-            axis = None if scale.ndim == 0 else op.channel_axis
-            return visit.finished(visit.sums + (beyond.double() * along(scale, axis, beyond.ndim)).float())
-
-        yield Fault(
-            "accumulator",
-            f"adds pairs of 8-bit products in 16 bits, where they saturate{what}, as on processors without VNNI instructions",
-            "Run on a processor with VNNI, switch on the engine's exact mode (in ONNX Runtime: session.x64quantprecision), or "
-            "give this weight 7 bits.",
-            output,
+    def output(order: Tensor) -> Tensor | None:
+        ordered, parts = matrix[:, order], []
+        for _, made in columns(op, as_integers(x, source), weight):
+            parts.append(_cut(ordered.double(), made[0, order].double() + offset))
+        missing = output_of(op, torch.cat(parts, 1)[None], visit.sums)
+        if not bool(missing.any()):
+            return None
+        return visit.finished(
+            visit.sums.double() + missing * along(scale, None if scale.ndim == 0 else op.channel_axis, visit.sums.ndim)
         )
+
+    size = torch.arange(matrix.shape[1])
+    orders = {"": size}
+    if weight.ndim > 2:  # engines read images with the channels first or last
+        orders[", channels last"] = size.view(weight.shape[1], -1).T.flatten()
+    for how, order in orders.items():
+        yield Fault("accumulator", PAIRS + how, PAIRS_CURE, lambda order=order: output(order))  # type: ignore[misc]
+
+
+def _cut(weights: Tensor, codes: Tensor) -> Tensor:
+    """What sums of products (rows, K) times (K, places) lose where every pair is held in 16 bits, (rows, places)."""
+    lost = torch.zeros(len(weights), codes.shape[1], dtype=torch.float64, device=codes.device)
+    for k in range(0, weights.shape[1] - 1, 2):
+        pair = weights[:, k : k + 2]
+        reached = torch.maximum(pair.clamp(min=0.0).sum(1), -pair.clamp(max=0.0).sum(1)) * _BYTE > _SHORT
+        if bool(reached.any()):
+            sums = pair[reached] @ codes[k : k + 2]
+            lost[reached] += sums.clamp(-_SHORT - 1.0, _SHORT) - sums
+    return lost
 
 
 def softmax_overflows(length: int, scale: float) -> bool:

@@ -1,10 +1,10 @@
 """Adaptive rounding: every weight rounds up or down so that the layer's *output* is nearest to the float lane's.
 
 Rounding to nearest is best for single weights and not for their sums (Nagel et al. 2020, "Up or Down? Adaptive Rounding for
-Post-Training Quantization"). The error is that of equation 25 there: the layer on the quantized lane's inputs against the float
-lane's output. Before the activation it is quadratic in the weights. With X the columns that meet the weight (`qkit.ptq.columns`),
-d what rounding adds to a row of it, and r the output's error as things are, it is ``d G d' + 2 c d' + |r|²`` with ``G = X X'``
-and ``c = r X'``, so that a choice costs no pass over the images.
+Post-Training Quantization"). The error is that of equation 25 there: the layer on the quantized lane's inputs against the
+float lane's output. Before the activation it is quadratic in the weights. With X the columns that meet the weight
+(`qkit.execution.columns`), d what rounding adds to a row of it, and r the output's error as things are, it is
+``d G d' + 2 c d' + |r|²`` with ``G = X X'`` and ``c = r X'``, so that a choice costs no pass over the images.
 
 Two searches, and of each row the better result: from rounding to nearest, and from weights that are rounded one after the other
 while those that are left make up for what was done (Frantar et al. 2022, "GPTQ", without its grouping). Both then change single
@@ -21,12 +21,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from qkit.execution.columns import columns, output_rows, rows, weight_of
 from qkit.execution.lanes import lane_bias, lane_weight
 from qkit.execution.loading import Batch
 from qkit.graph import Graph
 from qkit.graph.operation import Operation
 from qkit.graph.running import ACCUMULATING, execution
-from qkit.ptq.columns import columns, output_rows, rows, weight_of
 from qkit.ptq.corrections import along
 from qkit.ptq.side_by_side import Walk, called_twice, layers
 from qkit.quant.descent import descend
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 #: Of the mean diagonal, added to it.
 RIDGE = 0.01
+#: Columns whose products are held at once: a table of 128 MiB.
+_WIDEST = 4096
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def _reconstruct(walk: Walk, op: Operation, plan: Plan) -> tuple[Grid, Reconstru
     nearest, signal = _error(walk, op, plain, bias)
     if nearest <= 1e-12 * max(signal, 1e-30):
         return grid, Reconstruction(op.name, 0.0, 0.0, 0.0)
-    codes = _search(op, graph.weights[name], plain, grid, *_moments(walk, op, plain, bias))
+    codes = _search(walk, op, graph.weights[name], plain, bias, grid)
     adapted = replace(grid, codes=Codes(codes), method=f"{grid.method}, adaptive rounding")
     value = lane_weight(graph, plan.with_grid(name, adapted), name)
     error, _ = _error(walk, op, value, bias)
@@ -95,15 +97,16 @@ def _reconstruct(walk: Walk, op: Operation, plan: Plan) -> tuple[Grid, Reconstru
     return adapted, Reconstruction(op.name, nearest / signal, error / signal, moved)
 
 
-def _moments(walk: Walk, op: Operation, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``G`` (groups, K, K) and ``c`` (groups, rows, K) of the module's formula, float64, for the layer with this weight."""
+def _moments(walk: Walk, op: Operation, weight: Tensor, bias: Tensor | None, part: slice) -> tuple[Tensor, Tensor]:
+    """``G`` (groups, K, K) and ``c`` (groups, rows, K) of the module's formula, float64, of that part of the columns."""
     products: Tensor | None = None
     crossed: Tensor | None = None
     for (_, x), (exact, found) in zip(walk.inputs(op), walk.outputs(op, weight, bias), strict=True):
         wrong = found - exact
-        for part, made in columns(op, x, weight):
+        for samples, every in columns(op, x, weight):
+            made = every[:, part]
             once = (made @ made.transpose(1, 2)).double()
-            twice = (output_rows(op, wrong[part]) @ made.transpose(1, 2)).double()
+            twice = (output_rows(op, wrong[samples]) @ made.transpose(1, 2)).double()
             products = once if products is None else products.add_(once)
             crossed = twice if crossed is None else crossed.add_(twice)
     assert products is not None
@@ -111,8 +114,8 @@ def _moments(walk: Walk, op: Operation, weight: Tensor, bias: Tensor | None) -> 
     return products, crossed
 
 
-def _search(op: Operation, weight: Tensor, plain: Tensor, grid: Grid, products: Tensor, crossed: Tensor) -> Tensor:
-    """Codes of the weight, integers of its shape; `plain` is the weight as things are."""
+def _search(walk: Walk, op: Operation, weight: Tensor, plain: Tensor, bias: Tensor | None, grid: Grid) -> Tensor:
+    """Codes of the weight, integers of its shape; `plain` is the weight as things are. Wide layers go part by part."""
     params = grid.params
     scale, zero = (along(part, params, weight).to(weight.device).double() for part in (params.scale, params.zero_point))
     steps = weight.double() / scale
@@ -123,15 +126,25 @@ def _search(op: Operation, weight: Tensor, plain: Tensor, grid: Grid, products: 
     floor = torch.floor(steps)
     down, up = (rows(op, (n.clamp(low, high) * scale - plain.double())) for n in (floor, floor + 1.0))
     ahead = rows(op, plain.double() - steps * scale)  # of the exact weight
+    change = torch.zeros_like(down)
+    for first in range(0, change.shape[-1], _WIDEST):
+        part = slice(first, first + _WIDEST)
+        now = (plain.double() + weight_of(op, change, weight)).float()
+        found = _moments(walk, op, now, bias, part)
+        change[..., part] = _best(*found, down[..., part], up[..., part], ahead[..., part])
+    codes = torch.round((plain.double() + weight_of(op, change, weight)) / scale) + zero
+    return codes.clamp_(params.qmin, params.qmax).to(params.dtype).cpu()
+
+
+def _best(products: Tensor, crossed: Tensor, down: Tensor, up: Tensor, ahead: Tensor) -> Tensor:
+    """The changes, each `down` or `up`, that cost least; `ahead` is how far the weight as it is lies from the exact one."""
     ridge = (RIDGE * products.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(1e-30)[:, None, None]
     products = products + ridge * torch.eye(products.shape[1], dtype=products.dtype, device=products.device)
     crossed = crossed + ridge * ahead
     starts = torch.where(down.abs() <= up.abs(), down, up), _one_after_the_other(products, crossed, down, up)
     first, second = (descend(products, crossed, start, down, up) for start in starts)
     better = _objective(products, crossed, second) < _objective(products, crossed, first)
-    chosen = torch.where(better[..., None], second, first)
-    codes = torch.round((plain.double() + weight_of(op, chosen, weight)) / scale) + zero
-    return codes.clamp_(params.qmin, params.qmax).to(params.dtype).cpu()
+    return torch.where(better[..., None], second, first)
 
 
 def _objective(products: Tensor, crossed: Tensor, change: Tensor) -> Tensor:

@@ -11,6 +11,10 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from qkit.execution.scores import Scores
+from qkit.execution.statistics import Interval
+from qkit.surgery.cost import LITE
+
 _COLUMNS = ("rule", "before", "after", "exact", "reason", "file", "line")
 _MOST_LINES = 8
 
@@ -93,27 +97,41 @@ class Surgery:
         What the rules speak of and what could not be replaced.
     remarks
         What could not be looked at, and why.
+    scores
+        What the model scores as it was ("float") and with the changes ("lite"), both in float; None where no data were given.
     """
 
     model: nn.Module
     changes: tuple[Change, ...]
     unchanged: tuple[Unchanged, ...] = ()
     remarks: tuple[str, ...] = ()
+    scores: Scores | None = None
+
+    @property
+    def loss(self) -> Interval | None:
+        """What the changes cost in float, expected of many such samples; None where it was not measured."""
+        return None if self.scores is None else self.scores.expected_loss(LITE)
 
     @property
     def needs_retraining(self) -> bool:
-        """Whether any change alters what the model computes."""
-        return any(not change.exact for change in self.changes)
+        """Whether the changes cost more than the metric's tolerance; without data, whether any alters what the model computes."""
+        loose = any(not change.exact for change in self.changes)
+        return loose and (self.loss is None or self.scores is None or self.loss.value > self.scores.tolerance())
 
     @property
     def advice(self) -> str:
         """What has to happen before the model is used."""
         if not self.changes:
             return "Nothing was replaced; the model computes what it did."
-        if not self.needs_retraining:
-            return "Every change is exact: the model computes what it did, and no retraining is needed."
         loose = sum(not change.exact for change in self.changes)
-        return f"Retraining is needed: {loose} of {len(self.changes)} changes alter what the model computes."
+        if not loose:
+            return "Every change is exact: the model computes what it did, and no retraining is needed."
+        what = f"{loose} of {len(self.changes)} changes alter what the model computes"
+        if self.scores is None or self.loss is None:
+            return f"{what}. Give lite your evaluation data (evaluation=) to see what that costs, before you retrain."
+        cost = self.scores.units.amount(self.loss.value, self.loss.low, self.loss.high)
+        cost = f"{what}, which costs {cost} in float on {self.scores.n} samples"
+        return f"{cost}: retrain the model." if self.needs_retraining else f"{cost}: no retraining is needed."
 
     def table(self) -> pd.DataFrame:
         """A row per change, then a row per operation left as it is (no ``after``), indexed by path."""
@@ -130,6 +148,7 @@ class Surgery:
             "changes": [change.to_dict() for change in self.changes],
             "unchanged": [item.to_dict() for item in self.unchanged],
             "remarks": list(self.remarks),
+            "loss": None if self.loss is None else self.loss.to_dict(),
         }
 
     def __repr__(self) -> str:

@@ -6,13 +6,16 @@ import copy
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import fx, nn
 
 from qkit.errors import QkitError
+from qkit.execution.metrics import AnyMetric
 from qkit.surgery import blocks, convolutions, functional, pools
 from qkit.surgery.aliases import Copy, written_to
 from qkit.surgery.changes import Change, Surgery, Unchanged
+from qkit.surgery.cost import measured
 from qkit.surgery.rule import Outcome, Refused, Replacement, Rule
 
 
@@ -53,11 +56,19 @@ _RULES: Mapping[str, tuple[Rule, type[nn.Module] | None, str]] = {
 RULES: Mapping[str, str] = {name: text for name, (_, _, text) in _RULES.items()}
 
 
-def lite(model: nn.Module, *, only: Iterable[str] | None = None, skip: Iterable[str] = ()) -> Surgery:
+def lite(
+    model: nn.Module,
+    *,
+    only: Iterable[str] | None = None,
+    skip: Iterable[str] = (),
+    evaluation: Iterable[Any] | None = None,
+    metric: AnyMetric | None = None,
+    progress: bool = True,
+) -> Surgery:
     """Replace what fixed point handles badly, as vendors' "lite" models do.
 
-    Every change keeps the shapes; most alter the function, and then the network has to be trained on, for which weights
-    are carried over as far as shapes allow. Calls within a forward cannot be replaced: they are listed in `unchanged`.
+    Every change keeps the shapes; most alter the function, and then the network may have to be trained on, for which weights
+    are carried over as far as shapes allow: data tell. Calls within a forward cannot be replaced: they are listed in `unchanged`.
 
     Parameters
     ----------
@@ -67,6 +78,11 @@ def lite(model: nn.Module, *, only: Iterable[str] | None = None, skip: Iterable[
         Names of `RULES` to apply; all by default.
     skip
         Names of `RULES` to leave out. The insides of a squeeze-and-excitation that is skipped stay too.
+    evaluation
+        Batches on which the model is scored in float, as it was and with the changes: a ReLU6 that becomes a ReLU often costs
+        nothing. Without them what the changes cost is not known.
+    metric
+        As of a :class:`qkit.Study`; the outputs choose where it is None.
 
     Returns
     -------
@@ -77,6 +93,8 @@ def lite(model: nn.Module, *, only: Iterable[str] | None = None, skip: Iterable[
     ------
     QkitError
         If `model` is no module, or a rule's name is unknown.
+    DataError
+        If the evaluation data are empty or do not fit.
 
     Examples
     --------
@@ -109,7 +127,10 @@ def lite(model: nn.Module, *, only: Iterable[str] | None = None, skip: Iterable[
         made = operation.unshare(made, traced)
     inside = operation.kept
     found = [item for item in found if not any(f"{item.path}.".startswith(f"{path}.") for path in inside)]
-    return Surgery(made, tuple(operation.changes), (*operation.unchanged, *found), remarks)
+    scores = None
+    if evaluation is not None and any(not change.exact for change in operation.changes):
+        scores = measured(model, made, evaluation, metric, progress=progress)
+    return Surgery(made, tuple(operation.changes), (*operation.unchanged, *found), remarks, scores)
 
 
 def _chosen(only: Iterable[str] | None, skip: Iterable[str]) -> tuple[str, ...]:

@@ -165,7 +165,7 @@ def test_a_run_goes_on_where_it_was_cut(tmp_path, monkeypatch):
     assert run.run(todo, out, Source(), Settings()) == 0
     # other settings of training are none of calibration's
     assert run.run(todo, out, Source(), Settings(epochs=3)) == 0
-    assert run.run(todo, out, Source(), Settings()) == 2
+    assert Settings(epochs=3).of("qat") != Settings().of("qat")
     assert run.run(todo, out, Source(limit=4), Settings()) == len(todo)
     assert run.run(todo, out, Source(limit=4), Settings(), fresh=True) == len(todo)
     monkeypatch.setattr(store, "version", lambda treatment: "new" if treatment == "ptc" else "old")

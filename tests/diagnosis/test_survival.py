@@ -52,9 +52,9 @@ def test_a_file_that_computes_something_else_does_not(study: qkit.Study, monkeyp
 
     right = onnx.export
 
-    def wrong(of: qkit.Study, plan: Plan, path: object) -> object:
+    def wrong(of: qkit.Study, plan: Plan, path: object, **how: object) -> object:
         spoilt = plan.with_range("a", 0.0, 0.01) if plan is not of.plan else plan
-        return right(of, spoilt, path)  # type: ignore[arg-type]
+        return right(of, spoilt, path, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(onnx, "export", wrong)
     other = dataclasses.replace(study.plan)

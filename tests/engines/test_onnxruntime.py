@@ -171,6 +171,21 @@ def test_the_optimizers_fault_with_biases_is_shown_named_and_avoided(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_engine_is_scored_by_its_own_outputs(study, lane):
+    found = study.evaluate(["float", "int8"], engine=lane, batches=2, progress=False)
+    outputs = [batch.outputs for batch in lane.run(study.evaluation, limit=2)]
+    with torch.no_grad():
+        exact = [study.model(x) for x in study.evaluation[:2]]
+    agree = torch.cat([(y.argmax(1) == f.argmax(1)).double() for y, f in zip(outputs, exact, strict=True)]).numpy()
+    assert list(found.lanes) == ["float", "int8", lane.name]
+    np.testing.assert_array_equal(found.lanes[lane.name], agree)
+    beside = score(study, lane, batches=2, progress=False)
+    np.testing.assert_array_equal(found.lanes[lane.name], beside.lanes[lane.name])
+    assert found.loss(lane.name).value == pytest.approx(1.0 - agree.mean())
+    with pytest.raises(QkitError, match=re.escape(lane.name)):
+        study.evaluate(["float"], engine=[lane, lane], batches=2, progress=False)
+
+
 def test_float_files_are_lanes_too(study, tmp_path):
     export(study, FLOAT, tmp_path / "float.onnx")
     lane = onnxruntime.lane(tmp_path / "float.onnx", graph=study.graph)

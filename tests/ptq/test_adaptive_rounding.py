@@ -123,3 +123,15 @@ def test_wide_grids_and_shared_weights_are_left_alone_and_nothing_is_drawn() -> 
     assert [layer.layer for layer in layers] == ["head"]
     graph, wide, cal = setting(Twice(), x, bits=16)
     assert adapt_rounding(graph, wide, cal, progress=False) == (wide, [])
+
+
+def test_wide_layers_go_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(5)
+    x = correlated(64, 24)
+    graph, plan, cal = setting(nn.Sequential(nn.Linear(24, 6)), x, bits=3)
+    whole, (at_once,) = adapt_rounding(graph, plan, cal, progress=False)
+    monkeypatch.setattr("qkit.ptq.rounding._WIDEST", 10)
+    parts, (in_parts,) = adapt_rounding(graph, plan, cal, progress=False)
+    assert parts != whole
+    assert in_parts.adaptive < 0.7 * in_parts.nearest
+    assert in_parts.adaptive < 1.5 * at_once.adaptive

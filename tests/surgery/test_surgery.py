@@ -6,6 +6,7 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qkit.errors import QkitError
+from qkit.errors import DataError, QkitError
 from qkit.surgery import RULES, Surgery, lite
 from qkit.vision import load_torchvision
 
@@ -430,3 +431,45 @@ def test_convnext_block_keeps_its_weights() -> None:
     x = torch.randn(2, 96, 8, 8)
     want = block[5](F.relu(block[3](x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
     torch.testing.assert_close(made[4](made[3](made[2](x))), want)  # type: ignore[index,operator]
+
+
+def _classifier(limit: float) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    """A network whose ReLU6 cuts what exceeds 6, and images that go `limit` far."""
+    torch.manual_seed(7)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
+    x = torch.rand(96, 3, 8, 8, generator=torch.Generator().manual_seed(2)) * limit
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    return model, list(zip(x.split(32), y.split(32), strict=True))
+
+
+def test_what_changes_cost_is_measured_before_retraining_is_asked_for() -> None:
+    model, data = _classifier(1.0)
+    surgery = lite(model, evaluation=data, metric="top1", progress=False)
+    assert surgery.scores is not None
+    np.testing.assert_array_equal(surgery.scores.lanes["lite"], surgery.scores.lanes["float"])
+    assert surgery.loss is not None
+    assert surgery.loss.value == 0.0
+    assert not surgery.needs_retraining
+    assert surgery.to_dict()["loss"]["value"] == 0.0
+    assert lite(model).needs_retraining  # nothing was measured
+
+
+def test_changes_that_cost_ask_for_retraining() -> None:
+    model, data = _classifier(60.0)
+    surgery = lite(model, evaluation=data, progress=False)
+    assert surgery.scores is not None
+    assert surgery.scores.metric == "top1"
+    with torch.no_grad():
+        right = torch.cat([surgery.model(x).argmax(1) == y for x, y in data]).double().numpy()
+    np.testing.assert_array_equal(surgery.scores.lanes["lite"], right)
+    assert right.mean() < 0.9
+    assert surgery.needs_retraining
+
+
+def test_exact_changes_need_no_data_and_empty_data_are_an_error() -> None:
+    surgery = lite(nn.Sequential(nn.MaxPool2d(5)), evaluation=[], progress=False)
+    assert surgery.scores is None
+    assert not surgery.needs_retraining
+    with pytest.raises(DataError):
+        lite(nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU()), evaluation=[], progress=False)

@@ -51,6 +51,14 @@ def columns(op: Operation, x: Tensor, weight: Tensor) -> Iterator[tuple[slice, T
         yield part, _windows(op, x[part], weight)
 
 
+def output_of(op: Operation, matrix: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `output_rows`, in the shape of the output `like`."""
+    if op.kind == "linear":
+        return matrix[0].T.reshape(like.shape)
+    turned = like.transpose(0, 1)
+    return matrix.reshape(turned.shape).transpose(0, 1)
+
+
 def output_rows(op: Operation, y: Tensor) -> Tensor:
     """An output of the operation as (groups, output channels of a group, places), in the order of `columns`."""
     if op.kind == "linear":

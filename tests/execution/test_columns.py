@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qkit.execution.columns import columns, groups, output_of, output_rows, rows, weight_of
 from qkit.graph import build
-from qkit.ptq.columns import columns, groups, output_rows, rows, weight_of
 
 LAYERS = {
     "linear": (nn.Linear(6, 5), (3, 6)),
@@ -36,11 +36,12 @@ def test_rows_times_columns_are_the_layers_output(name: str) -> None:
     expected: Tensor = op.call(x, weight, None)
     torch.testing.assert_close(torch.cat(found, 2), output_rows(op, expected), rtol=1e-4, atol=1e-5)
     assert found[0].shape[0] == groups(op)
+    assert torch.equal(output_of(op, output_rows(op, expected), expected), expected)
     assert torch.equal(weight_of(op, rows(op, weight), weight), weight)
 
 
 def test_samples_come_in_parts_that_cover_them_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qkit.ptq.columns._CHUNK", 1)
+    monkeypatch.setattr("qkit.execution.columns._CHUNK", 1)
     layer, shape = LAYERS["conv 2d"]
     x = torch.randn(5, *shape[1:])
     graph = build(layer.eval(), x)
