@@ -796,7 +796,13 @@ class Study:
             if not remedy.changes:
                 raise QkitError(f"{remedy.kind} is not a change of a plan: {remedy.text}")
             plan = remedy.plan(plan)
-        return self.with_plan(plan)
+        other = self.with_plan(plan)
+        if any(remedy.kind == "recalibrate" and not remedy.layer for remedy in remedies):
+            from qkit.diagnosis.diagnose import at_sixteen_bits
+
+            # what was observed, which 16 bits would take their ranges from, is of the wrong images
+            other._plans = {"int16": at_sixteen_bits(other.plan)}
+        return other
 
     def ptc(
         self,

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Part of the tolerance that a remedy gains at least: pairs on many samples make sure of gains that nobody could see.
+_VISIBLE = 0.01
 #: Causes whose own remedies are exported to be checked, the first ones.
 _MOST_CHECKED = 3
 
@@ -265,7 +267,7 @@ def _settle(bench: Bench, verdict: Verdict, causes: Sequence[Cause], plan: Plan,
     narrow = _own(bench.study)
     lanes = {"float": FLOAT, "int16": bench.study.lane("int16"), narrow: plan}
     if base != plan:
-        lanes |= {"int16": _at_sixteen_bits(base), narrow: base}
+        lanes |= {"int16": at_sixteen_bits(base), narrow: base}
     scores = Scores.of(bench.study.metric, bench.scores(lanes, what="what the gate found, put right"))
     beside = judge(scores, narrow=narrow, tolerance=tolerance)
     named = ", ".join(cause.kind for cause in causes)
@@ -278,7 +280,7 @@ def _settle(bench: Bench, verdict: Verdict, causes: Sequence[Cause], plan: Plan,
 def _explain(bench: Bench, plan: Plan, tolerance: float, draft: _Draft) -> None:
     """Where, why and what to do, into the draft as it becomes known."""
     before = list(draft.causes)
-    at16 = _at_sixteen_bits(plan)
+    at16 = at_sixteen_bits(plan)
     parts = {"weights": plan.weights_only(), "activations": plan.activations_only(), "clipping": at16}
     bench.scores({**parts, "float": FLOAT, "plan": plan}, what="weights, activations, clipping")
     draft.parts = Decomposition(**{name: bench.gain(FLOAT, part) for name, part in parts.items()})
@@ -332,7 +334,7 @@ def _interaction(bench: Bench, plan: Plan, tensors: Sequence[str]) -> Interval:
     return paired_interval(exact - bench.expected(plan), apart, ranks=bench.study.metric.whole is None)
 
 
-def _at_sixteen_bits(plan: Plan) -> Plan:
+def at_sixteen_bits(plan: Plan) -> Plan:
     """Every range as it is, with 16-bit steps: what is lost then is lost at the ranges' ends."""
     grids = {}
     for name, grid in plan.grids.items():
@@ -383,6 +385,8 @@ def _confirm(
             if key[0] != tensor:
                 continue
             effect = replace(effects[key], p=chances[key])
+            if effect.value < _VISIBLE * bench.tolerance:
+                continue
             if bench.sure(effect) and (not by_itself[tensor] or own[key].value >= 0.5 * lost.value):
                 cause = Cause(c.kind, c.layer, c.tensor, c.evidence, c.remedy, gains[key], lost, own[key])
                 options.append((effect.value, cause))
