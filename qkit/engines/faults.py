@@ -219,8 +219,8 @@ def _pairs(visit: Visit) -> Iterator[Fault]:
 
     size = torch.arange(matrix.shape[1])
     orders = {"": size}
-    if weight.ndim > 2:  # engines read images with the channels first or last
-        orders[", channels last"] = size.view(weight.shape[1], -1).T.flatten()
+    if weight.shape[2:].numel() > 1:  # engines read images with the channels first or last
+        orders = {", channels first": size, ", channels last": size.view(weight.shape[1], -1).T.flatten()}
     for how, order in orders.items():
         yield Fault("accumulator", PAIRS + how, PAIRS_CURE, lambda order=order: output(order))  # type: ignore[misc]
 

@@ -93,7 +93,8 @@ def test_it_is_named_at_the_layer_that_saturates(kind: str, last: bool) -> None:
     found = compare(study, Engine(study, last, saturate=True), progress=False)
     assert found.first == tap
     assert found.faults[tap].kind == "accumulator"
-    assert found.faults[tap].words == PAIRS + (", channels last" if last else "")
+    order = "" if kind == "linear" else f", channels {'last' if last else 'first'}"
+    assert found.faults[tap].words == PAIRS + order
     assert found.faults[tap].share > 0.999
 
 
