@@ -13,7 +13,7 @@ inputs; what brings the values together is the reason that is given.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
@@ -153,14 +153,9 @@ def score(
     believed = plan if plan is not None else getattr(lane, "plan", None)
     lanes = [Lane("float"), Lane("simulated", study.plan if believed is None else believed)]
     rows: list[dict[str, Samples]] = []
-    source = batches_of(study.evaluation, batches)
-    for found in track(_Sized(lane.run(study.evaluation, limit=batches), source), "evaluating", unit="batch", show=progress):
-        if found.outputs is None:
-            raise QkitError(f"the lane {lane.name!r} does not yield the network's outputs, so that it has no score.")
+    for found in _answers(study, lane, batches, "evaluating", progress):
         outputs = run_lanes(study.graph, lanes, found.batch.inputs)
         rows.append(_scored(study, {**outputs, lane.name: found.outputs}, found))
-    if not rows:
-        raise DataError(f"the lane {lane.name!r} yielded no batch: check its loader or its files.")
     return _joined(study, rows)
 
 
@@ -175,17 +170,24 @@ def engine_samples(study: Study, lane: EngineLane, *, batches: int | None = None
         If the lane yields no batch, or other samples than the evaluation loader.
     """
     found: list[Samples] = []
-    source = batches_of(study.evaluation, batches)
-    for made in track(_Sized(lane.run(study.evaluation, limit=batches), source), lane.name, unit="batch", show=progress):
-        if made.outputs is None:
-            raise QkitError(f"the lane {lane.name!r} does not yield the network's outputs, so that it has no score.")
+    for made in _answers(study, lane, batches, lane.name, progress):
         batch, exact = made.batch, None
         if study.metric.needs_float(batch.targets):
             exact = run_lanes(study.graph, [Lane("float")], batch.inputs)["float"]
         found.append(score_batch(study.metric, made.outputs, batch.targets, exact, batch.size))
-    if not found:
-        raise DataError(f"the lane {lane.name!r} yielded no batch: check its loader or its files.")
     return Samples.joined(found)
+
+
+def _answers(study: Study, lane: EngineLane, batches: int | None, what: str, progress: bool) -> Iterator[EngineBatch]:
+    """The engine's batches over the evaluation data, each with the network's outputs; at least one."""
+    found: EngineBatch | None = None
+    source = batches_of(study.evaluation, batches)
+    for found in track(_Sized(lane.run(study.evaluation, limit=batches), source), what, unit="batch", show=progress):
+        if found.outputs is None:
+            raise QkitError(f"the lane {lane.name!r} does not yield the network's outputs, so that it has no score.")
+        yield found
+    if found is None:
+        raise DataError(f"the lane {lane.name!r} yielded no batch: check its loader or its files.")
 
 
 def _scored(study: Study, outputs: Mapping[str, Any], found: EngineBatch) -> dict[str, Samples]:

@@ -87,7 +87,7 @@ def _reconstruct(walk: Walk, op: Operation, plan: Plan) -> tuple[Grid, Reconstru
     nearest, signal = _error(walk, op, plain, bias)
     if nearest <= 1e-12 * max(signal, 1e-30):
         return grid, Reconstruction(op.name, 0.0, 0.0, 0.0)
-    codes = _search(walk, op, graph.weights[name], plain, bias, grid)
+    codes = _search(walk, op, plain, bias, grid)
     adapted = replace(grid, codes=Codes(codes), method=f"{grid.method}, adaptive rounding")
     value = lane_weight(graph, plan.with_grid(name, adapted), name)
     error, _ = _error(walk, op, value, bias)
@@ -114,9 +114,9 @@ def _moments(walk: Walk, op: Operation, weight: Tensor, bias: Tensor | None, par
     return products, crossed
 
 
-def _search(walk: Walk, op: Operation, weight: Tensor, plain: Tensor, bias: Tensor | None, grid: Grid) -> Tensor:
+def _search(walk: Walk, op: Operation, plain: Tensor, bias: Tensor | None, grid: Grid) -> Tensor:
     """Codes of the weight, integers of its shape; `plain` is the weight as things are. Wide layers go part by part."""
-    params = grid.params
+    params, weight = grid.params, walk.graph.weights[op.weight or ""]
     scale, zero = (along(part, params, weight).to(weight.device).double() for part in (params.scale, params.zero_point))
     steps = weight.double() / scale
     # what was rounded before, as after scaled batch norms, is the point to start from

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -107,26 +108,31 @@ class Surgery:
     remarks: tuple[str, ...] = ()
     scores: Scores | None = None
 
-    @property
+    @cached_property
     def loss(self) -> Interval | None:
         """What the changes cost in float, expected of many such samples; None where it was not measured."""
         return None if self.scores is None else self.scores.expected_loss(LITE)
 
     @property
+    def loose(self) -> int:
+        """How many changes alter what the model computes."""
+        return sum(not change.exact for change in self.changes)
+
+    @property
     def needs_retraining(self) -> bool:
         """Whether the changes cost more than the metric's tolerance; without data, whether any alters what the model computes."""
-        loose = any(not change.exact for change in self.changes)
-        return loose and (self.loss is None or self.scores is None or self.loss.value > self.scores.tolerance())
+        if self.scores is None or self.loss is None:
+            return self.loose > 0
+        return self.loss.value > self.scores.tolerance()
 
     @property
     def advice(self) -> str:
         """What has to happen before the model is used."""
         if not self.changes:
             return "Nothing was replaced; the model computes what it did."
-        loose = sum(not change.exact for change in self.changes)
-        if not loose:
+        if not self.loose:
             return "Every change is exact: the model computes what it did, and no retraining is needed."
-        what = f"{loose} of {len(self.changes)} changes alter what the model computes"
+        what = f"{self.loose} of {len(self.changes)} changes alter what the model computes"
         if self.scores is None or self.loss is None:
             return f"{what}. Give lite your evaluation data (evaluation=) to see what that costs, before you retrain."
         cost = self.scores.units.amount(self.loss.value, self.loss.low, self.loss.high)

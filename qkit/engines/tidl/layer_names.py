@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from qkit.engines.table_names import onnx_taps
+from qkit.engines.onnx_taps import onnx_taps
 from qkit.engines.traces.formats import files_in
 from qkit.engines.traces.names import Names, layer_infos
 from qkit.errors import PlanError

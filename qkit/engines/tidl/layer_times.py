@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from qkit.engines.table_names import onnx_taps
+from qkit.engines.onnx_taps import onnx_taps
 from qkit.engines.tidl.inspector import inspected
 from qkit.engines.tidl.layer_names import model_of
 from qkit.engines.traces.formats import TraceError, file_size, files_in
